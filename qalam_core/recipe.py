@@ -1,0 +1,340 @@
+"""The recipe: every knob of a build, once, as frozen models.
+Takes TOML (or a mapping, or Prefect's form) and gives a validated `Recipe`; each stage is handed only
+the part that it reads, so that an unrelated edit rebuilds nothing.
+It does not know what any stage does with its part.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qalam_core.errors import RecipeError
+
+__all__ = [
+    "SIZES", "Corpus", "Gate", "Model", "Package", "Recipe", "Source", "Tokenizer", "Train", "digest", "to_toml",
+]  # fmt: skip
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def digest(value: object) -> str:
+    """sha256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Part(BaseModel):
+    """A frozen part of the recipe; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical(self) -> dict[str, Any]:
+        """The part as plain JSON values: what goes into the digests of the stages that read it."""
+        return self.model_dump(mode="json")
+
+
+class Source(Part):
+    """Where text comes from: files of one kind, a Hugging Face data set, or an installed package's data."""
+
+    path: str = Field(
+        description="file, folder or glob; `package:DIST/FILE` for a data file of an installed package; "
+        "`hf:NAME` for a Hugging Face data set"
+    )
+    name: str = Field("", description="slice name in reports; the path's stem when empty")
+    format: Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"] = Field(
+        "auto", description="auto goes by the file's suffix"
+    )
+    text: str = Field("text", description="field that holds the text (all formats but plain text)")
+    records: str = Field(
+        "", description="JSON key that holds the list of records, when they are not at the top"
+    )
+    unit: Literal["line", "paragraph", "file"] = Field(
+        "line", description="what one document is in plain text"
+    )
+    encoding_errors: Literal["refuse", "replace"] = Field("refuse", description="on bytes that are not UTF-8")
+    revision: str = Field("", description="commit of the Hugging Face data set; required for `hf:NAME`")
+    config: str = Field("", description="configuration of the Hugging Face data set")
+    split: str = Field("train", description="split of the Hugging Face data set")
+    data_files: tuple[str, ...] = Field(
+        (), description="data files for a Hugging Face builder such as hf:json"
+    )
+    licence: str = Field("", description="licence of the text, for the model card")
+
+    @model_validator(mode="after")
+    def _revision_is_pinned(self) -> Self:
+        if self.path.startswith("hf:") and not self.revision and not self.data_files:
+            raise ValueError(f"{self.path} needs a revision, or a rebuild would read other data")
+        return self
+
+
+class Corpus(Part):
+    """What is read and which documents are kept."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    profile: Literal["standard", "vocalised", "search"] = Field(
+        "standard", description="normalisation; see qalam_core/arabic.py"
+    )
+    min_chars: Positive = Field(20, description="shorter documents are rejected")
+    max_chars: Positive = Field(1_000_000, description="longer documents are rejected")
+    min_arabic: Fraction = Field(0.5, description="least share of Arabic among a document's letters")
+    validation: Fraction = Field(0.05, description="share of documents held out to watch training")
+    test: Fraction = Field(0.05, description="share of documents held out for the gate")
+    shard_mb: Positive = Field(
+        16, description="normalised text per shard, in MB; shards are tokenized in parallel"
+    )
+
+    @model_validator(mode="after")
+    def _splits_leave_training_text(self) -> Self:
+        if self.test == 0:
+            raise ValueError("test must be above 0: the gate measures on it")
+        if self.validation + self.test >= 0.9:
+            raise ValueError("validation + test leave less than a tenth for training")
+        if self.min_chars > self.max_chars:
+            raise ValueError("min_chars is larger than max_chars")
+        return self
+
+
+class Tokenizer(Part):
+    """How text becomes tokens."""
+
+    algorithm: Literal["bpe", "word"] = Field("bpe", description="bpe is lossless; word is the original's")
+    vocab_size: Annotated[int, Field(ge=260)] = Field(8000, description="entries, the four specials included")
+    min_freq: Positive = Field(2, description="rarer words (word) or pairs (bpe) get no entry")
+
+
+class Model(Part):
+    """The shape of PureDynamicTransformer."""
+
+    dim: Positive = Field(128, description="width C")
+    num_heads: Positive = Field(4, description="attention heads H; divides dim")
+    num_layers: Positive = Field(2, description="blocks L")
+    max_seq_len: Annotated[int, Field(ge=2)] = Field(128, description="context T, in tokens")
+    dropout: Fraction = Field(0.0, description="on embeddings, attention and residual branches")
+    tied: bool = Field(True, description="the head shares the embedding's matrix")
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % self.num_heads:
+            divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
+            near = min(divisors, key=lambda h: abs(h - self.num_heads))
+            raise ValueError(f"num_heads {self.num_heads} does not divide dim {self.dim}; {near} does")
+        return self
+
+
+class Train(Part):
+    """How the model is trained: AdamW, linear warm-up, then cosine to a tenth."""
+
+    steps: Positive = Field(1000, description="optimizer steps")
+    batch_size: Positive = Field(32, description="sequences per step, over all accumulation parts")
+    accumulate: Positive = Field(1, description="parts that a batch is computed in, to save memory")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="peak")
+    warmup: Fraction = Field(0.05, description="share of the steps spent warming up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="on matrices only")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's averaging factors")
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest gradient norm")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the matrix products (autocast)")
+    compile: bool = Field(False, description="torch.compile; costs about a minute at the start")
+    threads: Positive = Field(2, description="CPU threads; another number gives other bits")
+    log_every: Positive = Field(20, description="steps between two lines of metrics.jsonl")
+    validate_every: Positive = Field(200, description="steps between two looks at the validation split")
+    checkpoint_every: Positive = Field(200, description="steps between two checkpoints")
+
+    @model_validator(mode="after")
+    def _parts_divide_batch(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class Package(Part):
+    """How the weights are written."""
+
+    dtype: Literal["f32", "f16"] = Field("f32", description="storage type of the matrices; f32 is exact")
+
+
+class Gate(Part):
+    """What a model must show before it may become champion."""
+
+    beat_unigram: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="least share of the unigram baseline's bits per byte that must be saved"
+    )
+    beat_trigram: bool = Field(False, description="whether the Kneser-Ney trigram is a floor too")
+    tolerance: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="share by which bits per byte may be worse than the champion's"
+    )
+    max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="largest share of unknown tokens"
+    )
+    max_package_mb: Annotated[float, Field(gt=0)] = Field(2000.0, description="largest package, in MB")
+    max_load_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="slowest load without execution"
+    )
+    prompts: tuple[str, ...] = Field(("في", "من", "قال"), description="samples are shown for these")
+
+
+class Recipe(Part):
+    """One build, from text to verdict."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="champions are kept by this name")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of every random choice")
+    corpus: Corpus
+    tokenizer: Tokenizer = Tokenizer()
+    model: Model = Model()
+    train: Train = Train()
+    package: Package = Package()
+    gate: Gate = Gate()
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
+        """Read a TOML file; `overrides` are `section.key=value` strings, values in TOML or bare text.
+
+        Relative source paths mean relative to the file. Raises RecipeError, one line, naming the key.
+        """
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(
+                f"{path}: no such recipe; `qalam init {path} --corpus FILES` writes one"
+            ) from None
+        except IsADirectoryError:
+            raise RecipeError(f"{path}: is a folder; name a recipe file in it") from None
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{path}: byte {error.start} is not UTF-8; a recipe is a TOML text file"
+            ) from None
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{path}: not TOML: {error}") from None
+        for override in overrides:
+            _override(data, override)
+        recipe = cls.parse(data, str(path))
+        return recipe.model_copy(update={"corpus": _anchored(recipe.corpus, path.resolve().parent)})
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """Validate a mapping; `where` opens the message of the RecipeError that it may raise."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RecipeError(f"{where}: {_explain(error)}") from None
+
+
+def _anchored(corpus: Corpus, folder: Path) -> Corpus:
+    def anchor(path: str) -> str:
+        return path if path.startswith(("package:", "hf:")) else str(folder / path)
+
+    sources = tuple(
+        source.model_copy(
+            update={
+                "path": anchor(source.path),
+                "data_files": tuple(anchor(file) for file in source.data_files),
+            }
+        )
+        for source in corpus.sources
+    )
+    return corpus.model_copy(update={"sources": sources})
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise RecipeError(f"--set {override}: write it as section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, key = dotted.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"--set {override}: {section} is not a section of single values; edit the file")
+    data[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one line: which key, what is wrong, the nearest right name."""
+    problem = error.errors()[0]
+    place = ".".join(str(step) for step in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        parent = _part_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), list(parent.model_fields), n=1, cutoff=0.5)
+        hint = (
+            f'did you mean "{near[0]}"?' if near else "known here: " + ", ".join(sorted(parent.model_fields))
+        )
+        return f"{place}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{place}: missing; every recipe needs it"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (it is {problem['input']!r})"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"
+
+
+def _part_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+    part: type[BaseModel] = Recipe
+    for step in location:
+        if isinstance(step, str):
+            annotation = part.model_fields[step].annotation
+            part = Source if step == "sources" else annotation  # type: ignore[assignment]
+    return part
+
+
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "tokenizer": {"vocab_size": 8000},
+        "model": {"dim": 128, "num_heads": 4, "num_layers": 2, "max_seq_len": 128},
+        "train": {"steps": 1000, "batch_size": 32, "learning_rate": 3e-3},
+    },
+    "medium": {
+        "tokenizer": {"vocab_size": 16000},
+        "model": {"dim": 256, "num_heads": 8, "num_layers": 6, "max_seq_len": 256},
+        "train": {"steps": 5000, "batch_size": 32, "learning_rate": 1e-3},
+    },
+    "large": {
+        "tokenizer": {"vocab_size": 32000},
+        "model": {"dim": 512, "num_heads": 8, "num_layers": 12, "max_seq_len": 512},
+        "train": {"steps": 20000, "batch_size": 64, "learning_rate": 6e-4, "accumulate": 4},
+    },
+}
+"""The original's three sizes: what each sets; everything else keeps its default."""
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as commented TOML that loads to an equal recipe; the comments are the fields' descriptions."""
+    lines = [
+        f"# {Recipe.model_fields['name'].description}", f"name = {_toml(recipe.name)}",
+        f"seed = {recipe.seed}  # {Recipe.model_fields['seed'].description}",
+    ]  # fmt: skip
+    sections: list[tuple[str, Part]] = [("[corpus]", recipe.corpus)]
+    sections += [("[[corpus.sources]]", source) for source in recipe.corpus.sources]
+    sections += [
+        (f"[{name}]", getattr(recipe, name)) for name in ("tokenizer", "model", "train", "package", "gate")
+    ]
+    for header, part in sections:
+        lines += ["", header]
+        for key, field in type(part).model_fields.items():
+            value = getattr(part, key)
+            if key == "sources" or (
+                isinstance(part, Source) and key not in ("path", "text") and value == field.default
+            ):
+                continue
+            lines.append(f"{key} = {_toml(value)}  # {field.description}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    # TOML's strings, booleans and integers are JSON's, but for one character that JSON need not escape
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qalam_core.errors import RecipeError
+from qalam_core.recipe import SIZES, Recipe, digest, to_toml
+from tests.conftest import tiny_recipe
+
+RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
+MINIMAL: dict[str, Any] = {"name": "a", "corpus": {"sources": [{"path": "x.txt"}]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, 'r: modle: unknown key; did you mean "model"?'),
+        ({"model": {"dmi": 1}}, 'r: model.dmi: unknown key; did you mean "dim"?'),
+        ({"corpus": {"sources": [{"path": "x", "txt": "a"}]}},
+         'r: corpus.sources.0.txt: unknown key; did you mean "text"?'),
+        ({"train": {"zzz": 1}}, "r: train.zzz: unknown key; known here: accumulate, "),
+        ({"train": {"steps": "many"}}, "r: train.steps: input should be a valid integer"),
+        ({"train": {"steps": 0}}, "r: train.steps: input should be greater than or equal to 1 (it is 0)"),
+        ({"model": {"dim": 130, "num_heads": 4}}, "r: model: num_heads 4 does not divide dim 130; 5 does"),
+        ({"tokenizer": {"algorithm": "unigram"}}, "r: tokenizer.algorithm: input should be 'bpe' or 'word'"),
+        ({"train": {"batch_size": 10, "accumulate": 4}}, "r: train: accumulate 4 does not divide batch_size 10"),
+        ({"corpus": {"sources": []}}, "r: corpus.sources: "),
+        ({"corpus": {"sources": [{"path": "hf:some/set"}]}}, "r: corpus.sources.0: hf:some/set needs a revision"),
+        ({"corpus": {"sources": [{"path": "x"}], "test": 0}}, "r: corpus: test must be above 0"),
+        ({"name": "Not A Name"}, "r: name: "),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_in_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse({**MINIMAL, **change}, "r")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(RecipeError, match="r: corpus: missing"):
+        Recipe.parse({"name": "a"}, "r")
+
+
+def test_load_names_the_file_for_every_way_to_be_wrong(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        Recipe.load(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="is a folder"):
+        Recipe.load(tmp_path)
+    path = tmp_path / "r.toml"
+    path.write_text("name = [", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"r\.toml: not TOML"):
+        Recipe.load(path)
+    path.write_bytes(b"name = '\xff'")
+    with pytest.raises(RecipeError, match="byte 8 is not UTF-8"):
+        Recipe.load(path)
+
+
+def test_overrides_take_toml_values_and_bare_text(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(to_toml(Recipe.parse(MINIMAL)), encoding="utf-8")
+    recipe = Recipe.load(path, ["train.steps=7", "tokenizer.algorithm=word", "model.tied=false", "name = b"])
+    assert (recipe.train.steps, recipe.tokenizer.algorithm, recipe.model.tied) == (7, "word", False)
+    with pytest.raises(RecipeError, match="write it as"):
+        Recipe.load(path, ["train.steps"])
+    with pytest.raises(RecipeError, match='did you mean "steps"'):
+        Recipe.load(path, ["train.step=7"])
+    with pytest.raises(RecipeError, match="not a section"):
+        Recipe.load(path, ["name.first=7"])
+
+
+def test_relative_sources_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(to_toml(Recipe.parse(MINIMAL)), encoding="utf-8")
+    assert Recipe.load(path).corpus.sources[0].path == str(tmp_path / "x.txt")
+
+
+@given(
+    steps=st.integers(1, 10**9), rate=st.floats(1e-9, 1e3), prompt=st.text(max_size=20), tied=st.booleans()
+)
+def test_to_toml_and_back(steps: int, rate: float, prompt: str, tied: bool) -> None:
+    recipe = tiny_recipe(
+        Path("/x.txt"),
+        train={"steps": steps, "learning_rate": rate},
+        gate={"prompts": [prompt]},
+        model={"tied": tied},
+    )
+    assert Recipe.parse(tomllib.loads(to_toml(recipe))) == recipe
+
+
+@pytest.mark.parametrize("name", ["demo", "small", "medium", "large"])
+def test_shipped_recipes_load(name: str) -> None:
+    assert Recipe.load(RECIPES / f"{name}.toml").name == name
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_shipped_sizes_are_the_presets(size: str) -> None:
+    recipe = Recipe.load(RECIPES / f"{size}.toml")
+    for section, values in SIZES[size].items():
+        for key, value in values.items():
+            assert getattr(getattr(recipe, section), key) == value
+
+
+def test_digest_knows_values_and_not_order() -> None:
+    assert digest({"a": 1, "b": "ب"}) == digest({"b": "ب", "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert digest({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
