@@ -1,0 +1,56 @@
+"""Arabic text -> normalised Arabic text, by named profiles.
+Takes strings or Arrow string arrays and gives the same kind back; the rules are data, so that a
+tokenizer.json and a package carry exactly the rules that cleaned the corpus.
+It does not know files, documents or tokens.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["PROFILES", "Rules", "normalise", "normalise_array"]
+
+Rules = tuple[tuple[str, str], ...]
+"""(pattern, replacement) pairs. A profile means: NFKC, each pair in order, NFKC, strip.
+
+NFKC stands on both sides: deleting a joiner can bring a letter and its mark together, and only a
+second pass makes the whole idempotent. Patterns use literal characters in classes and nothing else,
+which RE2 (Arrow), Oniguruma (tokenizers) and Python's `re` read alike.
+"""
+
+_CONTROLS = (
+    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"  # C0 and C1 but tab, line ends and NEL
+    "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffd"  # bidi, zero-width
+)
+_MARKS = "\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed\u08d3-\u08e1\u08e3-\u08ff"
+_TATWEEL = "\u0640"
+
+_SPACES: Rules = (
+    ("[\r\x0b\x0c\x85\u2028\u2029]", "\n"),
+    ("[\t \u1680]+", " "),
+    (" ?\n[ \n]*", "\n"),
+)
+_VOCALISED: Rules = ((f"[{_CONTROLS}{_TATWEEL}]+", ""), *_SPACES)
+_STANDARD: Rules = ((f"[{_CONTROLS}{_TATWEEL}{_MARKS}]+", ""), *_SPACES)
+_SEARCH: Rules = (*_STANDARD, ("[أإآٱ]", "ا"), ("ى", "ي"), ("ة", "ه"))
+
+PROFILES: dict[str, Rules] = {
+    "standard": _STANDARD,  # letters kept; vowel marks, tatweel and invisible controls dropped
+    "vocalised": _VOCALISED,  # as standard, but vowel marks stay
+    "search": _SEARCH,  # as standard, and folds alef, ya and ta marbuta as the original did
+}
+
+
+def normalise_array(texts: pa.Array, profile: str) -> pa.Array:
+    """A string array -> one of the same length and type, each text normalised by `profile`."""
+    texts = pc.utf8_normalize(texts, form="NFKC")
+    for pattern, replacement in PROFILES[profile]:
+        texts = pc.replace_substring_regex(texts, pattern=pattern, replacement=replacement)
+    return pc.utf8_trim_whitespace(pc.utf8_normalize(texts, form="NFKC"))
+
+
+def normalise(text: str, profile: str = "standard") -> str:
+    """One text, normalised by `profile`."""
+    result: str = normalise_array(pa.array([text], pa.large_string()), profile)[0].as_py()
+    return result

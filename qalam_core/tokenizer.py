@@ -1,0 +1,234 @@
+"""ArabicTokenizer: byte-level BPE, or the original's word list, kept as a Hugging Face tokenizer.json.
+Takes texts and gives token ids and back; trains to the same bytes from the same texts on any machine.
+It does not know corpora, shards or models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from qalam_core.arabic import PROFILES, Rules, normalise
+from qalam_core.errors import CorpusError, QalamError
+
+__all__ = ["END", "PAD", "SPECIALS", "START", "UNK", "ArabicTokenizer", "WordIndex"]
+
+SPECIALS = ("<PAD>", "<UNK>", "<START>", "<END>")
+PAD, UNK, START, END = range(4)
+
+# A word keeps its vowel marks: letter classes hold \p{M}. Digits are cut in threes, so that numbers
+# share tokens; the last two branches leave one space with the word that follows it.
+_BPE_SPLIT = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+_WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
+
+Algorithm = Literal["bpe", "word"]
+
+
+class WordIndex(dict[str, int]):
+    """word -> id, remembering its tokenizer: `to_python_code(folder, tokenizer.word2idx)` needs no more."""
+
+    def __init__(self, words: Sequence[str], tokenizer: ArabicTokenizer) -> None:
+        super().__init__((word, index) for index, word in enumerate(words))
+        self.tokenizer = tokenizer
+
+
+class ArabicTokenizer:
+    """A trained tokenizer, or an empty one to `build_vocab` with, as in the original.
+
+    >>> tokenizer = ArabicTokenizer(vocab_size=8000)
+    >>> tokenizer.build_vocab(lines, min_freq=2)
+    >>> tokenizer.encode("القط يأكل السمك")
+    """
+
+    def __init__(
+        self, vocab_size: int = 32000, algorithm: Algorithm = "word", profile: str = "standard"
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.algorithm: Algorithm = algorithm
+        self.profile = profile
+        self._adopt(_assemble(algorithm, {word: i for i, word in enumerate(SPECIALS)}, [], PROFILES[profile]))
+
+    def _adopt(self, tokenizer: Tokenizer) -> None:
+        # Ordinary text that spells "<END>" is text: a special token comes from us, never from a corpus.
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        for name in ("words", "merges", "word2idx", "idx2word"):
+            self.__dict__.pop(name, None)
+
+    # -- making ---------------------------------------------------------------------------------
+
+    def build_vocab(self, texts: Iterable[str], min_freq: int = 2) -> None:
+        """Train on `texts`: at most `vocab_size` entries, none rarer than `min_freq`.
+
+        Raises CorpusError when the texts hold nothing to learn from.
+        """
+        trained = _assemble(self.algorithm, {}, [], PROFILES[self.profile])
+        options: dict[str, Any] = {
+            "vocab_size": self.vocab_size, "min_frequency": min_freq,
+            "special_tokens": list(SPECIALS), "show_progress": False,
+        }  # fmt: skip
+        trainer: trainers.Trainer
+        if self.algorithm == "bpe":
+            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+            trainer = trainers.BpeTrainer(**options, initial_alphabet=alphabet)
+        else:
+            trainer = trainers.WordLevelTrainer(**options)
+        trained.train_from_iterator(texts, trainer)
+        found = trained.get_vocab_size()
+        if found <= len(SPECIALS):
+            raise CorpusError(
+                f"no word occurs {min_freq} times in the text; lower tokenizer.min_freq, or add text"
+            )
+        self._adopt(trained)
+
+    @classmethod
+    def from_words(cls, words: Sequence[str], profile: str = "standard") -> ArabicTokenizer:
+        """A word tokenizer over a given list, id order; the list opens with the four specials."""
+        if tuple(words[:4]) != SPECIALS:
+            raise QalamError(
+                f"a vocabulary opens with {' '.join(SPECIALS)}, not with {' '.join(words[:4])!r}"
+            )
+        tokenizer = cls(len(words), "word", profile)
+        vocabulary = {word: index for index, word in enumerate(words)}
+        tokenizer._adopt(_assemble("word", vocabulary, [], PROFILES[profile]))
+        return tokenizer
+
+    @classmethod
+    def from_json(cls, text: str) -> ArabicTokenizer:
+        """From the text of a tokenizer.json that this class wrote."""
+        try:
+            data = json.loads(text)
+            algorithm: Algorithm = {"BPE": "bpe", "WordLevel": "word"}[data["model"]["type"]]  # type: ignore[assignment]
+            rules = _rules(data["normalizer"])
+            profile = next(name for name, known in PROFILES.items() if known == rules)
+            tokenizer = cls(len(data["model"]["vocab"]), algorithm, profile)
+            tokenizer._adopt(Tokenizer.from_str(text))
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise QalamError(f"not a tokenizer.json of this project: {error}") from None
+        return tokenizer
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Become the tokenizer saved at `path`."""
+        other = self.from_json(Path(path).read_text(encoding="utf-8"))
+        self.vocab_size, self.algorithm, self.profile = other.vocab_size, other.algorithm, other.profile
+        self._adopt(other._tokenizer)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json; transformers.PreTrainedTokenizerFast(tokenizer_file=path) reads it."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The tokenizer.json text; the same tokenizer gives the same bytes."""
+        return self._tokenizer.to_str(pretty=True) + "\n"
+
+    # -- using ----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    def rules(self) -> Rules:
+        """The normalisation rules, as in qalam_core/arabic.py."""
+        return PROFILES[self.profile]
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Every token in id order, readable: see `_readable`."""
+        by_id = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if self.algorithm == "word":
+            return tuple(token for token, _ in by_id)
+        return tuple(token if token in SPECIALS else _readable(token) for token, _ in by_id)
+
+    @cached_property
+    def merges(self) -> tuple[tuple[str, str], ...]:
+        """The BPE merges in rank order, readable; none for a word tokenizer."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        return tuple((_readable(left), _readable(right)) for left, right in model.get("merges", []))
+
+    @cached_property
+    def word2idx(self) -> WordIndex:
+        """token -> id."""
+        return WordIndex(self.words, self)
+
+    @cached_property
+    def idx2word(self) -> dict[int, str]:
+        """id -> token."""
+        return dict(enumerate(self.words))
+
+    def normalize(self, text: str) -> str:
+        """The text as the tokenizer sees it."""
+        return normalise(text, self.profile)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text; for a word tokenizer also words that have no id."""
+        if self.algorithm == "word":
+            pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(
+                self._tokenizer.normalizer.normalize_str(text)
+            )
+            return [piece for piece, _ in pieces]
+        return [self.words[index] for index in self.encode(text)]
+
+    def encode(self, text: str, max_len: int | None = None) -> list[int]:
+        """Ids of a text, without <START> and <END>; at most `max_len` of them."""
+        return cast(list[int], self._tokenizer.encode(text, add_special_tokens=False).ids[:max_len])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, on all cores."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; specials are left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _assemble(
+    algorithm: Algorithm, words: dict[str, int], merges: list[tuple[str, str]], rules: Rules
+) -> Tokenizer:
+    steps: list[normalizers.Normalizer] = [normalizers.NFKC()]
+    steps += [normalizers.Replace(Regex(pattern), replacement) for pattern, replacement in rules]
+    steps += [normalizers.NFKC(), normalizers.Strip()]
+    if algorithm == "bpe":
+        tokenizer = Tokenizer(models.BPE(words, merges))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(_BPE_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])  # fmt: skip
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token=SPECIALS[UNK]))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_SPLIT), "removed", invert=True)
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    if words:
+        tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer
+
+
+def _rules(normalizer: dict[str, Any]) -> Rules:
+    """The (pattern, replacement) pairs of a tokenizer.json's normalizer."""
+    steps = normalizer["normalizers"]
+    return tuple((step["pattern"]["Regex"], step["content"]) for step in steps if step["type"] == "Replace")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes, character -> byte: a byte that is a printable
+    Latin-1 character stands for itself, the others take code points from 256 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _readable(token: str) -> str:
+    """A byte-alphabet token as text a person reads: its UTF-8, backslash doubled, and bytes that are
+    no UTF-8 of their own as \\xNN. The doubling makes it one-to-one."""
+    raw = bytes(_BYTES[character] for character in token)
+    return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")

@@ -1,0 +1,113 @@
+"""Token shards on disk, and the batches that training draws from them.
+Takes documents' ids and gives Arrow files of uint16/uint32, memory-mapped without a copy; a batch is a
+pure function of (seed, step), so that a resumed run reads what an uninterrupted one would have read.
+It does not know text, tokenizers or torch.
+
+A shard is one Arrow IPC file with one record batch and one column, `tokens`: a large list per document,
+<START> ids <END>. The lists' values are one flat array, the lists' offsets are the document borders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from qalam_core.errors import TrainingError
+
+__all__ = ["Batches", "documents", "flat", "write_shard"]
+
+Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+def write_shard(
+    path: Path, encoded: Iterable[Sequence[Sequence[int]]], vocab_size: int, start: int, end: int
+) -> tuple[int, int]:
+    """Write documents' ids, given in batches, as one shard, each between `start` and `end`.
+
+    -> (documents, tokens). Memory: 2 bytes a token (4 with more than 65,536 entries).
+    """
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    pieces: list[Ids] = []
+    lengths: list[int] = [0]
+    for batch in encoded:
+        for ids in batch:
+            pieces.append(np.fromiter((start, *ids, end), dtype, len(ids) + 2))
+            lengths.append(len(ids) + 2)
+    values = np.concatenate(pieces) if pieces else np.empty(0, dtype)
+    lists = pa.LargeListArray.from_arrays(pa.array(np.cumsum(lengths, dtype=np.int64)), pa.array(values))
+    batch = pa.record_batch([lists], names=["tokens"])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return len(pieces), len(values)
+
+
+def _lists(path: Path) -> pa.LargeListArray:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).get_batch(0).column("tokens")
+
+
+def flat(path: Path) -> Ids:
+    """All ids of a shard in one array: a view of the mapped file, not a copy."""
+    ids: Ids = _lists(path).flatten().to_numpy(zero_copy_only=True)
+    return ids
+
+
+def documents(path: Path) -> Iterator[Ids]:
+    """The ids of each document of a shard, <START> and <END> included: views of the mapped file."""
+    lists = _lists(path)
+    offsets = lists.offsets.to_numpy(zero_copy_only=True)
+    ids = lists.flatten().to_numpy(zero_copy_only=True)
+    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        yield ids[begin - offsets[0] : end - offsets[0]]
+
+
+class Batches:
+    """Random access to training batches: `batches[step]` depends on the seed and the step alone.
+
+    Each epoch cuts every shard into windows of `length` + 1 tokens, from an offset of its own, and goes
+    through all windows once, in an order of its own. Both come from PCG64([seed, epoch]).
+    """
+
+    def __init__(self, shards: Sequence[Path], batch_size: int, length: int, seed: int) -> None:
+        self._ids = [ids for ids in map(flat, shards) if len(ids)]
+        self._batch_size, self._length, self._seed = batch_size, length, seed
+        self.tokens = sum(map(len, self._ids))
+        longest = max(map(len, self._ids), default=0)
+        # One window is given up in each shard, so that every offset fits the same number of windows.
+        self._windows = np.array([max(0, len(ids) // length - 1) for ids in self._ids], np.int64)
+        if not self._windows.sum():
+            raise TrainingError(
+                f"a context of {length} tokens needs a shard of at least {2 * length} tokens, "
+                f"and the longest has {longest}; lower model.max_seq_len, or add text"
+            )
+        self._first = np.concatenate([[0], np.cumsum(self._windows)])
+        self._epoch = -1
+
+    @cached_property
+    def per_epoch(self) -> int:
+        """Batches that one pass over the tokens gives; at least 1."""
+        return max(1, int(self._first[-1]) // self._batch_size)
+
+    def __getitem__(self, step: int) -> npt.NDArray[np.int64]:
+        """The batch of `step` (from 0), int64 of shape (batch_size, length + 1)."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            random = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+            self._offsets = random.integers(0, self._length, len(self._ids))
+            self._order = random.permutation(int(self._first[-1]))
+            self._epoch = epoch
+        # take() wraps: a corpus of fewer windows than a batch still fills it
+        chosen = self._order.take(np.arange(self._batch_size) + place * self._batch_size, mode="wrap")
+        shard = np.searchsorted(self._first, chosen, side="right") - 1
+        begin = (chosen - self._first[shard]) * self._length + self._offsets[shard]
+        columns = np.arange(self._length + 1)
+        rows = np.empty((self._batch_size, self._length + 1), np.int64)
+        for number in np.unique(shard):
+            here = shard == number
+            rows[here] = self._ids[number][begin[here, None] + columns]
+        return rows
