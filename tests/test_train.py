@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from qalam_core.errors import TrainingError
+from qalam_core.model import PureDynamicTransformer
+from qalam_core.recipe import Model, Train
+from qalam_core.store import file_sha256
+from qalam_core.tokens import Batches, write_shard
+from qalam_core.train import Spec, Training, validation_windows
+
+CYCLE = 20
+MODEL = Model(dim=32, num_heads=2, num_layers=1, max_seq_len=16)
+DROPOUT = Model(dim=32, num_heads=2, num_layers=1, max_seq_len=16, dropout=0.1)
+STEPS = Train(
+    steps=60,
+    batch_size=8,
+    learning_rate=0.01,
+    threads=1,
+    log_every=10,
+    checkpoint_every=20,
+    validate_every=30,
+)
+
+
+@pytest.fixture(scope="session")
+def cyclic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4, 5, ..., 23, 4, 5, ... without end: after token n comes n + 1, and never anything else."""
+    path = tmp_path_factory.mktemp("tokens") / "tokens.arrow"
+    write_shard(path, [[[4 + n % CYCLE for n in range(4000)]]], 4 + CYCLE, 2, 3)
+    return path
+
+
+def spec(out: Path, tokens: Path, model: Model = MODEL, **train: Any) -> Path:
+    out.mkdir(exist_ok=True)
+    settings = STEPS.model_copy(update=train)
+    Spec(model, settings, 4 + CYCLE, 3, (str(tokens),), (str(tokens),), str(out)).save(out / "spec.json")
+    return out / "spec.json"
+
+
+def start(file: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "qalam_core.train", str(file)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(file: Path) -> tuple[int, str, str]:
+    with start(file) as process:
+        assert process.stdout and process.stderr and process.stdin
+        out, errors = process.stdout.read(), process.stderr.read()
+        return process.wait(), out, errors
+
+
+def test_the_target_is_the_next_token(cyclic: Path) -> None:
+    """The shift is in one place: a model trained on a cycle predicts t + 1, and never t + 2."""
+    torch.manual_seed(0)
+    model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
+    training = Training(model, Batches([cyclic], 8, 16, seed=0), STEPS, seed=0)
+    for number in range(STEPS.steps):
+        training.step(number)
+    model.eval()
+    ids = torch.tensor([[4 + n % CYCLE for n in range(16)]])
+    predicted = model(ids)[0].argmax(-1)
+    assert torch.equal(predicted, 4 + (ids - 4 + 1) % CYCLE)
+    assert not torch.equal(predicted, 4 + (ids - 4 + 2) % CYCLE)
+
+
+def test_matrices_decay_and_vectors_do_not(cyclic: Path) -> None:
+    model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
+    training = Training(model, Batches([cyclic], 8, 16, seed=0), STEPS, seed=0)
+    decayed, kept = training.optimizer.param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    assert all(p.dim() == 1 for p in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth(cyclic: Path) -> None:
+    model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
+    settings = Train(steps=1000, warmup=0.1, learning_rate=1.0, batch_size=8)
+    training = Training(model, Batches([cyclic], 8, 16, seed=0), settings, seed=0)
+    rates = [training.learning_rate(number) for number in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == rates[99] == pytest.approx(1.0)
+    assert rates[550] == pytest.approx(0.55, abs=0.01)
+    assert rates[999] == pytest.approx(0.1, abs=0.001)
+
+
+def test_accumulation_changes_the_memory_and_not_the_gradient(cyclic: Path) -> None:
+    norms = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
+        settings = STEPS.model_copy(update={"accumulate": parts})
+        loss, norm = Training(model, Batches([cyclic], 8, 16, seed=0), settings, seed=0).step(0)
+        norms.append((loss.item(), norm.item()))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_validation_is_bounded_and_needs_one_window(cyclic: Path, tmp_path: Path) -> None:
+    windows = validation_windows([cyclic, cyclic], 16)
+    assert windows is not None
+    assert windows.shape == (256, 17)
+    write_shard(tmp_path / "short.arrow", [[[5, 6]]], 24, 2, 3)
+    assert validation_windows([tmp_path / "short.arrow"], 16) is None
+    assert validation_windows([], 16) is None
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(cyclic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight")
+    status, _, errors = finish(spec(out, cyclic, DROPOUT))
+    assert (status, errors) == (0, "")
+    return out
+
+
+def test_a_run_leaves_weights_metrics_and_a_result(uninterrupted: Path) -> None:
+    lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == [10, 20, 30, 40, 50, 60]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [30, 60]
+    assert losses[-1]["loss"] < 0.5 < losses[0]["loss"]
+    assert set(losses[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second"}
+    weights = load_file(uninterrupted / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    result = json.loads((uninterrupted / "result.json").read_text())
+    assert result["parameters"] == sum(tensor.size for tensor in weights.values())
+    assert result["validation_loss"] == lines[-1]["validation_loss"]
+
+
+def test_two_runs_give_the_same_bits(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
+    finish(spec(tmp_path / "again", cyclic, DROPOUT))
+    assert file_sha256(tmp_path / "again" / "model.safetensors") == file_sha256(
+        uninterrupted / "model.safetensors"
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    how: signal.Signals | None, uninterrupted: Path, cyclic: Path, tmp_path: Path
+) -> None:
+    file = spec(tmp_path / "out", cyclic, DROPOUT)
+    with start(file) as process:
+        assert process.stdout and process.stdin
+        for line in process.stdout:
+            if json.loads(line)["step"] >= 30:
+                break
+        if how:
+            os.kill(process.pid, how)
+        else:  # whoever started it is gone
+            process.stdin.close()
+        status = process.wait()
+    assert status == (-signal.SIGKILL if how is signal.SIGKILL else 75)
+    checkpoints = sorted((tmp_path / "out").glob("checkpoint-*"))
+    assert 1 <= len(checkpoints) <= 2
+    status, out, errors = finish(file)
+    assert (status, errors) == (0, "")
+    assert json.loads(out.splitlines()[0])["step"] >= 20  # it went on, it did not start over
+    assert file_sha256(tmp_path / "out" / "model.safetensors") == file_sha256(
+        uninterrupted / "model.safetensors"
+    )
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted(steps)
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
+    file = spec(tmp_path / "out", cyclic, DROPOUT)
+    finish(file)
+    (tmp_path / "out" / "model.safetensors").unlink()
+    newest = sorted((tmp_path / "out").glob("checkpoint-*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    status, out, _ = finish(file)
+    assert status == 0
+    assert json.loads(out.splitlines()[0])["step"] == 40
+    assert file_sha256(tmp_path / "out" / "model.safetensors") == file_sha256(
+        uninterrupted / "model.safetensors"
+    )
+
+
+def test_other_conditions_are_refused_by_name(cyclic: Path, tmp_path: Path) -> None:
+    finish(spec(tmp_path / "out", cyclic))
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, threads=2))
+    assert status == 2
+    assert "threads 1 -> 2" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run(cyclic: Path, tmp_path: Path) -> None:
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, learning_rate=1e30, clip=1e30))
+    assert status == 2
+    assert "the loss became" in errors
+    assert "at step" in errors
+    assert "lower train.learning_rate" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_no_gpu_is_one_line(cyclic: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, device="cuda"))
+    assert status == 2
+    assert "sees no GPU" in errors
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_two_runs_on_a_gpu_give_the_same_bits(cyclic: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert finish(spec(tmp_path / name, cyclic, device="cuda", dtype="bfloat16"))[0] == 0
+    assert file_sha256(tmp_path / "one" / "model.safetensors") == file_sha256(
+        tmp_path / "two" / "model.safetensors"
+    )
+
+
+def test_bfloat16_trains_too(cyclic: Path, tmp_path: Path) -> None:
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, dtype="bfloat16"))
+    assert (status, errors) == (0, "")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(tensor.dtype == np.float32 for tensor in weights.values())
+
+
+def test_data_shorter_than_the_context_is_one_line(tmp_path: Path) -> None:
+    write_shard(tmp_path / "short.arrow", [[[5, 6]]], 24, 2, 3)
+    status, _, errors = finish(spec(tmp_path / "out", tmp_path / "short.arrow"))
+    assert status == 2
+    assert "lower model.max_seq_len" in errors
+    with pytest.raises(TrainingError):
+        Batches([tmp_path / "short.arrow"], 8, 16, 0)
