@@ -1,0 +1,149 @@
+"""The original Al-Qalam's script interface: its model with `to_python_code`, and its trainer.
+Takes what the original's scripts pass, gives packages; a script works with only its import lines changed.
+It does not know the store or the pipeline; a reproducible build is `qalam build`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from qalam_core import model as models
+from qalam_core import package as packages
+from qalam_core.errors import CorpusError, PackageError, TrainingError
+from qalam_core.recipe import Train
+from qalam_core.tokenizer import END, START, ArabicTokenizer, WordIndex
+from qalam_core.tokens import Batches, write_shard
+from qalam_core.train import Training, choose_device, weights_of
+
+__all__ = ["PureCodeTrainer", "PureDynamicTransformer"]
+
+_CARD = "# A model written by PureDynamicTransformer.to_python_code\n\nNothing is recorded of its data or its training.\n"
+
+
+class PureDynamicTransformer(models.PureDynamicTransformer):
+    """The model, and the way to write it down."""
+
+    def to_python_code(self, save_dir: str | os.PathLike[str], word2idx: Mapping[str, int]) -> None:
+        """Write the model as a package into `save_dir`, replacing a package that is there.
+
+        `word2idx` is `ArabicTokenizer.word2idx`; a plain dict is taken as a word vocabulary of the
+        standard profile. Raises PackageError when the folder holds something else.
+        """
+        if isinstance(word2idx, WordIndex):
+            tokenizer = word2idx.tokenizer
+        else:
+            tokenizer = ArabicTokenizer.from_words(sorted(word2idx, key=word2idx.__getitem__))
+        if len(tokenizer) != self.vocab_size:
+            raise PackageError(f"the vocabulary has {len(tokenizer)} entries, the model {self.vocab_size}")
+        folder = Path(save_dir)
+        if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+            raise PackageError(f"{folder} holds files that are no package; name another folder")
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        vocabulary = packages.Vocabulary(
+            tokenizer.algorithm, tokenizer.words, tokenizer.merges, tokenizer.rules, tokenizer.to_json()
+        )
+        weights = {name: tensor.numpy() for name, tensor in weights_of(self).items()}
+        config = packages.config_of(vars(self), self.vocab_size)
+        packages.write(
+            partial, config=config, vocabulary=vocabulary, weights=weights, card=_CARD, provenance={}
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+class PureCodeTrainer:
+    """Trains a model on a text file and writes packages: `step_N`, `epoch_N`, `final`."""
+
+    def __init__(
+        self,
+        model: PureDynamicTransformer,
+        tokenizer: ArabicTokenizer,
+        save_dir: str | os.PathLike[str] = "trained_model",
+        device: str | None = None,
+    ) -> None:
+        self.model = model.to(device or choose_device("auto"))
+        self.tokenizer = tokenizer
+        self.save_dir = Path(save_dir)
+        self.device = model.device
+
+    def train(
+        self,
+        train_file: str | os.PathLike[str],
+        epochs: int = 3,
+        batch_size: int = 32,
+        seq_len: int = 128,
+        learning_rate: float = 3e-4,
+        log_every: int = 100,
+        save_every: int = 1000,
+        max_samples: int | None = None,
+    ) -> None:
+        """Train on a UTF-8 text file, one document a line; `max_samples` bounds the lines read.
+
+        Raises CorpusError and TrainingError. Prints a line every `log_every` steps.
+        """
+        if seq_len > self.model.max_seq_len:
+            raise TrainingError(
+                f"seq_len {seq_len} is longer than the model's max_seq_len {self.model.max_seq_len}"
+            )
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        shard = self.save_dir / "tokens.arrow"
+        batches_of_lines = _in_batches(lines_of(train_file), 1000, max_samples)
+        encoded = (self.tokenizer.encode_batch(lines) for lines in batches_of_lines)
+        write_shard(shard, encoded, len(self.tokenizer), START, END)
+        batches = Batches([shard], batch_size, seq_len, seed=0)
+        settings = Train(
+            steps=epochs * batches.per_epoch, batch_size=batch_size, learning_rate=learning_rate,
+        )  # fmt: skip
+        print(
+            f"{self.model.count_parameters():,} parameters, {batches.tokens:,} tokens, {settings.steps:,} steps"
+        )
+        training = Training(self.model, batches, settings, seed=0)
+        self.model.train()
+        since = time.monotonic()
+        for number in range(settings.steps):
+            loss, _ = training.step(number)
+            done = number + 1
+            if done % log_every == 0:
+                rate = log_every * batch_size * seq_len / (time.monotonic() - since)
+                print(f"step {done:,}/{settings.steps:,}  loss {loss.item():.4f}  {rate:,.0f} tokens/s")
+                since = time.monotonic()
+            if done % save_every == 0:
+                self._save(f"step_{done}")
+            if done % batches.per_epoch == 0:
+                self._save(f"epoch_{done // batches.per_epoch}")
+        self._save("final")
+        self.model.eval()
+
+    def _save(self, name: str) -> None:
+        self.model.to_python_code(self.save_dir / name, self.tokenizer.word2idx)
+        print(f"saved {self.save_dir / name}")
+
+
+def lines_of(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The lines of a UTF-8 text file, stripped, blank ones left out."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            for line in file:
+                if stripped := line.strip():
+                    yield stripped
+    except FileNotFoundError:
+        raise CorpusError(f"{path}: no such file; train_file is a text file") from None
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: not UTF-8 ({error.reason}); convert it first") from None
+
+
+def _in_batches(lines: Iterator[str], size: int, limit: int | None) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for number, line in enumerate(lines):
+        if number == limit:
+            break
+        batch.append(line)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    yield batch

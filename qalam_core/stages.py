@@ -1,0 +1,403 @@
+"""The pipeline's steps as plain functions: (store, what the step reads) -> artifact.
+Each names exactly what its result depends on, so that the store builds it once; `build` runs them all,
+which is the whole pipeline without Prefect.
+It does not know who schedules it, and does no work itself: each body calls the room that does.
+
+STAGE_VERSION rises when a stage's output changes for the same input; a golden test watches that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+from qalam_core import corpus as corpora
+from qalam_core import gate as gates
+from qalam_core import package as packages
+from qalam_core import report as reports
+from qalam_core import tokens as shards_of_tokens
+from qalam_core.corpus import SourceFile
+from qalam_core.errors import RecipeError, TrainingError
+from qalam_core.gate import Verdict
+from qalam_core.recipe import Corpus, Recipe, digest
+from qalam_core.store import Artifact, Progress, Store, silent
+from qalam_core.tokenizer import END, START, ArabicTokenizer
+
+__all__ = ["STAGE_VERSION", "Published", "build", "export", "evaluate", "gate", "ingest", "prepare", "publish",
+           "resolve", "shards", "tokenize", "train", "vocab"]  # fmt: skip
+
+STAGE_VERSION = {
+    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
+}  # fmt: skip
+
+# Settings that say how training is watched or saved, and leave the weights as they are.
+_WATCHING = {"log_every", "validate_every", "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a build ends with."""
+
+    run: str
+    folder: Path
+    verdict: Verdict
+    champion: bool  # whether the run is the champion now
+    artifacts: tuple[Artifact, ...]  # of every stage, in order
+
+    @property
+    def cached(self) -> bool:
+        """Whether nothing had to be built."""
+        return all(artifact.cached for artifact in self.artifacts)
+
+
+def resolve(corpus: Corpus) -> list[SourceFile]:
+    """The files behind the recipe's sources, in order, each with the digest of its content."""
+    return corpora.resolve(corpus.sources)
+
+
+def ingest(store: Store, file: SourceFile, progress: Progress = silent) -> Artifact:
+    """One source file -> its documents as Arrow."""
+    return store.build(
+        "ingest",
+        STAGE_VERSION["ingest"],
+        file.identity(),
+        {},
+        lambda out: corpora.ingest(file, out, progress),
+    )
+
+
+def prepare(
+    store: Store, recipe: Recipe, documents: Sequence[Artifact], progress: Progress = silent
+) -> Artifact:
+    """All documents -> normalised, filtered, deduplicated, split shards, and the rejects with reasons."""
+    part = recipe.corpus.canonical()
+    del part["sources"]  # what they hold is in the documents' digests
+    paths = [artifact.path / "documents.arrow" for artifact in documents]
+    return store.build(
+        "prepare", STAGE_VERSION["prepare"], part, _numbered(documents),
+        lambda out: corpora.prepare(paths, recipe.corpus, out, progress),
+    )  # fmt: skip
+
+
+def vocab(store: Store, recipe: Recipe, corpus: Artifact, progress: Progress = silent) -> Artifact:
+    """The training split -> tokenizer.json."""
+    part = {**recipe.tokenizer.canonical(), "profile": recipe.corpus.profile}
+
+    def make(out: Path) -> Mapping[str, Any]:
+        settings = recipe.tokenizer
+        tokenizer = ArabicTokenizer(settings.vocab_size, settings.algorithm, recipe.corpus.profile)
+        texts = corpora.read_split(corpus.path, "train")
+        total = sum(shard.stat().st_size for shard in texts)
+        tokenizer.build_vocab(_texts(texts, progress, total), settings.min_freq)
+        if len(tokenizer) < settings.vocab_size:
+            raise RecipeError(
+                f"tokenizer.vocab_size is {settings.vocab_size}, but with min_freq {settings.min_freq} the corpus "
+                f"supports {len(tokenizer)}; set it to {len(tokenizer)} or less, or add text"
+            )
+        tokenizer.save(out / "tokenizer.json")
+        return {"entries": len(tokenizer)}
+
+    inputs = {name: sha256 for name, sha256 in _shard_digests(corpus).items() if name.startswith("train")}
+    return store.build("vocab", STAGE_VERSION["vocab"], part, inputs, make)
+
+
+def shards(corpus: Artifact) -> list[str]:
+    """Names of the corpus shards that become token shards: what `tokenize` is mapped over."""
+    return [name for name in _shard_digests(corpus) if not name.startswith("test")]
+
+
+def tokenize(
+    store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, progress: Progress = silent
+) -> Artifact:
+    """One corpus shard -> one token shard. Unchanged shards keep their artifact when others change."""
+
+    def make(out: Path) -> Mapping[str, Any]:
+        words = _tokenizer(tokenizer)
+        path = corpus.path / shard
+        batches = corpora.read_texts(path)
+        size, done = path.stat().st_size, 0
+
+        def encoded() -> Iterable[list[list[int]]]:
+            nonlocal done
+            for batch in batches:
+                yield words.encode_batch(batch.column("text").to_pylist())
+                done += batch.nbytes
+                progress(min(done, size), size)
+
+        documents, tokens = shards_of_tokens.write_shard(
+            out / "tokens.arrow", encoded(), len(words), START, END
+        )
+        return {"documents": documents, "tokens": tokens, "split": shard.partition("-")[0]}
+
+    inputs = {"shard": _shard_digests(corpus)[shard], "tokenizer": tokenizer.digest}
+    return store.build(
+        "tokenize", STAGE_VERSION["tokenize"], {"split": shard.partition("-")[0]}, inputs, make
+    )
+
+
+def train(
+    store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact], progress: Progress = silent
+) -> Artifact:
+    """Token shards -> model.safetensors, by `python -m qalam_core.train` in a process of its own.
+
+    Goes on from the checkpoints of a build that was killed. Raises TrainingError.
+    """
+    part = {
+        "seed": recipe.seed, "model": recipe.model.canonical(),
+        "train": {key: value for key, value in recipe.train.canonical().items() if key not in _WATCHING},
+    }  # fmt: skip
+
+    def make(out: Path) -> Mapping[str, Any]:
+        from qalam_core.train import Spec  # brings torch, which a fully cached build does without
+
+        def paths(split: str) -> tuple[str, ...]:
+            return tuple(str(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == split)
+
+        spec = Spec(
+            model=recipe.model, train=recipe.train, vocab_size=tokenizer.facts["entries"], seed=recipe.seed,
+            tokens=paths("train"), validation=paths("validation"), out=str(out),
+        )  # fmt: skip
+        spec_file = out / "spec.json"
+        spec.save(spec_file)
+        _run_training(spec_file, recipe.train.steps, progress)
+        for scrap in (spec_file, *out.glob("checkpoint-*"), *out.glob(".checkpoint-*")):
+            scrap.unlink()
+        result = out / "result.json"
+        facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        result.unlink()
+        return facts
+
+    inputs = {"tokenizer": tokenizer.digest, **_numbered(tokens)}
+    return store.build("train", STAGE_VERSION["train"], part, inputs, make, resumable=True)
+
+
+def _run_training(spec: Path, steps: int, progress: Progress) -> None:
+    """Start the training process, follow its metrics, and turn its end into a result or an error."""
+    from qalam_core.train import STOPPED
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qalam_core.train", str(spec)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        close_fds=False,  # it inherits the artifact's lock (see Store.locked); its stdin ends when we do
+    )  # fmt: skip
+    assert process.stdout and process.stderr and process.stdin
+    done = 0
+    try:
+        for line in process.stdout:
+            done = json.loads(line)["step"]
+            progress(done, steps)
+        errors = process.stderr.read().strip()
+        status = process.wait()
+    except BaseException:
+        process.terminate()  # it writes a checkpoint and ends within a step
+        process.communicate()
+        raise
+    finally:
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+    if status == 2:
+        raise TrainingError(errors)
+    if status == STOPPED:
+        raise TrainingError(
+            f"training was stopped at step {done} of {steps}; run the same command again to go on"
+        )
+    if status == -9:
+        raise TrainingError(
+            f"training was killed at step {done}, most likely for memory; raise train.accumulate, "
+            "or run the same command again to go on from the last checkpoint"
+        )
+    if status:
+        raise RuntimeError(f"qalam_core.train ended with status {status}:\n{errors}")
+
+
+def export(
+    store: Store, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact
+) -> Artifact:
+    """Trained weights and tokenizer -> the package: Python source."""
+    from safetensors.numpy import load_file
+
+    facts = {"corpus": corpus.facts, "train": checkpoint.facts, "entries": tokenizer.facts["entries"]}
+    card = reports.model_card(recipe, facts)
+    inputs = {"corpus": corpus.digest, "tokenizer": tokenizer.digest, "checkpoint": checkpoint.digest}
+
+    def make(out: Path) -> Mapping[str, Any]:
+        words = _tokenizer(tokenizer)
+        vocabulary = packages.Vocabulary(
+            words.algorithm, words.words, words.merges, words.rules, words.to_json()
+        )
+        packages.write(
+            out / "model", config=packages.config_of(recipe.model.model_dump(), len(words)), vocabulary=vocabulary,
+            weights=load_file(checkpoint.path / "model.safetensors"), card=card, provenance=inputs,
+            dtype=recipe.package.dtype,
+        )  # fmt: skip
+        files = [path for path in (out / "model").iterdir() if path.is_file()]
+        return {"bytes": sum(path.stat().st_size for path in files), "files": len(files)}
+
+    part = {**recipe.package.canonical(), "card": digest(card), "format": packages.FORMAT}
+    return store.build("export", STAGE_VERSION["export"], part, inputs, make)
+
+
+def evaluate(
+    store: Store, recipe: Recipe, package: Artifact, checkpoint: Artifact, corpus: Artifact,
+    tokens: Sequence[Artifact], progress: Progress = silent,
+) -> Artifact:  # fmt: skip
+    """The package on the held-out split -> report.json (reproducible) and budgets.json (sizes and times)."""
+
+    def make(out: Path) -> Mapping[str, Any]:
+        from qalam_core.evaluate import evaluate as measure
+
+        held_out = [
+            pair for shard in corpora.read_split(corpus.path, "test") for batch in corpora.read_texts(shard)
+            for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
+        ]  # fmt: skip
+        training = [
+            shards_of_tokens.flat(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == "train"
+        ]
+        report, budgets = measure(
+            package.path / "model", checkpoint.path / "model.safetensors", held_out, training,
+            recipe.seed, recipe.gate, progress,
+        )  # fmt: skip
+        for name, value in (("report.json", report), ("budgets.json", budgets)):
+            (out / name).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return {}
+
+    test = {name: sha256 for name, sha256 in _shard_digests(corpus).items() if name.startswith("test")}
+    inputs = {"package": package.digest, "checkpoint": checkpoint.digest, **test, **_numbered(tokens)}
+    part = {"seed": recipe.seed, "prompts": list(recipe.gate.prompts)}
+    return store.build("evaluate", STAGE_VERSION["evaluate"], part, inputs, make)
+
+
+def gate(store: Store, recipe: Recipe, evaluation: Artifact) -> Artifact:
+    """The report against the recipe's floors and the champion's report -> verdict.json."""
+    rival = _rival(store, recipe.name, evaluation)
+
+    def make(out: Path) -> Mapping[str, Any]:
+        champion = None
+        if rival:
+            text = (store.run_folder(rival["run"]) / "report.json").read_text(encoding="utf-8")
+            champion = gates.Report.model_validate_json(text)
+        verdict = gates.judge(*_measured(evaluation), recipe.gate, champion)
+        (out / "verdict.json").write_text(verdict.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return {"passed": verdict.passed}
+
+    inputs = {"report": evaluation.digest, "champion": rival["evaluate"] if rival else ""}
+    return store.build("gate", STAGE_VERSION["gate"], recipe.gate.canonical(), inputs, make)
+
+
+def _rival(store: Store, name: str, evaluation: Artifact) -> dict[str, str] | None:
+    """The champion to beat: the last promoted run that was not this very model, so that building the
+    champion again finds the verdict that made it champion."""
+    for promotion in reversed(store.promotions(name)):
+        record = store.run_record(promotion["run"])
+        if record["artifacts"]["evaluate"] != [evaluation.digest]:
+            return {"run": promotion["run"], "evaluate": record["artifacts"]["evaluate"][0]}
+    return None
+
+
+def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
+    """All artifacts of a build -> a run folder, and on a pass the champion's place.
+
+    A run that was champion before is not promoted again: a rollback stands until a new model wins.
+    """
+    last = {artifact.stage: artifact for artifact in artifacts}
+    package, evaluation, judged = last["export"], last["evaluate"], last["gate"]
+    verdict = Verdict.model_validate_json((judged.path / "verdict.json").read_text(encoding="utf-8"))
+    report, budgets = _measured(evaluation)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    timings: dict[str, float] = {}
+    for artifact in artifacts:
+        timings[artifact.stage] = round(timings.get(artifact.stage, 0.0) + artifact.seconds, 3)
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(package.path / "model", folder / "model")
+        shutil.copy(package.path / "model" / "tokenizer.json", folder)
+        shutil.copy(evaluation.path / "report.json", folder)
+        text = reports.markdown(recipe, report, budgets, verdict, last["prepare"].facts, timings)
+        (folder / "report.md").write_text(text, encoding="utf-8")
+        digests: dict[str, list[str]] = {}
+        for artifact in artifacts:
+            digests.setdefault(artifact.stage, []).append(artifact.digest)
+        record = {
+            "created": created, "recipe": recipe.canonical(), "artifacts": digests, "timings": timings,
+            "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
+            "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
+            "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),
+        }  # fmt: skip
+        (folder / "run.json").write_text(
+            json.dumps(record, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+
+    key = digest({"package": package.digest, "verdict": judged.digest})
+    run, _ = store.publish(recipe.name, key, fill)
+    if verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}:
+        store.promote(recipe.name, run, created, "passed the gate")
+    return Published(
+        run, store.run_folder(run), verdict, store.champion(recipe.name) == run, tuple(artifacts)
+    )
+
+
+def build(recipe: Recipe, store: Store) -> Published:
+    """The whole pipeline, one stage after the other, without Prefect."""
+    documents = [ingest(store, file) for file in resolve(recipe.corpus)]
+    corpus = prepare(store, recipe, documents)
+    tokenizer = vocab(store, recipe, corpus)
+    tokens = [tokenize(store, corpus, shard, tokenizer) for shard in shards(corpus)]
+    checkpoint = train(store, recipe, tokenizer, tokens)
+    package = export(store, recipe, corpus, tokenizer, checkpoint)
+    evaluation = evaluate(store, recipe, package, checkpoint, corpus, tokens)
+    judged = gate(store, recipe, evaluation)
+    done = [*documents, corpus, tokenizer, *tokens, checkpoint, package, evaluation, judged]
+    return publish(store, recipe, done)
+
+
+# -- what the stages share ------------------------------------------------------------------------
+
+
+def _numbered(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    return {f"{artifact.stage}-{number:05d}": artifact.digest for number, artifact in enumerate(artifacts)}
+
+
+def _shard_digests(corpus: Artifact) -> dict[str, str]:
+    """File name -> sha256 of every shard of the three splits, in order."""
+    files = corpus.manifest["files"]
+    return {name: files[name]["sha256"] for name in sorted(files) if not name.startswith("rejects")}
+
+
+def _texts(paths: Sequence[Path], progress: Progress, total: int) -> Iterable[str]:
+    done = 0
+    for path in paths:
+        for batch in corpora.read_texts(path):
+            yield from batch.column("text").to_pylist()
+            done += batch.nbytes
+            progress(min(done, total), total)
+
+
+def _tokenizer(artifact: Artifact) -> ArabicTokenizer:
+    return ArabicTokenizer.from_json((artifact.path / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def _measured(evaluation: Artifact) -> tuple[gates.Report, gates.Budgets]:
+    report = (evaluation.path / "report.json").read_text(encoding="utf-8")
+    budgets = (evaluation.path / "budgets.json").read_text(encoding="utf-8")
+    return gates.Report.model_validate_json(report), gates.Budgets.model_validate_json(budgets)
+
+
+def _machine() -> dict[str, Any]:
+    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
+            "python": platform.python_version()}  # fmt: skip
+
+
+def _dependencies() -> dict[str, str]:
+    names = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
+    return {name: metadata.version(name) for name in names}
