@@ -1,0 +1,43 @@
+# Two commands set everything up: `make demo` and `make test`. Both use .venv, which the first one creates.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+
+.PHONY: demo test lint golden bench clean
+
+demo: .venv/demo  ## build a model from the demo corpus and show it
+	$(BIN)/qalam build demo
+
+test: .venv/test  ## every test and every linter
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+golden: .venv/test  ## rewrite tests/golden after a change that is meant
+	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/test_golden.py tests/flows
+
+bench: .venv/test  ## every benchmark against its stated targets
+	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --check; done
+
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv (about two minutes; most of it is torch)"
+	$(PIP) --editable ".[demo]"
+	@touch $@
+
+.venv/test: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv (about two minutes; most of it is torch)"
+	$(PIP) --editable ".[demo,test]"
+	@touch $@ .venv/demo
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("al-qalam needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+clean:  ## what the commands above made, but for the models in .qalam
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

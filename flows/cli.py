@@ -1,0 +1,253 @@
+"""The command line `qalam`: build, init, runs, show, verify, generate, promote.
+Takes arguments, gives text and an exit status: 0 done, 1 the gate refused or training failed, 2 a mistake
+that the user can mend, told in one line.
+It does not know how anything is built; it starts the flow, or asks the library.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from flows.terminal import bars, err, out, summary
+from qalam_core.errors import QalamError, RecipeError, StoreError, TrainingError
+from qalam_core.recipe import SIZES, Recipe, Source, to_toml
+from qalam_core.store import Store
+
+__all__ = ["app", "main"]
+
+
+class _OneLine(TyperGroup):
+    """Turns a user's mistake into one line; anything else is ours and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QalamError as error:
+            err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
+        except KeyboardInterrupt:
+            err.print("stopped; what is finished is kept, and the same command goes on from there")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Turn an Arabic corpus into a language model you can review like code.",
+)  # fmt: skip
+
+StoreOption = Annotated[
+    Path,
+    typer.Option("--store", envvar="QALAM_STORE", help="Folder of artifacts and runs.", show_default=True),
+]
+DEFAULT_STORE = Path(".qalam")
+
+
+@app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a name: demo, small, medium, large.")],
+    store: StoreOption = DEFAULT_STORE,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe value: train.steps=200."),
+    ] = None,
+) -> None:
+    """Build a model; what the store already holds is not built again."""
+    parsed = Recipe.load(_recipe_path(recipe), set_ or ())
+    target = Store(store)
+    target.ensure_writable()
+    _prepare_prefect(target)
+    from flows.build_model import build_model  # takes seconds, and reads its settings from the environment
+    from tasks.progress import watchers
+
+    with bars() as terminal:
+        watchers.append(terminal)
+        try:
+            state = build_model(parsed, str(target.root), return_state=True)
+        finally:
+            watchers.remove(terminal)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        if shutil.disk_usage(target.root).free < 1 << 20 and not isinstance(result, QalamError):
+            raise StoreError(
+                f"store {target.root}: no space left on the disk; free some, then run the same command again"
+            ) from None
+        raise result
+    summary(result)
+    if not result.verdict.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    recipe: Annotated[Path, typer.Argument(help="The recipe file to write.")],
+    more: Annotated[list[str] | None, typer.Argument(help="More corpus files.", hidden=True)] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option("--corpus", metavar="FILES...", help="Your text: files, folders or globs."),
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="small, medium or large.")] = "small",
+) -> None:
+    """Write a recipe for your own text, every knob in it with a comment."""
+    if size not in SIZES:
+        raise RecipeError(f"--size {size}: choose one of {', '.join(SIZES)}")
+    if recipe.exists():
+        raise RecipeError(f"{recipe}: is there already; choose another name, or edit it")
+    if not recipe.parent.is_dir():
+        raise RecipeError(f"{recipe}: there is no folder {recipe.parent}; create it first")
+    paths = [*(corpus or []), *(more or [])]
+    if not paths:
+        raise RecipeError("which text? name it with --corpus FILES")
+    anchor = recipe.resolve().parent
+    sources = [
+        Source(
+            path=path if ":" in path else os.path.relpath(path, anchor),
+            revision="PIN" if path.startswith("hf:") else "",
+        )
+        for path in paths
+    ]
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.stem.lower()).strip("-")[:40]
+    data = {"name": name or "model", "corpus": {"sources": sources}, **SIZES[size]}
+    recipe.write_text(to_toml(Recipe.parse(data, str(recipe))), encoding="utf-8")
+    out.print(f"wrote {recipe}; build it with: qalam build {recipe}", soft_wrap=True)
+
+
+@app.command()
+def runs(store: StoreOption = DEFAULT_STORE) -> None:
+    """List the runs of a store, oldest first."""
+    home = Store(store)
+    table = Table("run", "created", "parameters", "bits/byte", "unigram", "trigram", "MB", "gate", "champion")
+    for run in home.runs():
+        record = home.run_record(run)
+        bits = record["bits_per_byte"]
+        champion = home.champion(record["recipe"]["name"]) == run
+        table.add_row(
+            run, record["created"][:16], f"{record['parameters']:,}", f"{bits['model']:.3f}", f"{bits['unigram']:.3f}",
+            f"{bits['trigram']:.3f}", f"{record['package_mb']:.1f}",
+            "passed" if record["verdict"]["passed"] else "refused", "*" if champion else "",
+        )  # fmt: skip
+    if table.row_count:
+        out.print(table)
+    else:
+        out.print(f"no runs in {home.root} yet; `qalam build demo` makes one", soft_wrap=True)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="A run id, or a package folder.")],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show a run's report, or what is in a package (read, never executed)."""
+    if not Path(what).is_dir():
+        folder = Store(store).run_folder(what)
+        out.print(Markdown((folder / "report.md").read_text(encoding="utf-8")))
+        return
+    from qalam_core import package
+
+    found = package.read(Path(what))
+    for key, value in found.config.items():
+        out.print(f"{key:<14}{value}")
+    table = Table("tensor", "shape", "mean", "std", "least", "largest", "")
+    for name, values in found.weights.items():
+        table.add_row(
+            name, " x ".join(map(str, values.shape)), f"{values.mean():.3e}", f"{values.std():.3e}",
+            f"{values.min():.3e}", f"{values.max():.3e}", "edited" if name in found.edited else "",
+        )  # fmt: skip
+    out.print(table)
+
+
+@app.command()
+def verify(package: Annotated[Path, typer.Argument(help="A package folder.")]) -> None:
+    """Say what was changed in a package since its export; nothing in it is executed."""
+    from qalam_core import package as packages
+
+    changes = packages.verify(package)
+    for change in changes:
+        out.print(change, soft_wrap=True)
+    if changes:
+        raise typer.Exit(1)
+    out.print(f"{package}: as exported", soft_wrap=True)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    store: StoreOption = DEFAULT_STORE,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 60,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 50,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+) -> None:
+    """Continue a prompt with a package; nothing in it is executed."""
+    from qalam_core import package as packages
+
+    folder = Path(model) if Path(model).is_dir() else Store(store).run_folder(model) / "model"
+    out.print(
+        packages.generate(packages.read(folder), prompt, tokens, temperature, top_k, seed), soft_wrap=True
+    )
+
+
+@app.command()
+def promote(
+    run: Annotated[str, typer.Argument(help="The run that shall be champion.")],
+    store: StoreOption = DEFAULT_STORE,
+    why: Annotated[str, typer.Option(help="Kept in the champion's history.")] = "promoted by hand",
+) -> None:
+    """Make an earlier run the champion of its recipe."""
+    home = Store(store)
+    name = home.run_record(run)["recipe"]["name"]
+    home.promote(name, run, datetime.now(UTC).isoformat(timespec="seconds"), why)
+    out.print(f"{run} is the champion of {name}")
+
+
+def _recipe_path(recipe: str) -> Path:
+    """A file as it is; a bare name is one of the recipes that come with the project."""
+    if Path(recipe).exists() or "/" in recipe or recipe.endswith(".toml"):
+        return Path(recipe)
+    shipped = Path(str(resources.files("deployments"))) / "recipes"
+    if not (shipped / f"{recipe}.toml").is_file():
+        names = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
+        raise RecipeError(f"{recipe}: neither a recipe file nor one that comes with the project ({names})")
+    return shipped / f"{recipe}.toml"
+
+
+def _prepare_prefect(store: Store) -> None:
+    """Settings for a build of one's own, before Prefect is imported; what the user has set stays.
+
+    Without PREFECT_API_URL, Prefect runs embedded in this process, with its home in the store.
+    """
+    logging.getLogger("qalam_core").setLevel(logging.INFO)
+    settings = {
+        "PREFECT_HOME": str(store.root / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a cold start beside other work
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # we print; the API still keeps INFO
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "qalam_core",
+        # without batches the embedded server loses task records when the process ends
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+        # whole seconds: Prefect truncates, and at 0 its server spins on a core
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
