@@ -20,7 +20,7 @@ lint: .venv/test
 	$(BIN)/lint-imports
 
 golden: .venv/test  ## rewrite tests/golden after a change that is meant
-	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/test_golden.py tests/flows
+	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/test_golden.py
 
 bench: .venv/test  ## every benchmark against its stated targets
 	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --check; done

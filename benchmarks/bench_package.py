@@ -73,9 +73,7 @@ print(json.dumps([seconds, peak() - before, total]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=float, default=20e6)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--check", action="store_true")
@@ -200,9 +198,7 @@ def size_of(folder: Path) -> int:
 
 def child(loader: str, folder: Path) -> tuple[float, float, float]:
     script = CHILD.format(loader="\n".join(line[8:] for line in loader.split("\n")))
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", script, str(folder)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-B", "-c", script, str(folder)], check=True, capture_output=True, text=True)
     seconds, memory, total = json.loads(done.stdout)
     return seconds, memory, total
 

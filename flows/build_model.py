@@ -9,8 +9,9 @@ import os
 from typing import Any
 
 from prefect import flow, unmapped
+from prefect.client.schemas import State
 from prefect.futures import PrefectFutureList
-from prefect.states import Failed, State
+from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from qalam_core.recipe import Recipe

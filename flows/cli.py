@@ -9,42 +9,30 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperGroup
 
 from flows.terminal import bars, err, out, summary
 from qalam_core.errors import QalamError, RecipeError, StoreError, TrainingError
 from qalam_core.recipe import SIZES, Recipe, Source, to_toml
 from qalam_core.store import Store
 
+if TYPE_CHECKING:
+    from prefect.client.schemas import State
+
 __all__ = ["app", "main"]
 
 
-class _OneLine(TyperGroup):
-    """Turns a user's mistake into one line; anything else is ours and keeps its traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except QalamError as error:
-            err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
-        except KeyboardInterrupt:
-            err.print("stopped; what is finished is kept, and the same command goes on from there")
-            raise typer.Exit(130) from None
-
-
 app = typer.Typer(
-    cls=_OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Turn an Arabic corpus into a language model you can review like code.",
 )  # fmt: skip
 
@@ -75,7 +63,10 @@ def build(
     with bars() as terminal:
         watchers.append(terminal)
         try:
-            state = build_model(parsed, str(target.root), return_state=True)
+            state: State[Any] = build_model(parsed, str(target.root), return_state=True)  # type: ignore[assignment]
+        except KeyboardInterrupt:
+            err.print("stopped; what is finished is kept, and the same command goes on from there")
+            raise typer.Exit(130) from None
         finally:
             watchers.remove(terminal)
     result = state.result(raise_on_failure=False)
@@ -128,18 +119,21 @@ def init(
 def runs(store: StoreOption = DEFAULT_STORE) -> None:
     """List the runs of a store, oldest first."""
     home = Store(store)
-    table = Table("run", "created", "parameters", "bits/byte", "unigram", "trigram", "MB", "gate", "champion")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("", "run", "date", "params", "bits/byte", "unigram", "trigram", "MB", "gate"):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("", "run", "gate") else "right")
     for run in home.runs():
         record = home.run_record(run)
         bits = record["bits_per_byte"]
         champion = home.champion(record["recipe"]["name"]) == run
         table.add_row(
-            run, record["created"][:16], f"{record['parameters']:,}", f"{bits['model']:.3f}", f"{bits['unigram']:.3f}",
-            f"{bits['trigram']:.3f}", f"{record['package_mb']:.1f}",
-            "passed" if record["verdict"]["passed"] else "refused", "*" if champion else "",
+            "[yellow]*[/]" if champion else "", run, record["created"][:10], f"{record['parameters']:,}",
+            *(f"{bits[name]:.3f}" for name in ("model", "unigram", "trigram")), f"{record['package_mb']:.1f}",
+            "passed" if record["verdict"]["passed"] else "[red]refused[/]",
         )  # fmt: skip
     if table.row_count:
         out.print(table)
+        out.print("* champion of its recipe", style="dim")
     else:
         out.print(f"no runs in {home.root} yet; `qalam build demo` makes one", soft_wrap=True)
 
@@ -195,9 +189,7 @@ def generate(
     from qalam_core import package as packages
 
     folder = Path(model) if Path(model).is_dir() else Store(store).run_folder(model) / "model"
-    out.print(
-        packages.generate(packages.read(folder), prompt, tokens, temperature, top_k, seed), soft_wrap=True
-    )
+    out.print(packages.generate(packages.read(folder), prompt, tokens, temperature, top_k, seed), soft_wrap=True)
 
 
 @app.command()
@@ -249,5 +241,9 @@ def _prepare_prefect(store: Store) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script: a user's mistake is one line, ours keeps its traceback."""
+    try:
+        app()
+    except QalamError as error:
+        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1 if isinstance(error, TrainingError) else 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -15,8 +16,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from qalam_core.stages import Published
 from qalam_core.store import Artifact
+
+if TYPE_CHECKING:
+    from qalam_core.stages import Published
 
 __all__ = ["Bars", "bars", "out", "summary"]
 
@@ -58,9 +61,7 @@ class Bars:
         if label in self._bars:
             self._progress.remove_task(self._bars.pop(label))  # type: ignore[arg-type]
         how = "[cyan]cached[/]" if artifact.cached else "[green]built [/]"
-        self._progress.console.print(
-            f"  {how}  {label:<28}{artifact.seconds:8.1f} s   {artifact.digest[:12]}"
-        )
+        self._progress.console.print(f"  {how}  {label:<28}{artifact.seconds:8.1f} s   {artifact.digest[:12]}")
 
 
 @contextmanager
@@ -90,17 +91,12 @@ def summary(published: Published) -> None:
     slices = [("all", bits), *((name, part["bits_per_byte"]) for name, part in report["sources"].items())]
     for name, row in slices if len(slices) > 2 else slices[:1]:
         saved = row["model"] / row["unigram"] - 1
-        table.add_row(
-            name, f"{row['model']:.3f}", f"{row['unigram']:.3f}", f"{row['trigram']:.3f}", f"{saved:+.1%}"
-        )
+        table.add_row(name, f"{row['model']:.3f}", f"{row['unigram']:.3f}", f"{row['trigram']:.3f}", f"{saved:+.1%}")
     out.print(table)
     out.print("\nsamples (a statistical model's text, not statements)")
     for sample in report["samples"][:3]:
-        text = f"  {sample['prompt']} ... {sample['text']}"
-        out.print(" ".join(text.split()), soft_wrap=True)
-    out.print(
-        "\ntime: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in _timings(published).items())
-    )
+        out.print("  " + " ".join(sample["text"].split()), soft_wrap=True, markup=False)
+    out.print("\ntime: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in _timings(published).items()))
     if published.cached:
         out.print("every stage was cached: nothing had to be built")
     out.print(f"\nrun      [bold]{published.run}[/]{'  (champion)' if published.champion else ''}")

@@ -28,7 +28,8 @@ _TATWEEL = "\u0640"
 
 _SPACES: Rules = (
     ("[\r\x0b\x0c\x85\u2028\u2029]", "\n"),
-    ("[\t \u1680]+", " "),
+    ("[\t\u1680]", " "),
+    ("  +", " "),  # twice as fast as one class that stops at every space
     (" ?\n[ \n]*", "\n"),
 )
 _VOCALISED: Rules = ((f"[{_CONTROLS}{_TATWEEL}]+", ""), *_SPACES)

@@ -37,9 +37,7 @@ class Unigram:
     nats_by_id: Floats
 
     @classmethod
-    def fit(
-        cls, tokens: Sequence[Ids], vocab_size: int, k: float = 1.0, max_tokens: int = MAX_TOKENS
-    ) -> Unigram:
+    def fit(cls, tokens: Sequence[Ids], vocab_size: int, k: float = 1.0, max_tokens: int = MAX_TOKENS) -> Unigram:
         """Count the first `max_tokens` ids of `tokens`; every id must be below `vocab_size`."""
         stream = _first(tokens, max_tokens)
         counts = np.bincount(stream[stream != START], minlength=vocab_size).astype(np.float64)
@@ -112,16 +110,12 @@ class KneserNeyTrigram:
         """Count the first `max_tokens` ids of `tokens`; ValueError when three ids do not fit 64 bits."""
         bits = max(1, (vocab_size - 1).bit_length())
         if 3 * bits > _KEY_BITS:
-            raise ValueError(
-                f"a vocabulary of {vocab_size} is too large; trigrams of at most {2**21} ids fit 64 bits"
-            )
+            raise ValueError(f"a vocabulary of {vocab_size} is too large; trigrams of at most {2**21} ids fit 64 bits")
         stream = _first(tokens, max_tokens)
         pair_keys, triple_keys, firsts, thirds = _packed(stream, bits)
         trigram_keys, trigram_counts = np.unique(triple_keys[thirds], return_counts=True)
         opening_keys, opening_counts = np.unique(pair_keys[firsts], return_counts=True)
-        followed_keys, followed_counts = np.unique(
-            trigram_keys & np.uint64((1 << 2 * bits) - 1), return_counts=True
-        )
+        followed_keys, followed_counts = np.unique(trigram_keys & np.uint64((1 << 2 * bits) - 1), return_counts=True)
         bigram_keys = np.concatenate([opening_keys, followed_keys])  # disjoint: START opens only the former
         order = np.argsort(bigram_keys)
         bigram_keys = bigram_keys[order]

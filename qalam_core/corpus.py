@@ -53,9 +53,7 @@ WRITE_BYTES = 1 << 20  # text per record batch of a shard
 Digests = npt.NDArray[np.bytes_]
 
 
-def prepare(
-    documents: Sequence[Path], corpus: Corpus, out: Path, progress: Progress = silent
-) -> dict[str, Any]:
+def prepare(documents: Sequence[Path], corpus: Corpus, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """Clean, deduplicate and split `documents`, in their order, into `out`; gives counts.
 
     Writes train-00000.arrow and so on, each of about `corpus.shard_mb` MB of text (columns id: the first 16
@@ -153,9 +151,7 @@ def _pass(
             split[batch.reasons != ""] = -1
             if moved:
                 rows = np.flatnonzero(split >= 0)
-                split[rows] = [
-                    moved.get(id_, split[row]) for id_, row in zip(batch.ids(rows), rows, strict=True)
-                ]
+                split[rows] = [moved.get(id_, split[row]) for id_, row in zip(batch.ids(rows), rows, strict=True)]
             for index, shard in enumerate(shards):
                 kept = np.flatnonzero(split == index)
                 if len(kept):
@@ -216,16 +212,13 @@ def _check(result: _Result, corpus: Corpus) -> None:
 
     def why(rejected: Mapping[str, int]) -> str:
         worst = sorted(rejected, key=lambda reason: -rejected[reason])
-        return (
-            "; ".join(f"{rejected[reason]} {reason} ({cures[reason]})" for reason in worst) or "none rejected"
-        )
+        return "; ".join(f"{rejected[reason]} {reason} ({cures[reason]})" for reason in worst) or "none rejected"
 
     facts = result.facts()
     for name, counts in facts["sources"].items():
         if not counts["kept"]:
             raise CorpusError(
-                f"{name}: a source with no usable documents; of {counts['read']} read: "
-                f"{why(counts['rejected'])}"
+                f"{name}: a source with no usable documents; of {counts['read']} read: {why(counts['rejected'])}"
             )
     empty = [SPLITS[i] for i in _wanted(corpus) if not facts["splits"][SPLITS[i]]["documents"]]
     if empty:
@@ -254,9 +247,7 @@ class _Batch:
         return [f"{head:016x}" for head in _leading(self.digests[rows])]
 
     def kept(self, rows: npt.NDArray[np.intp]) -> pa.RecordBatch:
-        return pa.record_batch(
-            [self.ids(rows), self.texts.take(pa.array(rows)), self.names[rows]], schema=_KEPT
-        )
+        return pa.record_batch([self.ids(rows), self.texts.take(pa.array(rows)), self.names[rows]], schema=_KEPT)
 
     def rejects(self, rows: npt.NDArray[np.intp]) -> pa.RecordBatch:
         heads = pc.utf8_slice_codeunits(self.read.take(pa.array(rows)), 0, HEAD)

@@ -107,9 +107,7 @@ class _Writer:
         try:
             texts = pa.array(self._texts, pa.large_string())
         except UnicodeEncodeError:
-            texts = pa.array(
-                [self._mended(text, row) for row, text in enumerate(self._texts)], pa.large_string()
-            )
+            texts = pa.array([self._mended(text, row) for row, text in enumerate(self._texts)], pa.large_string())
         names = pa.repeat(pa.scalar(self.file.name, pa.string()), len(texts))
         self._arrow.write_batch(pa.record_batch([texts, names, pa.array(self._cuts)], schema=SCHEMA))
         self.counts["documents"] += len(texts)
@@ -225,18 +223,14 @@ def _add_field(record: Any, place: str, file: SourceFile, writer: _Writer) -> No
     """The text of one record, which must be there and be text; null is counted and left out."""
     field = file.source.text
     if not isinstance(record, dict) or field not in record:
-        raise CorpusError(
-            f"{place}: no field {field!r} ({_fields(record)}); set text to the one that holds the text"
-        )
+        raise CorpusError(f"{place}: no field {field!r} ({_fields(record)}); set text to the one that holds the text")
     value = record[field]
     if value is None:
         writer.skip_null()
     elif isinstance(value, str):
         writer.add(value)
     else:
-        raise CorpusError(
-            f"{place}: field {field!r} is {_kind(value)}, not text; set text to a field that holds text"
-        )
+        raise CorpusError(f"{place}: field {field!r} is {_kind(value)}, not text; set text to a field that holds text")
 
 
 def _kind(value: object) -> str:
@@ -344,15 +338,11 @@ def _parsing(file: SourceFile, kind: str) -> Iterator[None]:
 def _check_type(file: SourceFile, schema: pa.Schema) -> None:
     field = file.source.text
     if schema.get_field_index(field) < 0:
-        raise CorpusError(
-            f"{file.path}: no column {field!r} ({_listed(schema.names)}); set text to one of them"
-        )
+        raise CorpusError(f"{file.path}: no column {field!r} ({_listed(schema.names)}); set text to one of them")
     kind = schema.field(field).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
-        raise CorpusError(
-            f"{file.path}: column {field!r} is {kind}, not text; set text to a column that holds text"
-        )
+        raise CorpusError(f"{file.path}: column {field!r} is {kind}, not text; set text to a column that holds text")
 
 
 def _add_column(column: pa.Array, before: int, file: SourceFile, writer: _Writer) -> None:

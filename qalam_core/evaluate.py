@@ -78,9 +78,7 @@ def evaluate(
         refused = _unreadable(test, one_line(error, package_folder))
         return refused, Budgets(package_mb=round(package_mb, 6), load_seconds=math.inf)
     budgets = Budgets(package_mb=round(package_mb, 6), load_seconds=round(time.perf_counter() - begun, 6))
-    model = transformer(
-        package.config, {name: torch.from_numpy(array) for name, array in package.weights.items()}
-    )
+    model = transformer(package.config, {name: torch.from_numpy(array) for name, array in package.weights.items()})
     tokenizer = Tokenizer.from_str(package.vocabulary.tokenizer_json)
     tokenizer.encode_special_tokens = True  # a text that spells "<END>" is text
     documents = _Documents.of(test, tokenizer, package)
@@ -220,9 +218,7 @@ def _score(model: PureDynamicTransformer, documents: _Documents, progress: Progr
         T = windows[0][0]
         rows = max(1, TOKENS_PER_BATCH // T)
         batch, windows = windows[:rows], windows[rows:]
-        ids_BT = torch.zeros(
-            len(batch), T, dtype=torch.int64
-        )  # causal: the filling changes nothing before it
+        ids_BT = torch.zeros(len(batch), T, dtype=torch.int64)  # causal: the filling changes nothing before it
         scored_BT = torch.zeros(len(batch), T, dtype=torch.bool)
         places = []
         for row, (length, place, known) in enumerate(batch):
@@ -235,9 +231,7 @@ def _score(model: PureDynamicTransformer, documents: _Documents, progress: Progr
             part = slice(chunk, chunk + max(1, LOGITS_PER_CHUNK // model.vocab_size))
             logits_NV = model.lm_head(features_NC[part])
             target_N = stream[place_N[part]]
-            nats[place_N[part]] = (
-                nn.functional.cross_entropy(logits_NV, target_N, reduction="none").double().numpy()
-            )
+            nats[place_N[part]] = nn.functional.cross_entropy(logits_NV, target_N, reduction="none").double().numpy()
             hits[place_N[part]] = (logits_NV.argmax(-1) == target_N).numpy()
         done += len(place_N)
         progress(done, total)
@@ -247,9 +241,7 @@ def _score(model: PureDynamicTransformer, documents: _Documents, progress: Progr
 # -- what the model writes --------------------------------------------------------------------------
 
 
-def _samples(
-    model: NumpyTransformer, tokenizer: Tokenizer, prompts: Sequence[str], seed: int
-) -> tuple[Sample, ...]:
+def _samples(model: NumpyTransformer, tokenizer: Tokenizer, prompts: Sequence[str], seed: int) -> tuple[Sample, ...]:
     samples = []
     for prompt in prompts:
         ids = [START, *tokenizer.encode(prompt, add_special_tokens=False).ids]

@@ -151,14 +151,10 @@ def judge(report: Report, budgets: Budgets, gate: Gate, champion: Report | None)
         _baseline("unigram", bits, gate.beat_unigram, required=True),
         _baseline("trigram", bits, 0.0, required=gate.beat_trigram),
         _champion(report, champion, gate.tolerance),
-        _at_most(
-            "unknown words", "The share of unknown tokens", report.overall.unknown_rate, gate.max_unknown
-        ),
+        _at_most("unknown words", "The share of unknown tokens", report.overall.unknown_rate, gate.max_unknown),
         _at_most("package size", "The package's size", budgets.package_mb, gate.max_package_mb, " MB"),
         _at_most("load time", "Loading without execution", budgets.load_seconds, gate.max_load_seconds, " s"),
-        _at_most(
-            "repetition", "The share of repeated 4-grams", report.generation.repeated_4grams, MAX_REPEATED
-        ),
+        _at_most("repetition", "The share of repeated 4-grams", report.generation.repeated_4grams, MAX_REPEATED),
     )
     return Verdict(passed=all(check.passed for check in checks), checks=checks)
 
@@ -171,8 +167,7 @@ def _integrity(found: Integrity) -> Check:
         (not found.verifies, "The package does not verify: something in it is not what its manifest says"),
         (
             not difference <= limit,
-            f"The package's logits differ from the checkpoint's by {difference:.3g}; "
-            f"at most {limit:.3g} is allowed",
+            f"The package's logits differ from the checkpoint's by {difference:.3g}; at most {limit:.3g} is allowed",
         ),
         (not found.tensors_agree, "The package holds other tensors than the checkpoint"),
         (not found.loads_by_import, "The package does not load by plain import"),

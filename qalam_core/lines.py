@@ -30,9 +30,7 @@ def reading(file: SourceFile) -> Iterator[None]:
         yield
     except (OSError, EOFError, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise CorpusError(
-                f"{file.path}: cannot be read ({error.strerror}); check its permissions"
-            ) from None
+            raise CorpusError(f"{file.path}: cannot be read ({error.strerror}); check its permissions") from None
         reason = "it ends too early" if "end" in str(error) or "runcated" in str(error) else "it is damaged"
         kind = f"{file.compression} file" if file.compression else "file"
         raise CorpusError(

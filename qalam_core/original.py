@@ -21,7 +21,10 @@ from qalam_core.train import Training, choose_device, weights_of
 
 __all__ = ["PureCodeTrainer", "PureDynamicTransformer"]
 
-_CARD = "# A model written by PureDynamicTransformer.to_python_code\n\nNothing is recorded of its data or its training.\n"
+_CARD = """# A model written by PureDynamicTransformer.to_python_code
+
+Nothing is recorded of its data or its training.
+"""
 
 
 class PureDynamicTransformer(models.PureDynamicTransformer):
@@ -49,9 +52,7 @@ class PureDynamicTransformer(models.PureDynamicTransformer):
         )
         weights = {name: tensor.numpy() for name, tensor in weights_of(self).items()}
         config = packages.config_of(vars(self), self.vocab_size)
-        packages.write(
-            partial, config=config, vocabulary=vocabulary, weights=weights, card=_CARD, provenance={}
-        )
+        packages.write(partial, config=config, vocabulary=vocabulary, weights=weights, card=_CARD, provenance={})
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
@@ -87,9 +88,7 @@ class PureCodeTrainer:
         Raises CorpusError and TrainingError. Prints a line every `log_every` steps.
         """
         if seq_len > self.model.max_seq_len:
-            raise TrainingError(
-                f"seq_len {seq_len} is longer than the model's max_seq_len {self.model.max_seq_len}"
-            )
+            raise TrainingError(f"seq_len {seq_len} is longer than the model's max_seq_len {self.model.max_seq_len}")
         self.save_dir.mkdir(parents=True, exist_ok=True)
         shard = self.save_dir / "tokens.arrow"
         batches_of_lines = _in_batches(lines_of(train_file), 1000, max_samples)
@@ -99,9 +98,7 @@ class PureCodeTrainer:
         settings = Train(
             steps=epochs * batches.per_epoch, batch_size=batch_size, learning_rate=learning_rate,
         )  # fmt: skip
-        print(
-            f"{self.model.count_parameters():,} parameters, {batches.tokens:,} tokens, {settings.steps:,} steps"
-        )
+        print(f"{self.model.count_parameters():,} parameters, {batches.tokens:,} tokens, {settings.steps:,} steps")
         training = Training(self.model, batches, settings, seed=0)
         self.model.train()
         since = time.monotonic()

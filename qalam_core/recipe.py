@@ -54,19 +54,13 @@ class Source(Part):
         "auto", description="auto goes by the file's suffix"
     )
     text: str = Field("text", description="field that holds the text (all formats but plain text)")
-    records: str = Field(
-        "", description="JSON key that holds the list of records, when they are not at the top"
-    )
-    unit: Literal["line", "paragraph", "file"] = Field(
-        "line", description="what one document is in plain text"
-    )
+    records: str = Field("", description="JSON key that holds the list of records, when they are not at the top")
+    unit: Literal["line", "paragraph", "file"] = Field("line", description="what one document is in plain text")
     encoding_errors: Literal["refuse", "replace"] = Field("refuse", description="on bytes that are not UTF-8")
     revision: str = Field("", description="commit of the Hugging Face data set; required for `hf:NAME`")
     config: str = Field("", description="configuration of the Hugging Face data set")
     split: str = Field("train", description="split of the Hugging Face data set")
-    data_files: tuple[str, ...] = Field(
-        (), description="data files for a Hugging Face builder such as hf:json"
-    )
+    data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")
     licence: str = Field("", description="licence of the text, for the model card")
 
     @model_validator(mode="after")
@@ -88,9 +82,7 @@ class Corpus(Part):
     min_arabic: Fraction = Field(0.5, description="least share of Arabic among a document's letters")
     validation: Fraction = Field(0.05, description="share of documents held out to watch training")
     test: Fraction = Field(0.05, description="share of documents held out for the gate")
-    shard_mb: Positive = Field(
-        16, description="normalised text per shard, in MB; shards are tokenized in parallel"
-    )
+    shard_mb: Positive = Field(16, description="normalised text per shard, in MB; shards are tokenized in parallel")
 
     @model_validator(mode="after")
     def _splits_leave_training_text(self) -> Self:
@@ -172,13 +164,9 @@ class Gate(Part):
     tolerance: Annotated[float, Field(ge=0)] = Field(
         0.01, description="share by which bits per byte may be worse than the champion's"
     )
-    max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="largest share of unknown tokens"
-    )
+    max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="largest share of unknown tokens")
     max_package_mb: Annotated[float, Field(gt=0)] = Field(2000.0, description="largest package, in MB")
-    max_load_seconds: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="slowest load without execution"
-    )
+    max_load_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="slowest load without execution")
     prompts: tuple[str, ...] = Field(("في", "من", "قال"), description="samples are shown for these")
 
 
@@ -203,15 +191,11 @@ class Recipe(Part):
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RecipeError(
-                f"{path}: no such recipe; `qalam init {path} --corpus FILES` writes one"
-            ) from None
+            raise RecipeError(f"{path}: no such recipe; `qalam init {path} --corpus FILES` writes one") from None
         except IsADirectoryError:
             raise RecipeError(f"{path}: is a folder; name a recipe file in it") from None
         except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"{path}: byte {error.start} is not UTF-8; a recipe is a TOML text file"
-            ) from None
+            raise RecipeError(f"{path}: byte {error.start} is not UTF-8; a recipe is a TOML text file") from None
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path}: not TOML: {error}") from None
         for override in overrides:
@@ -236,7 +220,8 @@ def _anchored(corpus: Corpus, folder: Path) -> Corpus:
         source.model_copy(
             update={
                 "path": anchor(source.path),
-                "data_files": tuple(anchor(file) for file in source.data_files),
+                # with a revision they are names in the data set's repository
+                "data_files": source.data_files if source.revision else tuple(map(anchor, source.data_files)),
             }
         )
         for source in corpus.sources
@@ -267,9 +252,7 @@ def _explain(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         parent = _part_at(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), list(parent.model_fields), n=1, cutoff=0.5)
-        hint = (
-            f'did you mean "{near[0]}"?' if near else "known here: " + ", ".join(sorted(parent.model_fields))
-        )
+        hint = f'did you mean "{near[0]}"?' if near else "known here: " + ", ".join(sorted(parent.model_fields))
         return f"{place}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{place}: missing; every recipe needs it"
@@ -316,9 +299,7 @@ def to_toml(recipe: Recipe) -> str:
     ]  # fmt: skip
     sections: list[tuple[str, Part]] = [("[corpus]", recipe.corpus)]
     sections += [("[[corpus.sources]]", source) for source in recipe.corpus.sources]
-    sections += [
-        (f"[{name}]", getattr(recipe, name)) for name in ("tokenizer", "model", "train", "package", "gate")
-    ]
+    sections += [(f"[{name}]", getattr(recipe, name)) for name in ("tokenizer", "model", "train", "package", "gate")]
     for header, part in sections:
         lines += ["", header]
         for key, field in type(part).model_fields.items():

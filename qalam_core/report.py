@@ -99,9 +99,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
     parameters = train.get("parameters")
     size = f" with {parameters:,} parameters" if parameters is not None else ""
     names = [_name(source) for source in recipe.corpus.sources]
-    sources = (
-        (_name(source), _origin(source), source.licence or "not stated") for source in recipe.corpus.sources
-    )
+    sources = ((_name(source), _origin(source), source.licence or "not stated") for source in recipe.corpus.sources)
     entries = facts.get("entries", recipe.tokenizer.vocab_size)
     sections = [
         f"# {recipe.name}",

@@ -21,7 +21,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-
 from qalam_core import corpus as corpora
 from qalam_core import gate as gates
 from qalam_core import package as packages
@@ -34,8 +33,22 @@ from qalam_core.recipe import Corpus, Recipe, digest
 from qalam_core.store import Artifact, Progress, Store, silent
 from qalam_core.tokenizer import END, START, ArabicTokenizer
 
-__all__ = ["STAGE_VERSION", "Published", "build", "export", "evaluate", "gate", "ingest", "prepare", "publish",
-           "resolve", "shards", "tokenize", "train", "vocab"]  # fmt: skip
+__all__ = [
+    "STAGE_VERSION",
+    "Published",
+    "build",
+    "evaluate",
+    "export",
+    "gate",
+    "ingest",
+    "prepare",
+    "publish",
+    "resolve",
+    "shards",
+    "tokenize",
+    "train",
+    "vocab",
+]  # fmt: skip
 
 STAGE_VERSION = {
     "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
@@ -77,9 +90,7 @@ def ingest(store: Store, file: SourceFile, progress: Progress = silent) -> Artif
     )
 
 
-def prepare(
-    store: Store, recipe: Recipe, documents: Sequence[Artifact], progress: Progress = silent
-) -> Artifact:
+def prepare(store: Store, recipe: Recipe, documents: Sequence[Artifact], progress: Progress = silent) -> Artifact:
     """All documents -> normalised, filtered, deduplicated, split shards, and the rejects with reasons."""
     part = recipe.corpus.canonical()
     del part["sources"]  # what they hold is in the documents' digests
@@ -117,9 +128,7 @@ def shards(corpus: Artifact) -> list[str]:
     return [name for name in _shard_digests(corpus) if not name.startswith("test")]
 
 
-def tokenize(
-    store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, progress: Progress = silent
-) -> Artifact:
+def tokenize(store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, progress: Progress = silent) -> Artifact:
     """One corpus shard -> one token shard. Unchanged shards keep their artifact when others change."""
 
     def make(out: Path) -> Mapping[str, Any]:
@@ -135,15 +144,11 @@ def tokenize(
                 done += batch.nbytes
                 progress(min(done, size), size)
 
-        documents, tokens = shards_of_tokens.write_shard(
-            out / "tokens.arrow", encoded(), len(words), START, END
-        )
+        documents, tokens = shards_of_tokens.write_shard(out / "tokens.arrow", encoded(), len(words), START, END)
         return {"documents": documents, "tokens": tokens, "split": shard.partition("-")[0]}
 
     inputs = {"shard": _shard_digests(corpus)[shard], "tokenizer": tokenizer.digest}
-    return store.build(
-        "tokenize", STAGE_VERSION["tokenize"], {"split": shard.partition("-")[0]}, inputs, make
-    )
+    return store.build("tokenize", STAGE_VERSION["tokenize"], {"split": shard.partition("-")[0]}, inputs, make)
 
 
 def train(
@@ -184,7 +189,7 @@ def train(
 
 def _run_training(spec: Path, steps: int, progress: Progress) -> None:
     """Start the training process, follow its metrics, and turn its end into a result or an error."""
-    from qalam_core.train import STOPPED
+    from qalam_core.train import DISK_FAILED, STOPPED
 
     process = subprocess.Popen(
         [sys.executable, "-m", "qalam_core.train", str(spec)],
@@ -208,10 +213,11 @@ def _run_training(spec: Path, steps: int, progress: Progress) -> None:
             pipe.close()
     if status == 2:
         raise TrainingError(errors)
+    if status == DISK_FAILED:
+        number = int(errors.splitlines()[-1].partition(" ")[0])
+        raise OSError(number, os.strerror(number))  # the store says it to the user
     if status == STOPPED:
-        raise TrainingError(
-            f"training was stopped at step {done} of {steps}; run the same command again to go on"
-        )
+        raise TrainingError(f"training was stopped at step {done} of {steps}; run the same command again to go on")
     if status == -9:
         raise TrainingError(
             f"training was killed at step {done}, most likely for memory; raise train.accumulate, "
@@ -221,9 +227,7 @@ def _run_training(spec: Path, steps: int, progress: Progress) -> None:
         raise RuntimeError(f"qalam_core.train ended with status {status}:\n{errors}")
 
 
-def export(
-    store: Store, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact
-) -> Artifact:
+def export(store: Store, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact) -> Artifact:
     """Trained weights and tokenizer -> the package: Python source."""
     from safetensors.numpy import load_file
 
@@ -233,9 +237,7 @@ def export(
 
     def make(out: Path) -> Mapping[str, Any]:
         words = _tokenizer(tokenizer)
-        vocabulary = packages.Vocabulary(
-            words.algorithm, words.words, words.merges, words.rules, words.to_json()
-        )
+        vocabulary = packages.Vocabulary(words.algorithm, words.words, words.merges, words.rules, words.to_json())
         packages.write(
             out / "model", config=packages.config_of(recipe.model.model_dump(), len(words)), vocabulary=vocabulary,
             weights=load_file(checkpoint.path / "model.safetensors"), card=card, provenance=inputs,
@@ -244,7 +246,7 @@ def export(
         files = [path for path in (out / "model").iterdir() if path.is_file()]
         return {"bytes": sum(path.stat().st_size for path in files), "files": len(files)}
 
-    part = {**recipe.package.canonical(), "card": digest(card), "format": packages.FORMAT}
+    part = {**recipe.package.canonical(), "card": digest(card), "code": packages.code_digests()}
     return store.build("export", STAGE_VERSION["export"], part, inputs, make)
 
 
@@ -261,9 +263,7 @@ def evaluate(
             pair for shard in corpora.read_split(corpus.path, "test") for batch in corpora.read_texts(shard)
             for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
         ]  # fmt: skip
-        training = [
-            shards_of_tokens.flat(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == "train"
-        ]
+        training = [shards_of_tokens.flat(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == "train"]
         report, budgets = measure(
             package.path / "model", checkpoint.path / "model.safetensors", held_out, training,
             recipe.seed, recipe.gate, progress,
@@ -342,9 +342,7 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
     run, _ = store.publish(recipe.name, key, fill)
     if verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}:
         store.promote(recipe.name, run, created, "passed the gate")
-    return Published(
-        run, store.run_folder(run), verdict, store.champion(recipe.name) == run, tuple(artifacts)
-    )
+    return Published(run, store.run_folder(run), verdict, store.champion(recipe.name) == run, tuple(artifacts))
 
 
 def build(recipe: Recipe, store: Store) -> Published:

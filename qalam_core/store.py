@@ -29,7 +29,7 @@ from typing import Any
 from qalam_core.errors import StoreError
 from qalam_core.recipe import digest
 
-__all__ = ["Artifact", "Progress", "Store", "file_sha256", "replace_file", "silent"]
+__all__ = ["DISK_ERRORS", "Artifact", "Progress", "Store", "file_sha256", "replace_file", "silent"]
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Artifact:
 MANIFEST = "manifest.json"
 
 # Errors of the disk under the store, which a user can mend; anything else is ours and keeps its traceback.
-_DISK = {
+DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some, then run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
     errno.EROFS: "the disk is read-only; choose another place with --store",
@@ -118,8 +118,13 @@ class Store:
             if partial.exists() and not resumable:
                 shutil.rmtree(partial)
             partial.mkdir(parents=True, exist_ok=True)
-            facts = make(partial)
-            _finish(partial, {**identity, "facts": facts})
+            try:
+                facts = make(partial)
+                _finish(partial, {**identity, "facts": facts})
+            except BaseException:
+                if not resumable:  # half an artifact helps nobody, least of all on a full disk
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
             partial.rename(home)
             _sync(home.parent)
         return Artifact(stage, key, home, False, time.monotonic() - since)
@@ -162,9 +167,9 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno not in _DISK:
+            if error.errno not in DISK_ERRORS:
                 raise
-            raise StoreError(f"store {self.root}, stage {stage}: {_DISK[error.errno]}") from error
+            raise StoreError(f"store {self.root}, stage {stage}: {DISK_ERRORS[error.errno]}") from error
 
     # -- runs and champions ---------------------------------------------------------------------
 
@@ -238,10 +243,7 @@ def _finish(folder: Path, manifest: dict[str, Any]) -> None:
     names = _files(folder)
     for name in names:
         _sync(folder / name)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-        for name in names
-    }
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
     text = json.dumps({**manifest, "files": files}, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
     replace_file(folder / MANIFEST, text.encode())
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -46,9 +46,7 @@ class ArabicTokenizer:
     >>> tokenizer.encode("القط يأكل السمك")
     """
 
-    def __init__(
-        self, vocab_size: int = 32000, algorithm: Algorithm = "word", profile: str = "standard"
-    ) -> None:
+    def __init__(self, vocab_size: int = 32000, algorithm: Algorithm = "word", profile: str = "standard") -> None:
         self.vocab_size = vocab_size
         self.algorithm: Algorithm = algorithm
         self.profile = profile
@@ -82,18 +80,14 @@ class ArabicTokenizer:
         trained.train_from_iterator(texts, trainer)
         found = trained.get_vocab_size()
         if found <= len(SPECIALS):
-            raise CorpusError(
-                f"no word occurs {min_freq} times in the text; lower tokenizer.min_freq, or add text"
-            )
+            raise CorpusError(f"no word occurs {min_freq} times in the text; lower tokenizer.min_freq, or add text")
         self._adopt(trained)
 
     @classmethod
     def from_words(cls, words: Sequence[str], profile: str = "standard") -> ArabicTokenizer:
         """A word tokenizer over a given list, id order; the list opens with the four specials."""
         if tuple(words[:4]) != SPECIALS:
-            raise QalamError(
-                f"a vocabulary opens with {' '.join(SPECIALS)}, not with {' '.join(words[:4])!r}"
-            )
+            raise QalamError(f"a vocabulary opens with {' '.join(SPECIALS)}, not with {' '.join(words[:4])!r}")
         tokenizer = cls(len(words), "word", profile)
         vocabulary = {word: index for index, word in enumerate(words)}
         tokenizer._adopt(_assemble("word", vocabulary, [], PROFILES[profile]))
@@ -168,15 +162,13 @@ class ArabicTokenizer:
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text; for a word tokenizer also words that have no id."""
         if self.algorithm == "word":
-            pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(
-                self._tokenizer.normalizer.normalize_str(text)
-            )
+            pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(self._tokenizer.normalizer.normalize_str(text))
             return [piece for piece, _ in pieces]
         return [self.words[index] for index in self.encode(text)]
 
     def encode(self, text: str, max_len: int | None = None) -> list[int]:
         """Ids of a text, without <START> and <END>; at most `max_len` of them."""
-        return cast(list[int], self._tokenizer.encode(text, add_special_tokens=False).ids[:max_len])
+        return self._tokenizer.encode(text, add_special_tokens=False).ids[:max_len]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on all cores."""
@@ -188,9 +180,7 @@ class ArabicTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
-def _assemble(
-    algorithm: Algorithm, words: dict[str, int], merges: list[tuple[str, str]], rules: Rules
-) -> Tokenizer:
+def _assemble(algorithm: Algorithm, words: dict[str, int], merges: list[tuple[str, str]], rules: Rules) -> Tokenizer:
     steps: list[normalizers.Normalizer] = [normalizers.NFKC()]
     steps += [normalizers.Replace(Regex(pattern), replacement) for pattern, replacement in rules]
     steps += [normalizers.NFKC(), normalizers.Strip()]

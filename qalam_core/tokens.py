@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +34,7 @@ def write_shard(
     -> (documents, tokens). Memory: 2 bytes a token (4 with more than 65,536 entries).
     """
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    pieces: list[Ids] = []
+    pieces: list[npt.NDArray[Any]] = []
     lengths: list[int] = [0]
     for batch in encoded:
         for ids in batch:
@@ -62,7 +64,7 @@ def documents(path: Path) -> Iterator[Ids]:
     lists = _lists(path)
     offsets = lists.offsets.to_numpy(zero_copy_only=True)
     ids = lists.flatten().to_numpy(zero_copy_only=True)
-    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for begin, end in pairwise(offsets):
         yield ids[begin - offsets[0] : end - offsets[0]]
 
 

@@ -14,11 +14,13 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 from qalam_core.errors import QalamError, TrainingError
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.recipe import Model, Train
+from qalam_core.store import DISK_ERRORS
 from qalam_core.tokens import Batches, flat
 
 __all__ = ["Spec", "Training", "weights_of"]
@@ -40,6 +43,7 @@ __all__ = ["Spec", "Training", "weights_of"]
 log = logging.getLogger(__name__)
 
 STOPPED = 75  # exit status after a signal: the checkpoint is written, start again to go on (EX_TEMPFAIL)
+DISK_FAILED = 74  # exit status when a file cannot be written: standard error opens with the errno (EX_IOERR)
 VALIDATION_WINDOWS = 256  # a bounded look, so that validating costs the same on any corpus
 
 
@@ -64,27 +68,21 @@ class Spec:
     def load(cls, path: Path) -> Spec:
         """Read what `save` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        parts = {"model": Model(**data.pop("model")), "train": Train(**data.pop("train"))}
-        return cls(**data, **parts)
+        model, train = Model(**data.pop("model")), Train(**data.pop("train"))
+        return cls(model=model, train=train, **data)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors by name, on the CPU, a tied head left out: what checkpoints and packages hold."""
     tied = getattr(model, "tied", False)
     state = model.state_dict()
-    return {
-        name: t.detach().cpu().contiguous()
-        for name, t in state.items()
-        if not (tied and name == "lm_head.weight")
-    }
+    return {name: t.detach().cpu().contiguous() for name, t in state.items() if not (tied and name == "lm_head.weight")}
 
 
 def choose_device(wish: str) -> torch.device:
     """The device for `auto`, `cpu` or `cuda`; TrainingError when there is no GPU to be had."""
     if wish == "cuda" and not torch.cuda.is_available():
-        raise TrainingError(
-            "train.device is cuda, and torch sees no GPU here; set train.device to auto or cpu"
-        )
+        raise TrainingError("train.device is cuda, and torch sees no GPU here; set train.device to auto or cpu")
     return torch.device("cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -99,9 +97,7 @@ class Training:
             {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=settings.betas, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
         self._parameters = [p for _, p in named]
         self._run = torch.compile(model, dynamic=False) if settings.compile else model
         self._autocast = settings.dtype == "bfloat16"
@@ -171,7 +167,14 @@ class Training:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata)
+    try:
+        save_file(tensors, temporary, metadata)
+    except SafetensorError as error:  # it keeps the disk's errno in its text only
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -195,9 +198,7 @@ def _find_checkpoint(folder: Path, fingerprint: Mapping[str, str]) -> tuple[Path
             path.unlink()
             continue
         changed = [
-            f"{key} {found.get(key)} -> {value}"
-            for key, value in fingerprint.items()
-            if found.get(key) != value
+            f"{key} {found.get(key)} -> {value}" for key, value in fingerprint.items() if found.get(key) != value
         ]
         if changed:
             raise TrainingError(
@@ -247,6 +248,12 @@ def _earlier_metrics(path: Path, done: int) -> Iterator[str]:
                 return
 
 
+def _diverged(out: Path, what: str) -> TrainingError:
+    good = max((int(path.stem.rpartition("-")[2]) for path in _checkpoints(out)), default=None)
+    kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint, of step {good}, is kept"
+    return TrainingError(f"{what}; {kept}; lower train.learning_rate or train.clip, or raise train.warmup")
+
+
 def run(spec: Spec, stop: _Stop) -> None:
     """Train to the end of `spec`, from its newest checkpoint if there is one; SystemExit(75) when stopped."""
     settings, out = spec.train, Path(spec.out)
@@ -268,20 +275,23 @@ def run(spec: Spec, stop: _Stop) -> None:
     earlier = list(_earlier_metrics(metrics, done))
     metrics.write_text("".join(earlier), encoding="utf-8")
 
+    def tell(text: str) -> None:
+        # whoever listened may be gone: that asks us to stop, and must not keep us from the checkpoint
+        with suppress(BrokenPipeError):
+            os.write(sys.stdout.fileno(), text.encode())
+
     def emit(line: dict[str, Any]) -> None:
         text = json.dumps(line) + "\n"
         with metrics.open("a", encoding="utf-8") as file:
             file.write(text)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        tell(text)
 
     def save() -> None:
         training.save(out / f"checkpoint-{done:09d}.safetensors", done, fingerprint)
         for old in _checkpoints(out)[:-2]:
             old.unlink()
 
-    sys.stdout.write(json.dumps({"step": done, "steps": settings.steps}) + "\n")
-    sys.stdout.flush()
+    tell(json.dumps({"step": done, "steps": settings.steps}) + "\n")
     model.train()
     losses: list[Tensor] = []  # read from the device only when logged
     since = time.monotonic()
@@ -296,11 +306,10 @@ def run(spec: Spec, stop: _Stop) -> None:
             values = torch.stack(losses).tolist()
             bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
             if bad is not None:
-                good = int(path.stem.rpartition("-")[2]) if (path := (_checkpoints(out) or [None])[-1]) else 0
-                raise TrainingError(
-                    f"the loss became {values[bad]} at step {done - len(values) + bad + 1}; the last good checkpoint is "
-                    f"step {good}; lower train.learning_rate or train.clip, or raise train.warmup"
-                )
+                raise _diverged(out, f"the loss became {values[bad]} at step {done - len(values) + bad + 1}")
+            # the loss is that of the weights before the step
+            if saving and not all(bool(p.isfinite().all()) for p in model.parameters()):
+                raise _diverged(out, f"the weights stopped being finite by step {done}")
             seconds = time.monotonic() - since
             rate = len(values) * settings.batch_size * spec.model.max_seq_len / seconds
             line = {
@@ -330,7 +339,7 @@ def run(spec: Spec, stop: _Stop) -> None:
 
 
 def main() -> int:
-    """`python -m qalam_core.train SPEC`: 0 done, 2 a user's mistake (one line on stderr), 75 stopped."""
+    """`python -m qalam_core.train SPEC`: 0 done, 2 a user's mistake (one line on stderr), 74 disk, 75 stopped."""
     # cuBLAS reads it when the first handle is made; without it, deterministic mode refuses to run
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
@@ -341,6 +350,11 @@ def main() -> int:
     except torch.OutOfMemoryError:
         sys.stderr.write("the GPU has too little memory for this batch; raise train.accumulate\n")
         return 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.stderr.write(f"{error.errno} {error.strerror}: {error.filename}\n")
+        return DISK_FAILED
     return 0
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas import TaskRun
-from prefect.states import Completed, State
+from prefect.client.schemas import State, TaskRun
+from prefect.states import Completed
 
 from qalam_core import stages
 from qalam_core.errors import QalamError
 from qalam_core.recipe import Corpus, Recipe
+from qalam_core.sources import SourceFile
 from qalam_core.stages import Published
 from qalam_core.store import Artifact, Store
 from tasks.progress import report_to, watch
@@ -36,14 +37,12 @@ def _shown(label: str, artifact: Artifact) -> Any:
     """The artifact, in the state that tells whether it was built or reused."""
     report_to(label, artifact)
     if artifact.cached:
-        return Completed(
-            name="Cached", message=f"{artifact.stage} {artifact.digest[:12]} reused", data=artifact
-        )
+        return Completed(name="Cached", message=f"{artifact.stage} {artifact.digest[:12]} reused", data=artifact)
     return artifact
 
 
 @task(name="resolve", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_not_the_users, **POLICY)
-def resolve(corpus: Corpus) -> list[stages.SourceFile]:
+def resolve(corpus: Corpus) -> list[SourceFile]:
     """Find the files behind the sources and digest their content."""
     return stages.resolve(corpus)
 
@@ -52,7 +51,7 @@ def resolve(corpus: Corpus) -> list[stages.SourceFile]:
     name="ingest", task_run_name="ingest {file.name}", tags=["data"],
     retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_not_the_users, **POLICY,
 )  # fmt: skip
-def ingest(store: str, file: stages.SourceFile) -> Any:
+def ingest(store: str, file: SourceFile) -> Any:
     """Read one source file into Arrow documents."""
     label = f"ingest {file.name}"
     return _shown(label, stages.ingest(Store(Path(store)), file, watch("ingest", label, "bytes")))

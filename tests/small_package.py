@@ -32,9 +32,7 @@ def vocabulary(**changes: Any) -> Vocabulary:
 def weights(config: dict[str, Any] = CONFIG, seed: int = 0, scale: float = 0.3) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {
-        name: random.normal(1.0 if "ln" in name and name.endswith("weight") else 0.0, scale, shape).astype(
-            np.float32
-        )
+        name: random.normal(1.0 if "ln" in name and name.endswith("weight") else 0.0, scale, shape).astype(np.float32)
         for name, shape in tensor_shapes(config).items()
     }
 

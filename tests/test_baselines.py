@@ -92,9 +92,7 @@ def test_trigram_equals_the_slow_reference(train: list[list[int]], test: list[li
     for doc in test:
         words = [START, *doc, END]
         contexts = [tuple(words[max(0, i - 2) : i]) for i in range(1, len(words))]
-        expected += [0.0] + [
-            -math.log(slow.probability(c, w)) for c, w in zip(contexts, words[1:], strict=True)
-        ]
+        expected += [0.0] + [-math.log(slow.probability(c, w)) for c, w in zip(contexts, words[1:], strict=True)]
     assert KneserNeyTrigram.fit([stream(train)], V).nats(stream(test)) == pytest.approx(expected, rel=1e-12)
 
 

@@ -31,9 +31,7 @@ def part(**options: Any) -> Corpus:
     return Corpus(sources=(Source(path="x"),), **{"min_chars": 1, **options})
 
 
-def write(
-    path: Path, documents: Sequence[Document], batch: int = 1000, cut: frozenset[int] = frozenset()
-) -> Path:
+def write(path: Path, documents: Sequence[Document], batch: int = 1000, cut: frozenset[int] = frozenset()) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ipc.new_file(path, SCHEMA) as writer:
         for start in range(0, len(documents), batch):
@@ -149,9 +147,7 @@ def test_rejects_are_kept_short(tmp_path: Path) -> None:
 
 def test_the_first_of_equal_documents_is_kept_across_files(tmp_path: Path) -> None:
     first = write(tmp_path / "a.arrow", sentences(40, name="a"), batch=7)
-    second = write(
-        tmp_path / "b.arrow", [*sentences(40, name="b"), *sentences(5, seed=1, name="b")], batch=11
-    )
+    second = write(tmp_path / "b.arrow", [*sentences(40, name="b"), *sentences(5, seed=1, name="b")], batch=11)
     facts = prepare([first, second], part(), tmp_path / "out")
     assert facts["sources"]["a"] == {"read": 40, "kept": 40, "rejected": {}}
     assert facts["sources"]["b"] == {"read": 45, "kept": 5, "rejected": {"duplicate": 40}}
@@ -164,8 +160,7 @@ def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytes
     shards = read_split(tmp_path / "out", "train")
     assert [shard.name for shard in shards] == [f"train-{n:05}.arrow" for n in range(len(shards))]
     sizes = [
-        sum(len(text.as_py().encode()) for batch in read_texts(shard) for text in batch["text"])
-        for shard in shards
+        sum(len(text.as_py().encode()) for batch in read_texts(shard) for text in batch["text"]) for shard in shards
     ]
     assert all(1_000_000 <= size < 1_005_000 for size in sizes[:-1])
     assert len(sizes) == facts["splits"]["train"]["shards"] == 5
@@ -196,9 +191,7 @@ def test_no_split_of_a_small_corpus_is_empty(count: int, seed: int, order: rando
         order.shuffle(shuffled)
         run(Path(folder, "b"), shuffled, part())
         second = kept(Path(folder, "b"))
-        assert {split: set(rows) for split, rows in first.items()} == {
-            s: set(rows) for s, rows in second.items()
-        }
+        assert {split: set(rows) for split, rows in first.items()} == {s: set(rows) for s, rows in second.items()}
 
 
 def test_a_split_without_a_share_has_no_file(tmp_path: Path) -> None:
@@ -209,9 +202,7 @@ def test_a_split_without_a_share_has_no_file(tmp_path: Path) -> None:
 
 def test_a_second_pass_leaves_nothing_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # one document a shard, all of them in train by hash: moving two leaves two shards fewer
-    documents = [
-        row for row in sentences(300) if int(hashlib.sha256(row[1].encode()).hexdigest()[:16], 16) > 2**63
-    ][:5]
+    documents = [row for row in sentences(300) if int(hashlib.sha256(row[1].encode()).hexdigest()[:16], 16) > 2**63][:5]
     monkeypatch.setattr(module._Shards, "__init__", _one_document_a_shard(module._Shards.__init__))
     facts = run(tmp_path, documents, part())
     assert [facts["splits"][split]["documents"] for split in SPLITS] == [3, 1, 1]
@@ -310,8 +301,7 @@ def test_adding_a_document_moves_no_other(documents: list[Document], added: str)
         run(Path(name, "a"), documents, corpus)
         run(Path(name, "b"), [("a", added), *documents], corpus)
         before, after = (
-            {text: split for split, rows in kept(Path(name, place)).items() for _, _, text in rows}
-            for place in "ab"
+            {text: split for split, rows in kept(Path(name, place)).items() for _, _, text in rows} for place in "ab"
         )
         assert {text: after[text] for text in before} == before
         assert set(after) - set(before) <= {normalise(added)}

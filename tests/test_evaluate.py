@@ -61,9 +61,7 @@ def texts(count: int, seed: int) -> list[str]:
     return [" ".join(chosen.choices(words, k=chosen.randint(2, 40))) for _ in range(count)]
 
 
-def build(
-    folder: Path, algorithm: str = "bpe", dtype: str = "f32", scale: float = 1.0, tied: bool = True
-) -> Built:
+def build(folder: Path, algorithm: str = "bpe", dtype: str = "f32", scale: float = 1.0, tied: bool = True) -> Built:
     train, test = texts(60, 1), texts(12, 2)
     if algorithm == "word":
         test += ["كلمةغريبة ظظظ xyz"]
@@ -75,9 +73,7 @@ def build(
         for tensor in model.parameters():
             tensor.mul_(scale)
     weights = {
-        name: tensor.clone()
-        for name, tensor in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
+        name: tensor.clone() for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")
     }
     save_file(weights, folder / "model.safetensors")
     write_package(folder / "model", tokenizer, weights, dtype, tied)
@@ -163,9 +159,7 @@ def test_model_bits_equal_plain_arithmetic(built: Built, report: Report) -> None
 
 def test_baseline_bits_count_the_same_tokens(built: Built, report: Report) -> None:
     unigram = Unigram.fit(built.train, len(built.tokenizer))
-    nats = sum(
-        unigram.nats(np.array([START, *built.tokenizer.encode(text), END])).sum() for _, text in built.test
-    )
+    nats = sum(unigram.nats(np.array([START, *built.tokenizer.encode(text), END])).sum() for _, text in built.test)
     size = sum(report.document_bytes)
     assert report.bits_per_byte.unigram == pytest.approx(nats / math.log(2) / size, abs=1e-6)
     assert report.bits_per_byte.trigram < report.bits_per_byte.model  # the model is random

@@ -32,9 +32,7 @@ def test_the_forward_pass_is_the_plain_formula(model: PureDynamicTransformer) ->
     x = model.embedding.weight[ids] + model.pos_embedding[:7]
     mask = torch.full((7, 7), -torch.inf).triu(1)
     for block in model.blocks:
-        q, k, v = (
-            part.view(2, 7, 2, 8).transpose(1, 2) for part in block.qkv(block.ln1(x)).split(16, dim=-1)
-        )
+        q, k, v = (part.view(2, 7, 2, 8).transpose(1, 2) for part in block.qkv(block.ln1(x)).split(16, dim=-1))
         weights = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5 + mask, dim=-1)
         x = x + block.out((weights @ v).transpose(1, 2).reshape(2, 7, 16))
         x = x + block.fc2(F.gelu(block.fc1(block.ln2(x))))
@@ -64,11 +62,7 @@ def test_the_loss_shifts_nothing(model: PureDynamicTransformer) -> None:
 def test_count_parameters_by_hand() -> None:
     vocab, dim, layers, context = 50, 16, 2, 12
     block = (
-        2 * 2 * dim
-        + (3 * dim * dim + 3 * dim)
-        + (dim * dim + dim)
-        + (4 * dim * dim + 4 * dim)
-        + (4 * dim * dim + dim)
+        2 * 2 * dim + (3 * dim * dim + 3 * dim) + (dim * dim + dim) + (4 * dim * dim + 4 * dim) + (4 * dim * dim + dim)
     )
     tied = vocab * dim + context * dim + layers * block + 2 * dim
     assert PureDynamicTransformer(**SHAPE).count_parameters() == tied

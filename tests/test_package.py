@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qalam_core.errors import PackageError
-from qalam_core.package import read, read_tensor_row, verify
+from qalam_core.package import code_digests, read, read_tensor_row, verify
 from qalam_core.package import write as write_package
 from qalam_core.package.runtime import __version__, reader
 from qalam_core.package.write import _write_weights, statistics
@@ -77,9 +78,7 @@ def test_what_is_read_writes_the_same_bytes(tmp_path: Path, dtype: str, tied: bo
     assert contents(first) == contents(tmp_path / "b")
     assert package.edited == ()
     for name, tensor in weights(config).items():
-        expected = (
-            tensor.astype(np.float16).astype(np.float32) if dtype == "f16" and tensor.ndim == 2 else tensor
-        )
+        expected = tensor.astype(np.float16).astype(np.float32) if dtype == "f16" and tensor.ndim == 2 else tensor
         assert np.array_equal(package.weights[name], expected), name
 
 
@@ -242,14 +241,33 @@ def test_float32_extremes_survive_as_decimals(tmp_path: Path) -> None:
     )
     folder = export(tmp_path / "model", weights={**weights(), "ln_out.bias": values})
     assert read(folder).weights["ln_out.bias"].tobytes() == values.tobytes()
-    assert (
-        python_values(run_file(folder / "weights.py")["WEIGHTS"]["ln_out.bias"]).tobytes() == values.tobytes()
-    )
+    assert python_values(run_file(folder / "weights.py")["WEIGHTS"]["ln_out.bias"]).tobytes() == values.tobytes()
 
 
 def test_the_version_in_a_package_is_the_release(package: Path) -> None:
     project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{__version__}"' in project
+
+
+def test_a_release_keeps_its_code() -> None:
+    """What a published version wrote stays readable: once its digests stand in releases.json, a change to
+    a shipped file needs a new version."""
+    folder = Path(__file__).parent.parent / "qalam_core" / "package"
+    releases = json.loads((folder / "releases.json").read_text(encoding="utf-8"))
+    assert releases.get(__version__, code_digests()) == code_digests()
+
+
+def test_a_package_of_an_earlier_release_is_read(
+    package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    releases = tmp_path / "releases.json"
+    releases.write_text(json.dumps({"0.0.9": code_digests()}), encoding="utf-8")
+    module = import_module("qalam_core.package.read")
+    monkeypatch.setattr(module, "code_digests", lambda: dict.fromkeys(code_digests(), "0" * 64))
+    with pytest.raises(PackageError, match="not the code of a release known here"):
+        read(package)
+    monkeypatch.setattr(module, "_RELEASES", releases)
+    assert read(package).edited == ()
 
 
 def test_nothing_a_clock_or_a_path_says_is_in_the_manifest(package: Path) -> None:
@@ -295,9 +313,7 @@ FRAGMENTS = [
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_whatever_is_accepted_means_what_python_means(
-    tmp_path: Path, tiny_text: bytes, data: st.DataObject
-) -> None:
+def test_whatever_is_accepted_means_what_python_means(tmp_path: Path, tiny_text: bytes, data: st.DataObject) -> None:
     text = tiny_text
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
@@ -325,9 +341,7 @@ def test_a_comment_before_every_row_stays_linear(tmp_path: Path) -> None:
     config = {**TINY, "VOCAB_SIZE": 3000}
     values = weights(config)
     _write_weights(tmp_path, values, "f32", {name: statistics(tensor) for name, tensor in values.items()})
-    text = (
-        (tmp_path / "weights.py").read_text(encoding="utf-8").replace('        "', '        # x\n        "')
-    )
+    text = (tmp_path / "weights.py").read_text(encoding="utf-8").replace('        "', '        # x\n        "')
     (tmp_path / "weights.py").write_bytes(text.encode())
     taken = []
     original = reader.Lines.peek

@@ -80,9 +80,7 @@ def test_relative_sources_are_relative_to_the_recipe(tmp_path: Path) -> None:
     assert Recipe.load(path).corpus.sources[0].path == str(tmp_path / "x.txt")
 
 
-@given(
-    steps=st.integers(1, 10**9), rate=st.floats(1e-9, 1e3), prompt=st.text(max_size=20), tied=st.booleans()
-)
+@given(steps=st.integers(1, 10**9), rate=st.floats(1e-9, 1e3), prompt=st.text(max_size=20), tied=st.booleans())
 def test_to_toml_and_back(steps: int, rate: float, prompt: str, tied: bool) -> None:
     recipe = tiny_recipe(
         Path("/x.txt"),

@@ -113,9 +113,7 @@ def test_a_diverged_model_is_reported() -> None:
 
 @pytest.mark.parametrize("sample", ["</div><script>x</script>", "**b** [l](u) `c`", "x\n\n# head"])
 def test_a_sample_cannot_leave_its_block(sample: str) -> None:
-    line = next(
-        line for line in page(report(text=sample)).splitlines() if line.startswith('| <div dir="rtl">')
-    )
+    line = next(line for line in page(report(text=sample)).splitlines() if line.startswith('| <div dir="rtl">'))
     inside = line.split('<div dir="rtl">')[2]
     assert inside.endswith("</div> |")
     assert not re.search(r"<(?!br>|/div> \|$)|[`*\[\]]", inside)

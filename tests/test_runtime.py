@@ -156,10 +156,7 @@ def test_a_package_stands_alone_without_torch_and_without_us(tmp_path: Path) -> 
         "--seed",
         "1",
     ]
-    done = [
-        subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, encoding="utf-8")
-        for _ in range(2)
-    ]
+    done = [subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, encoding="utf-8") for _ in range(2)]
     assert done[0].returncode == 0, done[0].stderr
     assert done[0].stdout == done[1].stdout
     assert done[0].stdout.startswith("القط ")

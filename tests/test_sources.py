@@ -108,9 +108,7 @@ def test_a_folder_is_searched_sorted_for_known_suffixes(tmp_path: Path) -> None:
 def test_folders_in_a_folder_are_sorted(tmp_path: Path) -> None:
     for name in "gkacmbelfdihj":
         write(tmp_path / name / "x.txt", b"x")
-    assert [Path(file.path).parent.name for file in resolve([Source(path=str(tmp_path))])] == [
-        *"abcdefghijklm"
-    ]
+    assert [Path(file.path).parent.name for file in resolve([Source(path=str(tmp_path))])] == [*"abcdefghijklm"]
 
 
 def test_a_glob_is_sorted_and_named_after_its_folder(tmp_path: Path) -> None:
@@ -150,9 +148,7 @@ def test_identity_is_about_content_and_reading_only(tmp_path: Path) -> None:
 
     first = identity(tmp_path / "a.txt", b"x")
     assert identity(tmp_path / "elsewhere" / "b.txt", b"x") == first
-    assert (
-        identity(tmp_path / "a.txt", b"x", text="other", licence="MIT") == first
-    )  # plain text has no fields
+    assert identity(tmp_path / "a.txt", b"x", text="other", licence="MIT") == first  # plain text has no fields
     assert identity(tmp_path / "a.txt", b"y") != first
     assert identity(tmp_path / "a.txt", b"x", unit="file") != first
     assert identity(tmp_path / "a.txt.gz", b"x") != first
@@ -186,9 +182,7 @@ def test_a_data_file_of_a_package_is_found_without_an_import(tmp_path: Path) -> 
         ("loop.txt", ["loop.txt"]),
     ],
 )
-def test_what_cannot_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, parts: list[str]
-) -> None:
+def test_what_cannot_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, parts: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write(tmp_path / "notes.md", b"x")
@@ -260,9 +254,7 @@ def test_lines_end_in_three_ways_only(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4])
-def test_a_line_end_across_two_reads_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
+def test_a_line_end_across_two_reads_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(lines, "CHUNK", chunk)
     path = write(tmp_path / "a.txt", b"one\r\ntwo\r\n\r\nthree\r\n")
     assert read(tmp_path, path, unit="paragraph")[0] == ["one\ntwo", "three"]
@@ -294,9 +286,7 @@ def test_nulls_are_counted_and_left_out(tmp_path: Path) -> None:
         assert (texts, counts["skipped_null"]) == (["x", "y"], 1)
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
-)
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
 def test_every_arrow_type_of_text(tmp_path: Path, kind: pa.DataType) -> None:
     array = (
         pa.array(TEXTS, pa.string()).cast(kind)
@@ -316,9 +306,7 @@ def test_replaced_bytes_are_counted_by_document(tmp_path: Path) -> None:
     texts, counts = read(tmp_path, path, encoding_errors="replace")
     assert texts == ["good", "\ufffd", "b\ufffd\ufffdd", "kept \ufffd"]
     assert counts["replaced"] == 2
-    path = write(
-        tmp_path / "a.jsonl", b'{"text": "a\xff"}\n{"text": "\\ud800"}\n{"text": "\\ud83d\\ude00"}\n'
-    )
+    path = write(tmp_path / "a.jsonl", b'{"text": "a\xff"}\n{"text": "\\ud800"}\n{"text": "\\ud83d\\ude00"}\n')
     texts, counts = read(tmp_path, path, encoding_errors="replace")
     assert texts == ["a\ufffd", "\ufffd", "\U0001f600"]
     assert counts["replaced"] == 2
@@ -379,9 +367,7 @@ def test_a_place_after_a_long_line_is_still_right(tmp_path: Path, monkeypatch: p
     refuses(tmp_path, path, "byte 337 is not UTF-8")
 
 
-def test_a_json_line_that_is_too_long_keeps_the_numbering(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_json_line_that_is_too_long_keeps_the_numbering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINE", 10_000)
     monkeypatch.setattr(lines, "CHUNK", 1000)
     path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}, {"text": "x" * 50_000}, {"text": "b"}) + b"{")
@@ -391,9 +377,7 @@ def test_a_json_line_that_is_too_long_keeps_the_numbering(
     assert (texts[0], texts[2], counts["cut"]) == ("a", "b", 1)
 
 
-def test_a_document_that_is_too_long_is_cut_in_any_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_document_that_is_too_long_is_cut_in_any_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_CHARS", 5000)
     long = "y" * 5001
     for name, data in {
@@ -489,9 +473,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, name: str, data: bytes, par
     refuses(tmp_path, write(tmp_path / name, data), *parts)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("a.parquet", "column"), ("a.arrow", "column"), ("a.json", "record 1")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("a.parquet", "column"), ("a.arrow", "column"), ("a.json", "record 1")])
 def test_a_field_that_is_not_there(tmp_path: Path, name: str, kind: str) -> None:
     refuses(tmp_path, write(tmp_path / name, FILES[name]), kind, "'body'", "text", text="body")
 

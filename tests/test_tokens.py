@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from qalam_core.tokens import Batches, documents, flat, write_shard
 def shard(path: Path, lengths: list[int], vocab_size: int = 8000) -> Path:
     """Documents of the given lengths whose tokens count upwards from 10 over the whole shard."""
     first = np.concatenate([[0], np.cumsum(lengths)]) + 10
-    ids = [list(range(a, b)) for a, b in zip(first[:-1], first[1:], strict=True)]
+    ids = [list(range(a, b)) for a, b in pairwise(first)]
     assert write_shard(path, [ids[:1], ids[1:]], vocab_size, 2, 3) == (len(ids), sum(lengths) + 2 * len(ids))
     return path
 
@@ -65,9 +66,7 @@ def test_an_epoch_sees_each_window_once(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.arrow", [1000])
     batches = Batches([path], 4, 16, seed=1)
     for epoch in range(3):
-        firsts = [
-            row[0] for step in range(batches.per_epoch) for row in batches[epoch * batches.per_epoch + step]
-        ]
+        firsts = [row[0] for step in range(batches.per_epoch) for row in batches[epoch * batches.per_epoch + step]]
         assert len(set(firsts)) == len(firsts) == batches.per_epoch * 4
         assert len(firsts) >= (1002 // 16 - 1) // 4 * 4
 
@@ -84,5 +83,5 @@ def test_a_corpus_smaller_than_a_batch_still_fills_it(tmp_path: Path) -> None:
 
 def test_the_shortest_shard_that_will_do(tmp_path: Path) -> None:
     assert Batches([shard(tmp_path / "a.arrow", [30])], 1, 16, seed=1)[0].shape == (1, 17)
-    with pytest.raises(TrainingError, match="longest has 31; lower model.max_seq_len"):
+    with pytest.raises(TrainingError, match=r"longest has 31; lower model\.max_seq_len"):
         Batches([shard(tmp_path / "b.arrow", [29])], 1, 16, seed=1)

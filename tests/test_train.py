@@ -142,9 +142,7 @@ def test_a_run_leaves_weights_metrics_and_a_result(uninterrupted: Path) -> None:
 
 def test_two_runs_give_the_same_bits(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
     finish(spec(tmp_path / "again", cyclic, DROPOUT))
-    assert file_sha256(tmp_path / "again" / "model.safetensors") == file_sha256(
-        uninterrupted / "model.safetensors"
-    )
+    assert file_sha256(tmp_path / "again" / "model.safetensors") == file_sha256(uninterrupted / "model.safetensors")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
@@ -168,12 +166,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     status, out, errors = finish(file)
     assert (status, errors) == (0, "")
     assert json.loads(out.splitlines()[0])["step"] >= 20  # it went on, it did not start over
-    assert file_sha256(tmp_path / "out" / "model.safetensors") == file_sha256(
-        uninterrupted / "model.safetensors"
-    )
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    ]
+    assert file_sha256(tmp_path / "out" / "model.safetensors") == file_sha256(uninterrupted / "model.safetensors")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
 
 
@@ -181,14 +175,12 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted: Path, cyclic: Path, 
     file = spec(tmp_path / "out", cyclic, DROPOUT)
     finish(file)
     (tmp_path / "out" / "model.safetensors").unlink()
-    newest = sorted((tmp_path / "out").glob("checkpoint-*"))[-1]
+    newest = max((tmp_path / "out").glob("checkpoint-*"))
     newest.write_bytes(newest.read_bytes()[:100])
     status, out, _ = finish(file)
     assert status == 0
     assert json.loads(out.splitlines()[0])["step"] == 40
-    assert file_sha256(tmp_path / "out" / "model.safetensors") == file_sha256(
-        uninterrupted / "model.safetensors"
-    )
+    assert file_sha256(tmp_path / "out" / "model.safetensors") == file_sha256(uninterrupted / "model.safetensors")
 
 
 def test_other_conditions_are_refused_by_name(cyclic: Path, tmp_path: Path) -> None:
@@ -220,9 +212,7 @@ def test_no_gpu_is_one_line(cyclic: Path, tmp_path: Path) -> None:
 def test_two_runs_on_a_gpu_give_the_same_bits(cyclic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert finish(spec(tmp_path / name, cyclic, device="cuda", dtype="bfloat16"))[0] == 0
-    assert file_sha256(tmp_path / "one" / "model.safetensors") == file_sha256(
-        tmp_path / "two" / "model.safetensors"
-    )
+    assert file_sha256(tmp_path / "one" / "model.safetensors") == file_sha256(tmp_path / "two" / "model.safetensors")
 
 
 def test_bfloat16_trains_too(cyclic: Path, tmp_path: Path) -> None:

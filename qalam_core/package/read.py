@@ -26,7 +26,7 @@ from qalam_core.package.bytecode import is_own_cache
 from qalam_core.package.runtime import reader, settings
 from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.package.seek import read_row
-from qalam_core.package.write import CODE, FORMAT, Vocabulary, code_files, row_checksums, tensor_digest
+from qalam_core.package.write import CODE, FORMAT, Vocabulary, code_digests, row_checksums, tensor_digest
 
 __all__ = ["Package", "read", "read_tensor_row", "verify"]
 
@@ -36,6 +36,7 @@ _SHARD = re.compile(r"weights_([0-9]{3})\.py")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _IGNORED = (".git", "__pycache__")  # neither is read; what lies in __pycache__ is verify's to judge
 _FILE_LIMIT = 64 << 20
+_RELEASES = Path(__file__).with_name("releases.json")  # release -> file -> sha256 of what its packages carry
 _SHOWN = 8
 
 
@@ -150,9 +151,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if set(manifest) != {"dtype", "files", "format", "provenance", "tensors"}:
         _refuse("manifest.json", "must hold dtype, files, format, provenance, tensors and nothing else")
     for part in ("files", "tensors", "provenance"):
-        if not isinstance(manifest[part], dict) or not all(
-            isinstance(v, str) for v in manifest[part].values()
-        ):
+        if not isinstance(manifest[part], dict) or not all(isinstance(v, str) for v in manifest[part].values()):
             _refuse("manifest.json", f'"{part}" must map names to text')
     for part in ("files", "tensors"):
         for name, digest in manifest[part].items():
@@ -193,16 +192,15 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
             if path.is_symlink():
                 _refuse(path.name, "a link; delete it")
         elif path.name not in listed and path.name != "manifest.json":
-            _refuse(
-                ascii(path.name)[1:-1][:80], "not listed in manifest.json; delete it or move it elsewhere"
-            )
+            _refuse(ascii(path.name)[1:-1][:80], "not listed in manifest.json; delete it or move it elsewhere")
     for name in sorted(listed):
         _regular(folder / name)
-    for name, expected in code_files().items():
-        if _bytes(folder / name) != expected:
-            _refuse(
-                name, "not the code this release writes; restore it (weights, config and words may be edited)"
-            )
+    known = [code_digests(), *json.loads(_RELEASES.read_text(encoding="utf-8")).values()]
+    found = {name: hashlib.sha256(_bytes(folder / name)).hexdigest() for name in CODE}
+    if found not in known:
+        nearest = min(known, key=lambda release: sum(release.get(name) != found[name] for name in CODE))
+        changed = next(name for name in CODE if nearest.get(name) != found[name])
+        _refuse(changed, "not the code of a release known here; restore it (weights, config and words may be edited)")
 
 
 def _contents(folder: Path) -> tuple[dict[str, Any], Vocabulary, dict[str, NDArray[np.float32]]]:
@@ -241,9 +239,7 @@ def _row_checksums(folder: Path, changed: list[str]) -> dict[str, NDArray[np.uin
         return {}
     packed = _json_object(folder / "rows.json")
     try:
-        return {
-            name: np.frombuffer(base64.b64decode(text, validate=True), "<u4") for name, text in packed.items()
-        }
+        return {name: np.frombuffer(base64.b64decode(text, validate=True), "<u4") for name, text in packed.items()}
     except (ValueError, TypeError):
         _refuse("rows.json", "must map tensor names to base64; export again")
 
@@ -274,6 +270,4 @@ def _check_caches(folder: Path, manifest: dict[str, Any], changed: list[str]) ->
         source = f"{path.name.partition('.')[0]}.py"
         if source not in manifest["files"] or source in changed or not is_own_cache(path, folder / source):
             shown = ascii(path.name)[1:-1][:80]
-            _refuse(
-                f"__pycache__/{shown}", "not this interpreter's compilation of a file as exported; delete it"
-            )
+            _refuse(f"__pycache__/{shown}", "not this interpreter's compilation of a file as exported; delete it")

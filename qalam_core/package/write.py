@@ -39,7 +39,7 @@ try:  # the same text, several times faster
 except ImportError:
     b64encode = base64.b64encode  # type: ignore[assignment]
 
-__all__ = ["CODE", "FORMAT", "Vocabulary", "code_files", "row_checksums", "write"]
+__all__ = ["CODE", "FORMAT", "Vocabulary", "code_digests", "code_files", "row_checksums", "write"]
 
 FORMAT = 1
 SHARD_LIMIT = 16_000_000
@@ -115,10 +115,12 @@ def write(
 def code_files() -> dict[str, bytes]:
     """The source files every package carries, as this release writes them."""
     here = Path(__file__).parent
-    return {
-        name: (here.parent / name if name == "model.py" else here / "runtime" / name).read_bytes()
-        for name in CODE
-    }
+    return {name: (here.parent / name if name == "model.py" else here / "runtime" / name).read_bytes() for name in CODE}
+
+
+def code_digests() -> dict[str, str]:
+    """sha256 of each of those files: an exported package depends on them as on its weights."""
+    return {name: hashlib.sha256(text).hexdigest() for name, text in code_files().items()}
 
 
 def tensor_digest(tensor: NDArray[np.float32]) -> str:
@@ -166,15 +168,11 @@ def _checked_weights(
     return values
 
 
-def _full_config(
-    config: Mapping[str, int | str | bool], values: Weights
-) -> dict[str, int | float | str | bool]:
+def _full_config(config: Mapping[str, int | str | bool], values: Weights) -> dict[str, int | float | str | bool]:
     facts = {"FORMAT": FORMAT, "PARAMETERS": sum(tensor.size for tensor in values.values())}
     for name, value in facts.items():
         if config.get(name, value) != value:
-            raise PackageError(
-                f"config {name} is {config[name]}, but this package's is {value}; leave it out"
-            )
+            raise PackageError(f"config {name} is {config[name]}, but this package's is {value}; leave it out")
     merged: dict[str, int | float | str | bool] = {**config, **facts}
     if reason := check_config(merged):
         raise PackageError(f"config: {reason}")
@@ -316,10 +314,7 @@ def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]
 
 
 def _knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
-    facts = [
-        f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)}),"
-        for name, four in measured.items()
-    ]
+    facts = [f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)})," for name, four in measured.items()]
     neighbours = [
         f"    {quote(word)}: ({' '.join(f'({quote(near)}, {cosine:.3f}),' for near, cosine in nearest)}),"
         for word, nearest in _nearest(embedding_VC, words)

@@ -199,9 +199,7 @@ def read_weights(
     for name, shape in shapes.items():
         if filled.get(name, 0) != shape[0]:
             have = filled.get(name, 0)
-            raise FormatError(
-                f'{files[-1].name}:0: "{name}" has {have} of {shape[0]} rows; a part is missing'
-            )
+            raise FormatError(f'{files[-1].name}:0: "{name}" has {have} of {shape[0]} rows; a part is missing')
     return {name: weights[name] for name in shapes}
 
 
@@ -326,9 +324,7 @@ def _decode(text: Any) -> bytes:
     return binascii.a2b_base64(text, strict_mode=True)
 
 
-def parse_row(
-    line: str, columns: int, dtype: np.dtype[Any], refuse: Callable[[str], NoReturn]
-) -> NDArray[np.float32]:
+def parse_row(line: str, columns: int, dtype: np.dtype[Any], refuse: Callable[[str], NoReturn]) -> NDArray[np.float32]:
     """One line by the book: base64, or numbers in brackets, of exactly `columns` finite values."""
     if match := _LIST_ROW.fullmatch(line):
         texts = match[1].split(",")

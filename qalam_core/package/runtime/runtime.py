@@ -73,9 +73,7 @@ class _Block:
         """Positions start .. start + T; their keys and values go into the cache."""
         B, T, C = x_BTC.shape
         D = C // self.num_heads
-        q_BHTD, k_BHTD, v_BHTD = (
-            self.qkv(self.ln1(x_BTC)).reshape(B, T, 3, self.num_heads, D).transpose(2, 0, 3, 1, 4)
-        )
+        q_BHTD, k_BHTD, v_BHTD = self.qkv(self.ln1(x_BTC)).reshape(B, T, 3, self.num_heads, D).transpose(2, 0, 3, 1, 4)
         end = start + T
         cache_2BHPD[0, :, :, start:end], cache_2BHPD[1, :, :, start:end] = k_BHTD, v_BHTD
         scores_BHTP = (q_BHTD * np.float32(D**-0.5)) @ cache_2BHPD[0, :, :, :end].swapaxes(-1, -2)
@@ -153,9 +151,7 @@ class NumpyTransformer:
         return ids_BT
 
     def _cache(self, batch: int, positions: int) -> Floats:
-        return np.empty(
-            (self.num_layers, 2, batch, self.num_heads, positions, self.dim // self.num_heads), np.float32
-        )
+        return np.empty((self.num_layers, 2, batch, self.num_heads, positions, self.dim // self.num_heads), np.float32)
 
     def _features(self, ids_BT: NDArray[Any], cache: Floats, start: int) -> Floats:
         end = start + ids_BT.shape[1]

@@ -86,9 +86,7 @@ class Tokenizer:
         self._bytes: list[bytes] = []
         self._merges: dict[tuple[int, int], tuple[int, int]] = {}
         if algorithm == "bpe":
-            self._bytes = [
-                b"" if index < _SPECIAL_IDS else token_bytes(word) for index, word in enumerate(words)
-            ]
+            self._bytes = [b"" if index < _SPECIAL_IDS else token_bytes(word) for index, word in enumerate(words)]
             self._index = {token: index for index, token in enumerate(self._bytes) if token}
             for rank, (left, right) in enumerate(merges):
                 self._add_merge(rank, token_bytes(left), token_bytes(right))

@@ -1,0 +1,76 @@
+"""A real Prefect server on loopback, shared by the flow tests, and a way to run the real `qalam`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qalam_core.recipe import to_toml
+from tests.conftest import tiny_recipe
+
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without anybody's Prefect settings."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "QALAM_"))}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "160", **more}
+
+
+def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from flows.cli import main; main()", *map(str, arguments)],
+        env=clean_environment(**environment), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API address of a Prefect server of our own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = tmp_path_factory.mktemp("prefect")
+    log = (home / "log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=clean_environment(PREFECT_HOME=str(home), **QUIET), stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(480):
+            assert server.poll() is None, (home / "log").read_text()
+            try:
+                with urllib.request.urlopen(f"{address}/health", timeout=1):
+                    break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            pytest.fail("the Prefect server did not come up in two minutes")
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+def write_recipe(path: Path, corpus: Path, **parts: dict[str, Any]) -> Path:
+    path.write_text(to_toml(tiny_recipe(corpus, **parts)), encoding="utf-8")
+    return path

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import QUIET, clean_environment, qalam, write_recipe
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "dag.txt"
+
+
+def call(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    request = urllib.request.Request(
+        f"{api}/{path}", json.dumps(body).encode() if body is not None else None, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
+
+
+def flow_run(api: str, recipe_name: str, number: int) -> dict[str, Any]:
+    """The `number`-th run of a recipe's build, by age."""
+    found: list[dict[str, Any]] = call(api, "flow_runs/filter", {
+        "flow_runs": {"name": {"any_": [f"build {recipe_name}"]}}, "sort": "START_TIME_ASC"})  # fmt: skip
+    return found[number]
+
+
+def task_runs(api: str, run: dict[str, Any], expected: int) -> list[dict[str, Any]]:
+    """The task runs of a flow run; the server records them with a delay."""
+    for _ in range(60):
+        found: list[dict[str, Any]] = call(
+            api, "task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
+        )
+        if len(found) >= expected and all(task["end_time"] for task in found):
+            return found
+        time.sleep(0.5)
+    raise AssertionError([(task["name"], task["state_name"]) for task in found])
+
+
+@pytest.fixture(scope="module")
+def built(api: str, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe and the store in which it was built against the server."""
+    folder = tmp_path_factory.mktemp("built")
+    recipe = write_recipe(folder / "tiny.toml", corpus_file)
+    done = qalam("build", recipe, "--store", folder / "store", PREFECT_API_URL=api)
+    assert done.returncode == 0, done.stderr
+    return recipe, folder / "store"
+
+
+TASKS = 12  # resolve, ingest, prepare, vocab, tokenize twice, train, export, evaluate, gate, publish
+
+
+@pytest.mark.slow
+def test_a_build_is_seen_on_the_server(built: tuple[Path, Path], api: str) -> None:
+    run = flow_run(api, "tiny", 0)
+    assert run["state_type"] == "COMPLETED"
+    assert run["parameters"]["recipe"]["name"] == "tiny"
+    tasks = task_runs(api, run, TASKS - 1)
+    assert {task["state_name"] for task in tasks} == {"Completed"}
+    artifacts = call(api, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    report = next(artifact for artifact in artifacts if artifact["key"] == "report")
+    assert "bits per byte" in report["data"]
+
+
+@pytest.mark.slow
+def test_the_servers_graph_holds_every_edge_of_the_lineage(built: tuple[Path, Path], api: str) -> None:
+    """Prefect draws what really depends on what; it may add an edge, since it follows objects by their id."""
+    tasks = task_runs(api, flow_run(api, "tiny", 0), TASKS - 1)
+    names = {task["id"]: re.sub(r"[ -].*", "", task["name"]) for task in tasks}
+    edges = {
+        f"{names[source['id']]} -> {names[task['id']]}"
+        for task in tasks for sources in task["task_inputs"].values() for source in sources
+        if source["input_type"] == "task_run"
+    }  # fmt: skip
+    assert set(GOLDEN.read_text(encoding="utf-8").split("\n")) - {""} <= edges
+
+
+@pytest.mark.slow
+def test_building_again_shows_every_stage_cached(built: tuple[Path, Path], api: str) -> None:
+    recipe, store = built
+    again = qalam("build", recipe, "--store", store, PREFECT_API_URL=api)
+    assert again.returncode == 0, again.stderr
+    assert "every stage was cached" in again.stdout
+    tasks = task_runs(api, flow_run(api, "tiny", 1), TASKS - 1)
+    states = {task["name"].split("-")[0]: task["state_name"] for task in tasks}
+    assert {name for name, state in states.items() if state != "Cached"} == {"resolve", "publish"}
+
+
+@pytest.mark.slow
+def test_without_a_server_the_package_is_the_same(built: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, store = built
+    embedded = qalam("build", recipe, "--store", tmp_path / "store")
+    assert embedded.returncode == 0, embedded.stderr
+    assert "Traceback" not in embedded.stdout + embedded.stderr
+    (one,), (two,) = (list((root / "runs").glob("tiny-*")) for root in (store, tmp_path / "store"))
+    assert one.name == two.name
+    files = sorted(path.name for path in (one / "model").iterdir())
+    assert files == sorted(path.name for path in (two / "model").iterdir())
+    for name in files:
+        assert (one / "model" / name).read_bytes() == (two / "model" / name).read_bytes(), name
+    assert (tmp_path / "store" / "prefect").is_dir()
+
+
+@pytest.mark.slow
+def test_a_refused_model_fails_the_run_and_keeps_it(built: tuple[Path, Path], api: str, corpus_file: Path) -> None:
+    _, store = built
+    strict = write_recipe(store.parent / "strict.toml", corpus_file, gate={"beat_unigram": 0.99})
+    before = (store / "champions" / "tiny.jsonl").read_text(encoding="utf-8")
+    refused = qalam("build", strict, "--store", store, PREFECT_API_URL=api)
+    assert refused.returncode == 1, refused.stderr
+    assert "refused" in refused.stdout
+    assert "Traceback" not in refused.stdout + refused.stderr
+    assert (store / "champions" / "tiny.jsonl").read_text(encoding="utf-8") == before
+    failed = call(api, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}})
+    assert any("the gate refused" in run["state"]["message"] for run in failed)
+
+
+@pytest.mark.slow
+def test_a_users_mistake_inside_a_task_is_one_line(api: str, tmp_path: Path) -> None:
+    (tmp_path / "junk.txt").write_bytes(b"\x00\x01\x02" * 100)
+    recipe = write_recipe(tmp_path / "junk.toml", tmp_path / "junk.txt")
+    done = qalam("build", recipe, "--store", tmp_path / "store", PREFECT_API_URL=api)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "junk.txt" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Path, tmp_path: Path) -> None:
+    """Ctrl-C and a polite kill, to the flow process alone, in the middle of training."""
+    recipe = write_recipe(tmp_path / "long.toml", corpus_file, train={"steps": 2000})
+    command = ["build", str(recipe), "--store", str(tmp_path / "store")]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from flows.cli import main; main()", *command],
+        env=clean_environment(PREFECT_API_URL=api, **QUIET), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as build:  # fmt: skip
+        for _ in range(600):
+            if list((tmp_path / "store").glob("artifacts/train/*.partial/checkpoint-*")):
+                break
+            time.sleep(0.1)
+        build.send_signal(how)
+        since = time.monotonic()
+        _, errors = build.communicate(timeout=60)
+    assert time.monotonic() - since < 20
+    assert build.returncode not in (0, None)
+    if how is signal.SIGINT:
+        assert build.returncode == 130, errors
+        assert "the same command goes on" in errors
+        assert "Traceback" not in errors
+    (partial,) = (tmp_path / "store").glob("artifacts/train/*.partial")
+    stopped_at = max(int(path.stem.rpartition("-")[2]) for path in partial.glob("checkpoint-*"))
+    assert 0 < stopped_at < 2000
+    metrics = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(metrics[-1])["step"] == stopped_at
