@@ -8,9 +8,11 @@ Shapes: B batch, T time.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,7 +97,7 @@ def transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Pur
 
 
 _IMPORTED = """
-import importlib, json, sys
+import importlib, io, json, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -117,9 +119,11 @@ for backend in ("torch", "numpy"):
     ids = torch.tensor(task["probe"]) if backend == "torch" else np.array(task["probe"])
     with torch.inference_mode():
         answers[backend] = np.asarray(model(ids)[0])
-np.savez(sys.argv[2], **answers)
 tokenizer = package.load_tokenizer()
-json.dump([tokenizer.encode(text) for text in task["texts"]], sys.stdout)
+answers["ids"] = np.array(json.dumps([tokenizer.encode(text) for text in task["texts"]]))
+out = io.BytesIO()  # not a file: a full disk is no fault of the package's
+np.savez(out, **answers)
+sys.stdout.buffer.write(out.getvalue())
 """
 """What a fresh interpreter does with a copy of the package: load it, answer the probe, tokenize."""
 
@@ -137,18 +141,24 @@ class _Imported:
 def _import(folder: Path, probe_BT: Tensor, texts: Sequence[str]) -> _Imported:
     """Import a copy of the package where neither this project nor the environment's settings are seen."""
     with tempfile.TemporaryDirectory() as scratch:
-        shutil.copytree(folder, Path(scratch, "measured"), ignore=shutil.ignore_patterns("__pycache__"))
-        out = Path(scratch, "logits.npz")
+        copy = Path(scratch, "measured")
+        copy.mkdir()
+        for file in folder.iterdir():
+            if file.is_file():
+                shutil.copy(file, copy)
         task = {"threads": torch.get_num_threads(), "probe": probe_BT.tolist(), "texts": list(texts)}
         child = subprocess.run(
-            [sys.executable, "-I", "-c", _IMPORTED, scratch, str(out)],
-            input=json.dumps(task), capture_output=True, text=True, encoding="utf-8", check=False,
+            [sys.executable, "-I", "-c", _IMPORTED, scratch],
+            input=json.dumps(task).encode(), capture_output=True, check=False,
         )  # fmt: skip
+        if child.returncode == -signal.SIGKILL:  # says nothing about the package, and must not be kept as if it did
+            raise PackageError("importing the package was killed, most likely for memory; run the same command again")
         if child.returncode:
-            last = (child.stderr.strip().splitlines() or [f"ended with status {child.returncode}"])[-1]
-            return _Imported(NONE, NONE, [], last.replace(f"{scratch}/measured/", ""))
-        with np.load(out) as logits:
-            return _Imported(logits["torch"], logits["numpy"], json.loads(child.stdout))
+            errors = child.stderr.decode(errors="replace").strip().splitlines()
+            last = (errors or [f"ended with status {child.returncode}"])[-1]
+            return _Imported(NONE, NONE, [], last.replace(f"{copy}/", ""))
+        with np.load(io.BytesIO(child.stdout)) as answers:
+            return _Imported(answers["torch"], answers["numpy"], json.loads(str(answers["ids"])))
 
 
 def _probe(stream: NDArray[np.int64], context: int) -> Tensor:

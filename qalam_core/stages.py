@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -191,28 +192,31 @@ def _run_training(spec: Path, steps: int, progress: Progress) -> None:
     """Start the training process, follow its metrics, and turn its end into a result or an error."""
     from qalam_core.train import DISK_FAILED, STOPPED
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qalam_core.train", str(spec)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        close_fds=False,  # it inherits the artifact's lock (see Store.locked); its stdin ends when we do
-    )  # fmt: skip
-    assert process.stdout and process.stderr and process.stdin
-    done = 0
-    try:
-        for line in process.stdout:
-            done = json.loads(line)["step"]
-            progress(done, steps)
-        errors = process.stderr.read().strip()
-        status = process.wait()
-    except BaseException:
-        process.terminate()  # it writes a checkpoint and ends within a step
-        process.communicate()
-        raise
-    finally:
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            pipe.close()
+    # a file, not a pipe: a pipe that nobody reads meanwhile would stop a training with much to warn of
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qalam_core.train", str(spec)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
+            close_fds=False,  # it inherits the artifact's lock (see Store.locked); its stdin ends when we do
+        )  # fmt: skip
+        assert process.stdout and process.stdin
+        done = 0
+        try:
+            for line in process.stdout:
+                done = json.loads(line)["step"]
+                progress(done, steps)
+            status = process.wait()
+        except BaseException:
+            process.terminate()  # it writes a checkpoint and ends within a step
+            process.communicate()
+            raise
+        finally:
+            for pipe in (process.stdin, process.stdout):
+                pipe.close()
+        complaints.seek(0)
+        errors = complaints.read().strip()
     if status == 2:
-        raise TrainingError(errors)
+        raise TrainingError(errors.splitlines()[-1])  # before it may stand warnings
     if status == DISK_FAILED:
         number = int(errors.splitlines()[-1].partition(" ")[0])
         raise OSError(number, os.strerror(number))  # the store says it to the user
@@ -320,7 +324,9 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
         timings[artifact.stage] = round(timings.get(artifact.stage, 0.0) + artifact.seconds, 3)
 
     def fill(folder: Path) -> None:
-        shutil.copytree(package.path / "model", folder / "model")
+        (folder / "model").mkdir()
+        for file in (package.path / "model").iterdir():  # not copytree, whose error has no errno for the store
+            shutil.copy(file, folder / "model")
         shutil.copy(package.path / "model" / "tokenizer.json", folder)
         shutil.copy(evaluation.path / "report.json", folder)
         text = reports.markdown(recipe, report, budgets, verdict, last["prepare"].facts, timings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from hypothesis import settings
 
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
+
+# Tests run side by side; threads of their own would only wait for each other. Set before torch starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Two busy cores make any deadline a coin toss; the same examples each time make a red test findable.
 settings.register_profile("qalam", deadline=None, derandomize=True)
