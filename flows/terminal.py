@@ -6,12 +6,14 @@ It does not know Prefect, and decides nothing.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -64,6 +66,17 @@ class Bars:
         self._progress.console.print(f"  {how}  {label:<28}{artifact.seconds:8.1f} s   {artifact.digest[:12]}")
 
 
+class _Notes(logging.Handler):
+    """The library's warnings (a damaged artifact, another build at work) as lines above the bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(f"  [yellow]note[/]   {escape(record.getMessage())}", soft_wrap=True)
+
+
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Bars on standard error for as long as the block runs; only lines when it is no terminal."""
@@ -74,7 +87,12 @@ def bars() -> Iterator[Bars]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        yield Bars(progress)
+        notes = _Notes(progress.console)
+        logging.getLogger("qalam_core").addHandler(notes)
+        try:
+            yield Bars(progress)
+        finally:
+            logging.getLogger("qalam_core").removeHandler(notes)
 
 
 def summary(published: Published) -> None:

@@ -62,7 +62,7 @@ def markdown(
         "## The package",
         _table(("", "found"), _package(report.integrity, budgets)),
         "## Corpus",
-        _table(("", "count"), _counts(corpus_stats)),
+        *_corpus(corpus_stats),
         "## Time",
         _table(("stage", "seconds"), seconds),
         f"<details><summary>Recipe</summary>\n\n```toml\n{to_toml(recipe)}```\n\n</details>",
@@ -112,11 +112,12 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         f"{recipe.corpus.validation:.1%} of the documents were held out to watch training, and "
         f"{recipe.corpus.test:.1%} to measure the result. Whoever publishes the model answers for these "
         "licences.",
+        *_corpus(corpus),
         "## Shape",
         _table(("", "value"), _shape(recipe, parameters, entries)),
         "## Training",
         _schedule(recipe),
-        _table(("figure", "value"), [*_counts(train), *_counts(corpus, "corpus")]),
+        _table(("figure", "value"), _counts(train)),
         "## How it was built",
         "Al-Qalam built it from a recipe: the same recipe, texts and kind of machine give the same files, "
         "byte for byte. `manifest.json` holds the digest of every file and tensor, and of the corpus, "
@@ -186,6 +187,22 @@ def _origin(source: Source) -> str:
     if source.path.startswith("hf:") and not source.data_files:
         return f"the Hugging Face data set {source.path.removeprefix('hf:')}, revision {source.revision}"
     return "local files"
+
+
+def _corpus(facts: Mapping[str, Any]) -> list[str]:
+    """What became of the documents: a table by source and reason, and one of the splits."""
+    tables = []
+    if reasons := facts.get("rejected"):
+        names = facts["sources"].items() if len(facts["sources"]) > 1 else ()
+        rows = (
+            (name, *(f"{n:,}" for n in (part["read"], part["kept"], *(part["rejected"].get(r, 0) for r in reasons))))
+            for name, part in (("all", facts), *names)
+        )
+        tables.append(_table(("documents", "read", "kept", *(reason.replace("_", " ") for reason in reasons)), rows))
+    if splits := facts.get("splits"):
+        rows = ((name, f"{part['documents']:,}", f"{part['bytes'] / 1e6:.2f}") for name, part in splits.items())
+        tables.append(_table(("split", "documents", "MB"), rows))
+    return tables
 
 
 def _counts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

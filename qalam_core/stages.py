@@ -9,6 +9,7 @@ STAGE_VERSION rises when a stage's output changes for the same input; a golden t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -28,7 +29,7 @@ from qalam_core import package as packages
 from qalam_core import report as reports
 from qalam_core import tokens as shards_of_tokens
 from qalam_core.corpus import SourceFile
-from qalam_core.errors import RecipeError, TrainingError
+from qalam_core.errors import RecipeError, StoreError, TrainingError
 from qalam_core.gate import Verdict
 from qalam_core.recipe import Corpus, Recipe, digest
 from qalam_core.store import Artifact, Progress, Store, silent
@@ -50,6 +51,8 @@ __all__ = [
     "train",
     "vocab",
 ]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 STAGE_VERSION = {
     "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
@@ -203,8 +206,11 @@ def _run_training(spec: Path, steps: int, progress: Progress) -> None:
         done = 0
         try:
             for line in process.stdout:
-                done = json.loads(line)["step"]
+                metrics = json.loads(line)
+                done = metrics.pop("step")
                 progress(done, steps)
+                if metrics.keys() & {"loss", "validation_loss"}:
+                    log.info("step %d of %d: %s", done, steps, ", ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
             status = process.wait()
         except BaseException:
             process.terminate()  # it writes a checkpoint and ends within a step
@@ -289,8 +295,13 @@ def gate(store: Store, recipe: Recipe, evaluation: Artifact) -> Artifact:
     def make(out: Path) -> Mapping[str, Any]:
         champion = None
         if rival:
-            text = (store.run_folder(rival["run"]) / "report.json").read_text(encoding="utf-8")
-            champion = gates.Report.model_validate_json(text)
+            file = store.run_folder(rival["run"]) / "report.json"
+            try:
+                champion = gates.Report.model_validate_json(file.read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError):
+                raise StoreError(
+                    f"{file}: missing or damaged, and it is the champion's; restore it, or promote another run"
+                ) from None
         verdict = gates.judge(*_measured(evaluation), recipe.gate, champion)
         (out / "verdict.json").write_text(verdict.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return {"passed": verdict.passed}
@@ -302,7 +313,9 @@ def gate(store: Store, recipe: Recipe, evaluation: Artifact) -> Artifact:
 def _rival(store: Store, name: str, evaluation: Artifact) -> dict[str, str] | None:
     """The champion to beat: the last promoted run that was not this very model, so that building the
     champion again finds the verdict that made it champion."""
-    for promotion in reversed(store.promotions(name)):
+    for number, promotion in enumerate(reversed(store.promotions(name))):
+        if number and not store.has_run(promotion["run"]):
+            continue  # an earlier champion may have been deleted to make room; the one that reigns may not
         record = store.run_record(promotion["run"])
         if record["artifacts"]["evaluate"] != [evaluation.digest]:
             return {"run": promotion["run"], "evaluate": record["artifacts"]["evaluate"][0]}

@@ -158,12 +158,18 @@ class Store:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("waiting for another build that works on %s", name[:24])
+                log.warning("waiting for another build, which works on %s", name[:24])
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextmanager
     def _disk(self, stage: str) -> Iterator[None]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StoreError(f"store {self.root}: a file is in its place; choose another one with --store") from None
+        except OSError:
+            pass  # whoever writes first says why
         try:
             yield
         except OSError as error:
@@ -193,17 +199,21 @@ class Store:
             _sync(home.parent)
         return run, False
 
+    def has_run(self, run: str) -> bool:
+        """Whether there is a run of that id."""
+        return bool(run) and Path(run).name == run and (self.root / "runs" / run / "run.json").is_file()
+
     def run_folder(self, run: str) -> Path:
         """The folder of a run; StoreError when there is none of that id."""
         home = self.root / "runs" / run
-        if not run or Path(run).name != run or not (home / "run.json").is_file():
+        if not self.has_run(run):
             raise StoreError(f"run {run!r} is not in {self.root}; `qalam runs` lists those that are")
         return home
 
     def run_record(self, run: str) -> dict[str, Any]:
         """run.json of a run: resolved recipe, artifact digests, verdict, machine, timings."""
-        record: dict[str, Any] = json.loads((self.run_folder(run) / "run.json").read_text(encoding="utf-8"))
-        return record
+        file = self.run_folder(run) / "run.json"
+        return _object(file.read_text(encoding="utf-8", errors="replace"), str(file))
 
     def runs(self) -> list[str]:
         """Ids of all runs, oldest first."""
@@ -213,10 +223,10 @@ class Store:
     def promotions(self, name: str) -> list[dict[str, str]]:
         """Every promotion under recipe name `name`, oldest first; the last one is the champion."""
         try:
-            text = self._champions(name).read_text(encoding="utf-8")
+            text = self._champions(name).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines()]
+        return [_object(line, f"{self._champions(name)}:{number}") for number, line in enumerate(text.splitlines(), 1)]
 
     def champion(self, name: str) -> str | None:
         """Run id of the champion under `name`."""
@@ -246,6 +256,17 @@ def _finish(folder: Path, manifest: dict[str, Any]) -> None:
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
     text = json.dumps({**manifest, "files": files}, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
     replace_file(folder / MANIFEST, text.encode())
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    """A record that people look after by hand too, so that it may be damaged."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise StoreError(f"{place}: damaged, this is no record of ours; restore it from a copy, or move it away")
+    return value
 
 
 def _files(folder: Path) -> list[str]:

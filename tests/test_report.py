@@ -14,10 +14,17 @@ from qalam_core.report import markdown, model_card
 BUDGETS = Budgets(package_mb=4.2, load_seconds=0.31)
 FACTS = {
     "entries": 7990,
-    "corpus": {"train": {"documents": 4500, "bytes": 2_000_000}, "note": "/root/secret"},
+    "corpus": {
+        "read": 5000,
+        "kept": 4700,
+        "rejected": {"too_short": 300},
+        "sources": {"a": {"read": 5000, "kept": 4700, "rejected": {"too_short": 300}}},
+        "splits": {"train": {"documents": 4500, "bytes": 2_000_000}},
+        "note": "/root/secret",
+    },
     "train": {"parameters": 1_437_696, "steps": 1000, "validation_loss": 4.25, "device": "cpu"},
 }
-STATS = {"kept": 4800, "rejected": {"too_short": 12, "duplicate": 7}}
+STATS = FACTS["corpus"]
 
 
 def recipe(**parts: object) -> Recipe:
@@ -129,7 +136,8 @@ def test_card_states_data_licences_and_shape() -> None:
         "1,437,696 parameters",
         "7,990 entries, byte-level BPE",
         "| validation loss | 4.25 |",
-        "| corpus train, documents | 4,500 |",
+        "| all | 5,000 | 4,700 | 300 |",
+        "| train | 4,500 | 2.00 |",
         '<div dir="rtl">',
         "commentary",
     ):
