@@ -33,13 +33,7 @@ def markdown(
     """A run's report in GitHub's Markdown; `timings` are seconds by stage, `corpus_stats` counts by name."""
     reasons = [f"- {_cell(reason)}" for reason in verdict.reasons()]
     checks = (
-        (
-            "✅" if check.passed else "❌",
-            check.name,
-            _number(check.value),
-            _number(check.limit),
-            check.sentence,
-        )
+        ("passed" if check.passed else "**failed**", check.name, _number(check.value), _number(check.limit))
         for check in verdict.checks
     )
     slices = [_row("**all**", report.overall), *(_row(name, part) for name, part in report.sources.items())]
@@ -48,16 +42,13 @@ def markdown(
         f"# {recipe.name}: {'passed' if verdict.passed else 'did not pass'} the gate",
         "\n".join(reasons) if reasons else "Every check passed.",
         "## Checks",
-        _table(("", "check", "value", "limit", "what was found"), checks),
+        _table(("", "check", "value", "limit"), checks, raw=True),
+        "\n".join(f"- {_cell(check.sentence)}" for check in verdict.checks),
         "## On the held-out documents",
         _table(_SLICE_HEAD, slices),
         "Bits per byte: lower is better. Unknown words pay for their spelling, in every column.",
         "## What it writes",
-        _table(
-            ("prompt", "continued"),
-            ((_rtl(sample.prompt), _rtl(sample.text)) for sample in report.samples),
-            raw=True,
-        ),
+        *(_rtl(sample.text) for sample in report.samples),
         _unprompted(report.generation),
         "## The package",
         _table(("", "found"), _package(report.integrity, budgets)),
@@ -243,12 +234,14 @@ def _cell(text: str) -> str:
 
 
 def _rtl(text: str) -> str:
-    """Text as a right-to-left block that nothing in it can leave."""
-    lines = [html.escape(line) for line in text.splitlines()]
-    shown = "<br>".join(lines).replace("|", "&#124;")
-    for mark in "\\`*_[]~$":  # a sample is shown as it is, never as Markdown
-        shown = shown.replace(mark, f"&#{ord(mark)};")
-    return f'<div dir="rtl">{shown}</div>'
+    """Text as a right-to-left paragraph that nothing in it can leave.
+
+    The div is for GitHub; where it is dropped, as in Prefect's page, the isolate characters keep the
+    full stop at the left end.
+    """
+    # a sample is shown as it is: never as HTML, never as Markdown
+    shown = " ".join(text.split()).translate({ord(mark): f"&#{ord(mark)};" for mark in "<>&\\`*_[]~$|#"})
+    return f'<div dir="rtl">\n\n\u2067{shown}\u2069\n\n</div>'
 
 
 def _number(value: float | None) -> str:

@@ -129,7 +129,7 @@ def vocab(store: Store, recipe: Recipe, corpus: Artifact, progress: Progress = s
 
 def shards(corpus: Artifact) -> list[str]:
     """Names of the corpus shards that become token shards: what `tokenize` is mapped over."""
-    return [name for name in _shard_digests(corpus) if not name.startswith("test")]
+    return [Path(name).stem for name in _shard_digests(corpus) if not name.startswith("test")]
 
 
 def tokenize(store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, progress: Progress = silent) -> Artifact:
@@ -137,7 +137,7 @@ def tokenize(store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, pr
 
     def make(out: Path) -> Mapping[str, Any]:
         words = _tokenizer(tokenizer)
-        path = corpus.path / shard
+        path = corpus.path / f"{shard}.arrow"
         batches = corpora.read_texts(path)
         size, done = path.stat().st_size, 0
 
@@ -151,7 +151,7 @@ def tokenize(store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, pr
         documents, tokens = shards_of_tokens.write_shard(out / "tokens.arrow", encoded(), len(words), START, END)
         return {"documents": documents, "tokens": tokens, "split": shard.partition("-")[0]}
 
-    inputs = {"shard": _shard_digests(corpus)[shard], "tokenizer": tokenizer.digest}
+    inputs = {"shard": _shard_digests(corpus)[f"{shard}.arrow"], "tokenizer": tokenizer.digest}
     return store.build("tokenize", STAGE_VERSION["tokenize"], {"split": shard.partition("-")[0]}, inputs, make)
 
 

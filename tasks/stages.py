@@ -41,7 +41,14 @@ def _shown(label: str, artifact: Artifact) -> Any:
     return artifact
 
 
-@task(name="resolve", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_not_the_users, **POLICY)
+@task(
+    name="resolve",
+    task_run_name="resolve",
+    retries=2,
+    retry_delay_seconds=[2, 10],
+    retry_condition_fn=_not_the_users,
+    **POLICY,
+)
 def resolve(corpus: Corpus) -> list[SourceFile]:
     """Find the files behind the sources and digest their content."""
     return stages.resolve(corpus)
@@ -57,7 +64,7 @@ def ingest(store: str, file: SourceFile) -> Any:
     return _shown(label, stages.ingest(Store(Path(store)), file, watch("ingest", label, "bytes")))
 
 
-@task(name="prepare", tags=["data"], **POLICY)
+@task(name="prepare", task_run_name="prepare", tags=["data"], **POLICY)
 def prepare(store: str, recipe: Recipe, documents: Sequence[Artifact]) -> Any:
     """Normalise, filter, deduplicate and split."""
     return _shown(
@@ -65,7 +72,7 @@ def prepare(store: str, recipe: Recipe, documents: Sequence[Artifact]) -> Any:
     )
 
 
-@task(name="vocab", tags=["data"], **POLICY)
+@task(name="vocab", task_run_name="vocab", tags=["data"], **POLICY)
 def vocab(store: str, recipe: Recipe, corpus: Artifact) -> Any:
     """Train the tokenizer."""
     return _shown("vocab", stages.vocab(Store(Path(store)), recipe, corpus, watch("vocab", "vocab", "bytes")))
@@ -74,25 +81,25 @@ def vocab(store: str, recipe: Recipe, corpus: Artifact) -> Any:
 @task(name="tokenize", task_run_name="tokenize {shard}", tags=["data"], **POLICY)
 def tokenize(store: str, corpus: Artifact, shard: str, tokenizer: Artifact) -> Any:
     """Turn one corpus shard into one token shard."""
-    label = f"tokenize {shard.removesuffix('.arrow')}"
+    label = f"tokenize {shard}"
     progress = watch("tokenize", label, "bytes")
     return _shown(label, stages.tokenize(Store(Path(store)), corpus, shard, tokenizer, progress))
 
 
-@task(name="train", tags=["training"], **POLICY)
+@task(name="train", task_run_name="train", tags=["training"], **POLICY)
 def train(store: str, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> Any:
     """Train in a process of its own, from the last checkpoint if there is one."""
     progress = watch("train", "train", "steps")
     return _shown("train", stages.train(Store(Path(store)), recipe, tokenizer, tokens, progress))
 
 
-@task(name="export", **POLICY)
+@task(name="export", task_run_name="export", **POLICY)
 def export(store: str, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact) -> Any:
     """Write the model as Python source."""
     return _shown("export", stages.export(Store(Path(store)), recipe, corpus, tokenizer, checkpoint))
 
 
-@task(name="evaluate", **POLICY)
+@task(name="evaluate", task_run_name="evaluate", **POLICY)
 def evaluate(
     store: str,
     recipe: Recipe,
@@ -108,13 +115,13 @@ def evaluate(
     )
 
 
-@task(name="gate", **POLICY)
+@task(name="gate", task_run_name="gate", **POLICY)
 def gate(store: str, recipe: Recipe, evaluation: Artifact) -> Any:
     """Judge the report."""
     return _shown("gate", stages.gate(Store(Path(store)), recipe, evaluation))
 
 
-@task(name="publish", **POLICY)
+@task(name="publish", task_run_name="publish", **POLICY)
 def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
     """Create the run, move the champion on a pass, and show the report in Prefect."""
     published = stages.publish(Store(Path(store)), recipe, artifacts)
