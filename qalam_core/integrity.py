@@ -89,7 +89,7 @@ def transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Pur
     """The model that a package's config and tensors make, ready to be asked."""
     model = PureDynamicTransformer(
         config["VOCAB_SIZE"], config["DIM"], config["NUM_HEADS"], config["NUM_LAYERS"], config["MAX_SEQ_LEN"],
-        dropout=0.0, tied=config["TIED"],
+        dropout=0.0, tied=config["TIED"], activation=config["ACTIVATION"],
     )  # fmt: skip
     shared = {"lm_head.weight": weights["embedding.weight"]} if config["TIED"] else {}
     model.load_state_dict({**weights, **shared})

@@ -177,14 +177,13 @@ def train(
             model=recipe.model, train=recipe.train, vocab_size=tokenizer.facts["entries"], seed=recipe.seed,
             tokens=paths("train"), validation=paths("validation"), out=str(out),
         )  # fmt: skip
-        spec_file = out / "spec.json"
-        spec.save(spec_file)
-        _run_training(spec_file, recipe.train.steps, progress)
-        for scrap in (spec_file, *out.glob("checkpoint-*"), *out.glob(".checkpoint-*")):
-            scrap.unlink()
         result = out / "result.json"
+        if not result.exists():  # else a build was killed when all was trained, and only its end is missing
+            spec.save(out / "spec.json")
+            _run_training(out / "spec.json", recipe.train.steps, progress)
+        for scrap in (*out.glob("spec.json"), *out.glob("checkpoint-*"), *out.glob(".checkpoint-*")):
+            scrap.unlink()
         facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        result.unlink()
         return facts
 
     inputs = {"tokenizer": tokenizer.digest, **_numbered(tokens)}

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from qalam_core.errors import QalamError, TrainingError
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.recipe import Model, Train
-from qalam_core.store import DISK_ERRORS
+from qalam_core.store import DISK_ERRORS, replace_file
 from qalam_core.tokens import Batches, flat
 
 __all__ = ["Spec", "Training", "weights_of"]
@@ -335,7 +335,8 @@ def run(spec: Spec, stop: _Stop) -> None:
         "tokens_seen": settings.steps * settings.batch_size * spec.model.max_seq_len,
         "epochs": settings.steps / batches.per_epoch, "torch": torch.__version__, "device": device.type,
     }  # fmt: skip
-    (out / "result.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    # last, and whole or not at all: where it stands, training is done
+    replace_file(out / "result.json", (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
 
 
 def main() -> int:

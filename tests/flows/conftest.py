@@ -72,5 +72,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def write_recipe(path: Path, corpus: Path, **parts: dict[str, Any]) -> Path:
-    path.write_text(to_toml(tiny_recipe(corpus, **parts)), encoding="utf-8")
+    """The tiny recipe as a file; its name is the file's, so that tests find their own runs on the server."""
+    recipe = tiny_recipe(corpus, **parts).model_copy(update={"name": path.stem})
+    path.write_text(to_toml(recipe), encoding="utf-8")
     return path

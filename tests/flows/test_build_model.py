@@ -48,7 +48,7 @@ def task_runs(api: str, run: dict[str, Any], expected: int) -> list[dict[str, An
 def built(api: str, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe and the store in which it was built against the server."""
     folder = tmp_path_factory.mktemp("built")
-    recipe = write_recipe(folder / "tiny.toml", corpus_file)
+    recipe = write_recipe(folder / "shared.toml", corpus_file)
     done = qalam("build", recipe, "--store", folder / "store", PREFECT_API_URL=api)
     assert done.returncode == 0, done.stderr
     return recipe, folder / "store"
@@ -59,9 +59,9 @@ TASKS = 12  # resolve, ingest, prepare, vocab, tokenize twice, train, export, ev
 
 @pytest.mark.slow
 def test_a_build_is_seen_on_the_server(built: tuple[Path, Path], api: str) -> None:
-    run = flow_run(api, "tiny", 0)
+    run = flow_run(api, "shared", 0)
     assert run["state_type"] == "COMPLETED"
-    assert run["parameters"]["recipe"]["name"] == "tiny"
+    assert run["parameters"]["recipe"]["name"] == "shared"
     tasks = task_runs(api, run, TASKS - 1)
     assert {task["state_name"] for task in tasks} == {"Completed"}
     artifacts = call(api, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
@@ -72,7 +72,7 @@ def test_a_build_is_seen_on_the_server(built: tuple[Path, Path], api: str) -> No
 @pytest.mark.slow
 def test_the_servers_graph_holds_every_edge_of_the_lineage(built: tuple[Path, Path], api: str) -> None:
     """Prefect draws what really depends on what; it may add an edge, since it follows objects by their id."""
-    tasks = task_runs(api, flow_run(api, "tiny", 0), TASKS - 1)
+    tasks = task_runs(api, flow_run(api, "shared", 0), TASKS - 1)
     names = {task["id"]: re.sub(r"[ -].*", "", task["name"]) for task in tasks}
     edges = {
         f"{names[source['id']]} -> {names[task['id']]}"
@@ -88,7 +88,7 @@ def test_building_again_shows_every_stage_cached(built: tuple[Path, Path], api: 
     again = qalam("build", recipe, "--store", store, PREFECT_API_URL=api)
     assert again.returncode == 0, again.stderr
     assert "every stage was cached" in again.stdout
-    tasks = task_runs(api, flow_run(api, "tiny", 1), TASKS - 1)
+    tasks = task_runs(api, flow_run(api, "shared", 1), TASKS - 1)
     states = {task["name"].split("-")[0]: task["state_name"] for task in tasks}
     assert {name for name, state in states.items() if state != "Cached"} == {"resolve", "publish"}
 
@@ -99,8 +99,8 @@ def test_without_a_server_the_package_is_the_same(built: tuple[Path, Path], tmp_
     embedded = qalam("build", recipe, "--store", tmp_path / "store")
     assert embedded.returncode == 0, embedded.stderr
     assert "Traceback" not in embedded.stdout + embedded.stderr
-    (one,), (two,) = (list((root / "runs").glob("tiny-*")) for root in (store, tmp_path / "store"))
-    assert one.name == two.name
+    (two,) = (tmp_path / "store" / "runs").glob("shared-*")
+    one = store / "runs" / two.name
     files = sorted(path.name for path in (one / "model").iterdir())
     assert files == sorted(path.name for path in (two / "model").iterdir())
     for name in files:
@@ -109,17 +109,17 @@ def test_without_a_server_the_package_is_the_same(built: tuple[Path, Path], tmp_
 
 
 @pytest.mark.slow
-def test_a_refused_model_fails_the_run_and_keeps_it(built: tuple[Path, Path], api: str, corpus_file: Path) -> None:
-    _, store = built
-    strict = write_recipe(store.parent / "strict.toml", corpus_file, gate={"beat_unigram": 0.99})
-    before = (store / "champions" / "tiny.jsonl").read_text(encoding="utf-8")
-    refused = qalam("build", strict, "--store", store, PREFECT_API_URL=api)
+def test_a_refused_model_fails_the_run_and_keeps_it(api: str, corpus_file: Path, tmp_path: Path) -> None:
+    strict = write_recipe(tmp_path / "strict.toml", corpus_file, gate={"beat_unigram": 0.99})
+    refused = qalam("build", strict, "--store", tmp_path / "store", PREFECT_API_URL=api)
     assert refused.returncode == 1, refused.stderr
     assert "refused" in refused.stdout
     assert "Traceback" not in refused.stdout + refused.stderr
-    assert (store / "champions" / "tiny.jsonl").read_text(encoding="utf-8") == before
-    failed = call(api, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}})
-    assert any("the gate refused" in run["state"]["message"] for run in failed)
+    assert not (tmp_path / "store" / "champions").exists()
+    assert len(list((tmp_path / "store" / "runs").glob("strict-*"))) == 1
+    run = flow_run(api, "strict", 0)
+    assert run["state_type"] == "FAILED"
+    assert "the gate refused" in run["state"]["message"]
 
 
 @pytest.mark.slow
@@ -160,3 +160,21 @@ def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Pat
     assert 0 < stopped_at < 2000
     metrics = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(metrics[-1])["step"] == stopped_at
+
+
+@pytest.mark.slow
+def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_file: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "twice.toml", corpus_file, train={"steps": 40})
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "build", str(recipe)]
+    both = [
+        subprocess.Popen(
+            [*command, "--store", str(tmp_path / "store")], env=clean_environment(PREFECT_API_URL=api, **QUIET),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert len(list((tmp_path / "store" / "runs").glob("twice-*"))) == 1
+    built = sum(line.split()[:2] == ["built", "train"] for text in errors for line in text.splitlines())
+    assert built == 1
