@@ -1,5 +1,5 @@
-"""What a package costs to write, load and look into, beside safetensors and the original's format.
-Takes a parameter count, gives a table with ratios measured in this very run, a fresh process each, best of N.
+"""What a package costs to write, load and look into, in every storage type, beside its peers.
+Takes a parameter count, gives tables with ratios measured in this very run, a fresh process each, best of N.
 `--check` exits with 1 when a stated target is missed.
 
     python -m benchmarks.bench_package [--params 20e6] [--runs 5] [--check]
@@ -8,38 +8,46 @@ Takes a parameter count, gives a table with ratios measured in this very run, a 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-DIM, LAYERS, CONTEXT = 256, 6, 512
+from qalam_core.package import Vocabulary, read_tensor_row, write
+from qalam_core.package.runtime.reader import tensor_shapes
+from qalam_core.package.runtime.rows import MATRIX_TYPES
+
+CONTEXT = 512
+ORIGINAL = "original (zlib 9, base64)"
+# type -> (most bytes of weights files, most root mean square of the rounding / standard deviation)
+LIMITS = {
+    "f32": (1.36, 0.0),
+    "f16": (0.69, 0.00022),
+    "bf16": (0.69, 0.0018),
+    "i8": (0.38, 0.0078),
+    "q8": (1.04, 0.0078),
+}
 
 # Each loader ends with every value in memory and touched, as one dict of arrays. Peaks are of the whole
 # process, less that of the same interpreter with the same imports before it loads.
+OURS = """
+        from qalam_core.package.runtime import reader, settings
+        def load(folder):
+            config = settings.read_config(folder / "{dtype}" / "config.py")
+            return reader.read_weights(folder / "{dtype}", reader.tensor_shapes(config))"""
 LOADERS = {
-    "ours, f32 (load_weights)": """
-        from qalam_core.package.runtime import reader, settings
-        def load(folder):
-            config = settings.read_config(folder / "f32" / "config.py")
-            return reader.read_weights(folder / "f32", reader.tensor_shapes(config))""",
-    "ours, f32, without pybase64": """
-        sys.modules["pybase64"] = None
-        from qalam_core.package.runtime import reader, settings
-        def load(folder):
-            config = settings.read_config(folder / "f32" / "config.py")
-            return reader.read_weights(folder / "f32", reader.tensor_shapes(config))""",
-    "ours, f16 (load_weights)": """
-        from qalam_core.package.runtime import reader, settings
-        def load(folder):
-            config = settings.read_config(folder / "f16" / "config.py")
-            return reader.read_weights(folder / "f16", reader.tensor_shapes(config))""",
-    "ours, f32 (read: words, digests, code checks)": """
+    **{f"ours, {dtype}": OURS.replace("{dtype}", dtype) for dtype in MATRIX_TYPES},
+    "ours, f32, without pybase64": '\n        sys.modules["pybase64"] = None' + OURS.replace("{dtype}", "f32"),
+    "ours, f32, read (words, digests, code)": """
         from qalam_core.package import read
         def load(folder):
             return read(folder / "f32").weights""",
@@ -47,7 +55,16 @@ LOADERS = {
         from safetensors.numpy import load_file
         def load(folder):
             return load_file(folder / "model.safetensors")""",
-    "original (import, base64, zlib)": """
+    "torch.load (weights_only)": """
+        import torch
+        def load(folder):
+            loaded = torch.load(folder / "model.pt", weights_only=True)
+            return {name: tensor.numpy() for name, tensor in loaded.items()}""",
+    "npz": """
+        def load(folder):
+            with np.load(folder / "model.npz") as file:
+                return {name: file[name] for name in file.files}""",
+    ORIGINAL: """
         import base64, importlib.util, zlib
         def load(folder):
             spec = importlib.util.spec_from_file_location("original", folder / "original.py")
@@ -57,7 +74,7 @@ LOADERS = {
                     for name, (text, shape) in module.WEIGHTS.items()}""",
 }
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import numpy as np
 {loader}
@@ -71,6 +88,8 @@ seconds = time.perf_counter() - start
 print(json.dumps([seconds, peak() - before, total]))
 """
 
+Target = tuple[str, float, str, float]
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,27 +97,45 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        return measure(Path(folder), int(options.params), options.runs, options.check)
+    config, weights = example(int(options.params))
+    raw = sum(tensor.nbytes for tensor in weights.values())
+    print(f"{sum(tensor.size for tensor in weights.values()):,} parameters, {raw / 1e6:.1f} MB of float32\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        targets = [
+            *measure_writing(folder, config, weights, raw, options.runs),
+            *measure_loading(folder, raw, options.runs),
+            *measure_rows(folder, weights),
+        ]
+    missed = 0
+    for name, value, way, limit in targets:
+        good = value <= limit if way == "at most" else value >= limit
+        missed += not good
+        print(f"{'met   ' if good else 'MISSED'}  {name:44}{value:9.4g}  {way} {limit}")
+    return 1 if options.check and missed else 0
 
 
 def example(parameters: int) -> tuple[dict[str, int | str | bool], dict[str, np.ndarray]]:
-    from qalam_core.package.runtime.reader import tensor_shapes
-
-    body = LAYERS * (12 * DIM * DIM + 13 * DIM) + CONTEXT * DIM + 2 * DIM
+    """An untied model of about so many parameters, with normal weights."""
+    dim, layers = (256, 6) if parameters < 40e6 else (512, 12)
+    body = layers * (12 * dim * dim + 13 * dim) + CONTEXT * dim + 2 * dim
     config: dict[str, int | str | bool] = {
-        "VOCAB_SIZE": max(100, (parameters - body) // DIM), "DIM": DIM, "NUM_HEADS": 8, "NUM_LAYERS": LAYERS,
-        "MAX_SEQ_LEN": CONTEXT, "TIED": True, "ACTIVATION": "gelu",
+        "VOCAB_SIZE": max(100, (parameters - body) // dim // 2), "DIM": dim, "NUM_HEADS": 8, "NUM_LAYERS": layers,
+        "MAX_SEQ_LEN": CONTEXT, "TIED": False, "ACTIVATION": "gelu",
     }  # fmt: skip
     random = np.random.default_rng(0)
-    shapes = tensor_shapes(config)
-    return config, {name: random.normal(0, 0.02, shape).astype(np.float32) for name, shape in shapes.items()}
+    return config, {
+        name: random.normal(0, 0.02, shape).astype(np.float32) for name, shape in tensor_shapes(config).items()
+    }
+
+
+def example_words(count: int) -> Vocabulary:
+    letters = ("".join(word) for word in product("ابتثجحخدذرزسشصضطظعغفقكلمنهوي", repeat=4))
+    words = ("<PAD>", "<UNK>", "<START>", "<END>", *(word for word, _ in zip(letters, range(count - 4), strict=False)))
+    return Vocabulary("word", words, (), (), "{}\n")
 
 
 def write_original(path: Path, weights: dict[str, np.ndarray]) -> None:
-    import base64
-    import zlib
-
     with path.open("w") as file:
         file.write("WEIGHTS = {\n")
         for name, tensor in weights.items():
@@ -107,48 +144,56 @@ def write_original(path: Path, weights: dict[str, np.ndarray]) -> None:
         file.write("}\n")
 
 
-def measure(folder: Path, parameters: int, runs: int, check: bool) -> int:
+def measure_writing(
+    folder: Path, config: dict[str, int | str | bool], weights: dict[str, np.ndarray], raw: int, runs: int
+) -> list[Target]:
+    import torch
     from safetensors.numpy import save_file
 
-    from qalam_core.package import Vocabulary, read_tensor_row, write
+    vocabulary = example_words(int(config["VOCAB_SIZE"]))
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in weights.items()}
 
-    config, weights = example(parameters)
-    raw = sum(tensor.nbytes for tensor in weights.values())
-    specials = ("<PAD>", "<UNK>", "<START>", "<END>")
-    count = int(config["VOCAB_SIZE"])
-    words = (*specials, *(f"كلمة{index}" for index in range(count - 4)))
-    vocabulary = Vocabulary("word", words, (), (), "{}\n")
-    writers = {
-        "ours, f32": lambda: write(
-            folder / "f32", config=config, vocabulary=vocabulary, weights=weights, card="#", provenance={}
-        ),
-        "ours, f16": lambda: write(
-            folder / "f16",
-            config=config,
-            vocabulary=vocabulary,
-            weights=weights,
-            card="#",
-            provenance={},
-            dtype="f16",
-        ),
-        "safetensors.numpy": lambda: save_file(weights, folder / "model.safetensors"),
-        "original (zlib level 9, base64)": lambda: write_original(folder / "original.py", weights),
+    def ours(dtype: str) -> None:
+        write(
+            folder / dtype, config=config, vocabulary=vocabulary, weights=weights, card="#", provenance={}, dtype=dtype
+        )
+
+    writers: dict[str, tuple[str, Callable[[], object]]] = {
+        **{f"ours, {dtype}": (dtype, lambda dtype=dtype: ours(dtype)) for dtype in MATRIX_TYPES},  # type: ignore[misc]
+        "safetensors.numpy": ("model.safetensors", lambda: save_file(weights, folder / "model.safetensors")),
+        "torch.save": ("model.pt", lambda: torch.save(tensors, folder / "model.pt")),
+        "npz": ("model.npz", lambda: np.savez(folder / "model.npz", **weights)),
+        ORIGINAL: ("original.py", lambda: write_original(folder / "original.py", weights)),
     }
-    print(f"{sum(tensor.size for tensor in weights.values()):,} parameters, {raw / 1e6:.1f} MB of float32\n")
-    print(f"{'write':48}{'seconds':>9}{'MB':>8}{'of raw':>8}")
-    written: dict[str, float] = {}
-    for name, writer in writers.items():
-        before = size_of(folder)
-        times = []
-        for _ in range(1 if "original" in name else runs):  # the original takes seconds, so noise is small
-            shutil.rmtree(folder / name[-3:], ignore_errors=True)
+    best: dict[str, float] = {}
+    for turn in range(runs):  # interleaved, so that a busy moment hits every peer
+        for name, (target, writer) in writers.items():
+            if name == ORIGINAL and turn:  # it takes seconds, so that noise is small
+                continue
+            shutil.rmtree(folder / target, ignore_errors=True)
             start = time.perf_counter()
             writer()
-            times.append(time.perf_counter() - start)
-        written[name] = min(times)
-        size = size_of(folder) - before
-        print(f"{name:48}{written[name]:9.3f}{size / 1e6:8.1f}{size / raw:8.2f}")
+            seconds = time.perf_counter() - start
+            best[name] = min(best.get(name, seconds), seconds)
+    print(f"{f'write, best of {runs}':42}{'seconds':>9}{'faster':>8}{'MB':>8}{'of raw':>8}{'weights':>9}")
+    sizes = {}
+    for name, (target, _) in writers.items():
+        files = list((folder / target).glob("*")) or [folder / target]
+        size = sum(path.stat().st_size for path in files)
+        sizes[name] = sum(path.stat().st_size for path in files if target not in MATRIX_TYPES or "weights" in path.name)
+        print(
+            f"{name:42}{best[name]:9.3f}{best[ORIGINAL] / best[name]:7.1f}x{size / 1e6:8.1f}{size / raw:8.3f}"
+            f"{sizes[name] / raw:9.3f}"
+        )
+    print("(faster: than the original; of raw: the whole folder / raw tensors; weights: its weights files alone)\n")
+    return [
+        ("write f32, times faster than the original", best[ORIGINAL] / best["ours, f32"], "at least", 10.0),
+        *((f"weights files / raw tensors, {dtype}", sizes[f"ours, {dtype}"] / raw, "at most", limit)
+          for dtype, (limit, _) in LIMITS.items()),
+    ]  # fmt: skip
 
+
+def measure_loading(folder: Path, raw: int, runs: int) -> list[Target]:
     best: dict[str, float] = {}
     peak: dict[str, float] = {}
     totals: dict[str, float] = {}
@@ -157,43 +202,47 @@ def measure(folder: Path, parameters: int, runs: int, check: bool) -> int:
             seconds, memory, totals[name] = child(loader, folder)
             best[name] = min(best.get(name, seconds), seconds)
             peak[name] = min(peak.get(name, memory), memory)
-    peer, original = best["safetensors.numpy"], best["original (import, base64, zlib)"]
-    print(f"\n{'load, best of ' + str(runs):48}{'seconds':>9}{'x peer':>8}{'faster':>8}{'memory':>8}")
+    peer, ours = "safetensors.numpy", "ours, f32"
+    print(f"{f'load, best of {runs}':42}{'seconds':>9}{'x peer':>8}{'faster':>8}{'memory':>8}")
     for name in LOADERS:
-        faster = original / best[name]
-        print(f"{name:48}{best[name]:9.3f}{best[name] / peer:8.2f}{faster:7.1f}x{peak[name] / raw:8.2f}")
-    print("(x peer: of safetensors.numpy; faster: than the original; memory: peak growth / raw tensors)\n")
-    f32_totals = [value for name, value in totals.items() if "f16" not in name]
-    assert max(f32_totals) - min(f32_totals) < 1e-6, "the loaders disagree"
-
-    seeks = []
-    for index in np.random.default_rng(1).integers(0, count, 50):
-        start = time.perf_counter()
-        row = read_tensor_row(folder / "f32", "embedding.weight", int(index))
-        seeks.append(time.perf_counter() - start)
-        assert np.array_equal(row, weights["embedding.weight"][index])
-    seek = float(np.median(seeks))
-    print(f"one row by seek, median of 50: {seek * 1e3:.3f} ms\n")
-
-    ours = "ours, f32 (load_weights)"
-    writing = written["original (zlib level 9, base64)"] / written["ours, f32"]
-    targets = [
-        ("load f32 against safetensors.numpy", best[ours] / peer, "at most", 3.0),
-        ("peak memory against raw tensors", peak[ours] / raw, "at most", 1.3),
-        ("load, times faster than the original", original / best[ours], "at least", 5.0),
-        ("write, times faster than the original", writing, "at least", 5.0),
-        ("row seek in ms", seek * 1e3, "at most", 1.0),
-    ]  # fmt: skip
-    missed = 0
-    for name, value, way, limit in targets:
-        good = value <= limit if way == "at most" else value >= limit
-        missed += not good
-        print(f"{'met   ' if good else 'MISSED'}  {name:40}{value:8.2f}  {way} {limit}")
-    return 1 if check and missed else 0
+        faster = best[ORIGINAL] / best[name]
+        print(f"{name:42}{best[name]:9.3f}{best[name] / best[peer]:8.2f}{faster:7.1f}x{peak[name] / raw:8.2f}")
+    print(f"(x peer: of {peer}; faster: than the original; memory: peak growth / raw tensors)\n")
+    exact = [value for name, value in totals.items() if not name.endswith(tuple(set(MATRIX_TYPES) - {"f32"}))]
+    assert max(exact) - min(exact) < 1e-6, "the loaders disagree"
+    return [
+        ("load f32 / safetensors.numpy", best[ours] / best[peer], "at most", 1.5),
+        ("peak memory f32 / raw tensors", peak[ours] / raw, "at most", 1.15),
+        ("load f32, times faster than the original", best[ORIGINAL] / best[ours], "at least", 8.0),
+        ("peak memory f32 / the original's", peak[ours] / peak[ORIGINAL], "at most", 0.25),
+    ]
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def measure_rows(folder: Path, weights: dict[str, np.ndarray]) -> list[Target]:
+    """One row by seek, and what the rounding of each type costs."""
+    from qalam_core.package.runtime.reader import read_weights
+
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    targets: list[Target] = []
+    print(f"{'type':42}{'seek ms':>9}{'rounding, rms / std':>22}")
+    for dtype, (_, most) in LIMITS.items():
+        loaded = read_weights(folder / dtype, shapes)
+        times = []
+        for index in np.random.default_rng(1).integers(0, len(weights["lm_head.weight"]), 50):
+            start = time.perf_counter()
+            row = read_tensor_row(folder / dtype, "lm_head.weight", int(index))  # the last tensor
+            times.append(time.perf_counter() - start)
+            assert np.array_equal(row, loaded["lm_head.weight"][index])
+        seek = float(np.median(times)) * 1e3
+        error = weights["embedding.weight"] - loaded["embedding.weight"]
+        share = float(np.sqrt(np.square(error, dtype=np.float64).mean()) / weights["embedding.weight"].std())
+        print(f"{dtype:42}{seek:9.3f}{share:21.4%}")
+        targets += [
+            (f"row seek in ms, {dtype}", seek, "at most", 1.0),
+            (f"rounding, rms / std, {dtype}", share, "at most", most),
+        ]
+    print("(seek: the last tensor, median of 50)\n")
+    return targets
 
 
 def child(loader: str, folder: Path) -> tuple[float, float, float]:

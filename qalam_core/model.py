@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 END = 3  # the id of <END> in every vocabulary of this project
 
+GELUS = {"gelu": "none", "gelu_tanh": "tanh"}
+"""Activation -> what torch calls it: the exact GELU, or the one by tanh that GPT-2 was trained with."""
+
 
 class Block(nn.Module):
     """One pre-LayerNorm block: causal self-attention, then a GELU feed-forward, both residual."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, num_heads: int, dropout: float, approximate: str = "none") -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
+        self.approximate = approximate
         self.ln1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -39,7 +43,7 @@ class Block(nn.Module):
         mix_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True)
         mix_BTC = self.out(mix_BHTD.transpose(1, 2).reshape(B, T, C))
         x_BTC = x_BTC + F.dropout(mix_BTC, dropout)
-        hidden_BTC = self.fc2(F.gelu(self.fc1(self.ln2(x_BTC))))
+        hidden_BTC = self.fc2(F.gelu(self.fc1(self.ln2(x_BTC)), approximate=self.approximate))
         return x_BTC + F.dropout(hidden_BTC, dropout)
 
 
@@ -55,10 +59,13 @@ class PureDynamicTransformer(nn.Module):
         max_seq_len: int = 512,
         dropout: float = 0.1,
         tied: bool = True,
+        activation: str = "gelu",
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
+        if activation not in GELUS:
+            raise ValueError(f'activation "{activation}": known are {", ".join(GELUS)}')
         self.vocab_size = vocab_size
         self.dim = dim
         self.num_heads = num_heads
@@ -66,9 +73,10 @@ class PureDynamicTransformer(nn.Module):
         self.max_seq_len = max_seq_len
         self.dropout = dropout
         self.tied = tied
+        self.activation = activation
         self.embedding = nn.Embedding(vocab_size, dim)
         self.pos_embedding = nn.Parameter(torch.empty(max_seq_len, dim))
-        self.blocks = nn.ModuleList(Block(dim, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(dim, num_heads, dropout, GELUS[activation]) for _ in range(num_layers))
         self.ln_out = nn.LayerNorm(dim)
         self.lm_head = nn.Linear(dim, vocab_size, bias=False)
         if tied:

@@ -20,12 +20,25 @@ from hypothesis import strategies as st
 from qalam_core.errors import PackageError
 from qalam_core.package import code_digests, read, read_tensor_row, verify
 from qalam_core.package import write as write_package
+from qalam_core.package.knowledge import statistics
 from qalam_core.package.runtime import __version__, reader
-from qalam_core.package.write import _write_weights, statistics
+from qalam_core.package.runtime.rows import MATRIX_TYPES, Scaled
+from qalam_core.package.seek import read_row
+from qalam_core.package.write import _shard_text, _shards
 from tests.small_package import CONFIG, WORDS, contents, export, vocabulary, weights
 
 SHAPES = reader.tensor_shapes(CONFIG)
-FLOATS = {"f32": "<f4", "f16": "<f2"}
+
+
+def shard_texts(values: dict[str, np.ndarray], dtype: str) -> list[bytes]:
+    """What stands in weights.py, weights_001.py, ..."""
+    row_type, measured = MATRIX_TYPES[dtype], {name: statistics(tensor) for name, tensor in values.items()}
+    return [b"".join(_shard_text(values, row_type, measured, shard)) for shard in _shards(values, row_type)]
+
+
+def save_shards(folder: Path, texts: list[bytes]) -> None:
+    for number, text in enumerate(texts):
+        (folder / (f"weights_{number:03d}.py" if number else "weights.py")).write_bytes(text)
 
 
 def run_file(path: Path) -> dict[str, Any]:
@@ -38,18 +51,31 @@ def run_file(path: Path) -> dict[str, Any]:
     return vars(module)
 
 
+def python_row(dtype: str, row: Any) -> np.ndarray:
+    """The values of one matrix row as Python sees it, by the specification and without the reader."""
+    if isinstance(row, list):
+        return np.array(row, np.float64).astype(np.float32)
+    if dtype == "f32":
+        return np.frombuffer(base64.b64decode(row), "<f4")
+    if dtype == "f16":
+        return np.frombuffer(base64.b64decode(row), "<f2").astype(np.float32)
+    if dtype == "bf16":
+        return (np.frombuffer(base64.b64decode(row), "<u2").astype("<u4") << 16).view("<f4")
+    scale, text = row
+    if dtype == "i8":
+        integers = np.frombuffer(base64.b64decode(text), "<i1")
+    else:
+        integers = np.array([int(text[at : at + 4]) for at in range(0, len(text), 4)], np.int8)
+    return np.float32(scale) * integers.astype(np.float32)
+
+
 def python_values(entry: Any) -> np.ndarray:
-    """The values of one WEIGHTS entry, by the specification and without the reader."""
+    """The values of one WEIGHTS entry."""
     dtype, shape, _, rows, lines = entry
     if dtype == "dec":
         values = np.array([np.float64(value) for value in lines]).astype(np.float32)
     else:
-        decoded = [
-            np.frombuffer(base64.b64decode(line), FLOATS[dtype]) if isinstance(line, str)
-            else np.array(line, np.float64).astype(FLOATS[dtype])
-            for line in lines
-        ]  # fmt: skip
-        values = np.stack(decoded).astype(np.float32)
+        values = np.stack([python_row(dtype, line) for line in lines])
     assert values.shape == (rows, *shape[1:])
     return values
 
@@ -65,7 +91,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_bytes(text.replace(old, new, 1).encode())
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_is_read_writes_the_same_bytes(tmp_path: Path, dtype: str, tied: bool) -> None:
     config = {**CONFIG, "TIED": tied}
@@ -77,9 +103,114 @@ def test_what_is_read_writes_the_same_bytes(tmp_path: Path, dtype: str, tied: bo
     )  # fmt: skip
     assert contents(first) == contents(tmp_path / "b")
     assert package.edited == ()
-    for name, tensor in weights(config).items():
-        expected = tensor.astype(np.float16).astype(np.float32) if dtype == "f16" and tensor.ndim == 2 else tensor
-        assert np.array_equal(package.weights[name], expected), name
+    for name, entry in run_file(first / "weights.py")["WEIGHTS"].items():
+        assert entry[0] == (dtype if "(" in str(entry[1]) and len(entry[1]) == 2 else "dec")
+        assert package.weights[name].tobytes() == python_values(entry).tobytes(), name
+        if dtype == "f32" or entry[0] == "dec":
+            assert package.weights[name].tobytes() == weights(config)[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share"), [("f32", 0.0), ("f16", 0.00022), ("bf16", 0.0018), ("i8", 0.0073), ("q8", 0.0073)]
+)
+def test_rounding_costs_what_the_documentation_says(dtype: str, share: float) -> None:
+    values = np.random.default_rng(0).normal(0, 0.02, (2000, 256)).astype(np.float32)
+    error = MATRIX_TYPES[dtype].rounded(values) - values
+    assert np.sqrt(np.square(error, dtype=np.float64).mean()) / 0.02 <= share
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+ANY_ROW = st.lists(FINITE, min_size=1, max_size=9) | st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=9)
+
+
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+@settings(max_examples=150)
+@given(row=ANY_ROW)
+def test_any_row_is_stored_once_and_for_all(dtype: str, row: list[float]) -> None:
+    """Rounding a second time changes nothing, both ways of reading agree, and Python reads the same."""
+    row_type, values = MATRIX_TYPES[dtype], np.array([row, row[::-1]], np.float32)
+    rounded = row_type.rounded(values)
+    if not np.isfinite(rounded).all():
+        assert dtype in ("f16", "bf16")
+        return
+    lines = row_type.encode(values)
+    assert lines.tobytes() == row_type.encode(rounded).tobytes()
+    assert lines.shape == (2, row_type.width(len(row)))
+    out = np.empty_like(values)
+    assert row_type.decode(lines, out) == 2
+    assert out.tobytes() == rounded.tobytes()
+    for line, expected in zip(lines, rounded, strict=True):
+        text = line.tobytes().decode().rstrip("\n")
+        assert row_type.parse(text, len(row), pytest.fail).tobytes() == expected.tobytes()
+        assert python_row(dtype, ast.literal_eval(text.strip().rstrip(","))).tobytes() == expected.tobytes()
+    largest = np.abs(values[0]).max()
+    if isinstance(row_type, Scaled) and largest > 1e-35:
+        assert np.abs(rounded - values).max() <= largest / 127 * 0.503
+        assert np.abs(rounded).max() <= largest
+
+
+def test_bfloat16_is_rounded_to_nearest_even() -> None:
+    """Every value of the type comes back; what lies between goes to the nearer, and halfway to the even one."""
+    upper = np.arange(1 << 16, dtype=np.uint32)
+    upper = upper[(upper & 0x7F80) != 0x7F80]
+    bf16 = MATRIX_TYPES["bf16"]
+
+    def rounded(lower: int) -> np.ndarray:
+        return bf16.rounded((upper << 16 | lower).view(np.float32)[None]).view(np.uint32)[0] >> 16
+
+    assert np.array_equal(rounded(0), upper)
+    assert np.array_equal(rounded(0x7FFF), upper)
+    assert np.array_equal(rounded(0x8000), upper + (upper & 1))
+    assert np.array_equal(rounded(0x8001), upper + 1)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "q8"])
+def test_the_scale_of_a_row(dtype: str) -> None:
+    """Its largest magnitude / 127, so that 127 is reached; a row too small for any scale is zero."""
+    row_type = MATRIX_TYPES[dtype]
+    rows = np.array([[0, -0.0], [1.27, -2.54], [1e-37, 1e-38], [2e-36, -1e-36], [3.4e38, -3.4e38]], np.float32)
+    texts = [line.tobytes().decode().strip() for line in row_type.encode(rows)]
+    scales = [text[1:15] for text in texts]
+    assert scales[0] == scales[2] == "0.00000000e+00"
+    assert float(scales[1]) == pytest.approx(0.02, rel=2e-5)
+    if dtype == "q8":
+        assert texts[0] == '(0.00000000e+00, "   0   0"),'
+        assert texts[1][15:] == ', "  64-127"),'
+    rounded = row_type.rounded(rows)
+    assert rounded[0].tobytes() == rounded[2].tobytes() == bytes(8)
+    assert rounded[3:] == pytest.approx(rows[3:], rel=0.01)
+
+
+def test_every_scale_reads_as_python_reads_it() -> None:
+    random = np.random.default_rng(0)
+    scales = (10.0 ** random.uniform(-37, 36, 3000)).astype(np.float32)
+    texts = [f"{scale:.8e}" for scale in scales.tolist()] + ["1.17549435e-38", "2.67927900e+36", "9.99999999e-01"]
+    lines = "".join(f'        ({text}, " 127"),\n' for text in texts).encode()
+    out = np.empty((len(texts), 1), np.float32)
+    assert MATRIX_TYPES["q8"].decode(np.frombuffer(lines, np.uint8).reshape(len(texts), -1), out) == len(texts)
+    assert np.array_equal(out[:, 0], np.array([float(text) for text in texts]).astype(np.float32) * np.float32(127))
+
+
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+def test_plain_import_and_hand_edits_in_every_type(tmp_path: Path, dtype: str) -> None:
+    folder = export(tmp_path / "model", dtype=dtype)
+    lines = (folder / "weights.py").read_text(encoding="utf-8").split("\n")
+    for name, row in (("embedding.weight", 0), ("embedding.weight", 11), ("blocks.1.fc1.weight", 7)):
+        start = next(number for number, line in enumerate(lines) if f'"{name}"' in line) + 1
+        lines[start + row] = "  [0.1, -1, 2e-3, -0, 0.25, 1.5e+2, -0.0, 7000000],   # by hand"
+    (folder / "weights.py").write_bytes("\n".join(lines).encode())
+    package = read(folder)
+    expected = np.array([0.1, -1, 2e-3, 0, 0.25, 150, -0.0, 7e6], np.float32)  # as written, whatever the type
+    assert package.weights["embedding.weight"][11].tobytes() == expected.tobytes()
+    assert read_tensor_row(folder, "blocks.1.fc1.weight", 7).tobytes() == expected.tobytes()
+    for name, entry in run_file(folder / "weights.py")["WEIGHTS"].items():
+        assert package.weights[name].tobytes() == python_values(entry).tobytes(), name
+        for row in (0, len(entry[4]) - 1):
+            assert np.array_equal(read_tensor_row(folder, name, row).ravel(), package.weights[name][row].ravel())
+    assert verify(folder) == [
+        'embedding.weight: 2 of 12 rows changed since export: 0 ("<PAD>"), 11 ("في")',
+        "blocks.1.fc1.weight: 1 of 32 rows changed since export: 7",
+    ]
 
 
 def test_the_bytes_depend_on_no_hash_seed_and_not_on_pybase64(tmp_path: Path, package: Path) -> None:
@@ -114,29 +245,64 @@ def test_plain_import_gives_the_same_values(package: Path) -> None:
     assert run_file(package / "knowledge_map.py")["NEIGHBOURS"]["القط"]
 
 
-def test_large_models_are_cut_at_row_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", 3000)
-    folder = export(tmp_path / "model")
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+def test_large_models_are_cut_at_row_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", 2000)
+    folder = export(tmp_path / "model", dtype=dtype)
+    row_type = MATRIX_TYPES[dtype]
+    expected = {name: row_type.rounded(tensor) if tensor.ndim == 2 else tensor for name, tensor in weights().items()}
     files = [path.name for path in reader.weight_files(folder)]
     assert files[:3] == ["weights.py", "weights_001.py", "weights_002.py"]
-    assert all((folder / name).stat().st_size <= 3000 for name in files)
+    assert all((folder / name).stat().st_size <= 2000 for name in files)
     package = read(folder)
-    for name, tensor in weights().items():
+    for name, tensor in expected.items():
         assert np.array_equal(package.weights[name], tensor), name
-        for row in (0, len(tensor) // 2, len(tensor) - 1):
-            assert np.array_equal(read_tensor_row(folder, name, row).ravel(), np.ravel(tensor[row])), (
-                name,
-                row,
-            )
+        for row in range(len(tensor)):
+            assert np.array_equal(read_tensor_row(folder, name, row).ravel(), np.ravel(tensor[row])), (name, row)
     parts: dict[str, list[np.ndarray]] = {}
     for name in files:
         for tensor_name, entry in run_file(folder / name)["WEIGHTS"].items():
             parts.setdefault(tensor_name, []).append(python_values(entry))
     for name, pieces in parts.items():
-        assert np.array_equal(np.concatenate(pieces), weights()[name])
+        assert np.array_equal(np.concatenate(pieces), expected[name])
     (folder / "weights_002.py").rename(tmp_path / "elsewhere.py")
     with pytest.raises(PackageError, match=r"weights_002\.py"):
         read(folder)
+
+
+def test_tensors_may_stand_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", 2000)
+    values = dict(reversed(weights().items()))
+    save_shards(tmp_path, shard_texts(values, "f32"))
+    loaded = reader.read_weights(tmp_path, SHAPES)
+    assert list(loaded) == list(SHAPES)
+    for name, tensor in values.items():
+        assert np.array_equal(loaded[name], tensor)
+        assert np.array_equal(read_row(tmp_path, SHAPES, name, 3).ravel(), tensor[3].ravel())
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([0, 3, 1, 2, 4, 5, 6], r'weights_001\.py:6: "embedding.weight" has 5 of 12 rows; its next part belongs here'),
+        ([0, 2, 1, 3, 4, 5, 6], r'weights_001\.py:5: "embedding.weight" goes on at row 5 of 12, not 10 \+ 2'),
+        ([1, 0, 2, 3, 4, 5, 6], r'weights\.py:5: "embedding.weight" goes on at row 0 of 12, not 5 \+ 5'),
+        ([0, 0, 1, 2, 3, 4, 5], r'weights_001\.py:6: "embedding.weight" goes on at row 5 of 12, not 0 \+ 5'),
+        ([0, 1, 2, 3, 4, 5, 6, 0], r'weights_007\.py:6: "embedding.weight" goes on at row 12 of 12, not 0 \+ 5'),
+        ([0, 1, 2, 3, 5, 6], r'weights_004\.py:6: "pos_embedding" has 5 of 10 rows; its next part belongs here'),
+        ([0, 1, 2, 3, 4, 5], r'weights_005\.py:0: "ln_out.bias" has 0 of 8 rows; a part is missing'),
+    ],
+)
+def test_parts_in_the_wrong_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[int], message: str
+) -> None:
+    monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", 800)
+    config = {**CONFIG, "NUM_LAYERS": 0}
+    texts = shard_texts(weights(config), "f32")
+    assert len(texts) == 7
+    save_shards(tmp_path, [texts[index] for index in order])
+    with pytest.raises(reader.FormatError, match=message):
+        reader.read_weights(tmp_path, reader.tensor_shapes(config))
 
 
 def test_an_untouched_package_verifies(package: Path) -> None:
@@ -213,10 +379,11 @@ def test_words_show_nothing_hidden_and_come_back(tmp_path: Path) -> None:
         ({"weights": {**weights(), "extra": np.zeros(3)}}, '"extra" is no tensor'),
         ({"weights": {**weights(), "ln_out.bias": np.zeros(3)}}, "shape"),
         ({"weights": {**weights(), "ln_out.bias": np.full(8, np.nan)}}, "not finite"),
-        (
-            {"weights": {**weights(), "pos_embedding": np.full((10, 8), 1e5)}, "dtype": "f16"},
-            "not finite in f16",
-        ),
+        ({"weights": {**weights(), "pos_embedding": np.full((10, 8), 1e5)}, "dtype": "f16"}, "not finite in f16"),
+        ({"weights": {**weights(), "pos_embedding": np.full((10, 8), 3.4e38)}, "dtype": "bf16"}, "not finite in bf16"),
+        ({"weights": {**weights(), "pos_embedding": np.full((10, 8), np.inf)}, "dtype": "i8"}, "not finite in i8"),
+        ({"weights": {**weights(), "pos_embedding": np.full((10, 8), np.nan)}, "dtype": "q8"}, "not finite in q8"),
+        ({"weights": {**weights(), "pos_embedding": np.full((10, 8), 1e39)}, "dtype": "q8"}, "not finite in q8"),
         ({"vocabulary": vocabulary(words=("<PAD>",))}, "1 words"),
         ({"vocabulary": vocabulary(words=WORDS[::-1])}, "first four"),
         ({"vocabulary": vocabulary(algorithm="unigram")}, "unigram"),
@@ -293,13 +460,16 @@ TINY_SHAPES = reader.tensor_shapes(TINY)
 
 
 @pytest.fixture(scope="module")
-def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A weights file of 45 values that holds every form a row may take."""
-    folder, values = tmp_path_factory.mktemp("tiny"), weights(TINY)
-    _write_weights(folder, values, "f32", {name: statistics(tensor) for name, tensor in values.items()})
-    lines = (folder / "weights.py").read_text(encoding="utf-8").split("\n")
-    lines[7] = "        [0.5, -1, 2e-3, -0, -0.0],  # by hand"
-    return "\n".join(lines).encode()
+def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """For each type a weights file of 45 values that holds every form a row may take."""
+    folder, values, texts = tmp_path_factory.mktemp("tiny"), weights(TINY), {}
+    values["embedding.weight"][1] = 0
+    for dtype in MATRIX_TYPES:
+        save_shards(folder, shard_texts(values, dtype))
+        lines = (folder / "weights.py").read_text(encoding="utf-8").split("\n")
+        lines[8] = "        [0.5, -1, 2e-3, -0, -0.0],  # by hand"
+        texts[dtype] = "\n".join(lines).encode()
+    return texts
 
 
 FRAGMENTS = [
@@ -307,14 +477,18 @@ FRAGMENTS = [
     b"+", b"_", b"\\", b"\r", b"\t", b"\xe2\x80\xae", b"nan", b"1e999", b"0x1", b"07", b"# x\n", b"/",
     b"f16", b"        0.5,\n",
     b'        "AAAAAAAAAAAAAAAAAAAAAAAAAAA=",\n', b"        [1, 2, 3, 4, 5],\n", b"}", b"{",
-    b"-0,", b"1_0", b"\x00",
+    b"-0,", b"1_0", b"\x00", b"gICA", b"e-00", b"e-39", b"e+36", b"0.00000000e+00", b" -0", b"-128", b"  12", b"-1 2",
+    b'        (1.00000000e-03, "   1  -2  33 -44 127"),\n', b'        (1.00000000e-03, "AAAAAAA="),\n',
 ]  # fmt: skip
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_whatever_is_accepted_means_what_python_means(tmp_path: Path, tiny_text: bytes, data: st.DataObject) -> None:
-    text = tiny_text
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_accepted_means_what_python_means(
+    tmp_path: Path, tiny_texts: dict[str, bytes], dtype: str, data: st.DataObject
+) -> None:
+    text = tiny_texts[dtype]
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
         cut = data.draw(st.sampled_from([0, 0, 1, 1, 2, 8, 39]))
@@ -337,11 +511,14 @@ def test_whatever_is_accepted_means_what_python_means(tmp_path: Path, tiny_text:
             assert result[name].tobytes() == python_values(entry).tobytes()
 
 
-def test_a_comment_before_every_row_stays_linear(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+def test_a_comment_before_every_row_stays_linear(tmp_path: Path, dtype: str) -> None:
     config = {**TINY, "VOCAB_SIZE": 3000}
     values = weights(config)
-    _write_weights(tmp_path, values, "f32", {name: statistics(tensor) for name, tensor in values.items()})
-    text = (tmp_path / "weights.py").read_text(encoding="utf-8").replace('        "', '        # x\n        "')
+    save_shards(tmp_path, shard_texts(values, dtype))
+    text = re.sub(
+        '^        (?=["(])', "        # x\n        ", (tmp_path / "weights.py").read_text(), flags=re.MULTILINE
+    )
     (tmp_path / "weights.py").write_bytes(text.encode())
     taken = []
     original = reader.Lines.peek
@@ -353,5 +530,5 @@ def test_a_comment_before_every_row_stays_linear(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader.Lines, "peek", counting)
         result = reader.read_weights(tmp_path, reader.tensor_shapes(config))
-    assert np.array_equal(result["embedding.weight"], weights(config)["embedding.weight"])
+    assert np.array_equal(result["embedding.weight"], MATRIX_TYPES[dtype].rounded(values["embedding.weight"]))
     assert sum(taken) < 8 * len(text)

@@ -24,7 +24,7 @@ def config_of(model: Mapping[str, Any], vocab_size: int) -> dict[str, int | str 
     return {
         "VOCAB_SIZE": vocab_size, "DIM": model["dim"], "NUM_HEADS": model["num_heads"],
         "NUM_LAYERS": model["num_layers"], "MAX_SEQ_LEN": model["max_seq_len"], "TIED": model["tied"],
-        "ACTIVATION": "gelu",
+        "ACTIVATION": model.get("activation", "gelu"),
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qalam_core.errors import PackageError
 from qalam_core.package.bytecode import is_own_cache
 from qalam_core.package.runtime import reader, settings
+from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.package.seek import read_row
 from qalam_core.package.write import CODE, FORMAT, Vocabulary, code_digests, row_checksums, tensor_digest
@@ -157,8 +158,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         for name, digest in manifest[part].items():
             if not _DIGEST.fullmatch(digest):
                 _refuse("manifest.json", f'"{name[:80]}" needs a sha256 of 64 hexadecimal digits')
-    if manifest["dtype"] not in reader.MATRIX_TYPES:
-        _refuse("manifest.json", f"dtype is one of {', '.join(reader.MATRIX_TYPES)}")
+    if manifest["dtype"] not in MATRIX_TYPES:
+        _refuse("manifest.json", f"dtype is one of {', '.join(MATRIX_TYPES)}")
     return manifest
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
-import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.package.runtime.reader import MAGIC, MATRIX_TYPES, row_width, tensor_shapes
+from qalam_core.package.knowledge import PREAMBLE, Measured, knowledge_text, statistics
+from qalam_core.package.runtime.reader import MAGIC, tensor_shapes
+from qalam_core.package.runtime.rows import MATRIX_TYPES, RowType, shortest
 from qalam_core.package.runtime.settings import (
     CONFIG_LIMITS,
     CONFIG_MAGIC,
     INVERSE,
-    KNOWLEDGE_MAGIC,
     SPECIALS,
     VOCAB_MAGIC,
     check_config,
@@ -34,25 +35,17 @@ from qalam_core.package.runtime.settings import (
 )
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
-try:  # the same text, several times faster
-    from pybase64 import b64encode
-except ImportError:
-    b64encode = base64.b64encode  # type: ignore[assignment]
-
 __all__ = ["CODE", "FORMAT", "Vocabulary", "code_digests", "code_files", "row_checksums", "write"]
 
 FORMAT = 1
 SHARD_LIMIT = 16_000_000
-CODE = ("__init__.py", "__main__.py", "loader.py", "model.py", "reader.py", "runtime.py", "settings.py",
-        "tokenizer.py")  # fmt: skip
-NEIGHBOUR_WORDS, NEIGHBOURS = 32, 8
+CODE = ("__init__.py", "__main__.py", "codings.py", "loader.py", "model.py", "reader.py", "rows.py",
+        "runtime.py", "settings.py", "tokenizer.py")  # fmt: skip
 
-_PREAMBLE = "# fmt: off\n# ruff: noqa\n"
 _GITATTRIBUTES = "*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n"
 _BLOCK = 1 << 20
 
 Weights = Mapping[str, NDArray[np.float32]]
-Measured = Mapping[str, tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Vocabulary:
 def write(
     folder: Path,
     *,
-    config: Mapping[str, int | str | bool],
+    config: Mapping[str, int | float | str | bool],
     vocabulary: Vocabulary,
     weights: Mapping[str, NDArray[Any]],
     card: str,
@@ -81,24 +74,31 @@ def write(
     FORMAT and PARAMETERS may be left out of `config`. `dtype` is the storage type of the matrices;
     what it rounds is rounded here, and the manifest speaks of the rounded values.
     """
-    values = _checked_weights(config, weights, dtype)
-    full = _full_config(config, values)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PackageError(f"{folder}: not an empty folder; choose another name or delete it")
-    _check_vocabulary(vocabulary, int(full["VOCAB_SIZE"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    measured = {name: statistics(tensor) for name, tensor in values.items()}
-    texts = {
-        **code_files(),
-        ".gitattributes": _GITATTRIBUTES.encode(),
-        "MODEL_CARD.md": _ended(card).encode(),
-        "config.py": _config_text(full).encode(),
-        "knowledge_map.py": _knowledge_text(measured, values["embedding.weight"], vocabulary.words).encode(),
-        "tokenizer.json": vocabulary.tokenizer_json.encode(),
-        "vocab.py": _vocab_text(vocabulary).encode(),
-        "rows.json": _json({name: _packed(row_checksums(tensor)) for name, tensor in values.items()}),
-    }
-    files = _write_weights(folder, values, dtype, measured)
+    row_type = MATRIX_TYPES.get(dtype)
+    if row_type is None:
+        raise PackageError(f'dtype "{dtype}": known are {", ".join(MATRIX_TYPES)}')
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what it does releases the interpreter lock, and each part
+        values = _checked_weights(pool, config, weights, row_type)  # of the output is one thread's
+        full = _full_config(config, values)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PackageError(f"{folder}: not an empty folder; choose another name or delete it")
+        _check_vocabulary(vocabulary, int(full["VOCAB_SIZE"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        measured = dict(zip(values, pool.map(statistics, values.values()), strict=True))
+        weight_files = _write_weights(pool, folder, values, row_type, measured)
+        digests = pool.map(tensor_digest, values.values())
+        texts = {
+            **code_files(),
+            ".gitattributes": _GITATTRIBUTES.encode(),
+            "MODEL_CARD.md": _ended(card).encode(),
+            "config.py": _config_text(full).encode(),
+            "knowledge_map.py": knowledge_text(measured, values["embedding.weight"], vocabulary.words).encode(),
+            "tokenizer.json": vocabulary.tokenizer_json.encode(),
+            "vocab.py": _vocab_text(vocabulary).encode(),
+            "rows.json": _json({name: _packed(row_checksums(tensor)) for name, tensor in values.items()}),
+        }
+        files = dict(weight_files)
+        tensors = dict(zip(values, digests, strict=True))
     for name, text in texts.items():
         (folder / name).write_bytes(text)
         files[name] = hashlib.sha256(text).hexdigest()
@@ -107,7 +107,7 @@ def write(
         "files": files,
         "format": FORMAT,
         "provenance": dict(provenance),
-        "tensors": {name: tensor_digest(tensor) for name, tensor in values.items()},
+        "tensors": tensors,
     }
     (folder / "manifest.json").write_bytes(_json(manifest))
 
@@ -147,28 +147,43 @@ def _ended(text: str) -> str:
 
 
 def _checked_weights(
-    config: Mapping[str, int | str | bool], weights: Mapping[str, NDArray[Any]], dtype: str
+    pool: ThreadPoolExecutor,
+    config: Mapping[str, int | float | str | bool],
+    weights: Mapping[str, NDArray[Any]],
+    row_type: RowType,
 ) -> dict[str, NDArray[np.float32]]:
-    if dtype not in MATRIX_TYPES:
-        raise PackageError(f'dtype "{dtype}": known are {", ".join(MATRIX_TYPES)}')
+    """The values a reader will find: float32, the matrices rounded to what their storage type holds."""
     shapes = tensor_shapes(config)
     if extra := sorted(set(weights) - set(shapes)):
         raise PackageError(f'"{extra[0]}" is no tensor of this model; its config has no place for it')
-    values = dict[str, NDArray[np.float32]]()
     for name, shape in shapes.items():
         tensor = weights.get(name)
         if tensor is None or tensor.shape != shape:
             found = "missing" if tensor is None else f"of shape {tensor.shape}"
             raise PackageError(f'"{name}" is {found}; the config demands {shape}')
+
+    def stored(name: str) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
-            stored = tensor.astype(MATRIX_TYPES[dtype] if tensor.ndim == 2 else np.float32, copy=False)
-        if not np.isfinite(stored).all():
-            raise PackageError(f'"{name}" holds a value that is not finite in {dtype}; the model diverged?')
-        values[name] = stored.astype(np.float32, copy=False)
-    return values
+            values = np.ascontiguousarray(weights[name], np.float32)
+        if values.ndim == 2 and row_type.rounds:
+            rounded = np.empty_like(values)
+            step = max(1, _BLOCK // 4 // values.shape[1])
+            for start in range(0, len(values), step):
+                block = values[start : start + step]
+                if np.isfinite(block).all():
+                    block = row_type.rounded(block)
+                rounded[start : start + step] = block
+            values = rounded
+        if not all(np.isfinite(part).all() for part in np.array_split(values, 1 + values.size // _BLOCK)):
+            raise PackageError(f'"{name}" holds a value that is not finite in {row_type.name}; the model diverged?')
+        return values
+
+    return dict(zip(shapes, pool.map(stored, shapes), strict=True))
 
 
-def _full_config(config: Mapping[str, int | str | bool], values: Weights) -> dict[str, int | float | str | bool]:
+def _full_config(
+    config: Mapping[str, int | float | str | bool], values: Weights
+) -> dict[str, int | float | str | bool]:
     facts = {"FORMAT": FORMAT, "PARAMETERS": sum(tensor.size for tensor in values.values())}
     for name, value in facts.items():
         if config.get(name, value) != value:
@@ -210,7 +225,7 @@ def _vocab_text(vocabulary: Vocabulary) -> str:
         *("MERGES = (", *merges, ")"),
         *(INVERSE, ""),
     ]
-    return f"{VOCAB_MAGIC}\n{_PREAMBLE}" + "\n".join(lines)
+    return f"{VOCAB_MAGIC}\n{PREAMBLE}" + "\n".join(lines)
 
 
 def _quote_rule(text: str) -> str:
@@ -222,32 +237,35 @@ def _code(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
 
 
-def _write_weights(folder: Path, values: Weights, dtype: str, measured: Measured) -> dict[str, str]:
-    """weights.py and its continuations, each at most SHARD_LIMIT bytes; their names and digests."""
-    digests: dict[str, str] = {}
-    parts = list(_shards(values, dtype))
-    for number, shard in enumerate(parts):
+def _write_weights(
+    pool: ThreadPoolExecutor, folder: Path, values: Weights, row_type: RowType, measured: Measured
+) -> Iterator[tuple[str, str]]:
+    """weights.py and its continuations, each at most SHARD_LIMIT bytes; their names and digests, when done."""
+
+    def write_shard(numbered: tuple[int, list[Part]]) -> tuple[str, str]:
+        number, shard = numbered
         name = f"weights_{number:03d}.py" if number else "weights.py"
         digest = hashlib.sha256()
-        with (folder / name).open("wb") as file:
-            for text in _shard_text(values, dtype, measured, shard):
+        with (folder / name).open("wb", buffering=0) as file:
+            for text in _shard_text(values, row_type, measured, shard):
                 file.write(text)
                 digest.update(text)
-        digests[name] = digest.hexdigest()
-    return digests
+        return name, digest.hexdigest()
+
+    return pool.map(write_shard, enumerate(_shards(values, row_type)))
 
 
 Part = tuple[str, int, int]  # tensor, first row, rows
 
 
-def _shards(values: Weights, dtype: str) -> Iterator[list[Part]]:
+def _shards(values: Weights, row_type: RowType) -> Iterator[list[Part]]:
     """Fill each file with whole rows, in tensor order, up to the limit."""
     shard: list[Part] = []
     room = SHARD_LIMIT
     for name, tensor in values.items():
         first, rows = 0, len(tensor)
         # 24 bytes hold the longest float32 on its line; 512 the headers and the comment
-        width = row_width(tensor.shape[1], MATRIX_TYPES[dtype]) if tensor.ndim == 2 else 24
+        width = row_type.width(tensor.shape[1]) if tensor.ndim == 2 else 24
         while first < rows:
             fitting = min((room - 512) // width, rows - first)
             if fitting <= 0 and shard:
@@ -261,92 +279,22 @@ def _shards(values: Weights, dtype: str) -> Iterator[list[Part]]:
     yield shard
 
 
-def _shard_text(values: Weights, dtype: str, measured: Measured, shard: list[Part]) -> Iterator[bytes]:
-    yield f"{MAGIC}\n{_PREAMBLE}WEIGHTS = {{\n".encode()
+def _shard_text(
+    values: Weights, row_type: RowType, measured: Measured, shard: list[Part]
+) -> Iterator[bytes | memoryview]:
+    yield f"{MAGIC}\n{PREAMBLE}WEIGHTS = {{\n".encode()
     for name, first, rows in shard:
         tensor = values[name]
         if not first:
             mean, std, low, high = measured[name]
             yield f"    # mean={mean:.3e} std={std:.3e} min={low:.3e} max={high:.3e} (as exported)\n".encode()
-        kind = dtype if tensor.ndim == 2 else "dec"
+        kind = row_type.name if tensor.ndim == 2 else "dec"
         yield f'    "{name}": ("{kind}", {tensor.shape}, {first}, {rows}, (\n'.encode()
         part = tensor[first : first + rows]
-        yield from _matrix_text(part, dtype) if tensor.ndim == 2 else [_values_text(part)]
+        if tensor.ndim == 2:
+            step = max(1, _BLOCK // row_type.width(tensor.shape[1]))
+            yield from (row_type.encode(part[start : start + step]).data for start in range(0, rows, step))
+        else:
+            yield "".join(f"        {text},\n" for text in shortest(part)).encode()
         yield b"    )),\n"
     yield b"}\n"
-
-
-def _matrix_text(rows: NDArray[np.float32], dtype: str) -> Iterator[bytes]:
-    width = row_width(rows.shape[1], MATRIX_TYPES[dtype])
-    row_bytes = rows.shape[1] * MATRIX_TYPES[dtype].itemsize
-    pad = -row_bytes % 3
-    step = max(1, _BLOCK // width)
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step].astype(MATRIX_TYPES[dtype])
-        raw = np.zeros((len(block), row_bytes + pad), np.uint8)
-        raw[:, :row_bytes] = block.view(np.uint8)
-        text = np.empty((len(block), width), np.uint8)
-        text[:, :9] = np.frombuffer(b'        "', np.uint8)
-        text[:, 9:-3] = np.frombuffer(b64encode(raw.data), np.uint8).reshape(len(block), -1)
-        if pad:  # zero bytes up to a multiple of three encode as "A"; canonical base64 says "="
-            text[:, -3 - pad : -3] = ord("=")
-        text[:, -3:] = np.frombuffer(b'",\n', np.uint8)
-        yield text.tobytes()
-
-
-def _values_text(values: NDArray[np.float32]) -> bytes:
-    return "".join(f"        {shortest(value)},\n" for value in values).encode()
-
-
-def shortest(value: np.float32) -> str:
-    """The shortest decimal that reads back as the same float32, with a point or an exponent."""
-    text = repr(float(str(value)))
-    return text if np.float32(float(text)) == value else repr(float(value))
-
-
-def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, least, largest) in float64, block by block."""
-    flat = tensor.reshape(-1)
-    blocks = [flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK)]
-    mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / len(flat)
-    squares = sum(float(np.square(block - np.float64(mean)).sum()) for block in blocks)
-    return mean, float(np.sqrt(squares / len(flat))), float(flat.min()), float(flat.max())
-
-
-def _knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
-    facts = [f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)})," for name, four in measured.items()]
-    neighbours = [
-        f"    {quote(word)}: ({' '.join(f'({quote(near)}, {cosine:.3f}),' for near, cosine in nearest)}),"
-        for word, nearest in _nearest(embedding_VC, words)
-    ]
-    lines = [
-        "# what can be read off the weights, as exported",
-        "# tensor: (mean, standard deviation, least, largest)",
-        *("STATISTICS = {", *facts, "}"),
-        "# frequent word: the tokens whose embeddings point most nearly the same way, with the cosine",
-        *("NEIGHBOURS = {", *neighbours, "}", ""),
-    ]
-    return f"{KNOWLEDGE_MAGIC}\n{_PREAMBLE}" + "\n".join(lines)
-
-
-def _nearest(
-    embedding_VC: NDArray[np.float32], words: tuple[str, ...]
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    ordinary = (index for index, word in enumerate(words) if index > 3 and _ordinary(word))
-    chosen = list(islice(ordinary, NEIGHBOUR_WORDS))
-    length_V = np.sqrt(np.einsum("vc,vc->v", embedding_VC, embedding_VC, dtype=np.float64))
-    length_V = np.maximum(length_V, 1e-30)
-    cosines_NV = np.empty((len(chosen), len(words)))
-    query_NC = embedding_VC[chosen].astype(np.float64) / length_V[chosen, None]
-    for start in range(0, len(words), 4096):
-        block = embedding_VC[start : start + 4096].astype(np.float64)
-        cosines_NV[:, start : start + 4096] = query_NC @ block.T / length_V[start : start + 4096]
-    for index, row in zip(chosen, np.round(cosines_NV, 3), strict=True):
-        row[[0, 1, 2, 3, index]] = -2
-        order = np.lexsort((np.arange(len(row)), -row))[:NEIGHBOURS]  # equal to three digits: lower id first
-        yield words[index], [(words[near], float(row[near]) + 0.0) for near in order if row[near] > -2]
-
-
-def _ordinary(word: str) -> bool:
-    letters = word.strip()
-    return len(letters) > 1 and all(unicodedata.category(char)[0] in "LM" for char in letters)

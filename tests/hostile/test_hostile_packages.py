@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ import pytest
 from qalam_core.errors import PackageError
 from qalam_core.package import read, verify
 from qalam_core.package.runtime import reader
-from tests.small_package import export
+from tests.small_package import CONFIG, export
 
 ZEROS = "0" * 64
 TRIPWIRE = "open(__import__('os').environ['QALAM_TRIPWIRE'], 'w').close()"
@@ -132,7 +134,7 @@ WEIGHTS_CASES = {
     "cut off in a tensor": (lambda text: text[: len(text) // 2].rpartition("\n")[0] + "\n", "cut off"),
     "cut off in a line": (lambda text: text[: len(text) // 2], "line end"),
     "no closing brace": (lambda text: text[:-2], "file ends here"),
-    "an empty file": (lambda text: "", "begins with"),
+    "an empty file": (lambda text: "", "more values than the files have bytes"),
     "an endless line": (swap("# fmt: off", "#" + " " * (2 << 20)), "longer than"),
     "a word among the values": (
         swap('"dec", (8,), 0, 8, (\n', '"dec", (8,), 0, 8, (\n        True,\n'), "not a number",
@@ -152,6 +154,102 @@ def test_weights(package: Path, case: str) -> None:
     path.write_bytes(change(before.decode()).encode("utf-8", "surrogatepass"))
     assert path.read_bytes() != before
     refused(package, message)
+
+
+STEPS = base64.b64encode(bytes(8)).decode()  # eight zeros
+DECIMALS = "   0" * 8
+TYPE_CASES = {
+    "f32": [
+        (f'(1.00000000e-03, "{STEPS}"),', "not a matrix row"),
+        (f'"{STEPS}",', "bytes of base64"),
+    ],
+    "f16": [
+        (f'"{base64.b64encode(np.full(8, np.inf, "<f2").tobytes()).decode()}",', "not finite"),
+        (f'"{base64.b64encode(np.full(8, np.nan, "<f2").tobytes()).decode()}",', "not finite"),
+        (f'"{ZERO_ROW}",', "16 bytes of base64"),
+    ],
+    "bf16": [
+        (f'"{base64.b64encode(np.full(8, 0x7F80, "<u2").tobytes()).decode()}",', "not finite"),
+        (f'"{base64.b64encode(np.full(8, 0xFFC0, "<u2").tobytes()).decode()}",', "not finite"),
+        (f'"{ZERO_ROW}",', "16 bytes of base64"),
+    ],
+    "i8": [
+        (f'"{STEPS}",', "not a matrix row"),
+        (f'(1.00000000e-03, "{STEPS[:-2]}B="),', "last bits"),
+        (f'(1.00000000e-03, "{STEPS[:-4]}"),', "8 bytes of base64"),
+        (f'(1.00000000e-03, "{base64.b64encode(bytes([0] * 7 + [128])).decode()}"),', "-128"),
+        (f'(0.00000000e+00, "{base64.b64encode(bytes([0] * 7 + [1])).decode()}"),', "scale of zero"),
+        (f'(1.00000000e-03, "{DECIMALS}"),', "not a matrix row"),
+    ],
+    "q8": [
+        (f'"{DECIMALS}",', "not a matrix row"),
+        (f'(1.00000000e-03, "{DECIMALS[:-4]}"),', "32 characters"),
+        (f'(1.00000000e-03, "{DECIMALS} "),', "32 characters"),
+        (f'(0.00000000e+00, "{DECIMALS[4:]}   1"),', "scale of zero"),
+        (f'(1.00000000e-03, "{STEPS}"),', "not a matrix row"),
+        *((f'(1.00000000e-03, "{DECIMALS[4:]}{cell}"),', "right-aligned in four")
+          for cell in ("-128", " 128", " 200", "   -", "    ", "  -0", " -05", "0005", " 005", "5   ", "--05", "- 05",
+                       " 1 0", "1000", "-1-1", "  1-", "-  1")),
+        *((f'(1.00000000e-03, "{DECIMALS[4:]}{cell}"),', "not a matrix row")
+          for cell in ("  +1", "  1_", " 1.0", " 0x1", "  \\x", "1e01")),
+    ],
+}  # fmt: skip
+SCALES = [
+    "1e-3", "1.0000000e-03", "1.000000000e-3", "1.00000000e-003", "01.0000000e-03", "1.00000000E-03", "1.00000000e003",
+    "0.10000000e-03", "1.00000000e-00", "0.00000000e-00", "0.00000000e+01", "-1.0000000e-03", "-1.00000000e-03",
+    "+1.00000000e-03", "nan", "inf", "1.00000000e+0_", "1_00000000e-03", "1.00000000e- 3", "1.000000000-03", "1",
+    "True", "__import__('os')",
+]  # fmt: skip
+FAR_SCALES = [
+    "1.00000000e-60",
+    "1.17549400e-38",
+    "9.99999999e-39",
+    "2.67939000e+36",
+    "1.00000000e+37",
+    "9.99999999e+99",
+]
+CASES_BY_TYPE = [
+    *((dtype, new, message) for dtype, cases in TYPE_CASES.items() for new, message in cases),
+    *((dtype, f'({scale}, "{text}"),', message)
+      for scales, message in ((SCALES, "not a matrix row"), (FAR_SCALES, "a scale is zero, or from"))
+      for scale in scales for dtype, text in (("i8", STEPS), ("q8", DECIMALS))),
+    *((dtype, new, "not a matrix row") for dtype, text in (("i8", STEPS), ("q8", DECIMALS)) for new in (
+        f'(1.00000000e-03, "{text}", 1),', f'[1.00000000e-03, "{text}"],', f'(1.00000000e-03,"{text}"),',
+        f'(1.00000000e-03, b"{text}"),', f'(1.00000000e-03, "{text}" ""),', f'(1.00000000e-03, "{text}")',
+        f'((1.00000000e-03, "{text}")),', f"(1.00000000e-03, {TRIPWIRE}),", f'({TRIPWIRE}, "{text}"),', "(1, 2),",
+    )),
+    *((dtype, new, message) for dtype in TYPE_CASES for new, message in (
+        ("[1e39, 0, 0, 0, 0, 0, 0, 0],", "not finite"), ("[0, 0],", "2 numbers in a row of 8"),
+        ("[0, 0, 0, 0, 0, 0, 0, 0] * 2,", "not a matrix row"), (f"{TRIPWIRE},", "not a matrix row"),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "new", "message"), CASES_BY_TYPE)
+def test_rows_of_each_type(tmp_path: Path, dtype: str, new: str, message: str) -> None:
+    """Refused at the same line, for the same reason, whether read in blocks or by the book."""
+    config = {"VOCAB_SIZE": 12, "DIM": 8, "NUM_LAYERS": 0, "MAX_SEQ_LEN": 10, "TIED": True}
+    shapes = reader.tensor_shapes(config)
+    text = good_text(dtype)
+    lines = text.split("\n")
+    at = next(number for number, line in enumerate(lines) if '"embedding.weight"' in line) + 4
+    lines[at] = f"        {new}"
+    (tmp_path / "weights.py").write_bytes("\n".join(lines).encode())
+    texts = set()
+    for block in (reader.BLOCK, 0):
+        with pytest.raises(reader.FormatError, match=message) as caught:
+            reader.read_weights(tmp_path, shapes, block=block)
+        texts.add(str(caught.value))
+    assert len(texts) == 1
+    assert texts.pop().startswith(f"weights.py:{at + 1}: ")
+
+
+@cache
+def good_text(dtype: str) -> str:
+    with TemporaryDirectory() as folder:
+        export(Path(folder) / "x", config={**CONFIG, "NUM_LAYERS": 1}, dtype=dtype)
+        text = (Path(folder) / "x" / "weights.py").read_text(encoding="utf-8")
+    return re.sub(r'    # mean=.*\n    "blocks[^(]*[^~]*?\n    \)\),\n', "", text)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +292,7 @@ def test_weights(package: Path, case: str) -> None:
         ("__init__.py", "__all__", f"{TRIPWIRE}\n__all__", "not the code of a release known here"),
         ("model.py", "END = 3", "END = 4", "not the code of a release known here"),
         ("reader.py", "BLOCK = 1", "BLOCK = 2", "not the code of a release known here"),
+        ("rows.py", "_STEPS = ", f"{TRIPWIRE}\n_STEPS = ", "not the code of a release known here"),
         ("runtime.py", "END = 3", "END = 4", "not the code of a release known here"),
         ("tokenizer.py", "_UNKNOWN", "_UNKNOWM", "not the code of a release known here"),
         ("settings.py", "SIZE_LIMIT", "SIZE_LIMIX", "not the code of a release known here"),

@@ -41,6 +41,15 @@ def _gelu(x: Floats) -> Floats:
     return result
 
 
+def _gelu_tanh(x: Floats) -> Floats:
+    inner = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)  # sqrt(2 / pi)
+    result: Floats = np.float32(0.5) * x * (1 + np.tanh(inner))
+    return result
+
+
+_GELUS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh}
+
+
 class _Norm:
     def __init__(self, weights: Mapping[str, Floats], name: str) -> None:
         self.weight, self.bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -62,8 +71,9 @@ class _Linear:
 
 
 class _Block:
-    def __init__(self, weights: Mapping[str, Floats], index: int, num_heads: int) -> None:
+    def __init__(self, weights: Mapping[str, Floats], index: int, num_heads: int, activation: str) -> None:
         self.num_heads = num_heads
+        self.gelu = _GELUS[activation]
         self.ln1, self.ln2 = (_Norm(weights, f"blocks.{index}.{part}") for part in ("ln1", "ln2"))
         self.qkv, self.out, self.fc1, self.fc2 = (
             _Linear(weights, f"blocks.{index}.{part}") for part in ("qkv", "out", "fc1", "fc2")
@@ -85,7 +95,7 @@ class _Block:
         scores_BHTP /= scores_BHTP.sum(-1, keepdims=True)
         mix_BHTD = scores_BHTP @ cache_2BHPD[1, :, :, :end]
         x_BTC = x_BTC + self.out(mix_BHTD.swapaxes(1, 2).reshape(B, T, C))
-        result: Floats = x_BTC + self.fc2(_gelu(self.fc1(self.ln2(x_BTC))))
+        result: Floats = x_BTC + self.fc2(self.gelu(self.fc1(self.ln2(x_BTC))))
         return result
 
 
@@ -99,10 +109,11 @@ class NumpyTransformer:
         self.num_layers = int(config["NUM_LAYERS"])
         self.max_seq_len = int(config["MAX_SEQ_LEN"])
         self.tied = bool(config["TIED"])
+        self.activation = str(config["ACTIVATION"])
         self.weights = dict(weights)
         self._embedding_VC = weights["embedding.weight"]
         self._positions_TC = weights["pos_embedding"]
-        self._blocks = [_Block(weights, index, self.num_heads) for index in range(self.num_layers)]
+        self._blocks = [_Block(weights, index, self.num_heads, self.activation) for index in range(self.num_layers)]
         self._ln_out = _Norm(weights, "ln_out")
         self._head_CV = weights["embedding.weight" if self.tied else "lm_head.weight"].T
 

@@ -1,0 +1,129 @@
+"""Makes a wheel of a package, so that pip installs a model: the same package gives the same bytes.
+Takes a package folder, a folder to write to and a name, gives the path of the wheel.
+It does not know package indexes; it needs the standard library only, and no network.
+
+The bytes follow from the package, the name, the version and the zlib that deflates; `compress=False` takes
+zlib out of it. RECORD inside lists the same digests either way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import keyword
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from qalam_core.errors import PackageError
+from qalam_core.package.read import read, verify
+
+__all__ = ["wheel"]
+
+_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?")
+_COUNT = "(?:0|[1-9][0-9]*)"
+_VERSION = re.compile(
+    rf"{_COUNT}(?:\.{_COUNT})*(?:(?:a|b|rc){_COUNT})?(?:\.post{_COUNT})?(?:\.dev{_COUNT})?"
+    r"(?:\+[a-z0-9]+(?:\.[a-z0-9]+)*)?"
+)
+_RELEASE = re.compile(r'^__version__ = "([^"]+)"', re.MULTILINE)
+_OLDEST = (1980, 1, 1, 0, 0, 0)  # the first time a zip archive can say
+_PLAIN_FILE = 0o100644
+_CHUNK = 1 << 20
+_NEEDED = ("numpy", "torch", "pybase64")
+
+
+def wheel(
+    folder: Path,
+    out_dir: Path,
+    name: str,
+    version: str | None = None,
+    *,
+    edited: bool = False,
+    compress: bool = True,
+) -> Path:
+    """Write `<name>-<version>-py3-none-any.whl`; what imports as `name` once installed is this package.
+
+    The version is that of the release whose code the package holds, unless one is given. A package with
+    changes since its export is refused; `edited` lets it pass as it is.
+    """
+    folder, out_dir = Path(folder), Path(out_dir)
+    _check_name(name)
+    changes = verify(folder)
+    if changes and not edited:
+        raise PackageError(f"{folder}: {changes[0]}; seal it, restore it, or ask for a wheel of the edited package")
+    if version is None:
+        found = _RELEASE.search((folder / "__init__.py").read_text(encoding="utf-8"))
+        version = found[1] if found else ""
+    if not _VERSION.fullmatch(version):
+        raise PackageError(f'version "{version}": write it as 1.0, 1.0.2, 1.0rc1 or 1.0+mine')
+    files = [*read(folder).manifest["files"], "manifest.json"]
+    distribution = re.sub("_+", "_", name).lower()
+    home = f"{distribution}-{version}.dist-info"
+    target = out_dir / f"{distribution}-{version}-py3-none-any.whl"
+    temporary = out_dir / f".{target.name}.{os.getpid()}"
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w") as archive:
+            archive.compression = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+            record = [_add(archive, f"{name}/{file}", _chunks(folder / file)) for file in sorted(files)]
+            card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+            for file, text in (("METADATA", _metadata(name, version, card)), ("WHEEL", _WHEEL)):
+                record.append(_add(archive, f"{home}/{file}", iter([text.encode()])))
+            lines = [*record, f"{home}/RECORD,,", ""]
+            _add(archive, f"{home}/RECORD", iter(["\n".join(lines).encode()]))
+        temporary.replace(target)
+    except OSError as error:
+        raise PackageError(
+            f"{target}: cannot be written ({error.strerror}); make room, or name another folder"
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return target
+
+
+_WHEEL = "Wheel-Version: 1.0\nGenerator: qalam\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise PackageError(f'name "{name}": must import, so ASCII letters, digits and _, as in my_model')
+    if name in sys.stdlib_module_names or name.lower() in _NEEDED:
+        raise PackageError(f'name "{name}": Python or the package needs a module of that name; choose another')
+
+
+def _metadata(name: str, version: str, card: str) -> str:
+    return (
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        "Summary: An Arabic language model as Python source\n"
+        "Requires-Python: >=3.11\nRequires-Dist: numpy\n"
+        'Provides-Extra: torch\nRequires-Dist: torch; extra == "torch"\n'
+        'Provides-Extra: fast\nRequires-Dist: pybase64; extra == "fast"\n'
+        f"Description-Content-Type: text/markdown; charset=UTF-8\n\n{card}"
+    )
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: Iterator[bytes]) -> str:
+    """Add one file that says nothing of this machine; its line for RECORD."""
+    entry = zipfile.ZipInfo(name, _OLDEST)
+    entry.compress_type = archive.compression
+    entry.create_system = 3  # permissions mean something only on Unix
+    entry.external_attr = _PLAIN_FILE << 16
+    digest, size = hashlib.sha256(), 0
+    with archive.open(entry, "w") as file:
+        for chunk in content:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    return f"{name},sha256={base64.urlsafe_b64encode(digest.digest()).decode().rstrip('=')},{size}"
