@@ -1,4 +1,4 @@
-"""The command line `qalam`: build, init, runs, show, verify, generate, promote.
+"""The command line `qalam`: build, init, runs, promote, and the verbs of flows/package_cli.py.
 Takes arguments, gives text and an exit status: 0 done, 1 the gate refused or training failed, 2 a mistake
 that the user can mend, told in one line.
 It does not know how anything is built; it starts the flow, or asks the library.
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
+from flows.package_cli import StoreOption, register
 from flows.terminal import bars, err, out, summary
 from qalam_core.errors import QalamError, RecipeError, StoreError, TrainingError
 from qalam_core.recipe import SIZES, Recipe, Source, to_toml
-from qalam_core.store import Store
+from qalam_core.store import DEFAULT_STORE, Store
 
 if TYPE_CHECKING:
     from prefect.client.schemas import State
@@ -36,11 +36,7 @@ app = typer.Typer(
     help="Turn an Arabic corpus into a language model you can review like code.",
 )  # fmt: skip
 
-StoreOption = Annotated[
-    Path,
-    typer.Option("--store", envvar="QALAM_STORE", help="Folder of artifacts and runs.", show_default=True),
-]
-DEFAULT_STORE = Path(".qalam")
+register(app)
 
 
 @app.command()
@@ -136,60 +132,6 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
         out.print("* champion of its recipe", style="dim")
     else:
         out.print(f"no runs in {home.root} yet; `qalam build demo` makes one", soft_wrap=True)
-
-
-@app.command()
-def show(
-    what: Annotated[str, typer.Argument(help="A run id, or a package folder.")],
-    store: StoreOption = DEFAULT_STORE,
-) -> None:
-    """Show a run's report, or what is in a package (read, never executed)."""
-    if not Path(what).is_dir():
-        folder = Store(store).run_folder(what)
-        out.print(Markdown((folder / "report.md").read_text(encoding="utf-8")))
-        return
-    from qalam_core import package
-
-    found = package.read(Path(what))
-    for key, value in found.config.items():
-        out.print(f"{key:<14}{value}")
-    table = Table("tensor", "shape", "mean", "std", "least", "largest", "")
-    for name, values in found.weights.items():
-        table.add_row(
-            name, " x ".join(map(str, values.shape)), f"{values.mean():.3e}", f"{values.std():.3e}",
-            f"{values.min():.3e}", f"{values.max():.3e}", "edited" if name in found.edited else "",
-        )  # fmt: skip
-    out.print(table)
-
-
-@app.command()
-def verify(package: Annotated[Path, typer.Argument(help="A package folder.")]) -> None:
-    """Say what was changed in a package since its export; nothing in it is executed."""
-    from qalam_core import package as packages
-
-    changes = packages.verify(package)
-    for change in changes:
-        out.print(change, soft_wrap=True)
-    if changes:
-        raise typer.Exit(1)
-    out.print(f"{package}: as exported", soft_wrap=True)
-
-
-@app.command()
-def generate(
-    model: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
-    store: StoreOption = DEFAULT_STORE,
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 60,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 50,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
-) -> None:
-    """Continue a prompt with a package; nothing in it is executed."""
-    from qalam_core import package as packages
-
-    folder = Path(model) if Path(model).is_dir() else Store(store).run_folder(model) / "model"
-    out.print(packages.generate(packages.read(folder), prompt, tokens, temperature, top_k, seed), soft_wrap=True)
 
 
 @app.command()

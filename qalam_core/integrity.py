@@ -31,6 +31,7 @@ from qalam_core.errors import PackageError
 from qalam_core.gate import Integrity
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package import Package, verify
+from qalam_core.package.runtime.rows import MATRIX_TYPES
 
 __all__ = ["check", "one_line", "transformer"]
 
@@ -53,18 +54,21 @@ def check(
     """Compare the package at `folder`, as read, with its checkpoint and with a plain import of it.
 
     `model` is `transformer` of the package; the probe is the beginning of `stream`; `tokenized` are texts
-    with the ids that tokenizer.json gives them. The package's matrices may be the checkpoint's rounded to
-    float16; then its logits may differ by what that very rounding costs, and otherwise by nothing.
+    with the ids that tokenizer.json gives them. The package's matrices must be the checkpoint's as its
+    storage type rounds them, and its logits may differ by what that very rounding costs: nothing for f32.
     """
     stored = load_file(checkpoint)
     if package.config["TIED"]:
         stored.pop("lm_head.weight", None)
-    rounded = {name: tensor.half().float() if tensor.dim() > 1 else tensor for name, tensor in stored.items()}
-    exact, halved = _same(package.weights, stored), _same(package.weights, rounded)
+    storage = MATRIX_TYPES[package.manifest["dtype"]]
+    rounded = {
+        name: torch.from_numpy(storage.rounded(tensor.numpy())) if tensor.dim() > 1 else tensor
+        for name, tensor in stored.items()
+    }
     probe_BT = _probe(stream, model.max_seq_len)
     logits = model(probe_BT)[0].numpy()
     trained = _logits(package.config, stored, probe_BT)
-    limit = _difference(_logits(package.config, rounded, probe_BT), trained) if halved and not exact else 0.0
+    limit = _difference(_logits(package.config, rounded, probe_BT), trained)
     changes = _changes(folder)
     imported = _import(folder, probe_BT, list(tokenized))
     numpy_difference = _difference(imported.numpy, imported.torch)
@@ -72,7 +76,7 @@ def check(
     return Integrity(
         verifies=not changes,
         loads_without_execution=True,
-        tensors_agree=exact or halved,
+        tensors_agree=_same(package.weights, rounded),
         loads_by_import=not imported.problem,
         checkpoint_difference=_difference(logits, trained),
         checkpoint_limit=limit,

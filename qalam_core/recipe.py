@@ -151,7 +151,9 @@ class Train(Part):
 class Package(Part):
     """How the weights are written."""
 
-    dtype: Literal["f32", "f16"] = Field("f32", description="storage type of the matrices; f32 is exact")
+    dtype: Literal["f32", "f16", "bf16", "i8", "q8"] = Field(
+        "f32", description="storage type of the matrices; f32 is exact, q8 is readable decimals"
+    )
 
 
 class Gate(Part):

@@ -29,12 +29,16 @@ from typing import Any
 from qalam_core.errors import StoreError
 from qalam_core.recipe import digest
 
-__all__ = ["DISK_ERRORS", "Artifact", "Progress", "Store", "file_sha256", "replace_file", "silent"]
+__all__ = ["DEFAULT_STORE", "DISK_ERRORS", "Artifact", "Progress", "Store", "file_sha256", "replace_file", "silent"]
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called as (done, total) in whatever unit the stage counts; total 0 means not known yet."""
+
+
+DEFAULT_STORE = Path(".qalam")
+"""Where builds go unless somebody says otherwise; relative to where one stands."""
 
 
 def silent(done: int, total: int) -> None:

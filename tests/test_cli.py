@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from qalam_core import stages
 from qalam_core.recipe import Recipe
@@ -50,17 +53,104 @@ def test_show_a_run_and_a_package(published: stages.Published) -> None:
     assert "embedding.weight" in package.stdout
 
 
-def test_verify_and_edit(published: stages.Published, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    subprocess.run(["cp", "-r", str(published.folder / "model"), str(folder)], check=True)
-    assert qalam("verify", folder).returncode == 0
-    weights = folder / "weights.py"
-    text = weights.read_text(encoding="utf-8")
-    row = next(line for line in text.splitlines() if line.startswith('        "'))
-    weights.write_text(text.replace(row, "        [" + ", ".join(["0.5"] * 32) + "],", 1), encoding="utf-8")
-    done = qalam("verify", folder)
-    assert done.returncode == 1
-    assert "embedding.weight" in done.stdout
+@pytest.fixture
+def package(published: stages.Published, tmp_path: Path) -> Path:
+    """A copy to change."""
+    shutil.copytree(published.folder / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_show_a_row_and_its_neighbours(package: Path) -> None:
+    row = qalam("show", package, "embedding.weight", "--row", "في")
+    assert row.returncode == 0, row.stderr
+    assert len(row.stdout.splitlines()[-1].split()) == 32
+    near = qalam("show", package, "--near", "في")
+    assert near.returncode == 0
+    assert len(near.stdout.splitlines()) == 8
+    unknown = qalam("show", package, "nothing.weight")
+    assert unknown.returncode == 2
+    assert "embedding.weight" in unknown.stderr
+
+
+def test_edit_verify_diff_seal(package: Path, published: stages.Published) -> None:
+    assert qalam("verify", package).returncode == 0
+    edited = qalam("edit", package, "--row", "في", "--scale", 2)
+    assert edited.returncode == 0, edited.stderr
+    changed = qalam("verify", package)
+    assert changed.returncode == 1
+    assert "embedding.weight: 1 of 320 rows changed" in changed.stdout
+    strict = qalam("verify", package, "--strict")
+    assert strict.returncode == 2
+    assert "embedding.weight" in strict.stderr
+    difference = qalam("diff", published.folder / "model", package, "--prompt", "يقرأ")
+    assert difference.returncode == 1
+    assert "embedding.weight: 1 of 320 rows" in difference.stdout
+    sealed = qalam("seal", package, "--note", "في matters twice as much")
+    assert sealed.returncode == 0, sealed.stderr
+    assert qalam("verify", package).returncode == 0
+    assert "matters twice" in (package / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert qalam("diff", package, package).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say one thing to do"),
+        (["--scale", "2", "--copy", "1"], "say one thing to do"),
+        (["--scale", "2"], "which row?"),
+        (["--row", "4", "--column", "0"], "go together"),
+        (["--row", "4", "--set", "1,x"], "numbers with commas"),
+        (["--row", "4", "--set", "1,2"], "32"),
+    ],
+)
+def test_a_wrong_edit_is_one_line(arguments: list[str], message: str, package: Path) -> None:
+    done = qalam("edit", package, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert qalam("verify", package).returncode == 0
+
+
+def test_a_token_is_added(package: Path) -> None:
+    done = qalam("edit", package, "--add-token", "Zq")  # two bytes that no merge joins yet
+    assert done.returncode == 0, done.stderr
+    assert "VOCAB_SIZE    321" in qalam("show", package).stdout
+
+
+def test_export_and_import_cross_over(package: Path, tmp_path: Path) -> None:
+    for name in ("f16", "q8"):
+        stored = qalam("export", package, tmp_path / name, "--dtype", name)
+        assert stored.returncode == 0, stored.stderr
+        assert qalam("verify", tmp_path / name).returncode == 0
+    assert qalam("export", package, tmp_path / "gpt2", "--to", "gpt2").returncode == 0
+    back = qalam("import", tmp_path / "gpt2", tmp_path / "back", "--from", "gpt2")
+    assert back.returncode == 0, back.stderr
+    assert qalam("diff", package, tmp_path / "back").returncode == 0
+    assert qalam("export", package, tmp_path / "w.safetensors", "--to", "safetensors").returncode == 0
+    again = ["import", tmp_path / "w.safetensors", tmp_path / "again", "--from", "safetensors"]
+    assert "--like" in qalam(*again).stderr
+    assert qalam(*again, "--like", package).returncode == 0
+    assert qalam("diff", package, tmp_path / "again").returncode == 0
+    assert qalam("export", package, tmp_path / "back").returncode == 2
+
+
+def test_wheel_and_signature(package: Path, tmp_path: Path) -> None:
+    packed = qalam("wheel", package, "--name", "stories", "--out", tmp_path)
+    assert packed.returncode == 0, packed.stderr
+    assert (tmp_path / "stories-0.1.0-py3-none-any.whl").is_file()
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (tmp_path / "key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(public)
+    assert qalam("sign", package, "--key", tmp_path / "key").returncode == 0
+    good = qalam("verify", package, "--key", tmp_path / "key.pub")
+    assert good.returncode == 0, good.stderr
+    assert "signed by" in good.stdout
+    (package / "extra.txt").write_text("?")
+    bad = qalam("verify", package, "--key", tmp_path / "key.pub")
+    assert bad.returncode == 2
+    assert "extra.txt" in bad.stderr
 
 
 def test_generate_is_seeded(published: stages.Published) -> None:
@@ -125,7 +215,10 @@ def test_the_verbs_are_these() -> None:
     """A new command is a decision; so is its name."""
     done = qalam("--help")
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and line[2].islower()]
-    assert sorted(found) == ["build", "generate", "init", "promote", "runs", "show", "verify"]
+    assert sorted(found) == [
+        "build", "diff", "edit", "export", "generate", "import", "init", "promote", "runs", "seal", "show", "sign",
+        "verify", "wheel",
+    ]  # fmt: skip
 
 
 def test_help_starts_quickly() -> None:

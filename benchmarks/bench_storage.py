@@ -1,0 +1,64 @@
+"""What each storage type costs in quality and in size: bits per byte of one model, stored in all of them.
+
+    python -m benchmarks.bench_storage [--steps N] [--check]
+
+The demo recipe, trained for a number of steps, exported as f32, f16, bf16, i8 and q8, and evaluated from the
+package on the held-out split. Targets: f16 within 0.001 bits per byte of f32, bf16 within 0.005, i8 and q8
+within 0.02.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from qalam_core import corpus, stages
+from qalam_core.evaluate import evaluate
+from qalam_core.package.convert import convert
+from qalam_core.recipe import Recipe
+from qalam_core.store import Store
+from qalam_core.tokens import flat
+
+WORSE = {"f32": 0.0, "f16": 0.001, "bf16": 0.005, "i8": 0.02, "q8": 0.02}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=200, help="training steps; the recipe's own are 800")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    arguments = parser.parse_args()
+    path = Path(__file__).parent.parent / "deployments" / "recipes" / "demo.toml"
+    recipe = Recipe.load(path, [f"train.steps={arguments.steps}", "gate.beat_unigram=0"])
+    missed = False
+    with tempfile.TemporaryDirectory() as root:
+        made = {artifact.stage: artifact for artifact in stages.build(recipe, Store(Path(root) / "store")).artifacts}
+        tokens = Path(root).glob("store/artifacts/tokenize/*/tokens.arrow")
+        test = [
+            (source, text) for shard in corpus.read_split(made["prepare"].path, "test")
+            for batch in corpus.read_texts(shard)
+            for source, text in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
+        ]  # fmt: skip
+        train = [max((flat(path) for path in tokens), key=len)]  # the demo has one shard to train on
+        original = made["export"].path / "model"
+        exact = raw = 0.0
+        print(f"{'type':<6}{'bits/byte':>11}{'against f32':>13}{'weights':>12}{'of raw float32':>16}")
+        for dtype, allowed in WORSE.items():
+            folder = original if dtype == "f32" else Path(root) / dtype
+            if dtype != "f32":
+                convert(original, folder, dtype)
+            report, _ = evaluate(
+                folder, made["train"].path / "model.safetensors", test, train, recipe.seed, recipe.gate
+            )
+            size = sum(file.stat().st_size for file in folder.glob("weights*.py"))
+            if dtype == "f32":
+                exact, raw = report.bits_per_byte.model, made["train"].facts["parameters"] * 4
+            worse = report.bits_per_byte.model - exact
+            missed |= worse > allowed or not report.integrity.whole
+            print(f"{dtype:<6}{exact + worse:>11.4f}{worse:>+13.5f}{size / 1e6:>9.2f} MB{size / raw:>16.3f}")
+    return int(arguments.check and missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
