@@ -20,6 +20,7 @@ PREAMBLE = "# fmt: off\n# ruff: noqa\n"
 """Follows the magic line of every data file, so that no tool wraps or judges it."""
 
 NEIGHBOUR_WORDS, NEIGHBOURS = 32, 8
+NEIGHBOUR_RANGE = 8192  # rows of rarer tokens say little, and comparing with all took half of an export
 _BLOCK = 1 << 18
 
 Measured = Mapping[str, tuple[float, float, float, float]]
@@ -36,6 +37,7 @@ def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]
 
 def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
     """The text of knowledge_map.py; `words` are the most frequent first."""
+    embedding_VC, words = embedding_VC[:NEIGHBOUR_RANGE], words[:NEIGHBOUR_RANGE]
     ordinary = (index for index, word in enumerate(words) if index > 3 and _ordinary(word))
     chosen = list(islice(ordinary, NEIGHBOUR_WORDS))
     facts = [f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)})," for name, four in measured.items()]
@@ -47,7 +49,7 @@ def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words:
         "# what can be read off the weights, as exported",
         "# tensor: (mean, standard deviation, least, largest)",
         *("STATISTICS = {", *facts, "}"),
-        "# frequent word: the tokens whose embeddings point most nearly the same way, with the cosine",
+        "# frequent word: the frequent tokens whose embeddings point most nearly the same way, with the cosine",
         *("NEIGHBOURS = {", *neighbours, "}", ""),
     ]
     return f"{KNOWLEDGE_MAGIC}\n{PREAMBLE}" + "\n".join(lines)
