@@ -124,12 +124,13 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 60,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest with this share.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
 ) -> None:
     """Continue a prompt."""
     from qalam_core import package as packages
 
-    text = packages.generate(packages.read(_package(model, store)), prompt, tokens, temperature, top_k, seed)
+    text = packages.generate(packages.read(_package(model, store)), prompt, tokens, temperature, top_k, seed, top_p)
     out.print(text, soft_wrap=True, markup=False)
 
 

@@ -136,11 +136,13 @@ class PureDynamicTransformer(nn.Module):
         temperature: float = 0.8,
         top_k: int = 50,
         seed: int | None = None,
+        top_p: float = 1.0,
     ) -> Tensor:
         """Continue a (B, T) batch of prompts, T >= 1, to (B, T + n), n <= `max_new_tokens`.
 
         Stops early when every row has produced <END>; a finished row is filled with <END>.
-        `temperature=0` is greedy; `top_k=0` samples from all of V; `seed` makes sampling repeatable.
+        `temperature=0` is greedy; `top_k=0` samples from all of V; below 1, `top_p` samples from the fewest
+        tokens that hold this share of the probability; `seed` makes sampling repeatable.
         """
         if prompt_ids.shape[1] == 0:
             raise ValueError("the prompt has no tokens; start from <START>, id 2")
@@ -151,7 +153,7 @@ class PureDynamicTransformer(nn.Module):
         done_B = torch.zeros(ids_BT.shape[0], dtype=torch.bool, device=self.device)
         for _ in range(max_new_tokens):
             features_BC = self.features(ids_BT[:, -self.max_seq_len :])[:, -1]
-            next_B = _sample(self.lm_head(features_BC).float(), temperature, top_k, generator)
+            next_B = _sample(self.lm_head(features_BC).float(), temperature, top_k, top_p, generator)
             next_B = next_B.masked_fill(done_B, END)
             ids_BT = torch.cat([ids_BT, next_B[:, None]], dim=1)
             done_B |= next_B == END
@@ -161,11 +163,17 @@ class PureDynamicTransformer(nn.Module):
         return ids_BT
 
 
-def _sample(logits_BV: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> Tensor:
+def _sample(
+    logits_BV: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+) -> Tensor:
     if temperature == 0:
         return logits_BV.argmax(-1)
     if 0 < top_k < logits_BV.shape[-1]:
         kth_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
     probabilities_BV = torch.softmax(logits_BV / temperature, dim=-1)
+    if top_p < 1:
+        ranked_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
+        ranked_BV = ranked_BV.masked_fill(ranked_BV.cumsum(-1) - ranked_BV >= top_p, 0.0)  # the first one always stays
+        probabilities_BV = torch.zeros_like(ranked_BV).scatter(-1, order_BV, ranked_BV)
     return torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0]

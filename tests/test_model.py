@@ -115,6 +115,14 @@ def test_sampling_is_seeded_and_top_k_holds(model: PureDynamicTransformer) -> No
     assert torch.equal(model.generate(prompt, 10, temperature=5.0, top_k=1), greedy)
 
 
+def test_top_p_keeps_the_fewest_that_hold_the_share() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.05, 0.3, 0.05]]))
+    generator = torch.Generator().manual_seed(0)
+    for share, allowed in ((0.01, {1}), (0.49, {1}), (0.51, {1, 3}), (0.85, {0, 1, 3}), (1.0, {0, 1, 2, 3, 4})):
+        drawn = {module._sample(logits, 1.0, 0, share, generator).item() for _ in range(300)}
+        assert drawn == allowed, share
+
+
 def test_generation_leaves_the_mode_as_it_was(model: PureDynamicTransformer) -> None:
     model.train()
     model.generate(torch.tensor([[5]]), 1)

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qalam_core.arabic import PROFILES
-from qalam_core.package.runtime.runtime import NumpyTransformer, erf
+from qalam_core.package.runtime.runtime import NumpyTransformer, _sample, erf
 from qalam_core.package.runtime.tokenizer import Tokenizer as OurTokenizer
 from qalam_core.package.runtime.tokenizer import token_bytes
 from tests.small_package import CONFIG, WORDS, export, weights
@@ -242,3 +242,11 @@ def test_words_unknown_and_absent() -> None:
     assert tokenizer.decode([2, 4, 1, 5, 3]) == "القط يأكل"
     with pytest.raises(ValueError, match="merge 0"):
         OurTokenizer("bpe", WORDS, [("x", "y")], ())
+
+
+def test_top_p_keeps_the_fewest_that_hold_the_share() -> None:
+    logits = np.log(np.array([[0.1, 0.5, 0.05, 0.3, 0.05]], np.float32))
+    random = np.random.default_rng(0)
+    for share, allowed in ((0.01, {1}), (0.49, {1}), (0.51, {1, 3}), (0.85, {0, 1, 3}), (1.0, {0, 1, 2, 3, 4})):
+        drawn = {int(_sample(logits, 1.0, 0, share, random)[0]) for _ in range(300)}
+        assert drawn == allowed, share

@@ -35,11 +35,12 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int | None = None,
+    top_p: float = 1.0,
 ) -> str:
     """`prompt` and its continuation; an empty prompt starts a document."""
     words = package.vocabulary
     tokenizer = Tokenizer(words.algorithm, words.words, words.merges, words.rules)
     model = NumpyTransformer(package.config, package.weights)
     ids = np.array([[START, *tokenizer.encode(prompt)]])
-    generated = model.generate(ids, max_new_tokens, temperature, top_k, seed)
+    generated = model.generate(ids, max_new_tokens, temperature, top_k, seed, top_p)
     return tokenizer.decode(generated[0].tolist())
