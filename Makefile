@@ -4,7 +4,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint golden bench clean
+.PHONY: demo test lint golden fuzz bench clean
 
 demo: .venv/demo  ## build a model from the demo corpus and show it
 	$(BIN)/qalam build demo
@@ -21,6 +21,10 @@ lint: .venv/test
 
 golden: .venv/test  ## rewrite tests/golden after a change that is meant
 	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/test_golden.py
+
+fuzz: .venv/test  ## mutate weights files for a minute: the reader must refuse, or agree with Python
+	$(PIP) --editable ".[fuzz]"
+	$(BIN)/python -m tests.fuzz_reader -max_total_time=60
 
 bench: .venv/test  ## every benchmark against its stated targets
 	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --check; done

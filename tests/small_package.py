@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,11 @@ import numpy as np
 
 from qalam_core.arabic import PROFILES
 from qalam_core.package import Vocabulary, write
+from qalam_core.package.knowledge import statistics
+from qalam_core.package.runtime import reader
 from qalam_core.package.runtime.reader import tensor_shapes
+from qalam_core.package.runtime.rows import MATRIX_TYPES
+from qalam_core.package.write import _shard_text, _shards
 
 CONFIG: dict[str, Any] = {
     "VOCAB_SIZE": 12, "DIM": 8, "NUM_HEADS": 2, "NUM_LAYERS": 2, "MAX_SEQ_LEN": 10, "TIED": True,
@@ -49,3 +55,94 @@ def export(folder: Path, **changes: Any) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def shard_texts(values: dict[str, np.ndarray], dtype: str) -> list[bytes]:
+    """What stands in weights.py, weights_001.py, ..."""
+    row_type, measured = MATRIX_TYPES[dtype], {name: statistics(tensor) for name, tensor in values.items()}
+    return [b"".join(_shard_text(values, row_type, measured, shard)) for shard in _shards(values, row_type)]
+
+
+def save_shards(folder: Path, texts: list[bytes]) -> None:
+    for number, text in enumerate(texts):
+        (folder / (f"weights_{number:03d}.py" if number else "weights.py")).write_bytes(text)
+
+
+def python_row(dtype: str, row: Any) -> np.ndarray:
+    """The values of one matrix row as Python sees it, by the specification and without the reader."""
+    if isinstance(row, list):
+        return np.array(row, np.float64).astype(np.float32)
+    if dtype == "f32":
+        return np.frombuffer(base64.b64decode(row), "<f4")
+    if dtype == "f16":
+        return np.frombuffer(base64.b64decode(row), "<f2").astype(np.float32)
+    if dtype == "bf16":
+        return (np.frombuffer(base64.b64decode(row), "<u2").astype("<u4") << 16).view("<f4")
+    scale, text = row
+    if dtype == "i8":
+        integers = np.frombuffer(base64.b64decode(text), "<i1")
+    else:
+        integers = np.array([int(text[at : at + 4]) for at in range(0, len(text), 4)], np.int8)
+    return np.float32(scale) * integers.astype(np.float32)
+
+
+def python_values(entry: Any) -> np.ndarray:
+    """The values of one WEIGHTS entry."""
+    dtype, shape, _, rows, lines = entry
+    if dtype == "dec":
+        values = np.array([np.float64(value) for value in lines]).astype(np.float32)
+    else:
+        values = np.stack([python_row(dtype, line) for line in lines])
+    assert values.shape == (rows, *shape[1:])
+    return values
+
+
+TINY = {"VOCAB_SIZE": 5, "DIM": 5, "NUM_LAYERS": 0, "MAX_SEQ_LEN": 2, "TIED": True}
+TINY_SHAPES = tensor_shapes(TINY)
+
+
+def tiny_texts(folder: Path) -> dict[str, bytes]:
+    """For each type a weights file of 45 values that holds every form a row may take."""
+    values, texts = weights(TINY), {}
+    values["embedding.weight"][1] = 0
+    for dtype in MATRIX_TYPES:
+        save_shards(folder, shard_texts(values, dtype))
+        lines = (folder / "weights.py").read_text(encoding="utf-8").split("\n")
+        lines[8] = "        [0.5, -1, 2e-3, -0, -0.0],  # by hand"
+        texts[dtype] = "\n".join(lines).encode()
+    return texts
+
+
+FRAGMENTS = [
+    b"0", b"-", b"1", b"9", b"e5", b".", b",", b'"', b"=", b"A", b"\n", b" ", b"#", b"[", b"]", b"(", b")",
+    b"+", b"_", b"\\", b"\r", b"\t", b"\xe2\x80\xae", b"nan", b"1e999", b"0x1", b"07", b"# x\n", b"/",
+    b"f16", b"        0.5,\n",
+    b'        "AAAAAAAAAAAAAAAAAAAAAAAAAAA=",\n', b"        [1, 2, 3, 4, 5],\n", b"}", b"{",
+    b"-0,", b"1_0", b"\x00", b"gICA", b"e-00", b"e-39", b"e+36", b"0.00000000e+00", b" -0", b"-128", b"  12", b"-1 2",
+    b'        (1.00000000e-03, "   1  -2  33 -44 127"),\n', b'        (1.00000000e-03, "AAAAAAA="),\n',
+]  # fmt: skip
+
+
+def check_it_means_what_python_means(folder: Path, text: bytes) -> bool:
+    """Whether this weights.py of the tiny model is accepted; however it is read, the outcome must be one.
+
+    The same refusal, one line, or the values that Python gives the text. Anything else raises.
+    """
+    (folder / "weights.py").write_bytes(text)
+    results: list[dict[str, np.ndarray] | str] = []
+    for block in (reader.BLOCK, 80, 0):
+        try:
+            results.append(reader.read_weights(folder, TINY_SHAPES, block=block))
+        except reader.FormatError as error:
+            results.append(str(error))
+    if isinstance(results[0], str):
+        assert results[1:] == results[:1] * 2
+        assert "\n" not in results[0]
+        return False
+    meant = ast.literal_eval(text.decode().partition("WEIGHTS = ")[2])
+    for result in results:
+        assert isinstance(result, dict), result
+        assert set(result) == set(meant)
+        for name, entry in meant.items():
+            assert result[name].tobytes() == python_values(entry).tobytes()
+    return True

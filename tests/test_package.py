@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ast
-import base64
 import importlib.util
 import json
 import os
@@ -18,27 +17,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qalam_core.errors import PackageError
-from qalam_core.package import code_digests, read, read_tensor_row, verify
+from qalam_core.package import code_digests, read, read_tensor, read_tensor_row, read_tensor_rows, verify
 from qalam_core.package import write as write_package
-from qalam_core.package.knowledge import statistics
 from qalam_core.package.runtime import __version__, reader
 from qalam_core.package.runtime.rows import MATRIX_TYPES, Scaled
 from qalam_core.package.seek import read_row
-from qalam_core.package.write import _shard_text, _shards
-from tests.small_package import CONFIG, WORDS, contents, export, vocabulary, weights
+from tests.small_package import (
+    CONFIG,
+    FRAGMENTS,
+    TINY,
+    WORDS,
+    check_it_means_what_python_means,
+    contents,
+    export,
+    python_row,
+    python_values,
+    save_shards,
+    shard_texts,
+    tiny_texts,
+    vocabulary,
+    weights,
+)
 
 SHAPES = reader.tensor_shapes(CONFIG)
-
-
-def shard_texts(values: dict[str, np.ndarray], dtype: str) -> list[bytes]:
-    """What stands in weights.py, weights_001.py, ..."""
-    row_type, measured = MATRIX_TYPES[dtype], {name: statistics(tensor) for name, tensor in values.items()}
-    return [b"".join(_shard_text(values, row_type, measured, shard)) for shard in _shards(values, row_type)]
-
-
-def save_shards(folder: Path, texts: list[bytes]) -> None:
-    for number, text in enumerate(texts):
-        (folder / (f"weights_{number:03d}.py" if number else "weights.py")).write_bytes(text)
 
 
 def run_file(path: Path) -> dict[str, Any]:
@@ -49,35 +50,6 @@ def run_file(path: Path) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return vars(module)
-
-
-def python_row(dtype: str, row: Any) -> np.ndarray:
-    """The values of one matrix row as Python sees it, by the specification and without the reader."""
-    if isinstance(row, list):
-        return np.array(row, np.float64).astype(np.float32)
-    if dtype == "f32":
-        return np.frombuffer(base64.b64decode(row), "<f4")
-    if dtype == "f16":
-        return np.frombuffer(base64.b64decode(row), "<f2").astype(np.float32)
-    if dtype == "bf16":
-        return (np.frombuffer(base64.b64decode(row), "<u2").astype("<u4") << 16).view("<f4")
-    scale, text = row
-    if dtype == "i8":
-        integers = np.frombuffer(base64.b64decode(text), "<i1")
-    else:
-        integers = np.array([int(text[at : at + 4]) for at in range(0, len(text), 4)], np.int8)
-    return np.float32(scale) * integers.astype(np.float32)
-
-
-def python_values(entry: Any) -> np.ndarray:
-    """The values of one WEIGHTS entry."""
-    dtype, shape, _, rows, lines = entry
-    if dtype == "dec":
-        values = np.array([np.float64(value) for value in lines]).astype(np.float32)
-    else:
-        values = np.stack([python_row(dtype, line) for line in lines])
-    assert values.shape == (rows, *shape[1:])
-    return values
 
 
 @pytest.fixture
@@ -455,60 +427,138 @@ def test_a_row_that_is_not_there(package: Path) -> None:
         read_tensor_row(package, "embedding.weight", 0)
 
 
-TINY = {"VOCAB_SIZE": 5, "DIM": 5, "NUM_LAYERS": 0, "MAX_SEQ_LEN": 2, "TIED": True}
-TINY_SHAPES = reader.tensor_shapes(TINY)
+def same(found: np.ndarray, expected: np.ndarray) -> bool:
+    return (found.dtype, found.shape, found.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
+
+
+@pytest.mark.parametrize("limit", [10_000_000, 2000])
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+def test_a_tensor_is_read_without_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, limit: int
+) -> None:
+    monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", limit)
+    folder = export(tmp_path / "model", dtype=dtype)
+    assert (len(reader.weight_files(folder)) > 1) == (limit == 2000)
+    for path in reader.weight_files(folder):  # in every tensor a comment, and in some a row by hand
+        text = re.sub(
+            rb'(, 8\), \d+, \d+, \(\n[^\n]+\n)        ["(][^\n]+',
+            rb"\1  [0.1, -1, 2e-3, -0, 0.25, 1, -0.0, 7],",
+            path.read_bytes(),
+        )
+        path.write_bytes(text.replace(b", (\n", b", (\n        # read me\n"))
+    assert b"[0.1" in (folder / "weights.py").read_bytes()
+    for name, tensor in read(folder).weights.items():
+        assert same(read_tensor(folder, name), tensor), name
+        for start, stop in ((0, 1), (2, 2), (3, len(tensor)), (1, 6), (len(tensor) - 1, len(tensor))):
+            assert same(read_tensor_rows(folder, name, start, stop), tensor[start:stop]), (name, start, stop)
+
+
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+def test_rows_edited_to_the_usual_number_of_bytes(tmp_path: Path, dtype: str) -> None:
+    folder = export(tmp_path / "model", dtype=dtype)
+    lines = (folder / "weights.py").read_bytes().split(b"\n")
+    start = next(number for number, line in enumerate(lines) if b'"embedding.weight"' in line) + 1
+    width = len(lines[start]) + 1
+    lines[start + 2 : start + 4] = [b"[1,1,1,1,1,1,1,1],", b"[2,2,2,2,2,2,2,2],#".ljust(2 * width - 20, b"x")]
+    (folder / "weights.py").write_bytes(b"\n".join(lines))
+    expected = read(folder).weights["embedding.weight"]
+    for first in range(12):
+        assert same(read_tensor_row(folder, "embedding.weight", first), expected[first])
+        for stop in range(first, 13):
+            assert same(read_tensor_rows(folder, "embedding.weight", first, stop), expected[first:stop])
+
+
+def test_reading_a_tensor_touches_only_what_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", 2000)
+    folder = export(tmp_path / "model")
+    expected = read(folder).weights["blocks.0.fc1.weight"]
+    holding = [path for path in reader.weight_files(folder) if b'"blocks.0.fc1.weight"' in path.read_bytes()]
+    assert len(holding) > 1
+    for path in reader.weight_files(folder):
+        if path not in holding:  # its first header still tells that it is another tensor's
+            path.write_bytes(path.read_bytes().partition(b", (\n")[0] + b", (\n        damaged\n")
+    opened: list[str] = []
+    original = reader.Lines.__init__
+
+    def counting(self: reader.Lines, path: Path) -> None:
+        opened.append(path.name)
+        original(self, path)
+
+    monkeypatch.setattr(reader.Lines, "__init__", counting)
+    assert same(read_tensor(folder, "blocks.0.fc1.weight"), expected)
+    assert opened == [path.name for path in holding]
+    opened.clear()
+    assert same(read_tensor_rows(folder, "blocks.0.fc1.weight", 0, 2), expected[:2])
+    assert opened == [holding[0].name]
+
+
+def test_a_damaged_tensor_does_not_hinder_another(package: Path) -> None:
+    expected = read(package).weights
+    edit(
+        package / "weights.py",
+        '"blocks.0.out.bias": ("dec", (8,), 0, 8, (\n',
+        '"blocks.0.out.bias": ("dec", (8,), 0, 8, (\nx\n',
+    )
+    assert same(read_tensor(package, "blocks.0.fc1.weight"), expected["blocks.0.fc1.weight"])
+    assert same(read_tensor(package, "embedding.weight"), expected["embedding.weight"])
+    with pytest.raises(PackageError, match=r"^weights\.py:0: not a number; .*$"):
+        read_tensor(package, "blocks.0.out.bias")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('(12, 8), 0, 12, (\n', '(12, 9), 0, 12, (\n', r"is \(12, 9\), but config\.py demands \(12, 8\)"),
+        ('(12, 8), 0, 12, (\n', '(12, 8), 0, 11, (\n', "a row too many"),
+        ('(12, 8), 0, 12, (\n', '(12, 8), 0, 13, (\n', "has 12 rows, not 0 \\+ 13"),
+        ('(12, 8), 0, 12, (\n        "', '(12, 8), 0, 12, (\n        # "', "the file ends inside a tensor"),
+        ('("f32", (12, 8)', '("f64", (12, 8)', 'cannot be stored as "f64"'),
+        ('(12, 8), 0, 12, (\n        "', '(12, 8), 0, 12, (\n        "!', r"^weights\.py:0: "),
+        ('(12, 8), 0, 12, (\n', '(12, 8), 0, 12, (\n# \u202e\n', r"hidden character U\+202E"),
+        ('"embedding.weight"', '"embedding_weight"', 'row 0 of "embedding.weight" is missing'),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_is_wrong(package: Path, old: str, new: str, message: str) -> None:
+    edit(package / "weights.py", old, new)
+    with pytest.raises(PackageError, match=message) as caught:
+        read_tensor(package, "embedding.weight")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("weights.py:0: ")
+
+
+def test_tensors_and_rows_that_are_not_there(package: Path) -> None:
+    for start, stop in ((0, 13), (-1, 2), (3, 2), (12, 13)):
+        with pytest.raises(
+            PackageError, match=rf"^weights\.py:0: there are no rows {start} to {stop} of .*; it has 12$"
+        ):
+            read_tensor_rows(package, "embedding.weight", start, stop)
+    with pytest.raises(PackageError, match=r'^weights\.py:0: there is no tensor "no_such"$'):
+        read_tensor(package, "no_such")
+    with pytest.raises(PackageError, match=r'^weights\.py:0: there is no tensor "no_such"$'):
+        read_tensor_rows(package, "no_such", 0, 1)
+    (package / "weights.py").unlink()
+    with pytest.raises(PackageError, match="cannot be read"):
+        read_tensor(package, "embedding.weight")
 
 
 @pytest.fixture(scope="module")
-def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """For each type a weights file of 45 values that holds every form a row may take."""
-    folder, values, texts = tmp_path_factory.mktemp("tiny"), weights(TINY), {}
-    values["embedding.weight"][1] = 0
-    for dtype in MATRIX_TYPES:
-        save_shards(folder, shard_texts(values, dtype))
-        lines = (folder / "weights.py").read_text(encoding="utf-8").split("\n")
-        lines[8] = "        [0.5, -1, 2e-3, -0, -0.0],  # by hand"
-        texts[dtype] = "\n".join(lines).encode()
-    return texts
-
-
-FRAGMENTS = [
-    b"0", b"-", b"1", b"9", b"e5", b".", b",", b'"', b"=", b"A", b"\n", b" ", b"#", b"[", b"]", b"(", b")",
-    b"+", b"_", b"\\", b"\r", b"\t", b"\xe2\x80\xae", b"nan", b"1e999", b"0x1", b"07", b"# x\n", b"/",
-    b"f16", b"        0.5,\n",
-    b'        "AAAAAAAAAAAAAAAAAAAAAAAAAAA=",\n', b"        [1, 2, 3, 4, 5],\n", b"}", b"{",
-    b"-0,", b"1_0", b"\x00", b"gICA", b"e-00", b"e-39", b"e+36", b"0.00000000e+00", b" -0", b"-128", b"  12", b"-1 2",
-    b'        (1.00000000e-03, "   1  -2  33 -44 127"),\n', b'        (1.00000000e-03, "AAAAAAA="),\n',
-]  # fmt: skip
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return tiny_texts(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_accepted_means_what_python_means(
-    tmp_path: Path, tiny_texts: dict[str, bytes], dtype: str, data: st.DataObject
+    tmp_path: Path, tiny: dict[str, bytes], dtype: str, data: st.DataObject
 ) -> None:
-    text = tiny_texts[dtype]
+    text = tiny[dtype]
+    assert check_it_means_what_python_means(tmp_path, text)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
         cut = data.draw(st.sampled_from([0, 0, 1, 1, 2, 8, 39]))
         text = text[:at] + data.draw(st.sampled_from([b"", *FRAGMENTS])) + text[at + cut :]
-    (tmp_path / "weights.py").write_bytes(text)
-    results = []
-    for block in (reader.BLOCK, 80, 0):
-        try:
-            results.append(reader.read_weights(tmp_path, TINY_SHAPES, block=block))
-        except reader.FormatError as error:
-            results.append(str(error))
-    if isinstance(results[0], str):
-        assert results[1:] == results[:1] * 2
-        assert "\n" not in results[0]
-        return
-    meant = ast.literal_eval(text.decode().partition("WEIGHTS = ")[2])
-    for result in results:
-        assert set(result) == set(meant)
-        for name, entry in meant.items():
-            assert result[name].tobytes() == python_values(entry).tobytes()
+    check_it_means_what_python_means(tmp_path, text)
 
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)

@@ -26,10 +26,10 @@ from qalam_core.package.bytecode import is_own_cache
 from qalam_core.package.runtime import reader, settings
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer
-from qalam_core.package.seek import read_row
+from qalam_core.package.seek import read_row, read_rows
 from qalam_core.package.write import CODE, FORMAT, Vocabulary, code_digests, row_checksums, tensor_digest
 
-__all__ = ["Package", "read", "read_tensor_row", "verify"]
+__all__ = ["Package", "read", "read_tensor", "read_tensor_row", "read_tensor_rows", "verify"]
 
 _DATA = (".gitattributes", "MODEL_CARD.md", "config.py", "knowledge_map.py", "rows.json", "tokenizer.json",
          "vocab.py", "weights.py")  # fmt: skip
@@ -103,6 +103,22 @@ def read_tensor_row(folder: Path, name: str, row: int) -> NDArray[np.float32]:
     with _one_line_errors():
         shapes = reader.tensor_shapes(settings.read_config(folder / "config.py"))
         return read_row(folder, shapes, name, row)
+
+
+def read_tensor_rows(folder: Path, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    """The rows `start` to `stop` (without it) of a tensor, from the files and bytes that hold them."""
+    folder = Path(folder)
+    with _one_line_errors():
+        shapes = reader.tensor_shapes(settings.read_config(folder / "config.py"))
+        return read_rows(folder, shapes, name, start, stop)
+
+
+def read_tensor(folder: Path, name: str) -> NDArray[np.float32]:
+    """One whole tensor, from the files and bytes that hold it."""
+    folder = Path(folder)
+    with _one_line_errors():
+        shapes = reader.tensor_shapes(settings.read_config(folder / "config.py"))
+        return read_rows(folder, shapes, name, 0, shapes.get(name, (0,))[0])
 
 
 @contextmanager

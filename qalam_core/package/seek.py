@@ -1,6 +1,6 @@
-"""Finds one row of one tensor by stepping over whole tensors, without reading what precedes it.
-Takes a package folder, the shapes its config demands, a name and a row, gives that row's float32 values.
-It does not know whether the rest of the file is in order: that is for a whole read to say.
+"""Finds rows of one tensor by stepping over whole tensors, without reading what precedes or follows them.
+Takes a package folder, the shapes its config demands, a name and rows, gives these rows' float32 values.
+It does not know whether the rest of the files is in order: that is for a whole read to say.
 """
 
 from __future__ import annotations
@@ -11,39 +11,85 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qalam_core.package.runtime.reader import END_OF_TENSOR, FormatError, weight_files
-from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType, parse_value
+from qalam_core.package.runtime.reader import (
+    BLOCK,
+    END_OF_TENSOR,
+    FormatError,
+    Lines,
+    _read_rows,
+    _read_values,
+    weight_files,
+)
+from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
 
-__all__ = ["read_row"]
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["read_row", "read_rows"]
 
 _HEADER = re.compile(
-    rb'^    "([A-Za-z0-9_.]+)": \("([a-z0-9]+)", \([0-9, ]+\), ([0-9]{1,9}), ([0-9]{1,9}), \(\n', re.MULTILINE
+    rb'^    "([A-Za-z0-9_.]+)": \("([a-z0-9]+)", (\([0-9, ]+\)), ([0-9]{1,9}), ([0-9]{1,9}), \(\n', re.MULTILINE
 )
 _LONGEST_VALUE = 25  # bytes of a vector's value on its line, as exported
 
+Shapes = Mapping[str, tuple[int, ...]]
 
-def read_row(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str, row: int) -> NDArray[np.float32]:
+
+class _Part(NamedTuple):
+    """Where some rows of a tensor stand: the bytes `start` to `end` of a file are their lines."""
+
+    path: Path
+    start: int
+    end: int
+    first: int
+    rows: int
+    matrix: RowType | None
+    whole: bool  # as many bytes as exported, so that a row's place follows from its number
+
+
+def read_row(folder: Path, shapes: Shapes, name: str, row: int) -> NDArray[np.float32]:
     """One row of one tensor, found by stepping over whole tensors; for untouched files in microseconds."""
     if name not in shapes or not 0 <= row < shapes[name][0]:
         raise FormatError(f'weights.py:0: there is no row {row} of "{name}"')
+    return read_rows(folder, shapes, name, row, row + 1).reshape(-1)
+
+
+def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    """The rows `start` to `stop` (without it) of one tensor, from the files and bytes that hold them."""
+    if name not in shapes:
+        raise FormatError(f'weights.py:0: there is no tensor "{name}"')
+    if not 0 <= start <= stop <= shapes[name][0]:
+        raise FormatError(f'weights.py:0: there are no rows {start} to {stop} of "{name}"; it has {shapes[name][0]}')
+    shape = shapes[name][1:]
     files = weight_files(folder)
+    pieces: list[NDArray[np.float32]] = [np.empty((0, *shape), np.float32)]
+    while start < stop:  # memory is taken part by part, for rows whose text is there
+        part = _find_part(files, shapes, name, start)
+        until = min(stop, part.first + part.rows)
+        pieces.append(_decode(part, shape, start - part.first, until - part.first))
+        start = until
+    return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+
+
+def _find_part(files: list[Path], shapes: Shapes, name: str, row: int) -> _Part:
     places = {tensor: place for place, tensor in enumerate(shapes)}
 
     def begins_after(path: Path) -> bool:  # as exported, parts stand in the order of the shapes
         with _mapped(path) as text:
             found = _HEADER.search(text)
-            return found is not None and (places.get(found[1].decode(), -1), int(found[3])) > (places[name], row)
+            return found is not None and (places.get(found[1].decode(), -1), int(found[4])) > (places[name], row)
 
     likely = files[max(0, bisect_left(files, True, key=begins_after) - 1)]
     for path in (likely, *files):  # all of them only for tensors that somebody put into another order
         with _mapped(path) as text:
-            found = _find_row(text, path.name, shapes, name, row)
+            found = _find_in(text, path, shapes, name, row)
         if found is not None:
             return found
     raise FormatError(f'weights.py:0: row {row} of "{name}" is missing')
@@ -62,59 +108,88 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
             yield text
 
 
-def _find_row(
-    text: mmap.mmap, file: str, shapes: Mapping[str, tuple[int, ...]], name: str, row: int
-) -> NDArray[np.float32] | None:
+def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -> _Part | None:
     position = 0
     closing = f"{END_OF_TENSOR}\n".encode()
     while match := _HEADER.search(text, position):
-        here, dtype, first, rows = match[1].decode(), match[2].decode(), int(match[3]), int(match[4])
+        here, dtype, first, rows = match[1].decode(), match[2].decode(), int(match[4]), int(match[5])
         position = match.end()
         shape = shapes.get(here, ())
         matrix = MATRIX_TYPES.get(dtype) if len(shape) == 2 else None
         end = position + rows * matrix.width(shape[1]) if matrix is not None else -1
         whole = matrix is not None and text[end : end + len(closing)] == closing
+        if not whole:  # a matrix in which nothing was edited is stepped over; any other is searched for its end
+            end = _end(text, position, rows, closing)
         if here == name and first <= row < first + rows:
-            return _row_in(text, file, position, row - first, shape, matrix, whole)
-        # a matrix in which nothing was edited is stepped over; any other is searched for its end
-        position = end if whole else _end(text, position, rows, closing)
-        if position < 0:
+            reason = ""
+            if match[3].decode() != str(shape):
+                reason = f"is {match[3].decode()[:80]}, but config.py demands {shape}"
+            elif matrix is None and (len(shape) == 2 or dtype != "dec"):
+                reason = f'cannot be stored as "{dtype[:80]}"'
+            elif first + rows > shape[0]:
+                reason = f"has {shape[0]} rows, not {first} + {rows}"
+            if reason:
+                raise FormatError(f'{path.name}:0: "{name}" {reason}')
+            return _Part(path, position, end if end >= 0 else len(text), first, rows, matrix, whole)
+        if end < 0:
             break
+        position = end
     return None
 
 
 def _end(text: mmap.mmap, position: int, rows: int, closing: bytes) -> int:
     near = text[position : position + _LONGEST_VALUE * rows + len(closing)].find(b"\n" + closing)
-    return position + near if near >= 0 else text.find(b"\n" + closing, position)
+    found = position + near if near >= 0 else text.find(b"\n" + closing, position)
+    return found + 1 if found >= 0 else -1
 
 
-def _row_in(
-    text: mmap.mmap,
-    file: str,
-    position: int,
-    row: int,
-    shape: tuple[int, ...],
-    matrix: RowType | None,
-    whole: bool,
-) -> NDArray[np.float32]:
-    text.seek(position)
-    if whole and matrix is not None:
-        text.seek(position + row * matrix.width(shape[1]))
-        row = 0
-    while True:
-        raw = text.readline()
-        line = raw.decode("utf-8", "replace").rstrip("\n")
-        if not raw or line == END_OF_TENSOR:
-            raise FormatError(f"{file}:0: a row is missing; read the whole package to learn where")
-        if COMMENT.fullmatch(line):
-            continue
-        if row == 0:
-            break
-        row -= 1
+def _decode(part: _Part, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
+    """Some rows of a part, by its own count, decoded by the whole reader's code."""
+    if part.whole and part.matrix is not None and (start, stop) != (0, part.rows):
+        width = part.matrix.width(shape[0])
+        near = part._replace(start=part.start + start * width, end=part.start + stop * width, rows=stop - start)
+        try:
+            return _decode(near, shape, 0, near.rows)
+        except FormatError:
+            pass  # rows of other widths that add up to the usual bytes, or a row that is wrong: by the book
+    # every value takes more than one byte of text: what cannot be there is not allocated
+    if stop * (shape[0] if shape else 1) > part.end - part.start:
+        raise FormatError(f"{part.path.name}:0: a row is missing; read the whole package to learn where")
+    values = np.empty((stop, *shape), np.float32)
+    with _PartLines(part) as lines:
+        if part.matrix is not None:
+            _read_rows(lines, values, part.matrix, BLOCK)
+        else:
+            _read_values(lines, values, BLOCK)
+        while stop == part.rows and (line := lines.line()) is not None:
+            if not COMMENT.fullmatch(line):
+                lines.refuse("a row too many; read the whole package to learn where")
+    return values[start:].copy() if start else values
 
-    def refuse(reason: str) -> NoReturn:
-        raise FormatError(f"{file}:0: {reason}")  # lines were stepped over, not counted
 
-    if matrix is not None:
-        return matrix.parse(line, shape[1], refuse)
-    return np.array([parse_value(line, refuse)], np.float32)
+class _PartLines(Lines):
+    """The lines of a part and nothing else of its file; refusals name no line, as lines were stepped over."""
+
+    def __init__(self, part: _Part) -> None:
+        super().__init__(part.path)
+        self._file.close()
+        self._file = _Span(part.path, part.start, part.end)
+        self.left = part.end - part.start
+        self.number = 2  # a part never holds the line that Python would search for a coding
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise FormatError(f"{self.name}:0: {reason}")
+
+
+class _Span(FileIO):
+    """Some bytes of a file: reading begins at `start` and ends at `end`."""
+
+    def __init__(self, path: Path, start: int, end: int) -> None:
+        super().__init__(path)
+        self.seek(start)
+        self._left = end - start
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        count = super().readinto(memoryview(buffer)[: self._left]) or 0
+        self._left -= count
+        return count
