@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flows.terminal import out
 from qalam_core.errors import PackageError
+from qalam_core.recipe import Storage
 from qalam_core.store import DEFAULT_STORE, Store
 
 __all__ = ["StoreOption", "register"]
@@ -24,16 +25,6 @@ StoreOption = Annotated[
 ]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; must not be there yet.")]
-
-
-class Storage(StrEnum):
-    """How a package stores its matrices."""
-
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    i8 = "i8"
-    q8 = "q8"
 
 
 class Foreign(StrEnum):
@@ -228,7 +219,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
     target: Out,
     to: Annotated[Foreign, typer.Option(help="package, gpt2 or safetensors.")] = Foreign.package,
-    dtype: Annotated[Storage, typer.Option(help="With a package: how its matrices are stored.")] = Storage.f32,
+    dtype: Annotated[Storage, typer.Option(help="With a package: how its matrices are stored.")] = "f32",
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write a package in another storage type, as a Hugging Face GPT-2 checkpoint, or as safetensors."""
@@ -254,7 +245,7 @@ def import_(
     like: Annotated[
         Path | None, typer.Option(help="A package that lends its words (gpt2), or its shape and words (safetensors).")
     ] = None,
-    dtype: Annotated[Storage, typer.Option(help="How the matrices are stored.")] = Storage.f32,
+    dtype: Annotated[Storage, typer.Option(help="How the matrices are stored.")] = "f32",
 ) -> None:
     """Make a package of a GPT-2 checkpoint, a safetensors file, or a package of the original Al-Qalam."""
     from qalam_core import package as packages

@@ -19,8 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qalam_core.errors import RecipeError
 
 __all__ = [
-    "SIZES", "Corpus", "Gate", "Model", "Package", "Recipe", "Source", "Tokenizer", "Train", "digest", "to_toml",
+    "SIZES", "Corpus", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer", "Train", "digest",
+    "to_toml",
 ]  # fmt: skip
+
+Storage = Literal["f32", "f16", "bf16", "i8", "q8"]
+"""How a package stores its matrices."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -151,9 +155,7 @@ class Train(Part):
 class Package(Part):
     """How the weights are written."""
 
-    dtype: Literal["f32", "f16", "bf16", "i8", "q8"] = Field(
-        "f32", description="storage type of the matrices; f32 is exact, q8 is readable decimals"
-    )
+    dtype: Storage = Field("f32", description="storage type of the matrices; f32 is exact, q8 is readable decimals")
 
 
 class Gate(Part):

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qalam_core.errors import RecipeError
-from qalam_core.recipe import SIZES, Recipe, digest, to_toml
+from qalam_core.package.runtime.rows import MATRIX_TYPES
+from qalam_core.recipe import SIZES, Recipe, Storage, digest, to_toml
 from tests.conftest import tiny_recipe
 
 RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
@@ -102,6 +103,10 @@ def test_shipped_sizes_are_the_presets(size: str) -> None:
     for section, values in SIZES[size].items():
         for key, value in values.items():
             assert getattr(getattr(recipe, section), key) == value
+
+
+def test_a_recipe_knows_every_storage_type_of_the_format() -> None:
+    assert get_args(Storage) == tuple(MATRIX_TYPES)
 
 
 def test_digest_knows_values_and_not_order() -> None:

@@ -14,7 +14,7 @@ from qalam_core.package.knowledge import Measured, knowledge_text, statistics
 from qalam_core.package.read import Package, read, verify
 from qalam_core.package.runtime.reader import HIDDEN, weight_files
 from qalam_core.package.source import replace_files
-from qalam_core.package.write import _ended, _json, _packed, row_checksums, tensor_digest
+from qalam_core.package.write import ended, json_bytes, rows_json, tensor_digest
 
 __all__ = ["seal"]
 
@@ -47,7 +47,7 @@ def seal(folder: Path, note: str) -> list[str]:
     contents = {
         **_comments(package, measured),
         "knowledge_map.py": knowledge_text(measured, embedding, words).encode(),
-        "rows.json": _json({name: _packed(row_checksums(tensor)) for name, tensor in package.weights.items()}),
+        "rows.json": rows_json(package.weights),
         "MODEL_CARD.md": _card(folder, count, note.strip(), changes).encode(),
     }
     manifest = {
@@ -58,7 +58,7 @@ def seal(folder: Path, note: str) -> list[str]:
         "provenance": {**package.manifest["provenance"], "edits": str(count)},
         "tensors": {name: tensor_digest(tensor) for name, tensor in package.weights.items()},
     }
-    replace_files(folder, {**contents, "manifest.json": _json(manifest)})
+    replace_files(folder, {**contents, "manifest.json": json_bytes(manifest)})
     return changes
 
 
@@ -92,7 +92,7 @@ def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
 
 def _card(folder: Path, count: int, note: str, changes: list[str]) -> str:
     """The card with one more numbered line below its heading, which the first one brings along."""
-    lines = _ended((folder / "MODEL_CARD.md").read_text(encoding="utf-8")).split("\n")[:-1]
+    lines = ended((folder / "MODEL_CARD.md").read_text(encoding="utf-8")).split("\n")[:-1]
     said = "; ".join(change.replace(" changed since export", " changed") for change in changes)
     if HEADING not in lines:
         lines += ["", HEADING, "", _EXPLANATION, ""]

@@ -35,7 +35,10 @@ from qalam_core.package.runtime.settings import (
 )
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
-__all__ = ["CODE", "FORMAT", "Vocabulary", "code_digests", "code_files", "row_checksums", "write"]
+__all__ = [
+    "CODE", "FORMAT", "Vocabulary", "code_digests", "code_files", "ended", "json_bytes", "row_checksums", "rows_json",
+    "tensor_digest", "write",
+]  # fmt: skip
 
 FORMAT = 1
 SHARD_LIMIT = 16_000_000
@@ -90,12 +93,12 @@ def write(
         texts = {
             **code_files(),
             ".gitattributes": _GITATTRIBUTES.encode(),
-            "MODEL_CARD.md": _ended(card).encode(),
+            "MODEL_CARD.md": ended(card).encode(),
             "config.py": _config_text(full).encode(),
             "knowledge_map.py": knowledge_text(measured, values["embedding.weight"], vocabulary.words).encode(),
             "tokenizer.json": vocabulary.tokenizer_json.encode(),
             "vocab.py": _vocab_text(vocabulary).encode(),
-            "rows.json": _json({name: _packed(row_checksums(tensor)) for name, tensor in values.items()}),
+            "rows.json": rows_json(values),
         }
         files = dict(weight_files)
         tensors = dict(zip(values, digests, strict=True))
@@ -109,7 +112,7 @@ def write(
         "provenance": dict(provenance),
         "tensors": tensors,
     }
-    (folder / "manifest.json").write_bytes(_json(manifest))
+    (folder / "manifest.json").write_bytes(json_bytes(manifest))
 
 
 def code_files() -> dict[str, bytes]:
@@ -138,11 +141,18 @@ def _packed(checksums: NDArray[np.uint32]) -> str:
     return base64.b64encode(checksums.tobytes()).decode()
 
 
-def _json(value: object) -> bytes:
+def rows_json(weights: Weights) -> bytes:
+    """The text of rows.json: the checksum of every row of every tensor."""
+    return json_bytes({name: _packed(row_checksums(tensor)) for name, tensor in weights.items()})
+
+
+def json_bytes(value: object) -> bytes:
+    """The JSON of a package: sorted, ended by a newline."""
     return (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _ended(text: str) -> str:
+def ended(text: str) -> str:
+    """The text, ended by a newline."""
     return text if text.endswith("\n") else text + "\n"
 
 
