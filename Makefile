@@ -1,13 +1,20 @@
 # Two commands set everything up: `make demo` and `make test`. Both use .venv, which the first one creates.
 PYTHON ?= python3
 PIP_ARGS ?=
+RECIPE ?= demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint golden fuzz bench clean
+.PHONY: demo up down test lint golden fuzz bench chaos clean
 
 demo: .venv/demo  ## build a model from the demo corpus and show it
 	$(BIN)/qalam build demo
+
+up: .venv/demo  ## a local stack: Prefect server, deployments of the demo recipe, one worker
+	$(BIN)/qalam up $(RECIPE)
+
+down:  ## stop what `make up` started, and nothing else
+	$(BIN)/qalam down
 
 test: .venv/test  ## every test and every linter
 	$(MAKE) --no-print-directory lint
@@ -28,6 +35,9 @@ fuzz: .venv/test  ## mutate weights files for a minute: the reader must refuse, 
 
 bench: .venv/test  ## every benchmark against its stated targets
 	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --check; done
+
+chaos: .venv/test  ## fifty builds under kill -9, full disks and rivals: what is damaged, what differs
+	$(BIN)/python -m benchmarks.chaos --check
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing into .venv (about two minutes; most of it is torch)"

@@ -1,23 +1,28 @@
-"""The flow `build_model`: a corpus in, a versioned model package out.
-Takes a recipe and a store, gives the published run; ends Failed when the gate refuses the model.
-It does not know what any task does.
+"""The flows that make a model: `build_model`, a corpus in, a versioned package out, and `train_model`, its
+training alone, for another work pool.
+They take a recipe and a store, give the published run; a build ends Failed when the gate refuses the model.
+They do not know what any task does.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 from prefect import flow, unmapped
 from prefect.client.schemas import State
 from prefect.futures import PrefectFutureList
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from qalam_core.recipe import Recipe
 from qalam_core.stages import shards
 from qalam_core.store import Artifact
-from tasks import stages
+from tasks import remote, stages
+from tasks.policy import confined
+
+__all__ = ["build_model", "train_model"]
 
 
 @flow(
@@ -25,20 +30,26 @@ from tasks import stages
     # the mapped stages run in native code that frees the interpreter
     task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1),  # type: ignore[arg-type]
 )  # fmt: skip
-def build_model(recipe: Recipe, store: str = ".qalam") -> Any:
+def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> Any:
     """Build a model from a recipe; what the store already holds is not built again.
 
     Args:
         recipe: everything that determines the model
         store: folder of artifacts and runs, on the machine that runs the flow
+        training: deployment that trains, `train_model/train`, in a work pool of its own which sees the
+            same store; empty: train where this flow runs
     """
+    store = _opened(store)
     files = stages.resolve(recipe.corpus)
     documents = _all(stages.ingest.map(unmapped(store), files))
     corpus = _one(stages.prepare(store, recipe, documents))
     tokenizer = _one(stages.vocab(store, recipe, corpus))
     names = shards(corpus)
     tokens = _all(stages.tokenize.map(unmapped(store), unmapped(corpus), names, unmapped(tokenizer)))
-    checkpoint = _one(stages.train(store, recipe, tokenizer, tokens))
+    if training:
+        checkpoint = _one(remote.train(training, store, recipe, tokenizer, tokens))
+    else:
+        checkpoint = _one(stages.train(store, recipe, tokenizer, tokens))
     package = _one(stages.export(store, recipe, corpus, tokenizer, checkpoint))
     evaluation = _one(stages.evaluate(store, recipe, package, checkpoint, corpus, tokens))
     verdict = _one(stages.gate(store, recipe, evaluation))
@@ -47,6 +58,28 @@ def build_model(recipe: Recipe, store: str = ".qalam") -> Any:
     if not published.verdict.passed:
         return Failed(message="the gate refused: " + " ".join(published.verdict.reasons()), data=published)
     return published
+
+
+@flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)
+def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam") -> Any:
+    """Train from artifacts that the store holds; the state's message is the digest of what came out.
+
+    Args:
+        recipe: everything that determines the model
+        tokenizer: digest of the tokenizer
+        tokens: digests of the token shards, in order
+        store: folder of artifacts and runs, as this machine sees it
+    """
+    store = _opened(store)
+    words, shards_of_tokens = remote.found(store, tokenizer, tokens)
+    checkpoint = _one(stages.train(store, recipe, words, shards_of_tokens))
+    return Completed(message=checkpoint.digest, data=checkpoint)
+
+
+def _opened(store: str) -> str:
+    """The store as an absolute path, if this process may use it; what the library says reaches the run's log."""
+    logging.getLogger("qalam_core").setLevel(logging.INFO)
+    return confined(store)
 
 
 def _one(returned: Any) -> Artifact:

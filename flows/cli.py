@@ -6,12 +6,10 @@ It does not know how anything is built; it starts the flow, or asks the library.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +17,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.package_cli import StoreOption, register
+from flows import deploy_cli, package_cli
+from flows.package_cli import StoreOption
+from flows.recipes import recipe_path
+from flows.settings import embedded
 from flows.terminal import bars, err, out, summary
 from qalam_core.errors import QalamError, RecipeError, StoreError, TrainingError
 from qalam_core.recipe import SIZES, Recipe, Source, to_toml
@@ -36,7 +37,8 @@ app = typer.Typer(
     help="Turn an Arabic corpus into a language model you can review like code.",
 )  # fmt: skip
 
-register(app)
+for verbs in (package_cli, deploy_cli):
+    verbs.register(app)
 
 
 @app.command()
@@ -49,7 +51,7 @@ def build(
     ] = None,
 ) -> None:
     """Build a model; what the store already holds is not built again."""
-    parsed = Recipe.load(_recipe_path(recipe), set_ or ())
+    parsed = Recipe.load(recipe_path(recipe), set_ or ())
     target = Store(store)
     target.ensure_writable()
     _prepare_prefect(target)
@@ -147,38 +149,12 @@ def promote(
     out.print(f"{run} is the champion of {name}")
 
 
-def _recipe_path(recipe: str) -> Path:
-    """A file as it is; a bare name is one of the recipes that come with the project."""
-    if Path(recipe).exists() or "/" in recipe or recipe.endswith(".toml"):
-        return Path(recipe)
-    shipped = Path(str(resources.files("deployments"))) / "recipes"
-    if not (shipped / f"{recipe}.toml").is_file():
-        names = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
-        raise RecipeError(f"{recipe}: neither a recipe file nor one that comes with the project ({names})")
-    return shipped / f"{recipe}.toml"
-
-
 def _prepare_prefect(store: Store) -> None:
     """Settings for a build of one's own, before Prefect is imported; what the user has set stays.
 
     Without PREFECT_API_URL, Prefect runs embedded in this process, with its home in the store.
     """
-    logging.getLogger("qalam_core").setLevel(logging.INFO)
-    settings = {
-        "PREFECT_HOME": str(store.root / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a cold start beside other work
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # we print; the API still keeps INFO
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "qalam_core",
-        # without batches the embedded server loses task records when the process ends
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-        # whole seconds: Prefect truncates, and at 0 its server spins on a core
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-    }
-    for name, value in settings.items():
+    for name, value in embedded(store.root).items():
         os.environ.setdefault(name, value)
 
 

@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -49,10 +50,14 @@ __all__ = [
     "shards",
     "tokenize",
     "train",
+    "trained",
     "vocab",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
+
+Turn = Callable[[], AbstractContextManager[None]]
+"""Waits until the machine has room for one more training; entered before the trainer starts, left at its end."""
 
 STAGE_VERSION = {
     "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
@@ -70,6 +75,7 @@ class Published:
     folder: Path
     verdict: Verdict
     champion: bool  # whether the run is the champion now
+    promoted: bool  # whether it has become so by this very call
     artifacts: tuple[Artifact, ...]  # of every stage, in order
 
     @property
@@ -156,16 +162,14 @@ def tokenize(store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, pr
 
 
 def train(
-    store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact], progress: Progress = silent
-) -> Artifact:
+    store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact], progress: Progress = silent,
+    turn: Turn = nullcontext,
+) -> Artifact:  # fmt: skip
     """Token shards -> model.safetensors, by `python -m qalam_core.train` in a process of its own.
 
-    Goes on from the checkpoints of a build that was killed. Raises TrainingError.
+    Goes on from the checkpoints of a build that was killed. `turn` is entered while the trainer runs.
+    Raises TrainingError.
     """
-    part = {
-        "seed": recipe.seed, "model": recipe.model.canonical(),
-        "train": {key: value for key, value in recipe.train.canonical().items() if key not in _WATCHING},
-    }  # fmt: skip
 
     def make(out: Path) -> Mapping[str, Any]:
         from qalam_core.train import Spec  # brings torch, which a fully cached build does without
@@ -180,14 +184,28 @@ def train(
         result = out / "result.json"
         if not result.exists():  # else a build was killed when all was trained, and only its end is missing
             spec.save(out / "spec.json")
-            _run_training(out / "spec.json", recipe.train.steps, progress)
+            with turn():
+                _run_training(out / "spec.json", recipe.train.steps, progress)
         for scrap in (*out.glob("spec.json"), *out.glob("checkpoint-*"), *out.glob(".checkpoint-*")):
             scrap.unlink()
         facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return facts
 
-    inputs = {"tokenizer": tokenizer.digest, **_numbered(tokens)}
-    return store.build("train", STAGE_VERSION["train"], part, inputs, make, resumable=True)
+    return store.build("train", STAGE_VERSION["train"], *_training(recipe, tokenizer, tokens), make, resumable=True)
+
+
+def trained(store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> Artifact | None:
+    """What `train` would return, if the store has it already."""
+    return store.find("train", STAGE_VERSION["train"], *_training(recipe, tokenizer, tokens))
+
+
+def _training(recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The part of the recipe and the inputs that trained weights depend on."""
+    part = {
+        "seed": recipe.seed, "model": recipe.model.canonical(),
+        "train": {key: value for key, value in recipe.train.canonical().items() if key not in _WATCHING},
+    }  # fmt: skip
+    return part, {"tokenizer": tokenizer.digest, **_numbered(tokens)}
 
 
 def _run_training(spec: Path, steps: int, progress: Progress) -> None:
@@ -358,9 +376,11 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
 
     key = digest({"package": package.digest, "verdict": judged.digest})
     run, _ = store.publish(recipe.name, key, fill)
-    if verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}:
+    promoted = verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}
+    if promoted:
         store.promote(recipe.name, run, created, "passed the gate")
-    return Published(run, store.run_folder(run), verdict, store.champion(recipe.name) == run, tuple(artifacts))
+    champion = store.champion(recipe.name) == run
+    return Published(run, store.run_folder(run), verdict, champion, promoted, tuple(artifacts))
 
 
 def build(recipe: Recipe, store: Store) -> Published:

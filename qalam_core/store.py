@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -111,9 +112,9 @@ class Store:
         and returns facts for the manifest; with `resumable` it finds there what a killed build left.
         Raises StoreError when the disk fails.
         """
-        identity = {"stage": stage, "version": version, "part": part, "inputs": inputs}
+        identity = _identity(stage, version, part, inputs)
         key = digest(identity)
-        home = self.root / "artifacts" / stage / key
+        home = self._home(stage, key)
         since = time.monotonic()
         with self._disk(stage), self.locked(f"{stage}-{key}"):
             if self._is_whole(home):
@@ -132,6 +133,28 @@ class Store:
             partial.rename(home)
             _sync(home.parent)
         return Artifact(stage, key, home, False, time.monotonic() - since)
+
+    def find(self, stage: str, version: int, part: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact | None:
+        """What `build` would reuse, if it is there and whole."""
+        since = time.monotonic()
+        key = digest(_identity(stage, version, part, inputs))
+        home = self._home(stage, key)
+        with self._disk(stage), self.locked(f"{stage}-{key}"):
+            return Artifact(stage, key, home, True, time.monotonic() - since) if self._is_whole(home) else None
+
+    def artifact(self, stage: str, key: str) -> Artifact:
+        """The artifact of that digest. Raises StoreError where it is missing, damaged, or no digest at all."""
+        home = self._home(stage, key)
+        with self._disk(stage), self.locked(f"{stage}-{key}"):
+            if not self._is_whole(home):
+                raise StoreError(f"{stage} {key[:12]} is not whole in {self.root}; build its recipe again")
+        return Artifact(stage, key, home, True)
+
+    def _home(self, stage: str, key: str) -> Path:
+        # a digest may come from a run's parameters, and must not lead out of the store
+        if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[a-z]+", stage):
+            raise StoreError(f"{stage} {key[:80]!r} is no artifact: a digest has 64 hex digits")
+        return self.root / "artifacts" / stage / key
 
     def _is_whole(self, home: Path) -> bool:
         """Whether the artifact is there with the very bytes that were finished; a damaged one is set aside."""
@@ -250,6 +273,10 @@ class Store:
 
     def _champions(self, name: str) -> Path:
         return self.root / "champions" / f"{name}.jsonl"
+
+
+def _identity(stage: str, version: int, part: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    return {"stage": stage, "version": version, "part": part, "inputs": inputs}
 
 
 def _finish(folder: Path, manifest: dict[str, Any]) -> None:

@@ -5,16 +5,22 @@ It does not know what a stage does, nor how a terminal draws.
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Completed
 
 from qalam_core.store import Artifact, Progress
 
-__all__ = ["Watcher", "report_to", "watch", "watchers"]
+__all__ = ["Watcher", "shown", "watch", "watchers"]
+
+log = logging.getLogger("qalam_core.progress")
 
 ARTIFACT_SECONDS = 2.0  # an update is an API call of some 20 ms
 
@@ -35,28 +41,36 @@ watchers: list[Watcher] = []
 
 def watch(stage: str, label: str, unit: str) -> Progress:
     """The callback to hand to a stage; inside a task run it also keeps a Prefect progress artifact."""
-    shown: UUID | None = None
+    artifact: UUID | None = None
     since = time.monotonic()
 
     def moved(done: int, total: int) -> None:
-        nonlocal shown, since
+        nonlocal artifact, since
         for watcher in watchers:
             watcher.moved(stage, label, unit, done, total)
         now = time.monotonic()
         if total and now - since >= ARTIFACT_SECONDS and TaskRunContext.get():
             since = now
             percent = 100.0 * done / total
-            if shown is None:
-                created = create_progress_artifact(percent, key=stage, description=f"{label}, {total} {unit}")
-                assert isinstance(created, UUID)
-                shown = created
-            else:
-                update_progress_artifact(shown, percent)
+            try:
+                if artifact is None:
+                    created = create_progress_artifact(percent, key=stage, description=f"{label}, {total} {unit}")
+                    assert isinstance(created, UUID)
+                    artifact = created
+                else:
+                    update_progress_artifact(artifact, percent)
+            except (HTTPError, PrefectHTTPStatusError) as error:
+                # a server that restarts costs a look at the bar, not the training
+                log.warning("the progress of %s cannot be shown: %s", label, type(error).__name__)
 
     return moved
 
 
-def report_to(label: str, artifact: Artifact) -> None:
-    """Tell everyone who watches that `label` is done."""
+def shown(label: str, artifact: Artifact) -> Any:
+    """Tell everyone who watches that `label` is done; the artifact, in the state that tells whether it was built
+    or reused."""
     for watcher in watchers:
         watcher.finished(label, artifact)
+    if artifact.cached:
+        return Completed(name="Cached", message=f"{artifact.stage} {artifact.digest[:12]} reused", data=artifact)
+    return artifact

@@ -1,0 +1,55 @@
+"""Training in another work pool: a task that runs the deployment `train_model` and waits for it.
+Takes artifacts of a store that both machines see, and hands over their digests; gives the checkpoint's artifact.
+It does not know how training is done, and never trains by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.client.schemas import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+
+from qalam_core import stages
+from qalam_core.errors import RecipeError, TrainingError
+from qalam_core.recipe import Recipe
+from qalam_core.store import Artifact, Store
+from tasks.policy import POLICY
+from tasks.progress import shown
+
+__all__ = ["found", "train"]
+
+
+@task(name="train", task_run_name="train in {deployment}", tags=["training"], **POLICY)
+def train(deployment: str, store: str, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> Any:
+    """Run `deployment` to train, unless the store has what it would make. Raises TrainingError."""
+    home = Store(Path(store))
+    ready = stages.trained(home, recipe, tokenizer, tokens)
+    if ready:
+        return shown("train", ready)
+    parameters = {
+        "recipe": recipe.canonical(), "store": store, "tokenizer": tokenizer.digest,
+        "tokens": [artifact.digest for artifact in tokens],
+    }  # fmt: skip
+    try:
+        run = run_deployment(deployment, parameters=parameters, poll_interval=5)
+    except ObjectNotFound:
+        raise RecipeError(f"training: the server has no deployment {deployment}; `qalam deploy` makes it") from None
+    assert isinstance(run, FlowRun)
+    assert run.state  # it has ended
+    if not run.state.is_completed():
+        raise TrainingError(
+            f"run {run.name} of {deployment} ended {run.state.name}: {run.state.message}; a new run goes on from there"
+        )
+    return shown("train", replace(home.artifact("train", run.state.message or ""), cached=False))
+
+
+def found(store: str, tokenizer: str, tokens: Sequence[str]) -> tuple[Artifact, list[Artifact]]:
+    """The artifacts behind digests that came over the API. Raises StoreError."""
+    home = Store(Path(store))
+    return home.artifact("vocab", tokenizer), [home.artifact("tokenize", digest) for digest in tokens]
