@@ -303,7 +303,7 @@ def gate(store: Store, recipe: Recipe, evaluation: Artifact) -> Artifact:
                 ) from None
         verdict = gates.judge(*_measured(evaluation), recipe.gate, champion)
         (out / "verdict.json").write_text(verdict.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return {"passed": verdict.passed}
+        return {"passed": verdict.passed, "rival": rival["run"] if rival else ""}
 
     inputs = {"report": evaluation.digest, "champion": rival["evaluate"] if rival else ""}
     return store.build("gate", STAGE_VERSION["gate"], recipe.gate.canonical(), inputs, make)
@@ -347,7 +347,9 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
         for artifact in artifacts:
             digests.setdefault(artifact.stage, []).append(artifact.digest)
         record = {
-            "created": created, "recipe": recipe.canonical(), "artifacts": digests, "timings": timings,
+            "created": created, "recipe": recipe.canonical(),
+            "rival": judged.facts.get("rival", ""),  # the champion of that time: a reproduction needs it
+            "artifacts": digests, "timings": timings,
             "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
             "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
             "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),
@@ -359,17 +361,17 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
     key = digest({"package": package.digest, "verdict": judged.digest})
     run, _ = store.publish(recipe.name, key, fill)
     if verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}:
-        store.promote(recipe.name, run, created, "passed the gate")
+        store.promote(recipe.name, run, created, "passed the gate", "gate")
     return Published(run, store.run_folder(run), verdict, store.champion(recipe.name) == run, tuple(artifacts))
 
 
-def build(recipe: Recipe, store: Store) -> Published:
-    """The whole pipeline, one stage after the other, without Prefect."""
+def build(recipe: Recipe, store: Store, progress: Progress = silent) -> Published:
+    """The whole pipeline, one stage after the other, without Prefect; `progress` counts training steps."""
     documents = [ingest(store, file) for file in resolve(recipe.corpus)]
     corpus = prepare(store, recipe, documents)
     tokenizer = vocab(store, recipe, corpus)
     tokens = [tokenize(store, corpus, shard, tokenizer) for shard in shards(corpus)]
-    checkpoint = train(store, recipe, tokenizer, tokens)
+    checkpoint = train(store, recipe, tokenizer, tokens, progress)
     package = export(store, recipe, corpus, tokenizer, checkpoint)
     evaluation = evaluate(store, recipe, package, checkpoint, corpus, tokens)
     judged = gate(store, recipe, evaluation)
