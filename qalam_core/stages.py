@@ -55,7 +55,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = {
-    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
+    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 2, "gate": 2,
 }  # fmt: skip
 
 # Settings that say how training is watched or saved, and leave the weights as they are.
@@ -273,9 +273,13 @@ def evaluate(
             for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
         ]  # fmt: skip
         training = [shards_of_tokens.flat(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == "train"]
+        texts = (
+            batch.column("text") for shard in corpora.read_split(corpus.path, "train")
+            for batch in corpora.read_texts(shard)
+        )  # fmt: skip
         report, budgets = measure(
-            package.path / "model", checkpoint.path / "model.safetensors", held_out, training,
-            recipe.seed, recipe.gate, progress,
+            package.path / "model", checkpoint.path / "model.safetensors", held_out, training, texts,
+            recipe.seed, recipe.gate, recipe.package.dtype, progress,
         )  # fmt: skip
         for name, value in (("report.json", report), ("budgets.json", budgets)):
             (out / name).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -283,7 +287,10 @@ def evaluate(
 
     test = {name: sha256 for name, sha256 in _shard_digests(corpus).items() if name.startswith("test")}
     inputs = {"package": package.digest, "checkpoint": checkpoint.digest, **test, **_numbered(tokens)}
-    part = {"seed": recipe.seed, "prompts": list(recipe.gate.prompts)}
+    part = {
+        "seed": recipe.seed, "prompts": list(recipe.gate.prompts), "confidence": recipe.gate.confidence,
+        "storage": recipe.package.dtype,
+    }  # fmt: skip
     return store.build("evaluate", STAGE_VERSION["evaluate"], part, inputs, make)
 
 
