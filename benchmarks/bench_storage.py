@@ -48,8 +48,12 @@ def main() -> int:
             folder = original if dtype == "f32" else Path(root) / dtype
             if dtype != "f32":
                 convert(original, folder, dtype)
+            texts = (
+                batch.column("text") for shard in corpus.read_split(made["prepare"].path, "train")
+                for batch in corpus.read_texts(shard)
+            )  # fmt: skip
             report, _ = evaluate(
-                folder, made["train"].path / "model.safetensors", test, train, recipe.seed, recipe.gate
+                folder, made["train"].path / "model.safetensors", test, train, texts, recipe.seed, recipe.gate, dtype
             )
             size = sum(file.stat().st_size for file in folder.glob("weights*.py"))
             if dtype == "f32":

@@ -22,7 +22,7 @@ from qalam_core.store import Artifact
 from tasks import remote, stages
 from tasks.policy import confined
 
-__all__ = ["build_model", "train_model"]
+__all__ = ["all_of", "build_model", "one_of", "opened", "train_model"]
 
 
 @flow(
@@ -39,20 +39,20 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
         training: deployment that trains, `train_model/train`, in a work pool of its own which sees the
             same store; empty: train where this flow runs
     """
-    store = _opened(store)
+    store = opened(store)
     files = stages.resolve(recipe.corpus)
-    documents = _all(stages.ingest.map(unmapped(store), files))
-    corpus = _one(stages.prepare(store, recipe, documents))
-    tokenizer = _one(stages.vocab(store, recipe, corpus))
+    documents = all_of(stages.ingest.map(unmapped(store), files))
+    corpus = one_of(stages.prepare(store, recipe, documents))
+    tokenizer = one_of(stages.vocab(store, recipe, corpus))
     names = shards(corpus)
-    tokens = _all(stages.tokenize.map(unmapped(store), unmapped(corpus), names, unmapped(tokenizer)))
+    tokens = all_of(stages.tokenize.map(unmapped(store), unmapped(corpus), names, unmapped(tokenizer)))
     if training:
-        checkpoint = _one(remote.train(training, store, recipe, tokenizer, tokens))
+        checkpoint = one_of(remote.train(training, store, recipe, tokenizer, tokens))
     else:
-        checkpoint = _one(stages.train(store, recipe, tokenizer, tokens))
-    package = _one(stages.export(store, recipe, corpus, tokenizer, checkpoint))
-    evaluation = _one(stages.evaluate(store, recipe, package, checkpoint, corpus, tokens))
-    verdict = _one(stages.gate(store, recipe, evaluation))
+        checkpoint = one_of(stages.train(store, recipe, tokenizer, tokens))
+    package = one_of(stages.export(store, recipe, corpus, tokenizer, checkpoint))
+    evaluation = one_of(stages.evaluate(store, recipe, package, checkpoint, corpus, tokens))
+    verdict = one_of(stages.gate(store, recipe, evaluation))
     done = [*documents, corpus, tokenizer, *tokens, checkpoint, package, evaluation, verdict]
     published = stages.publish(store, recipe, done)
     if not published.verdict.passed:
@@ -70,25 +70,25 @@ def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = 
         tokens: digests of the token shards, in order
         store: folder of artifacts and runs, as this machine sees it
     """
-    store = _opened(store)
+    store = opened(store)
     words, shards_of_tokens = remote.found(store, tokenizer, tokens)
-    checkpoint = _one(stages.train(store, recipe, words, shards_of_tokens))
+    checkpoint = one_of(stages.train(store, recipe, words, shards_of_tokens))
     return Completed(message=checkpoint.digest, data=checkpoint)
 
 
-def _opened(store: str) -> str:
+def opened(store: str) -> str:
     """The store as an absolute path, if this process may use it; what the library says reaches the run's log."""
     logging.getLogger("qalam_core").setLevel(logging.INFO)
     return confined(store)
 
 
-def _one(returned: Any) -> Artifact:
+def one_of(returned: Any) -> Artifact:
     """What a task called in place returned; a reused artifact comes inside its Cached state."""
     artifact: Artifact = returned.result() if isinstance(returned, State) else returned
     return artifact
 
 
-def _all(futures: PrefectFutureList[Any]) -> list[Artifact]:
+def all_of(futures: PrefectFutureList[Any]) -> list[Artifact]:
     """Wait for mapped tasks; the first error is raised as it was."""
     results: list[Artifact] = futures.result()
     return results

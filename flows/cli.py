@@ -1,4 +1,4 @@
-"""The command line `qalam`: build, init, runs, promote, and the verbs of flows/package_cli.py.
+"""The command line `qalam`: build, init, and the verbs of flows/registry_cli.py and flows/package_cli.py.
 Takes arguments, gives text and an exit status: 0 done, 1 the gate refused or training failed, 2 a mistake
 that the user can mend, told in one line.
 It does not know how anything is built; it starts the flow, or asks the library.
@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from flows import deploy_cli, package_cli
+from flows import deploy_cli, package_cli, registry_cli
 from flows.package_cli import StoreOption
 from flows.recipes import recipe_path
 from flows.settings import embedded
@@ -37,7 +35,7 @@ app = typer.Typer(
     help="Turn an Arabic corpus into a language model you can review like code.",
 )  # fmt: skip
 
-for verbs in (package_cli, deploy_cli):
+for verbs in (registry_cli, package_cli, deploy_cli):
     verbs.register(app)
 
 
@@ -111,42 +109,6 @@ def init(
     data = {"name": name or "model", "corpus": {"sources": sources}, **SIZES[size]}
     recipe.write_text(to_toml(Recipe.parse(data, str(recipe))), encoding="utf-8")
     out.print(f"wrote {recipe}; build it with: qalam build {recipe}", soft_wrap=True)
-
-
-@app.command()
-def runs(store: StoreOption = DEFAULT_STORE) -> None:
-    """List the runs of a store, oldest first."""
-    home = Store(store)
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("", "run", "date", "params", "bits/byte", "unigram", "trigram", "MB", "gate"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("", "run", "gate") else "right")
-    for run in home.runs():
-        record = home.run_record(run)
-        bits = record["bits_per_byte"]
-        champion = home.champion(record["recipe"]["name"]) == run
-        table.add_row(
-            "[yellow]*[/]" if champion else "", run, record["created"][:10], f"{record['parameters']:,}",
-            *(f"{bits[name]:.3f}" for name in ("model", "unigram", "trigram")), f"{record['package_mb']:.1f}",
-            "passed" if record["verdict"]["passed"] else "[red]refused[/]",
-        )  # fmt: skip
-    if table.row_count:
-        out.print(table)
-        out.print("* champion of its recipe", style="dim")
-    else:
-        out.print(f"no runs in {home.root} yet; `qalam build demo` makes one", soft_wrap=True)
-
-
-@app.command()
-def promote(
-    run: Annotated[str, typer.Argument(help="The run that shall be champion.")],
-    store: StoreOption = DEFAULT_STORE,
-    why: Annotated[str, typer.Option(help="Kept in the champion's history.")] = "promoted by hand",
-) -> None:
-    """Make an earlier run the champion of its recipe."""
-    home = Store(store)
-    name = home.run_record(run)["recipe"]["name"]
-    home.promote(name, run, datetime.now(UTC).isoformat(timespec="seconds"), why)
-    out.print(f"{run} is the champion of {name}")
 
 
 def _prepare_prefect(store: Store) -> None:

@@ -11,26 +11,42 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
 from qalam_core.baselines import KneserNeyTrigram, Speller, Unigram
+from qalam_core.bootstrap import intervals
+from qalam_core.contamination import covered
 from qalam_core.errors import CorpusError, PackageError
-from qalam_core.gate import Bits, Budgets, Generation, Integrity, Report, Sample, Slice
+from qalam_core.gate import (
+    COPIED,
+    Bits,
+    Budgets,
+    Contamination,
+    Generation,
+    Integrity,
+    Interval,
+    Intervals,
+    Piece,
+    Report,
+    Sample,
+    Slice,
+)
 from qalam_core.integrity import check, one_line, transformer
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package import Package, read
 from qalam_core.package.runtime.runtime import NumpyTransformer
-from qalam_core.recipe import Gate
+from qalam_core.recipe import Gate, Storage
 from qalam_core.store import Progress, silent
 
 __all__ = ["Budgets", "Report", "evaluate"]
@@ -52,15 +68,19 @@ def evaluate(
     checkpoint: Path,
     test: Sequence[tuple[str, str]],
     train_tokens: Sequence[NDArray[Any]],
+    train_texts: Iterable[pa.Array],
     seed: int,
     gate: Gate,
+    storage: Storage = "f32",
     progress: Progress = silent,
 ) -> tuple[Report, Budgets]:
     """Measure a package.
 
     `checkpoint` is the safetensors file that the package was written from. `test` are (source name,
     normalised text) pairs. `train_tokens` are 1-D id arrays, START ids END for each document in a row;
-    the baselines count the first 20 million ids. `progress` counts scored tokens.
+    the baselines count the first 20 million ids. `train_texts` are the same documents as text, in the same
+    order, and are read once. `storage` is how the recipe wants matrices stored. `progress` counts scored
+    tokens. docs/metrics.md defines every figure.
 
     Bits per byte = the nats of all tokens after <START>, <END> included, / ln 2 / UTF-8 bytes of the
     text. An unknown word costs its <UNK> and its spelling (`Speller`), under the model and under the
@@ -90,23 +110,57 @@ def evaluate(
     costs = [nats, *(baseline.nats(documents.stream) for baseline in baselines)]
     per_document = [documents.sum(cost + documents.spelling) for cost in costs]
     correct = documents.sum(hits)
-    names = np.array([source for source, _ in test])
+    names, slice_of = np.unique(np.array([source for source, _ in test]), return_inverse=True)
+    head, texts = _head(train_texts, TEXTS)
+    shares = covered([text for _, text in test], texts)
     report = Report(
         test_digest=_digest(test),
-        overall=documents.figures(np.arange(len(test)), per_document, correct),
+        overall=documents.figures(np.arange(len(test)), per_document, correct, gate.confidence),
         sources={
-            str(name): documents.figures(np.flatnonzero(names == name), per_document, correct)
-            for name in np.unique(names)
+            str(name): documents.figures(np.flatnonzero(slice_of == number), per_document, correct, gate.confidence)
+            for number, name in enumerate(names)
         },
         samples=_samples(writer, tokenizer, gate.prompts, seed) if finite else (),
         generation=_generation(writer, train_tokens, seed) if finite else _no_generation(),
         integrity=check(
-            package, package_folder, checkpoint, model, documents.stream, documents.tokenized(test[:TEXTS])
+            package, package_folder, checkpoint, model, documents.stream, documents.tokenized(test[:TEXTS]),
+            _same_ids(tokenizer, head, train_tokens), storage,
         ),
         document_nats=tuple(_rounded(value) for value in per_document[0]),
         document_bytes=tuple(int(size) for size in documents.bytes),
-    )
+        document_digests=tuple(_digest([pair])[:12] for pair in test),
+        document_slices=tuple(slice_of.tolist()),
+        contamination=_contamination(shares, documents.words),
+    )  # fmt: skip
     return report, budgets
+
+
+def _head(texts: Iterable[pa.Array], count: int) -> tuple[list[str], Iterator[pa.Array]]:
+    """The first `count` texts, and all of them again."""
+    batches = iter(texts)
+    taken: list[pa.Array] = []
+    while sum(map(len, taken)) < count and (batch := next(batches, None)) is not None:
+        taken.append(batch)
+    return [text for batch in taken for text in batch.to_pylist()][:count], chain(taken, batches)
+
+
+def _same_ids(tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[NDArray[Any]]) -> bool:
+    """Whether the tokenizer gives the first training documents the ids that were trained on."""
+    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    ids = [token for encoding in encoded for token in (START, *encoding.ids, END)]
+    # the first documents may lie in more than one shard
+    trained = np.concatenate([part[: len(ids)] for part in tokens])[: len(ids)] if tokens else np.zeros(0)
+    return trained.tolist() == ids
+
+
+def _contamination(shares: Floats, words: Ids) -> Contamination:
+    long = ~np.isnan(shares)
+    total = int(words[long].sum())
+    return Contamination(
+        documents=int(long.sum()),
+        copied=_rounded((shares[long] > COPIED).mean()) if total else 0.0,
+        covered=_rounded((shares[long] * words[long]).sum() / total) if total else 0.0,
+    )
 
 
 # -- the test documents as tokens -------------------------------------------------------------------
@@ -155,11 +209,15 @@ class _Documents:
         totals: Floats = np.add.reduceat(per_position.astype(np.float64), self.starts)
         return totals
 
-    def figures(self, chosen: Ids, per_document: Sequence[Floats], correct: Floats) -> Slice:
+    def figures(self, chosen: Ids, per_document: Sequence[Floats], correct: Floats, confidence: float) -> Slice:
         """Figures over the `chosen` documents; `per_document` are the nats of model, unigram, trigram."""
         size, words = int(self.bytes[chosen].sum()), int(self.words[chosen].sum())
         ids = int(self.sum(self.stream > END)[chosen].sum() + self.sum(self.stream == UNK)[chosen].sum())
         bits = [_rounded(nats[chosen].sum() / math.log(2) / max(size, 1)) for nats in per_document]
+        nats, unigram, trigram = (cost[chosen] for cost in per_document)
+        sure = intervals([nats, nats, nats], [self.bytes[chosen] * math.log(2), unigram, trigram], confidence)
+        model, *against = (Interval(low=_rounded(low), high=_rounded(high)) for low, high in sure)
+        changes = [Interval(low=_rounded(ratio.low - 1), high=_rounded(ratio.high - 1)) for ratio in against]
         return Slice(
             documents=len(chosen),
             bytes=size,
@@ -169,6 +227,7 @@ class _Documents:
             unknown_rate=_rounded(self.sum(self.stream == UNK)[chosen].sum() / max(ids, 1)),
             tokens_per_word=_rounded(ids / max(words, 1)),
             next_token_accuracy=_rounded(correct[chosen].sum() / (ids + len(chosen))),
+            intervals=Intervals(model=model, unigram=changes[0], trigram=changes[1]),
         )
 
 
@@ -246,8 +305,29 @@ def _samples(model: NumpyTransformer, tokenizer: Tokenizer, prompts: Sequence[st
     for prompt in prompts:
         ids = [START, *tokenizer.encode(prompt, add_special_tokens=False).ids]
         out = model.generate([ids], SAMPLE_LENGTH, seed=seed)[0].tolist()
-        samples.append(Sample(prompt=prompt, text=tokenizer.decode(out[1:], skip_special_tokens=True)))
+        text = tokenizer.decode(out[1:], skip_special_tokens=True)
+        samples.append(Sample(prompt=prompt, text=text, pieces=_pieces(model, tokenizer, out, len(ids))))
     return tuple(samples)
+
+
+def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], begin: int) -> tuple[Piece, ...]:
+    """ids[begin:] as text, a token or as many as make whole characters; <END> is left out."""
+    pieces = []
+    text = shown = tokenizer.decode(list(ids[1:begin]), skip_special_tokens=True)
+    chance = 1.0
+    for place in range(begin, len(ids)):
+        if ids[place] == END:
+            break
+        window = ids[max(0, place - model.max_seq_len) : place]
+        logits = model(np.array([window]))[0][0, -1].astype(np.float64)
+        chance *= float(np.exp(logits[ids[place]] - logits.max()) / np.exp(logits - logits.max()).sum())
+        text = tokenizer.decode(list(ids[1 : place + 1]), skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # a letter is two bytes, and the token may be one of them
+            pieces.append(Piece(text=text[len(shown) :], probability=float(f"{chance:.3g}")))
+            shown, chance = text, 1.0
+    if text != shown:
+        pieces.append(Piece(text=text[len(shown) :], probability=float(f"{chance:.3g}")))
+    return tuple(pieces)
 
 
 def _generation(model: NumpyTransformer, train_tokens: Sequence[NDArray[Any]], seed: int) -> Generation:

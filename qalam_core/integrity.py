@@ -32,6 +32,7 @@ from qalam_core.gate import Integrity
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package import Package, verify
 from qalam_core.package.runtime.rows import MATRIX_TYPES
+from qalam_core.recipe import Storage
 
 __all__ = ["check", "one_line", "transformer"]
 
@@ -50,19 +51,22 @@ def check(
     model: PureDynamicTransformer,
     stream: NDArray[np.int64],
     tokenized: Mapping[str, Sequence[int]],
+    trained_ids_agree: bool,
+    storage: Storage,
 ) -> Integrity:
     """Compare the package at `folder`, as read, with its checkpoint and with a plain import of it.
 
     `model` is `transformer` of the package; the probe is the beginning of `stream`; `tokenized` are texts
-    with the ids that tokenizer.json gives them. The package's matrices must be the checkpoint's as its
-    storage type rounds them, and its logits may differ by what that very rounding costs: nothing for f32.
+    with the ids that tokenizer.json gives them; `storage` is how the recipe wants matrices stored. The
+    package's matrices must be the checkpoint's as its storage type rounds them, and its logits may differ
+    by what that very rounding costs: nothing for f32.
     """
     stored = load_file(checkpoint)
     if package.config["TIED"]:
         stored.pop("lm_head.weight", None)
-    storage = MATRIX_TYPES[package.manifest["dtype"]]
+    stored_as = MATRIX_TYPES[package.manifest["dtype"]]
     rounded = {
-        name: torch.from_numpy(storage.rounded(tensor.numpy())) if tensor.dim() > 1 else tensor
+        name: torch.from_numpy(stored_as.rounded(tensor.numpy())) if tensor.dim() > 1 else tensor
         for name, tensor in stored.items()
     }
     probe_BT = _probe(stream, model.max_seq_len)
@@ -85,6 +89,8 @@ def check(
         numpy_difference=float(f"{numpy_difference:.0e}"),
         numpy_backend_agrees=numpy_difference <= BACKENDS_AGREE * max(1.0, largest),
         tokenizer_agrees=imported.ids == [list(ids) for ids in tokenized.values()],
+        trained_ids_agree=trained_ids_agree,
+        storage_agrees=package.manifest["dtype"] == storage,
         problem="; ".join([*changes[:1], *([imported.problem] if imported.problem else [])]),
     )
 

@@ -168,7 +168,16 @@ class Gate(Part):
     tolerance: Annotated[float, Field(ge=0)] = Field(
         0.01, description="share by which bits per byte may be worse than the champion's"
     )
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        0.95, description="of the interval that must lie above the tolerance for a model to be refused"
+    )
     max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="largest share of unknown tokens")
+    max_repeated: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="largest share of 4-grams that samples repeat"
+    )
+    max_copied: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.02, description="largest share of test documents that stand in the training text"
+    )
     max_package_mb: Annotated[float, Field(gt=0)] = Field(2000.0, description="largest package, in MB")
     max_load_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="slowest load without execution")
     prompts: tuple[str, ...] = Field(("في", "من", "قال"), description="samples are shown for these")

@@ -44,6 +44,7 @@ __all__ = [
     "export",
     "gate",
     "ingest",
+    "judge",
     "prepare",
     "publish",
     "resolve",
@@ -60,7 +61,7 @@ Turn = Callable[[], AbstractContextManager[None]]
 """Waits until the machine has room for one more training; entered before the trainer starts, left at its end."""
 
 STAGE_VERSION = {
-    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
+    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 2, "gate": 2,
 }  # fmt: skip
 
 # Settings that say how training is watched or saved, and leave the weights as they are.
@@ -92,11 +93,7 @@ def resolve(corpus: Corpus) -> list[SourceFile]:
 def ingest(store: Store, file: SourceFile, progress: Progress = silent) -> Artifact:
     """One source file -> its documents as Arrow."""
     return store.build(
-        "ingest",
-        STAGE_VERSION["ingest"],
-        file.identity(),
-        {},
-        lambda out: corpora.ingest(file, out, progress),
+        "ingest", STAGE_VERSION["ingest"], file.identity(), {}, lambda out: corpora.ingest(file, out, progress)
     )
 
 
@@ -291,9 +288,13 @@ def evaluate(
             for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
         ]  # fmt: skip
         training = [shards_of_tokens.flat(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == "train"]
+        texts = (
+            batch.column("text") for shard in corpora.read_split(corpus.path, "train")
+            for batch in corpora.read_texts(shard)
+        )  # fmt: skip
         report, budgets = measure(
-            package.path / "model", checkpoint.path / "model.safetensors", held_out, training,
-            recipe.seed, recipe.gate, progress,
+            package.path / "model", checkpoint.path / "model.safetensors", held_out, training, texts,
+            recipe.seed, recipe.gate, recipe.package.dtype, progress,
         )  # fmt: skip
         for name, value in (("report.json", report), ("budgets.json", budgets)):
             (out / name).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -301,7 +302,10 @@ def evaluate(
 
     test = {name: sha256 for name, sha256 in _shard_digests(corpus).items() if name.startswith("test")}
     inputs = {"package": package.digest, "checkpoint": checkpoint.digest, **test, **_numbered(tokens)}
-    part = {"seed": recipe.seed, "prompts": list(recipe.gate.prompts)}
+    part = {
+        "seed": recipe.seed, "prompts": list(recipe.gate.prompts), "confidence": recipe.gate.confidence,
+        "storage": recipe.package.dtype,
+    }  # fmt: skip
     return store.build("evaluate", STAGE_VERSION["evaluate"], part, inputs, make)
 
 
@@ -310,21 +314,26 @@ def gate(store: Store, recipe: Recipe, evaluation: Artifact) -> Artifact:
     rival = _rival(store, recipe.name, evaluation)
 
     def make(out: Path) -> Mapping[str, Any]:
-        champion = None
-        if rival:
-            file = store.run_folder(rival["run"]) / "report.json"
-            try:
-                champion = gates.Report.model_validate_json(file.read_text(encoding="utf-8"))
-            except (FileNotFoundError, ValueError):
-                raise StoreError(
-                    f"{file}: missing or damaged, and it is the champion's; restore it, or promote another run"
-                ) from None
-        verdict = gates.judge(*_measured(evaluation), recipe.gate, champion)
+        verdict = judge(store, recipe, evaluation, rival["run"] if rival else None)
         (out / "verdict.json").write_text(verdict.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return {"passed": verdict.passed}
+        return {"passed": verdict.passed, "rival": rival["run"] if rival else ""}
 
     inputs = {"report": evaluation.digest, "champion": rival["evaluate"] if rival else ""}
     return store.build("gate", STAGE_VERSION["gate"], recipe.gate.canonical(), inputs, make)
+
+
+def judge(store: Store, recipe: Recipe, evaluation: Artifact, rival: str | None) -> Verdict:
+    """The verdict on an evaluation, beside the report of run `rival`. Raises StoreError when that is lost."""
+    champion = None
+    if rival:
+        file = store.run_folder(rival) / "report.json"
+        try:
+            champion = gates.Report.model_validate_json(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            raise StoreError(
+                f"{file}: missing or damaged, and it is the champion's; restore it, or promote another run"
+            ) from None
+    return gates.judge(*_measured(evaluation), recipe.gate, champion)
 
 
 def _rival(store: Store, name: str, evaluation: Artifact) -> dict[str, str] | None:
@@ -365,7 +374,9 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
         for artifact in artifacts:
             digests.setdefault(artifact.stage, []).append(artifact.digest)
         record = {
-            "created": created, "recipe": recipe.canonical(), "artifacts": digests, "timings": timings,
+            "created": created, "recipe": recipe.canonical(),
+            "rival": judged.facts.get("rival", ""),  # the champion of that time: a reproduction needs it
+            "artifacts": digests, "timings": timings,
             "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
             "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
             "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),
@@ -378,18 +389,18 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
     run, _ = store.publish(recipe.name, key, fill)
     promoted = verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}
     if promoted:
-        store.promote(recipe.name, run, created, "passed the gate")
+        store.promote(recipe.name, run, created, "passed the gate", "gate")
     champion = store.champion(recipe.name) == run
     return Published(run, store.run_folder(run), verdict, champion, promoted, tuple(artifacts))
 
 
-def build(recipe: Recipe, store: Store) -> Published:
-    """The whole pipeline, one stage after the other, without Prefect."""
+def build(recipe: Recipe, store: Store, progress: Progress = silent) -> Published:
+    """The whole pipeline, one stage after the other, without Prefect; `progress` counts training steps."""
     documents = [ingest(store, file) for file in resolve(recipe.corpus)]
     corpus = prepare(store, recipe, documents)
     tokenizer = vocab(store, recipe, corpus)
     tokens = [tokenize(store, corpus, shard, tokenizer) for shard in shards(corpus)]
-    checkpoint = train(store, recipe, tokenizer, tokens)
+    checkpoint = train(store, recipe, tokenizer, tokens, progress)
     package = export(store, recipe, corpus, tokenizer, checkpoint)
     evaluation = evaluate(store, recipe, package, checkpoint, corpus, tokens)
     judged = gate(store, recipe, evaluation)

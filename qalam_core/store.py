@@ -114,10 +114,12 @@ class Store:
         """
         identity = _identity(stage, version, part, inputs)
         key = digest(identity)
-        home = self._home(stage, key)
+        home = self.artifact_folder(stage, key)
         since = time.monotonic()
         with self._disk(stage), self.locked(f"{stage}-{key}"):
             if self._is_whole(home):
+                with suppress(OSError):  # a store that cannot be written can still be read
+                    os.utime(home / MANIFEST)  # when it was used last, for whoever makes room
                 return Artifact(stage, key, home, True, time.monotonic() - since)
             partial = home.with_name(f"{key}.partial")
             if partial.exists() and not resumable:
@@ -138,23 +140,17 @@ class Store:
         """What `build` would reuse, if it is there and whole."""
         since = time.monotonic()
         key = digest(_identity(stage, version, part, inputs))
-        home = self._home(stage, key)
+        home = self.artifact_folder(stage, key)
         with self._disk(stage), self.locked(f"{stage}-{key}"):
             return Artifact(stage, key, home, True, time.monotonic() - since) if self._is_whole(home) else None
 
     def artifact(self, stage: str, key: str) -> Artifact:
         """The artifact of that digest. Raises StoreError where it is missing, damaged, or no digest at all."""
-        home = self._home(stage, key)
+        home = self.artifact_folder(stage, key)
         with self._disk(stage), self.locked(f"{stage}-{key}"):
             if not self._is_whole(home):
                 raise StoreError(f"{stage} {key[:12]} is not whole in {self.root}; build its recipe again")
         return Artifact(stage, key, home, True)
-
-    def _home(self, stage: str, key: str) -> Path:
-        # a digest may come from a run's parameters, and must not lead out of the store
-        if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[a-z]+", stage):
-            raise StoreError(f"{stage} {key[:80]!r} is no artifact: a digest has 64 hex digits")
-        return self.root / "artifacts" / stage / key
 
     def _is_whole(self, home: Path) -> bool:
         """Whether the artifact is there with the very bytes that were finished; a damaged one is set aside."""
@@ -172,6 +168,49 @@ class Store:
             home.rename(aside)
             log.warning("%s was damaged; it is set aside as %s and built again", home.name[:12], aside.name)
         return whole
+
+    def artifact_folder(self, stage: str, key: str) -> Path:
+        """Where the artifact of that stage and digest is, or would be. Raises StoreError for what is no digest."""
+        # it may come from a run's parameters, and must not lead out of the store
+        if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[a-z]+", stage):
+            raise StoreError(f"{stage} {key[:80]!r} is no artifact: a digest has 64 hex digits")
+        return self.root / "artifacts" / stage / key
+
+    def artifacts(self) -> dict[str, float]:
+        """`<stage>/<folder>` of every artifact, whole, partial or set aside -> when it was used last (Unix time)."""
+        folders = sorted(path for path in (self.root / "artifacts").glob("*/[!.]*") if path.is_dir())
+        return {f"{folder.parent.name}/{folder.name}": _last_use(folder) for folder in folders}
+
+    def delete_artifact(self, name: str) -> bool:
+        """Delete `<stage>/<folder>`, one of `artifacts`; -> whether it could be: one being built stays."""
+        folder = self.root / "artifacts" / name
+        stage, key = folder.parent.name, folder.name.partition(".")[0]
+        with self._disk("gc"), self._try_lock(f"{stage}-{key}") as free:
+            if free:
+                _delete(folder)
+            return free
+
+    def held(self) -> list[str]:
+        """Names of the locks that somebody holds: what is being built or published at the moment."""
+        names = sorted(path.name for path in (self.root / "locks").glob("*"))
+        return [name for name in names if not self._is_free(name)]
+
+    def _is_free(self, name: str) -> bool:
+        with self._try_lock(name) as free:
+            return free
+
+    @contextmanager
+    def _try_lock(self, name: str) -> Iterator[bool]:
+        """Hold the lock `name` if nobody does; gives whether that is so."""
+        path = self.root / "locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -242,6 +281,22 @@ class Store:
         file = self.run_folder(run) / "run.json"
         return _object(file.read_text(encoding="utf-8", errors="replace"), str(file))
 
+    def take_run(self, other: Store, run: str) -> None:
+        """Copy the folder of `run` from another store; nothing happens when it is here already."""
+        folder = other.run_folder(run)
+        partial = self.root / "runs" / f".{run}.partial"
+        with self._disk("publish"), self.locked(run):
+            if not self.has_run(run):
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(folder, partial)
+                partial.rename(self.root / "runs" / run)
+
+    def delete_run(self, run: str) -> None:
+        """Delete the folder of a run; its artifacts and the history of champions stay."""
+        folder = self.run_folder(run)
+        with self._disk("gc"), self.locked(run):
+            _delete(folder)
+
     def runs(self) -> list[str]:
         """Ids of all runs, oldest first."""
         ids = [path.parent.name for path in (self.root / "runs").glob("[!.]*/run.json")]
@@ -260,16 +315,23 @@ class Store:
         promotions = self.promotions(name)
         return promotions[-1]["run"] if promotions else None
 
-    def promote(self, name: str, run: str, when: str, why: str) -> None:
-        """Make `run` the champion under `name`; nothing happens when it is already. History is kept."""
+    def promote(self, name: str, run: str, when: str, why: str, who: str, action: str = "promote") -> None:
+        """Make `run` the champion under `name`; nothing happens when it is already.
+
+        The history grows by one line, and what stands in it is never rewritten: `why` and `who` are texts
+        for people, `action` is "promote" or "rollback".
+        """
         self.run_folder(run)
         with self._disk("publish"), self.locked(f"champion-{name}"):
             promotions = self.promotions(name)
             if promotions and promotions[-1]["run"] == run:
                 return
-            promotions.append({"run": run, "when": when, "why": why})
-            lines = [json.dumps(line, ensure_ascii=False, sort_keys=True) for line in promotions]
-            replace_file(self._champions(name), ("\n".join(lines) + "\n").encode())
+            line = {"run": run, "when": when, "why": why, "who": who, "action": action}
+            text = json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"
+            history = self._champions(name)
+            earlier = history.read_bytes() if history.exists() else b""
+            # not an append: half a line, from a full disk, would end every later build
+            replace_file(history, earlier + text.encode())
 
     def _champions(self, name: str) -> Path:
         return self.root / "champions" / f"{name}.jsonl"
@@ -298,6 +360,23 @@ def _object(text: str, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StoreError(f"{place}: damaged, this is no record of ours; restore it from a copy, or move it away")
     return value
+
+
+def _last_use(folder: Path) -> float:
+    """The newest time in a folder that somebody may be filling: its own, and its files'."""
+    times = []
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):  # a build at work replaces its files
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder so that a kill in the middle leaves nothing that looks whole, and nothing for ever."""
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    folder.rename(doomed)
+    for scrap in folder.parent.glob(".*.deleted"):  # this one, and what a kill left of others
+        shutil.rmtree(scrap, ignore_errors=scrap != doomed)
 
 
 def _files(folder: Path) -> list[str]:

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from qalam_core import evaluate as evaluation
 from qalam_core import integrity
 from qalam_core.baselines import Speller, Unigram
 from qalam_core.errors import CorpusError
 from qalam_core.evaluate import END, START, UNK, evaluate, longest_copy
-from qalam_core.gate import Report, judge
+from qalam_core.gate import Budgets, Report, judge
 from qalam_core.model import PureDynamicTransformer
-from qalam_core.package import Vocabulary, write
+from qalam_core.package import Vocabulary, read, write
+from qalam_core.package.runtime.runtime import NumpyTransformer
 from qalam_core.recipe import Gate
 from qalam_core.tokenizer import ArabicTokenizer
 
@@ -42,16 +45,22 @@ class Built:
     train: list[np.ndarray]
     test: list[tuple[str, str]]
 
-    def evaluate(self, **changes: Any) -> Report:
+    texts: list[str]  # of the training documents
+
+    def measure(self, **changes: Any) -> tuple[Report, Budgets]:
         given = {
             "package_folder": self.package,
             "checkpoint": self.checkpoint,
             "test": self.test,
             "train_tokens": self.train,
+            "train_texts": [pa.array(self.texts)],
             "seed": 1,
             "gate": GATE,
         }
-        return evaluate(**{**given, **changes})[0]
+        return evaluate(**{**given, **changes})
+
+    def evaluate(self, **changes: Any) -> Report:
+        return self.measure(**changes)[0]
 
 
 def texts(count: int, seed: int) -> list[str]:
@@ -79,7 +88,7 @@ def build(folder: Path, algorithm: str = "bpe", dtype: str = "f32", scale: float
     write_package(folder / "model", tokenizer, weights, dtype, tied)
     ids = [np.array([i for text in train for i in (START, *tokenizer.encode(text), END)], np.uint16)]
     sources = [("news" if place % 3 else "books", text) for place, text in enumerate(test)]
-    return Built(folder / "model", folder / "model.safetensors", tokenizer, model.eval(), ids, sources)
+    return Built(folder / "model", folder / "model.safetensors", tokenizer, model.eval(), ids, sources, train)
 
 
 def write_package(
@@ -219,7 +228,7 @@ def test_no_test_documents_is_a_user_error(built: Built) -> None:
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "i8", "q8"])
 def test_a_storage_type_is_bound_by_its_rounding(dtype: str, tmp_path: Path) -> None:
-    found = build(tmp_path, dtype=dtype, tied=False).evaluate().integrity
+    found = build(tmp_path, dtype=dtype, tied=False).evaluate(storage=dtype).integrity
     assert found.whole, found
     assert 0 < found.checkpoint_difference <= found.checkpoint_limit < 0.1
 
@@ -248,11 +257,75 @@ def test_unknown_words_pay_for_their_spelling(tmp_path: Path) -> None:
     assert found.overall.unknown_rate > 0
 
 
+def test_pieces_are_the_text_and_their_probabilities_the_models(built: Built, report: Report) -> None:
+    for sample in report.samples:
+        assert sample.prompt + "".join(piece.text for piece in sample.pieces) == sample.text
+        assert all(0 < piece.probability <= 1 for piece in sample.pieces)
+    ids = [START, *built.tokenizer.encode("قال"), *built.tokenizer.encode(" من")]
+    begin = len(built.tokenizer.encode("قال")) + 1
+    writer = NumpyTransformer(read(built.package).config, read(built.package).weights)
+    tokenizer = Tokenizer.from_str(built.tokenizer.to_json())
+    pieces = evaluation._pieces(writer, tokenizer, [*ids, END], begin)
+    with torch.inference_mode():
+        chances = torch.softmax(built.model(torch.tensor([ids]))[0][0], -1)
+    product = math.prod(chances[place - 1, ids[place]].item() for place in range(begin, len(ids)))
+    assert math.prod(piece.probability for piece in pieces) == pytest.approx(product, rel=0.02)
+    assert "".join(piece.text for piece in pieces) == "من"
+
+
+def test_documents_carry_digests_and_slices(built: Built, report: Report) -> None:
+    assert len(set(report.document_digests)) == len(built.test)
+    assert all(len(digest) == 12 for digest in report.document_digests)
+    names = list(report.sources)
+    assert [names[number] for number in report.document_slices] == [source for source, _ in built.test]
+
+
+def test_intervals_hold_their_figures(report: Report) -> None:
+    for part in (report.overall, *report.sources.values()):
+        bits, sure = part.bits_per_byte, part.intervals
+        assert sure is not None
+        assert sure.model.low <= bits.model <= sure.model.high
+        assert sure.unigram.low <= bits.model / bits.unigram - 1 <= sure.unigram.high
+        assert sure.trigram.low <= bits.model / bits.trigram - 1 <= sure.trigram.high
+        assert sure.model.low < sure.model.high
+
+
 # -- planted faults ---------------------------------------------------------------------------------
 
 
 def copy_of(built: Built, folder: Path) -> Built:
     return dataclasses.replace(built, package=Path(shutil.copytree(built.package, folder / "copy")))
+
+
+@pytest.mark.usefixtures("no_import")
+def test_leaked_test_text_is_found(built: Built, report: Report) -> None:
+    assert report.contamination is not None
+    assert report.contamination.documents > 5
+    assert report.contamination.copied == 0
+    leaked = [*built.texts, *(text for _, text in built.test[:6])]
+    found = built.evaluate(train_texts=[pa.array(leaked[:40]), pa.array(leaked[40:])]).contamination
+    assert found is not None
+    long = [len(text.split()) >= 13 for _, text in built.test]
+    assert found.copied == pytest.approx(sum(long[:6]) / sum(long), abs=1e-6)
+    verdict = judge(*built.measure(train_texts=[pa.array(leaked)]), GATE, None)
+    assert "contamination" in [check.name for check in verdict.checks if not check.passed]
+
+
+@pytest.mark.usefixtures("no_import")
+def test_another_storage_type_than_asked_for_fails_integrity(built: Built) -> None:
+    assert not built.evaluate(storage="f16").integrity.storage_agrees
+
+
+@pytest.mark.usefixtures("no_import")
+def test_a_tokenizer_of_another_run_fails_integrity(built: Built, tmp_path: Path) -> None:
+    other = ArabicTokenizer(300, "bpe")
+    other.build_vocab(texts(60, 9))
+    weights = {name: tensor.clone() for name, tensor in built.model.state_dict().items() if name != "lm_head.weight"}
+    write_package(tmp_path / "other", other, weights, "f32", tied=True)
+    found = built.evaluate(package_folder=tmp_path / "other").integrity
+    assert found.tensors_agree
+    assert not found.trained_ids_agree
+    assert not found.whole
 
 
 def test_a_corrupted_tensor_fails_integrity(built: Built, tmp_path: Path) -> None:
@@ -261,7 +334,7 @@ def test_a_corrupted_tensor_fails_integrity(built: Built, tmp_path: Path) -> Non
     row = next(n for n, line in enumerate(lines) if line.startswith('        "'))
     lines[row] = "        [" + ", ".join(["0.5"] * 16) + "],\n"
     (broken.package / "weights.py").write_text("".join(lines))
-    report, budgets = evaluate(broken.package, broken.checkpoint, broken.test, broken.train, 1, GATE)
+    report, budgets = broken.measure()
     found = report.integrity
     assert found.loads_without_execution
     assert found.loads_by_import
@@ -301,7 +374,7 @@ def test_a_package_that_is_refused_still_gets_a_report(built: Built, tmp_path: P
     broken = copy_of(built, tmp_path)
     with (broken.package / "weights.py").open("a") as file:
         file.write("import os\n")
-    report, budgets = evaluate(broken.package, broken.checkpoint, broken.test, broken.train, 1, GATE)
+    report, budgets = broken.measure()
     assert not report.integrity.loads_without_execution
     assert math.isnan(report.bits_per_byte.model)
     assert "weights.py" in report.integrity.problem
@@ -313,7 +386,7 @@ def test_a_package_that_is_refused_still_gets_a_report(built: Built, tmp_path: P
 @pytest.mark.usefixtures("no_import")
 def test_a_diverged_model_gets_a_report(tmp_path: Path) -> None:
     made = build(tmp_path, scale=1e30)
-    report, budgets = evaluate(made.package, made.checkpoint, made.test, made.train, 1, GATE)
+    report, budgets = made.measure()
     assert not math.isfinite(report.bits_per_byte.model)
     assert report.samples == ()
     assert "unigram" in [c.name for c in judge(report, budgets, GATE, None).checks if not c.passed]

@@ -7,11 +7,14 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qalam_core.gate import (
     Bits,
     Budgets,
+    Check,
+    Contamination,
     Generation,
     Integrity,
     Report,
@@ -43,7 +46,9 @@ def report(
     trigram: float = 1.6,
     unknown: float = 0.0,
     repeated: float = 0.05,
+    copied: float = 0.0,
     test_digest: str = "a" * 64,
+    spread: tuple[float, ...] = (),
     **integrity: Any,
 ) -> Report:
     overall = Slice(
@@ -70,8 +75,11 @@ def report(
             longest_copy=7,
         ),
         integrity=WHOLE.model_copy(update=integrity),
-        document_nats=(60.5, 43.5),
-        document_bytes=(60, 40),
+        document_nats=spread or (60 * model, 40 * model),
+        document_bytes=tuple(10 for _ in spread) or (60, 40),
+        document_digests=tuple(f"{n:012x}" for n in range(len(spread) or 2)),
+        document_slices=(0,) * (len(spread) or 2),
+        contamination=Contamination(documents=2, copied=copied, covered=0.01),
     )
 
 
@@ -111,6 +119,9 @@ FAULTS: dict[str, tuple[Report, Budgets, str, str]] = {
     "oversize": (report(), Budgets(package_mb=2001.0, load_seconds=1), "package size", "at most 2000 MB"),
     "too slow": (report(), Budgets(package_mb=1, load_seconds=61), "load time", "61 s; at most 60 s"),
     "load time unknown": (report(), Budgets(package_mb=1, load_seconds=math.nan), "load time", "nan"),
+    "tokenizer of another run": (report(trained_ids_agree=False), BUDGETS, "integrity", "other ids than those that"),
+    "wrong dtype": (report(storage_agrees=False), BUDGETS, "integrity", "another type"),
+    "leaked": (report(copied=0.03), BUDGETS, "contamination", "0.03; at most 0.02"),
     "repetition": (report(repeated=0.9), BUDGETS, "repetition", "0.9; at most 0.5"),
 }
 
@@ -140,20 +151,74 @@ def test_trigram_is_always_stated_and_a_floor_only_on_demand() -> None:
     assert failed(judge(report(), BUDGETS, Gate(beat_trigram=True), None)) == []
 
 
+def check_of(verdict: Verdict, name: str) -> Check:
+    return next(check for check in verdict.checks if check.name == name)
+
+
 def test_champion_regression() -> None:
     gate = Gate(tolerance=0.01)
     assert failed(judge(report(model=1.52), BUDGETS, gate, report(model=1.5))) == ["champion"]
     assert failed(judge(report(model=1.514), BUDGETS, gate, report(model=1.5))) == []
     assert failed(judge(report(model=1.4), BUDGETS, gate, report(model=1.5))) == []
     assert "champion" in failed(judge(report(model=math.nan), BUDGETS, gate, report(model=1.5)))
+    sentence = check_of(judge(report(model=1.53), BUDGETS, gate, report(model=1.5)), "champion").sentence
+    assert "+2.00% to +2.00% (95% confidence)" in sentence
+
+
+def drawn(mean: float, noise: float, count: int = 60) -> tuple[float, ...]:
+    """Nats of documents around the first champion's, `mean` of theirs."""
+    base = np.random.default_rng(0).gamma(4, 2, count)
+    return tuple((base * (mean + noise * np.random.default_rng(1).standard_normal(count))).tolist())
+
+
+def test_only_what_is_surely_worse_is_refused() -> None:
+    champion = report(spread=drawn(1.0, 0.0))
+    noisy, sure = report(spread=drawn(1.02, 0.1)), report(spread=drawn(1.02, 0.01))
+    assert failed(judge(noisy, BUDGETS, Gate(), champion)) == []
+    assert failed(judge(sure, BUDGETS, Gate(), champion)) == ["champion"]
+    # less confidence is asked for, so less is let through
+    assert failed(judge(report(spread=drawn(1.04, 0.1)), BUDGETS, Gate(confidence=0.5), champion)) == ["champion"]
+    comparison = judge(noisy, BUDGETS, Gate(), champion).comparison
+    assert comparison is not None
+    assert comparison.overall.change.low < 0.01 < comparison.overall.change.high
+    assert comparison.sources["news"].documents == 60
+
+
+def test_documents_are_matched_by_digest() -> None:
+    """Half of the documents are new and bad: what both were measured on decides."""
+    champion = report(spread=drawn(1.0, 0.0))
+    nats = drawn(1.0, 0.0)
+    moved = report(test_digest="b" * 64, spread=(*nats[30:], *(n * 9 for n in nats[:30]))).model_copy(
+        update={"document_digests": (*champion.document_digests[30:], *(f"new{n}" for n in range(30)))}
+    )
+    verdict = judge(moved, BUDGETS, Gate(), champion)
+    assert failed(verdict) == []
+    assert verdict.comparison is not None
+    assert verdict.comparison.overall.documents == 30
+    assert verdict.comparison.overall.model == verdict.comparison.overall.champion
+    assert "the 30 documents that both" in check_of(verdict, "champion").sentence
+    worse = moved.model_copy(update={"document_nats": tuple(n * 1.05 for n in moved.document_nats)})
+    assert failed(judge(worse, BUDGETS, Gate(), champion)) == ["champion"]
 
 
 def test_other_test_documents_cannot_be_compared() -> None:
-    verdict = judge(report(model=1.8), BUDGETS, Gate(), report(model=1.2, test_digest="b" * 64))
-    check = next(c for c in verdict.checks if c.name == "champion")
+    other = report(model=1.2, test_digest="b" * 64).model_copy(update={"document_digests": ()})
+    verdict = judge(report(model=1.8), BUDGETS, Gate(), other)
+    check = check_of(verdict, "champion")
     assert check.passed
     assert "cannot be compared" in check.sentence
     assert check.limit is None
+    assert verdict.comparison is None
+
+
+def test_a_report_of_an_earlier_release_can_be_champion() -> None:
+    old = report(model=1.5).model_dump(
+        exclude={"document_digests": True, "document_slices": True, "contamination": True,
+                 "integrity": {"trained_ids_agree", "storage_agrees"}, "overall": {"intervals"}}
+    )  # fmt: skip
+    champion = Report.model_validate(old)
+    assert failed(judge(report(model=1.53), BUDGETS, Gate(), champion)) == ["champion"]
+    assert "contamination" not in [check.name for check in judge(champion, BUDGETS, Gate(), champion).checks]
 
 
 def test_storage_bound_is_allowed() -> None:
@@ -167,7 +232,7 @@ def test_values_survive_json(bits: float) -> None:
     assert Report.model_validate_json(made.model_dump_json()) == made
     assert made.model_dump_json() == report(model=bits).model_dump_json()
     verdict = judge(made, BUDGETS, Gate(), made)
-    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+    assert Verdict.model_validate_json(verdict.model_dump_json()).model_dump_json() == verdict.model_dump_json()
     assert Budgets.model_validate_json(BUDGETS.model_dump_json()) == BUDGETS
 
 

@@ -565,7 +565,7 @@ def test_a_rollback_stands(mine: Built) -> None:
     newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.02})
     second = stages.build(newer, mine.store)
     assert second.champion
-    mine.store.promote("tiny", mine.published.run, "2030-01-01T00:00:00+00:00", "rolled back")
+    mine.store.promote("tiny", mine.published.run, "2030-01-01T00:00:00+00:00", "rolled back", "tester")
     again = stages.build(newer, mine.store)
     assert again.cached
     assert again.run == second.run
@@ -589,7 +589,7 @@ def test_a_worse_model_is_refused_against_the_champion(mine: Built) -> None:
     assert again.cached
     assert again.champion
     # against the worse model, made champion by hand, the better one wins
-    mine.store.promote("tiny", refused.run, "2030-01-01T00:00:00+00:00", "by hand")
+    mine.store.promote("tiny", refused.run, "2030-01-01T00:00:00+00:00", "by hand", "tester")
     better = stages.build(tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.0}), mine.store)
     assert fresh(better) == ["gate"]
     assert next(check for check in better.verdict.checks if check.name == "champion").limit is not None

@@ -218,10 +218,10 @@ def test_runs_are_listed_by_age(store: Store) -> None:
 def test_promotion_keeps_its_history(store: Store) -> None:
     first, second = publish(store, "a"), publish(store, "b")
     assert store.champion("demo") is None
-    store.promote("demo", first, "t1", "passed")
-    store.promote("demo", second, "t2", "passed")
-    store.promote("demo", second, "t3", "again")
-    store.promote("demo", first, "t4", "rolled back")
+    store.promote("demo", first, "t1", "passed", "tester")
+    store.promote("demo", second, "t2", "passed", "tester")
+    store.promote("demo", second, "t3", "again", "tester")
+    store.promote("demo", first, "t4", "rolled back", "tester")
     assert store.champion("demo") == first
     assert [line["why"] for line in store.promotions("demo")] == ["passed", "passed", "rolled back"]
 
@@ -229,4 +229,4 @@ def test_promotion_keeps_its_history(store: Store) -> None:
 @pytest.mark.parametrize("run", ["", "none", "..", "../x", "a/b", "/etc"])
 def test_a_run_that_is_not_there_is_named(store: Store, run: str) -> None:
     with pytest.raises(StoreError, match="qalam runs"):
-        store.promote("demo", run, "t", "w")
+        store.promote("demo", run, "t", "w", "tester")

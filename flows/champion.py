@@ -1,0 +1,62 @@
+"""The flows that look after a champion: `evaluate_champion` measures it anew, `reproduce_champion` builds it again.
+They take a recipe's name or the recipe, and a store; they end Failed when the champion is not what it was.
+They change nothing: whether a champion that failed is rolled back is a person's decision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, unmapped
+from prefect.states import Completed, Failed
+
+from flows.build_model import all_of, one_of, opened
+from qalam_core.recipe import Recipe
+from qalam_core.stages import shards
+from qalam_core.store import Store
+from tasks import champion as tasks
+from tasks import stages
+
+__all__ = ["evaluate_champion", "reproduce_champion"]
+
+
+@flow(name="evaluate_champion", flow_run_name="evaluate champion of {recipe.name}", persist_result=False)
+def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
+    """Measure the champion anew on the corpus as it is now; Failed when the gate would refuse it today.
+
+    Args:
+        recipe: names the champion and its corpus, and says what is asked of it
+        store: folder of artifacts and runs, on the machine that runs the flow
+    """
+    store = opened(store)
+    run = Store(Path(store)).champion(recipe.name)
+    if run is None:
+        return Completed(message=f"{recipe.name} has no champion yet")
+    documents = all_of(stages.ingest.map(unmapped(store), stages.resolve(recipe.corpus)))
+    corpus = one_of(stages.prepare(store, recipe, documents))
+    tokenizer = tasks.tokenizer(store, run)
+    tokens = all_of(stages.tokenize.map(unmapped(store), unmapped(corpus), shards(corpus), unmapped(tokenizer)))
+    verdict = tasks.remeasure(store, recipe, run, corpus, tokens)
+    if not verdict.passed:
+        return Failed(message=f"{run} would not pass today: " + " ".join(verdict.reasons()), data=verdict)
+    return Completed(message=f"{run} is still good", data=verdict)
+
+
+@flow(name="reproduce_champion", flow_run_name="reproduce champion of {name}", persist_result=False)
+def reproduce_champion(name: str, store: str = ".qalam") -> Any:
+    """Build the champion again in a fresh store; Failed when an artifact is not bit for bit what it was.
+
+    Args:
+        name: the recipe's name, under which champions are kept
+        store: folder of artifacts and runs, on the machine that runs the flow
+    """
+    store = opened(store)
+    run = Store(Path(store)).champion(name)
+    if run is None:
+        return Completed(message=f"{name} has no champion yet")
+    found = tasks.reproduce(store, run)
+    if not found.matches:
+        differing = ", ".join(row.stage for row in found.rows if not row.matches)
+        return Failed(message=f"{run} was built otherwise: {differing}", data=found)
+    return Completed(message=f"{run} is reproduced: {len(found.rows)} of {len(found.rows)} match", data=found)

@@ -1,0 +1,55 @@
+"""The tasks that look after a champion: its tokenizer, measuring it anew, building it again.
+Each takes the store's path and a run, gives what qalam_core.registry found, and shows it as a table.
+They do not know what follows from it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from qalam_core import registry
+from qalam_core.gate import Verdict
+from qalam_core.recipe import Recipe
+from qalam_core.registry import Reproduction
+from qalam_core.store import Artifact, Store
+from tasks.policy import POLICY, training_slot
+from tasks.progress import watch
+
+__all__ = ["remeasure", "reproduce", "tokenizer"]
+
+
+@task(name="tokenizer", task_run_name="tokenizer of {run}", **POLICY)
+def tokenizer(store: str, run: str) -> Artifact:
+    """The tokenizer that a run was built with."""
+    home = Store(Path(store))
+    return home.artifact("vocab", home.run_record(run)["artifacts"]["vocab"][0])
+
+
+@task(name="remeasure", task_run_name="measure {run} anew", **POLICY)
+def remeasure(store: str, recipe: Recipe, run: str, corpus: Artifact, tokens: Sequence[Artifact]) -> Verdict:
+    """Evaluate a run's package on a corpus, and judge it."""
+    progress = watch("evaluate", f"evaluate {run}", "tokens")
+    verdict = registry.remeasure(Store(Path(store)), recipe, run, corpus, tokens, progress)
+    rows = [{"check": check.name, "passed": check.passed, "what": check.sentence} for check in verdict.checks]
+    create_table_artifact(rows, key="champion", description=f"{run} against the gate of today")
+    return verdict
+
+
+@task(name="reproduce", task_run_name="build {run} again", tags=["training"], **POLICY)
+def reproduce(store: str, run: str) -> Reproduction:
+    """Build a run again in a store of its own beside this one, and compare."""
+    home = Store(Path(store))
+    with tempfile.TemporaryDirectory(prefix=".reproducing-", dir=home.root) as folder, training_slot():
+        found = registry.reproduce(home, run, Store(Path(folder)), watch("train", f"reproduce {run}", "steps"))
+    rows = [
+        {"artifact": row.stage, "then": row.then[-12:], "now": row.now[-12:], "same": row.matches,
+         "differing": ", ".join(row.differing)}
+        for row in found.rows
+    ]  # fmt: skip
+    create_table_artifact(rows, key="reproduction", description="; ".join([run, *found.notes]))
+    return found
