@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.blocks.core import Block
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import PrefectClient, get_client
@@ -23,7 +24,7 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.workers.process import ProcessWorker
 
 from flows.recipes import recipe_path
@@ -89,10 +90,12 @@ async def deploy(recipe: str, store: Path, training: str, slots: int, notify: st
     async with get_client() as client:
         try:
             await client.hello()
-        except Exception as error:
-            raise QalamError(
-                f"{client.api_url}: no Prefect server answers ({type(error).__name__}); is it up?"
-            ) from None
+        except PrefectHTTPStatusError as error:
+            code = error.response.status_code
+            cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
+            raise QalamError(f"{client.api_url}: the server answers {code}; {cure}") from None
+        except HTTPError as error:
+            raise QalamError(f"{client.api_url}: no server answers ({type(error).__name__}); is it up?") from None
         for name, description in POOLS.items():
             await _pool(client, name, description)
         lines.append("work pools   " + ", ".join(POOLS))
@@ -220,5 +223,7 @@ async def _upsert(client: PrefectClient, wanted: AutomationCore) -> str:
         await client.create_automation(wanted)
         return "new"
     # the client sends only what was set, and the server needs the types, which are defaults
-    await client.update_automation(same[0].id, AutomationCore.model_validate(wanted.model_dump(mode="json")))
+    await client.update_automation(
+        same[0].id, AutomationCore.model_validate(wanted.model_dump(mode="json", exclude={"owner_resource"}))
+    )
     return "kept"

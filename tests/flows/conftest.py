@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import socket
@@ -10,21 +12,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.settings import LOCAL_SERVER
 from qalam_core.recipe import to_toml
 from tests.conftest import tiny_recipe
-
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-}
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -41,17 +37,35 @@ def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API address of a Prefect server of our own."""
+def call(api: str, path: str, body: Any = None, method: str | None = None, auth: str = "") -> Any:
+    """One request to Prefect's API; a body makes it a POST."""
+    headers = {"Content-Type": "application/json"}
+    if auth:
+        headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(f"{api}/{path}", data, headers, method=method)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        text = response.read()
+        return json.loads(text) if text else None
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def prefect_server(home: Path, **environment: str) -> Iterator[str]:
+    """A Prefect server of our own on the loopback; gives its API's address."""
+    port = free_port()
+    home.mkdir(parents=True, exist_ok=True)
     log = (home / "log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=clean_environment(PREFECT_HOME=str(home), **QUIET), stdout=log, stderr=log, start_new_session=True,
+        env=clean_environment(**{**LOCAL_SERVER, "PREFECT_HOME": str(home), **environment}),
+        stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}/api"
     try:
@@ -69,6 +83,13 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
         log.close()
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API address of a Prefect server of our own."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
+        yield address
 
 
 def write_recipe(path: Path, corpus: Path, **parts: dict[str, Any]) -> Path:

@@ -6,23 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.flows.conftest import QUIET, clean_environment, qalam, write_recipe
+from flows.settings import LOCAL_SERVER
+from tests.flows.conftest import call, clean_environment, qalam, write_recipe
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dag.txt"
-
-
-def call(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    request = urllib.request.Request(
-        f"{api}/{path}", json.dumps(body).encode() if body is not None else None, {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return json.load(response)
 
 
 def flow_run(api: str, recipe_name: str, number: int) -> dict[str, Any]:
@@ -140,7 +132,8 @@ def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Pat
     command = ["build", str(recipe), "--store", str(tmp_path / "store")]
     with subprocess.Popen(
         [sys.executable, "-c", "from flows.cli import main; main()", *command],
-        env=clean_environment(PREFECT_API_URL=api, **QUIET), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=clean_environment(PREFECT_API_URL=api, **LOCAL_SERVER),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as build:  # fmt: skip
         for _ in range(600):
             if list((tmp_path / "store").glob("artifacts/train/*.partial/checkpoint-*")):
@@ -168,7 +161,7 @@ def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_fil
     command = [sys.executable, "-c", "from flows.cli import main; main()", "build", str(recipe)]
     both = [
         subprocess.Popen(
-            [*command, "--store", str(tmp_path / "store")], env=clean_environment(PREFECT_API_URL=api, **QUIET),
+            [*command, "--store", str(tmp_path / "store")], env=clean_environment(PREFECT_API_URL=api, **LOCAL_SERVER),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for _ in range(2)
