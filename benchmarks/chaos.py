@@ -47,7 +47,7 @@ WHOLE = (
     "import sys; from flows.cli import main; sys.argv = ['qalam', 'build', sys.argv[1], '--store', sys.argv[2]]; main()"
 )
 FAULTS = ("damaged artifacts", "digests that differ", "champions lost", "rival failed", "traceback")
-STRIKES = 4
+STRIKES = 2
 """How often one build is struck before it is left alone to finish."""
 
 
