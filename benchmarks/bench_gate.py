@@ -1,6 +1,6 @@
 """Whether the gate can be trusted: every planted fault against every check, and honest retrainings.
 
-    python -m benchmarks.bench_gate [--steps 300] [--seeds 10] [--check]
+    python -m benchmarks.bench_gate [--steps 400] [--seeds 10] [--check]
 
 A small model on the demo corpus is champion. Each fault is planted for real: trained, written as a package,
 measured on the test split, judged at the default tolerance and confidence. Then the same recipe is trained
@@ -207,23 +207,26 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
 def table(found: Sequence[tuple[str, Verdict]]) -> str:
     """Fault x check: x where the check refused it."""
     checks = [check.name for check in found[0][1].checks if check.limit is not None or check.name == "champion"]
-    lines = ["| planted fault | " + " | ".join(checks) + " |", "|---" * (len(checks) + 1) + "|"]
+    head = ["planted fault", "change against the champion", *checks]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, verdict in found:
         failed = {check.name for check in verdict.checks if not check.passed}
-        lines.append(f"| {name} | " + " | ".join("x" if check in failed else "" for check in checks) + " |")
+        change = verdict.comparison.overall.change if verdict.comparison else None
+        cells = [name, f"{change.low:+.2%} to {change.high:+.2%}" if change else ""]
+        lines.append("| " + " | ".join([*cells, *("x" if check in failed else "" for check in checks)]) + " |")
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     arguments = parser.parse_args()
     demo = Path(__file__).parent.parent / "deployments" / "recipes" / "demo.toml"
     settings = [
         f"train.steps={arguments.steps}", "tokenizer.vocab_size=2048", "model.dim=64", "model.num_heads=2",
-        "model.max_seq_len=64", "train.batch_size=16", "train.learning_rate=0.005",
+        "model.max_seq_len=64", "train.batch_size=16", "train.learning_rate=0.003", "train.warmup=0.1",
     ]  # fmt: skip
     recipe = Recipe.load(demo, [*settings, "gate.beat_unigram=0"])
     with tempfile.TemporaryDirectory() as root:

@@ -216,8 +216,8 @@ def test_the_verbs_are_these() -> None:
     done = qalam("--help")
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and line[2].islower()]
     assert sorted(found) == [
-        "build", "diff", "edit", "export", "gc", "generate", "history", "import", "init", "promote", "reproduce",
-        "rollback", "runs", "seal", "show", "sign", "verify", "wheel",
+        "build", "diff", "edit", "export", "gc", "generate", "history", "import", "init", "promote", "report",
+        "reproduce", "rollback", "runs", "seal", "show", "sign", "verify", "wheel",
     ]  # fmt: skip
 
 
