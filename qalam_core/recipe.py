@@ -176,7 +176,7 @@ class Gate(Part):
     )
     max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="largest share of unknown tokens")
     max_repeated: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="largest share of 4-grams that samples repeat"
+        0.3, description="largest share of 4-grams that samples repeat"
     )
     max_copied: Annotated[float, Field(ge=0, le=1)] = Field(
         0.02, description="largest share of test documents that stand in the training text"
