@@ -1,4 +1,4 @@
-"""The verbs of `qalam` that work on runs: runs, history, promote, rollback, reproduce, gc.
+"""The verbs of `qalam` that work on runs: runs, report, history, promote, rollback, reproduce, gc.
 Takes run ids and names, gives text; champions move, and things are deleted, only where a verb says so.
 It does not know Prefect; what it does is qalam_core.registry's.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import tempfile
+import webbrowser
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from flows.package_cli import StoreOption
 from flows.terminal import bars, out
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE, Store, replace_file
 
 __all__ = ["register"]
 
@@ -46,6 +47,25 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
         out.print("* champion of its recipe", style="dim")
     else:
         out.print(f"no runs in {home.root} yet; `qalam build demo` makes one", soft_wrap=True)
+
+
+def report(
+    run: RunArgument,
+    store: StoreOption = DEFAULT_STORE,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    target: Annotated[Path | None, typer.Option("--out", help="Write it here, not into the run's folder.")] = None,
+) -> None:
+    """Print where the HTML report of a run is; one that is missing is written first."""
+    home = Store(store)
+    folder = home.run_folder(run)
+    file = target or folder / "report.html"
+    if target or not file.exists():
+        from qalam_core.page import page
+
+        replace_file(file, page(home, run, folder, home.run_record(run)).encode())
+    out.print(str(file), soft_wrap=True, markup=False)
+    if show and not webbrowser.open(file.resolve().as_uri()):
+        out.print("no browser was found; open that file in one")
 
 
 def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store: StoreOption = DEFAULT_STORE) -> None:
@@ -134,5 +154,5 @@ def _now() -> str:
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for command in (runs, history, promote, rollback, reproduce, gc):
+    for command in (runs, report, history, promote, rollback, reproduce, gc):
         app.command()(command)

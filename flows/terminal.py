@@ -119,7 +119,7 @@ def summary(published: Published) -> None:
         out.print("every stage was cached: nothing had to be built")
     out.print(f"\nrun      [bold]{published.run}[/]{'  (champion)' if published.champion else ''}")
     out.print(f"package  {published.folder / 'model'}", soft_wrap=True)
-    out.print(f"report   {published.folder / 'report.md'}", soft_wrap=True)
+    out.print(f"report   {published.folder / 'report.html'}", soft_wrap=True)
     if published.verdict.passed:
         out.print("gate     [green]passed[/]")
     else:

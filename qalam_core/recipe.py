@@ -19,12 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qalam_core.errors import RecipeError
 
 __all__ = [
-    "SIZES", "Corpus", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer", "Train", "digest",
-    "to_toml",
+    "SIZES", "STAGES", "Corpus", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer", "Train",
+    "digest", "to_toml",
 ]  # fmt: skip
 
 Storage = Literal["f32", "f16", "bf16", "i8", "q8"]
 """How a package stores its matrices."""
+
+STAGES = ("ingest", "prepare", "vocab", "tokenize", "train", "export", "evaluate", "gate")
+"""What a build goes through, in order."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -166,14 +169,14 @@ class Gate(Part):
     )
     beat_trigram: bool = Field(False, description="whether the Kneser-Ney trigram is a floor too")
     tolerance: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="share by which bits per byte may be worse than the champion's"
+        0.02, description="share by which bits per byte may be worse than the champion's; covers another seed's luck"
     )
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         0.95, description="of the interval that must lie above the tolerance for a model to be refused"
     )
     max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="largest share of unknown tokens")
     max_repeated: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="largest share of 4-grams that samples repeat"
+        0.3, description="largest share of 4-grams that samples repeat"
     )
     max_copied: Annotated[float, Field(ge=0, le=1)] = Field(
         0.02, description="largest share of test documents that stand in the training text"

@@ -18,15 +18,13 @@ from typing import Any
 from qalam_core import stages
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.gate import Verdict
-from qalam_core.recipe import Recipe
+from qalam_core.recipe import STAGES, Recipe
 from qalam_core.store import Artifact, Progress, Store, silent
 
 __all__ = ["Collected", "Reproduction", "Row", "collect", "needs", "remeasure", "reproduce", "rollback"]
 
 FRESH_SECONDS = 24 * 3600.0
 """What no run holds is kept for so long after its last use: a build may be between two stages, or be resumed."""
-
-ORDER = ("ingest", "prepare", "vocab", "tokenize", "train", "export", "evaluate", "gate")
 
 
 def needs(record: Mapping[str, Any]) -> list[str]:
@@ -162,7 +160,7 @@ def _stable(path: Path) -> object:
 
 
 def _place(stage: str) -> tuple[int, str]:
-    return (ORDER.index(stage) if stage in ORDER else len(ORDER), stage)
+    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
 
 
 def _circumstances(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from qalam_core.gate import Budgets, Generation, Integrity, Report, Slice, Verdict
+from qalam_core.gate import Budgets, Generation, Integrity, Interval, Report, Slice, Verdict
 from qalam_core.recipe import Recipe, Source, to_toml
 
 __all__ = ["markdown", "model_card"]
@@ -84,8 +84,11 @@ def _package(integrity: Integrity, budgets: Budgets) -> list[tuple[str, str]]:
     ]
 
 
-def model_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
-    """MODEL_CARD.md. `facts`: `entries` (vocabulary), `corpus` and `train`, each a mapping of counts."""
+def model_card(recipe: Recipe, facts: Mapping[str, Any], report: Report | None = None) -> str:
+    """MODEL_CARD.md. `facts`: `entries` (vocabulary), `corpus` and `train`, each a mapping of counts.
+
+    Without a `report` it is the card of a package that was not measured yet, and says so.
+    """
     train, corpus = facts.get("train", {}), facts.get("corpus", {})
     parameters = train.get("parameters")
     size = f" with {parameters:,} parameters" if parameters is not None else ""
@@ -96,7 +99,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         f"# {recipe.name}",
         f"A language model for Arabic{size}, as Python source. It continues text, one token after "
         "another. It was trained from scratch on the texts below, and knows nothing else.",
-        f'<div dir="rtl">\n\n{_arabic(parameters, names)}\n\n</div>',
+        f'<div dir="rtl">\n\n{_arabic(parameters, names, report)}\n\n</div>',
         "## Data",
         _table(("source", "from", "licence"), sources),
         f"Text was normalised with the profile `{recipe.corpus.profile}`, filtered, and rid of duplicates. "
@@ -109,11 +112,17 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         "## Training",
         _schedule(recipe),
         _table(("figure", "value"), _counts(train)),
+        "## Measured",
+        *(
+            _figures(report)
+            if report
+            else ["Not yet: figures are measured on this package, and added when it is published."]
+        ),
         "## How it was built",
         "Al-Qalam built it from a recipe: the same recipe, texts and kind of machine give the same files, "
         "byte for byte. `manifest.json` holds the digest of every file and tensor, and of the corpus, "
         "tokenizer and checkpoint behind them.",
-        "## Use and limits",
+        "## Intended use and limits",
         _limits(recipe),
     ]
     return "\n\n".join(sections) + "\n"
@@ -156,11 +165,57 @@ def _limits(recipe: Recipe) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _arabic(parameters: int | None, names: Sequence[str]) -> str:
+def _figures(report: Report) -> list[str]:
+    """What was measured on the held-out documents, with intervals, and what it writes unprompted."""
+    rows = [("all", report.overall), *(report.sources.items() if len(report.sources) > 1 else ())]
+    cells = (
+        (
+            name, _sure(part.bits_per_byte.model, part.intervals and part.intervals.model, ".4f"),
+            f"{part.bits_per_byte.unigram:.4f}", _changed(part.intervals and part.intervals.unigram),
+            f"{part.bits_per_byte.trigram:.4f}", _changed(part.intervals and part.intervals.trigram),
+            _share(part.next_token_accuracy), _share(part.unknown_rate), f"{part.documents:,}",
+        )
+        for name, part in rows
+    )  # fmt: skip
+    head = (
+        "held-out documents", "bits per byte", "unigram", "change", "trigram", "change", "next token right",
+        "unknown", "number",
+    )  # fmt: skip
+    found = report.contamination
+    return [
+        _table(head, cells),
+        "Bits per byte: lower is better; in brackets and under “change” stands the bootstrap interval over documents. "
+        "Unigram (add-one) and trigram (interpolated Kneser-Ney) are counted on the same training tokens.",
+        _unprompted(report.generation),
+        *(
+            [f"Of the test documents, {_share(found.copied)} stand in the training text for more than half."]
+            if found
+            else []
+        ),
+    ]
+
+
+def _sure(value: float, interval: Interval | None, form: str) -> str:
+    return f"{value:{form}}" + (f" ({interval.low:{form}} to {interval.high:{form}})" if interval else "")
+
+
+def _changed(interval: Interval | None) -> str:
+    return f"{interval.low:+.1%} to {interval.high:+.1%}" if interval else "-"
+
+
+def _arabic(parameters: int | None, names: Sequence[str], report: Report | None) -> str:
     size = f" عدد معاملاته {parameters:,}" if parameters is not None else ""
+    measured = ""
+    if report and (sure := report.overall.intervals):
+        bits = report.bits_per_byte
+        measured = (
+            f" يحتاج في نصوص لم يتدرّب عليها إلى {bits.model:.3f} بتًّا لكل بايت "
+            f"(بين {sure.model.low:.3f} و{sure.model.high:.3f})، ويحتاج عدُّ التكرار وحده إلى {bits.unigram:.3f}؛ "
+            "والأقل أفضل."
+        )
     return (
         f"**ملخّص:** نموذج لغوي عربي صغير{size}، مكتوب على هيئة شيفرة بايثون يمكن قراءتها وتعديلها. "
-        f"دُرِّب من الصفر على النصوص الآتية وحدها: {'، '.join(_cell(name) for name in names)}. "
+        f"دُرِّب من الصفر على النصوص الآتية وحدها: {'، '.join(_cell(name) for name in names)}.{measured} "
         "وظيفته أن يكمل النص كلمة بعد كلمة. ما يكتبه قد يبدو سليمًا وليس بالضرورة صحيحًا، "
         "فلا يُعتمد عليه في المعلومات ولا في النصيحة ولا في الفتوى، وقد يعيد مقاطع من نصوص تدريبه بحروفها."
     )

@@ -11,16 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +27,7 @@ from qalam_core import tokens as shards_of_tokens
 from qalam_core.corpus import SourceFile
 from qalam_core.errors import RecipeError, StoreError, TrainingError
 from qalam_core.gate import Verdict
+from qalam_core.publish import Published, measured, publish
 from qalam_core.recipe import Corpus, Recipe, digest
 from qalam_core.store import Artifact, Progress, Store, silent
 from qalam_core.tokenizer import END, START, ArabicTokenizer
@@ -66,23 +62,6 @@ STAGE_VERSION = {
 
 # Settings that say how training is watched or saved, and leave the weights as they are.
 _WATCHING = {"log_every", "validate_every", "checkpoint_every"}
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a build ends with."""
-
-    run: str
-    folder: Path
-    verdict: Verdict
-    champion: bool  # whether the run is the champion now
-    promoted: bool  # whether it has become so by this very call
-    artifacts: tuple[Artifact, ...]  # of every stage, in order
-
-    @property
-    def cached(self) -> bool:
-        """Whether nothing had to be built."""
-        return all(artifact.cached for artifact in self.artifacts)
 
 
 def resolve(corpus: Corpus) -> list[SourceFile]:
@@ -333,7 +312,7 @@ def judge(store: Store, recipe: Recipe, evaluation: Artifact, rival: str | None)
             raise StoreError(
                 f"{file}: missing or damaged, and it is the champion's; restore it, or promote another run"
             ) from None
-    return gates.judge(*_measured(evaluation), recipe.gate, champion)
+    return gates.judge(*measured(evaluation), recipe.gate, champion)
 
 
 def _rival(store: Store, name: str, evaluation: Artifact) -> dict[str, str] | None:
@@ -346,52 +325,6 @@ def _rival(store: Store, name: str, evaluation: Artifact) -> dict[str, str] | No
         if record["artifacts"]["evaluate"] != [evaluation.digest]:
             return {"run": promotion["run"], "evaluate": record["artifacts"]["evaluate"][0]}
     return None
-
-
-def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
-    """All artifacts of a build -> a run folder, and on a pass the champion's place.
-
-    A run that was champion before is not promoted again: a rollback stands until a new model wins.
-    """
-    last = {artifact.stage: artifact for artifact in artifacts}
-    package, evaluation, judged = last["export"], last["evaluate"], last["gate"]
-    verdict = Verdict.model_validate_json((judged.path / "verdict.json").read_text(encoding="utf-8"))
-    report, budgets = _measured(evaluation)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    timings: dict[str, float] = {}
-    for artifact in artifacts:
-        timings[artifact.stage] = round(timings.get(artifact.stage, 0.0) + artifact.seconds, 3)
-
-    def fill(folder: Path) -> None:
-        (folder / "model").mkdir()
-        for file in (package.path / "model").iterdir():  # not copytree, whose error has no errno for the store
-            shutil.copy(file, folder / "model")
-        shutil.copy(package.path / "model" / "tokenizer.json", folder)
-        shutil.copy(evaluation.path / "report.json", folder)
-        text = reports.markdown(recipe, report, budgets, verdict, last["prepare"].facts, timings)
-        (folder / "report.md").write_text(text, encoding="utf-8")
-        digests: dict[str, list[str]] = {}
-        for artifact in artifacts:
-            digests.setdefault(artifact.stage, []).append(artifact.digest)
-        record = {
-            "created": created, "recipe": recipe.canonical(),
-            "rival": judged.facts.get("rival", ""),  # the champion of that time: a reproduction needs it
-            "artifacts": digests, "timings": timings,
-            "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
-            "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
-            "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),
-        }  # fmt: skip
-        (folder / "run.json").write_text(
-            json.dumps(record, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
-
-    key = digest({"package": package.digest, "verdict": judged.digest})
-    run, _ = store.publish(recipe.name, key, fill)
-    promoted = verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}
-    if promoted:
-        store.promote(recipe.name, run, created, "passed the gate", "gate")
-    champion = store.champion(recipe.name) == run
-    return Published(run, store.run_folder(run), verdict, champion, promoted, tuple(artifacts))
 
 
 def build(recipe: Recipe, store: Store, progress: Progress = silent) -> Published:
@@ -432,19 +365,3 @@ def _texts(paths: Sequence[Path], progress: Progress, total: int) -> Iterable[st
 
 def _tokenizer(artifact: Artifact) -> ArabicTokenizer:
     return ArabicTokenizer.from_json((artifact.path / "tokenizer.json").read_text(encoding="utf-8"))
-
-
-def _measured(evaluation: Artifact) -> tuple[gates.Report, gates.Budgets]:
-    report = (evaluation.path / "report.json").read_text(encoding="utf-8")
-    budgets = (evaluation.path / "budgets.json").read_text(encoding="utf-8")
-    return gates.Report.model_validate_json(report), gates.Budgets.model_validate_json(budgets)
-
-
-def _machine() -> dict[str, Any]:
-    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
-            "python": platform.python_version()}  # fmt: skip
-
-
-def _dependencies() -> dict[str, str]:
-    names = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
-    return {name: metadata.version(name) for name in names}

@@ -5,7 +5,7 @@ It does not know what is inside an artifact, and never guesses: every reference 
 
     <store>/artifacts/<stage>/<digest>/          files, and manifest.json written last
     <store>/artifacts/<stage>/<digest>.partial/  being built (or left by a killed build)
-    <store>/runs/<run id>/                       run.json, tokenizer.json, model/, report.md
+    <store>/runs/<run id>/                       run.json, tokenizer.json, model/, report.json, .md, .html
     <store>/champions/<recipe name>.jsonl        one line a promotion; the last line is the champion
     <store>/locks/                               flock files; a killed holder frees its own
 """
@@ -250,7 +250,7 @@ class Store:
 
         The folder appears by one rename, so a run is whole or absent.
         """
-        run = f"{name}-{key[:12]}"
+        run = self.run_id(name, key)
         home = self.root / "runs" / run
         with self._disk("publish"), self.locked(run):
             if home.exists():
@@ -264,6 +264,11 @@ class Store:
             partial.rename(home)
             _sync(home.parent)
         return run, False
+
+    @staticmethod
+    def run_id(name: str, key: str) -> str:
+        """What `publish` calls the run of this name and key."""
+        return f"{name}-{key[:12]}"
 
     def has_run(self, run: str) -> bool:
         """Whether there is a run of that id."""

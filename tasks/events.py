@@ -25,11 +25,9 @@ def announce(published: Published, name: str) -> None:
         return
     event = PROMOTED if published.promoted else GATE_REFUSED
     record = json.loads((published.folder / "run.json").read_text(encoding="utf-8"))
-    page = published.folder / "report.html"
-    report = page if page.exists() else published.folder / "report.md"
     payload = {
         "run": published.run, "recipe": name, "bits_per_byte": record["bits_per_byte"]["model"],
-        "report": report.as_uri(), "reasons": " ".join(published.verdict.reasons()),
+        "report": (published.folder / "report.html").as_uri(), "reasons": " ".join(published.verdict.reasons()),
     }  # fmt: skip
     _emit(event, f"qalam.recipe.{name}", name, payload)
 

@@ -217,7 +217,7 @@ def test_the_verbs_are_these() -> None:
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and line[2].islower()]
     assert sorted(found) == [
         "build", "deploy", "diff", "down", "edit", "export", "gc", "generate", "history", "import", "init", "promote",
-        "reproduce", "rollback", "runs", "seal", "show", "sign", "up", "verify", "watch", "wheel",
+        "report", "reproduce", "rollback", "runs", "seal", "show", "sign", "up", "verify", "watch", "wheel",
     ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from qalam_core import registry, stages
 from qalam_core.errors import CorpusError, StoreError
+from qalam_core.recipe import STAGES
 from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
 from tests.flows.conftest import qalam
@@ -61,7 +62,7 @@ def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> No
     found = registry.reproduce(lineage.store, lineage.runs[-1], Store(tmp_path / "fresh"), lambda *at: seen.append(at))
     assert found.matches, [row for row in found.rows if not row.matches]
     assert found.again == lineage.runs[-1]
-    assert {row.stage for row in found.rows} == {*registry.ORDER, "run"}
+    assert {row.stage for row in found.rows} == {*STAGES, "run"}
     assert found.rows[0].then == found.rows[0].now != ""
     assert all(row.compared for row in found.rows)
     assert found.notes == ()
@@ -211,7 +212,7 @@ def test_reuse_makes_an_artifact_fresh(mine: Store, lineage: Lineage) -> None:
         os.utime(path, (old, old))
     assert all(used < old + 1 for used in mine.artifacts().values())
     stages.build(tiny_recipe(lineage.corpus, train={"steps": 20}), mine)
-    assert sum(used > old + 1 for used in mine.artifacts().values()) >= len(registry.ORDER)
+    assert sum(used > old + 1 for used in mine.artifacts().values()) >= len(STAGES)
 
 
 def test_keeping_nothing_is_refused(mine: Store) -> None:

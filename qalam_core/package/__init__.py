@@ -5,9 +5,9 @@ It does not know how a model is trained; the format is described in docs/package
 
 from qalam_core.package.inference import config_of, generate
 from qalam_core.package.read import Package, read, read_tensor, read_tensor_row, read_tensor_rows, verify
-from qalam_core.package.write import FORMAT, Vocabulary, code_digests, write
+from qalam_core.package.write import FORMAT, Vocabulary, code_digests, replace_card, write
 
 __all__ = [
     "FORMAT", "Package", "Vocabulary", "code_digests", "config_of", "generate", "read", "read_tensor",
-    "read_tensor_row", "read_tensor_rows", "verify", "write",
+    "read_tensor_row", "read_tensor_rows", "replace_card", "verify", "write",
 ]  # fmt: skip

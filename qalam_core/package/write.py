@@ -115,6 +115,15 @@ def write(
     (folder / "manifest.json").write_bytes(json_bytes(manifest))
 
 
+def replace_card(folder: Path, card: str) -> None:
+    """Give a package another card, and its manifest the card's digest; the rest stays to the byte."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    text = ended(card).encode()
+    manifest["files"]["MODEL_CARD.md"] = hashlib.sha256(text).hexdigest()
+    (folder / "MODEL_CARD.md").write_bytes(text)
+    (folder / "manifest.json").write_bytes(json_bytes(manifest))
+
+
 def code_files() -> dict[str, bytes]:
     """The source files every package carries, as this release writes them."""
     here = Path(__file__).parent

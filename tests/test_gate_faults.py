@@ -1,0 +1,48 @@
+"""The gate as a whole: faults planted in a real training, export and evaluation (benchmarks/bench_gate.py has more)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench_gate import Sound, faults
+from qalam_core.store import Store
+from tests.conftest import tiny_recipe
+
+CAUGHT_BY = {
+    "labels shifted twice": "champion",
+    "vocabulary off by one, in training": "unigram",
+    "one block zeroed, in training": "champion",
+    "1% of one matrix flipped, in the export": "integrity",
+    "stored as f16 where f32 was asked": "integrity",
+    "a tenth of the test split leaked": "contamination",
+    "a tokenizer of another run": "integrity",
+    "trained ten times too short": "champion",
+    "a generator that repeats itself": "repetition",
+    "a package over its budget": "package size",
+}
+
+
+@pytest.fixture(scope="module")
+def sound(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    return Sound.build(tiny_recipe(corpus_file), Store(tmp_path_factory.mktemp("sound") / "store"))
+
+
+@pytest.mark.slow
+def test_every_planted_fault_is_refused_by_its_check(sound: Sound, tmp_path: Path) -> None:
+    itself = sound.judge(*sound.measure(sound.package.path / "model"))
+    assert itself.passed, itself.reasons()
+    planted = faults(sound, tmp_path)
+    for fault, check in CAUGHT_BY.items():
+        verdict = planted[fault]()
+        assert not verdict.passed, fault
+        assert check in [c.name for c in verdict.checks if not c.passed], (fault, verdict.reasons())
+
+
+@pytest.mark.slow
+def test_an_honest_retraining_passes(sound: Sound) -> None:
+    honest = sound.again(seed=8)
+    verdict = sound.judge(honest.report, honest.budgets)
+    assert verdict.passed, verdict.reasons()
+    assert honest.report.document_nats != sound.report.document_nats
