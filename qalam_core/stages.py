@@ -58,9 +58,6 @@ STAGE_VERSION = {
     "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
 }  # fmt: skip
 
-# Settings that say how training is watched or saved, and leave the weights as they are.
-_WATCHING = {"log_every", "validate_every", "checkpoint_every"}
-
 
 @dataclass(frozen=True)
 class Published:
@@ -162,10 +159,7 @@ def train(
 
     Goes on from the checkpoints of a build that was killed. Raises TrainingError.
     """
-    part = {
-        "seed": recipe.seed, "model": recipe.model.canonical(),
-        "train": {key: value for key, value in recipe.train.canonical().items() if key not in _WATCHING},
-    }  # fmt: skip
+    part = {"seed": recipe.seed, "model": recipe.model.canonical(), "train": recipe.train.deciding()}
 
     def make(out: Path) -> Mapping[str, Any]:
         from qalam_core.train import Spec  # brings torch, which a fully cached build does without

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from qalam_core.errors import TrainingError
 from qalam_core.model import PureDynamicTransformer
+from qalam_core.optimizers import learning_rate
 from qalam_core.recipe import Model, Train
 from qalam_core.store import file_sha256
 from qalam_core.tokens import Batches, write_shard
@@ -80,22 +81,29 @@ def test_the_target_is_the_next_token(cyclic: Path) -> None:
 def test_matrices_decay_and_vectors_do_not(cyclic: Path) -> None:
     model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
     training = Training(model, Batches([cyclic], 8, 16, seed=0), STEPS, seed=0)
-    decayed, kept = training.optimizer.param_groups
+    decayed, kept = training.optimizers.all[0].param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     assert all(p.dim() >= 2 for p in decayed["params"])
     assert all(p.dim() == 1 for p in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
 
 
-def test_the_learning_rate_warms_up_and_falls_to_a_tenth(cyclic: Path) -> None:
-    model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
     settings = Train(steps=1000, warmup=0.1, learning_rate=1.0, batch_size=8)
-    training = Training(model, Batches([cyclic], 8, 16, seed=0), settings, seed=0)
-    rates = [training.learning_rate(number) for number in range(1000)]
+    rates = [learning_rate(settings, number) for number in range(1000)]
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == rates[99] == pytest.approx(1.0)
     assert rates[550] == pytest.approx(0.55, abs=0.01)
     assert rates[999] == pytest.approx(0.1, abs=0.001)
+
+
+def test_wsd_stays_at_the_peak_and_then_takes_a_straight_line() -> None:
+    settings = Train(steps=1000, warmup=0.1, learning_rate=1.0, schedule="wsd", decay=0.2, final=0.0)
+    rates = [learning_rate(settings, number) for number in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[100:801] == [1.0] * 701
+    assert rates[900] == pytest.approx(0.5)
+    assert rates[999] == pytest.approx(0.005)
 
 
 def test_accumulation_changes_the_memory_and_not_the_gradient(cyclic: Path) -> None:
@@ -103,7 +111,7 @@ def test_accumulation_changes_the_memory_and_not_the_gradient(cyclic: Path) -> N
     for parts in (1, 4):
         torch.manual_seed(0)
         model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
-        settings = STEPS.model_copy(update={"accumulate": parts})
+        settings = STEPS.model_copy(update={"accumulate": parts, "dtype": "float32"})
         loss, norm = Training(model, Batches([cyclic], 8, 16, seed=0), settings, seed=0).step(0)
         norms.append((loss.item(), norm.item()))
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
@@ -132,7 +140,7 @@ def test_a_run_leaves_weights_metrics_and_a_result(uninterrupted: Path) -> None:
     assert [line["step"] for line in losses] == [10, 20, 30, 40, 50, 60]
     assert [line["step"] for line in lines if "validation_loss" in line] == [30, 60]
     assert losses[-1]["loss"] < 0.5 < losses[0]["loss"]
-    assert set(losses[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second"}
+    assert set(losses[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_mb"}
     weights = load_file(uninterrupted / "model.safetensors")
     assert "lm_head.weight" not in weights
     result = json.loads((uninterrupted / "result.json").read_text())
