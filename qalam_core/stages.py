@@ -32,7 +32,7 @@ from qalam_core.corpus import SourceFile
 from qalam_core.errors import RecipeError, StoreError, TrainingError
 from qalam_core.gate import Verdict
 from qalam_core.recipe import Corpus, Recipe, digest
-from qalam_core.store import Artifact, Progress, Store, silent
+from qalam_core.store import Artifact, Progress, Store, file_sha256, silent
 from qalam_core.tokenizer import END, START, ArabicTokenizer
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = {
-    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 1, "gate": 1,
+    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 2, "export": 1, "evaluate": 1, "gate": 1,
 }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def train(
 
     Goes on from the checkpoints of a build that was killed. Raises TrainingError.
     """
-    part = {"seed": recipe.seed, "model": recipe.model.canonical(), "train": recipe.train.deciding()}
+    start = _warm_start(store, recipe, tokenizer, tokens)
 
     def make(out: Path) -> Mapping[str, Any]:
         from qalam_core.train import Spec  # brings torch, which a fully cached build does without
@@ -167,21 +167,77 @@ def train(
         def paths(split: str) -> tuple[str, ...]:
             return tuple(str(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == split)
 
-        spec = Spec(
-            model=recipe.model, train=recipe.train, vocab_size=tokenizer.facts["entries"], seed=recipe.seed,
-            tokens=paths("train"), validation=paths("validation"), out=str(out),
-        )  # fmt: skip
         result = out / "result.json"
         if not result.exists():  # else a build was killed when all was trained, and only its end is missing
+            if recipe.train.warm_start and not start:
+                log.info("there is no champion under %s yet: the weights start at random", recipe.name)
+            initial = _write_initial(store, start, recipe, tokenizer, out) if start else ""
+            spec = Spec(
+                model=recipe.model, train=recipe.train, vocab_size=tokenizer.facts["entries"], seed=recipe.seed,
+                tokens=paths("train"), validation=paths("validation"), out=str(out), initial=initial,
+            )  # fmt: skip
             spec.save(out / "spec.json")
             _run_training(out / "spec.json", recipe.train.steps, progress)
-        for scrap in (*out.glob("spec.json"), *out.glob("checkpoint-*"), *out.glob(".checkpoint-*")):
+        for scrap in (*out.glob("spec.json"), *out.glob("initial*"), *out.glob("checkpoint-*"), *out.glob(".*.tmp")):
             scrap.unlink()
         facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return facts
+        return {**facts, "warm_start": start}
 
     inputs = {"tokenizer": tokenizer.digest, **_numbered(tokens)}
-    return store.build("train", STAGE_VERSION["train"], part, inputs, make, resumable=True)
+    if start:
+        inputs["warm_start"] = start["package"]
+    return store.build("train", STAGE_VERSION["train"], _train_part(recipe), inputs, make, resumable=True)
+
+
+def _train_part(recipe: Recipe) -> dict[str, Any]:
+    return {"seed": recipe.seed, "model": recipe.model.canonical(), "train": recipe.train.deciding()}
+
+
+def _warm_start(store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> dict[str, str] | None:
+    """The run to take the first weights from, and the sha256 of its package's manifest; None: start at random.
+
+    "champion" is the last promoted run that is not the model at hand; should that have been champion itself, what
+    it started from stands. So building a champion again finds the training that made it.
+    """
+    wish = recipe.train.warm_start
+    if wish != "champion":
+        return _package_of(store, wish) if wish else None
+    same = {"vocab": [tokenizer.digest], "tokenize": [artifact.digest for artifact in tokens]}
+    for number, promotion in enumerate(reversed(store.promotions(recipe.name))):
+        if number and not store.has_run(promotion["run"]):
+            continue  # an earlier champion may have been deleted to make room; the one that reigns may not
+        record = store.run_record(promotion["run"])
+        at_hand = all(record["artifacts"][stage] == digests for stage, digests in same.items())
+        if not (at_hand and _train_part(Recipe.parse(record["recipe"], promotion["run"])) == _train_part(recipe)):
+            return _package_of(store, promotion["run"])
+        key = record["artifacts"]["train"][0]
+        trained = Artifact("train", key, store.root / "artifacts" / "train" / key)
+        if trained.path.exists():
+            began: dict[str, str] | None = trained.facts["warm_start"]
+            return began
+    return None
+
+
+def _package_of(store: Store, run: str) -> dict[str, str]:
+    return {"run": run, "package": file_sha256(store.run_folder(run) / "model" / "manifest.json")}
+
+
+def _write_initial(store: Store, start: Mapping[str, str], recipe: Recipe, tokenizer: Artifact, out: Path) -> str:
+    """The weights to start from, as a file in `out`; -> its path."""
+    from safetensors.numpy import save_file
+
+    from qalam_core.warmstart import initial_weights
+
+    package = packages.read(store.run_folder(start["run"]) / "model", strict=True)
+    if file_sha256(package.path / "manifest.json") != start["package"]:
+        raise TrainingError(
+            f"train.warm_start: the package of run {start['run']} was sealed anew since the weights that began with "
+            "it; restore it, or name another run"
+        )
+    log.info("the weights start from run %s", start["run"])
+    words = _tokenizer(tokenizer)
+    save_file(initial_weights(package, words.algorithm, words.words, recipe.model), out / "initial.safetensors")
+    return str(out / "initial.safetensors")
 
 
 def _run_training(spec: Path, steps: int, progress: Progress) -> None:
@@ -202,6 +258,8 @@ def _run_training(spec: Path, steps: int, progress: Progress) -> None:
                 metrics = json.loads(line)
                 done = metrics.pop("step")
                 progress(done, steps)
+                if "dtype" in metrics:
+                    log.info("training on %s in %s, compile %s", *(metrics[k] for k in ("device", "dtype", "compile")))
                 if metrics.keys() & {"loss", "validation_loss"}:
                     log.info("step %d of %d: %s", done, steps, ", ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
             status = process.wait()
