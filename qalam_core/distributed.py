@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they start, what they tell each other, how their end is told.
+"""The processes that train one model: how they start, what they tell each other, how they are asked to end.
 Takes torchrun's environment variables, or starts the processes itself; gives a `World` of ranks.
 It does not know models, batches or files.
 """
@@ -9,7 +9,10 @@ import json
 import logging
 import os
 import signal
+import stat
 import sys
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +25,19 @@ from torch import Tensor, nn
 
 from qalam_core.errors import TrainingError
 
-__all__ = ["PEER_LOST", "World", "is_peer_loss", "launch", "leave", "leave_message", "like", "mine", "shard", "whole"]
+__all__ = [
+    "PEER_LOST",
+    "Stop",
+    "World",
+    "is_peer_loss",
+    "launch",
+    "leave",
+    "leave_message",
+    "like",
+    "mine",
+    "shard",
+    "whole",
+]
 
 PEER_LOST = 76  # exit status of a process whose peer vanished: not its own fault
 
@@ -76,6 +91,35 @@ class World:
         """Go on when all have come here."""
         if self.size > 1:
             self.any(False)
+
+
+class Stop:
+    """Becomes true on SIGTERM, on SIGINT, or when whoever started us is gone.
+
+    Then the pipe of our input ends; of several processes, the parent is their launcher, which may be killed alone.
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._asked.set())
+        if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+            threading.Thread(target=self._watch_input, daemon=True).start()
+        if "WORLD_SIZE" in os.environ:
+            threading.Thread(target=self._watch_parent, args=(os.getppid(),), daemon=True).start()
+
+    def _watch_input(self) -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        self._asked.set()
+
+    def _watch_parent(self, launcher: int) -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.2)
+        self._asked.set()
+
+    def __bool__(self) -> bool:
+        return self._asked.is_set()
 
 
 # torch's sharded tensors are known by what they can do: importing them costs every training half a second

@@ -15,10 +15,7 @@ import json
 import logging
 import math
 import os
-import signal
-import stat
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qalam_core import checkpoints
 from qalam_core.distributed import (
     PEER_LOST,
+    Stop,
     World,
     is_peer_loss,
     launch,
@@ -268,35 +266,6 @@ def validation_windows(shards: Sequence[Path], length: int) -> npt.NDArray[np.in
     return np.stack(windows).astype(np.int64) if windows else None
 
 
-class _Stop:
-    """Becomes true on SIGTERM, on SIGINT, or when whoever started us is gone.
-
-    Then the pipe of our input ends; of several processes, the parent is their launcher, which may be killed alone.
-    """
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._asked.set())
-        if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
-            threading.Thread(target=self._watch_input, daemon=True).start()
-        if "WORLD_SIZE" in os.environ:
-            threading.Thread(target=self._watch_parent, args=(os.getppid(),), daemon=True).start()
-
-    def _watch_input(self) -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-        self._asked.set()
-
-    def _watch_parent(self, launcher: int) -> None:
-        while os.getppid() == launcher:
-            time.sleep(0.2)
-        self._asked.set()
-
-    def __bool__(self) -> bool:
-        return self._asked.is_set()
-
-
 def _diverged(out: Path, what: str) -> TrainingError:
     good = checkpoints.newest_step(out)
     kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint, of step {good}, is kept"
@@ -325,7 +294,7 @@ def _build(spec: Spec, world: World, device: torch.device) -> Training:
     return Training(model, batches, spec.train, spec.seed, world, device)
 
 
-def run(spec: Spec, stop: _Stop, world: World, device: torch.device) -> int:
+def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
     """Train to the end of `spec`, from its newest checkpoint if there is one; -> exit status, 75 when stopped."""
     settings, out = spec.train, Path(spec.out)
     training = _build(spec, world, device)
@@ -442,7 +411,7 @@ def main() -> int:
         spec = Spec.load(Path(sys.argv[1]))
         if spec.train.processes > 1 and "WORLD_SIZE" not in os.environ:
             return launch(["-m", "qalam_core.train", sys.argv[1]], spec.train.processes, STOPPED)
-        stop, device = _Stop(), choose_device(spec.train.device)
+        stop, device = Stop(), choose_device(spec.train.device)
         world = World.join(spec.train.processes, device.type)
         return run(spec, stop, world, device)
     except QalamError as error:
