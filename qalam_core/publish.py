@@ -59,6 +59,7 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
     for artifact in artifacts:
         timings[artifact.stage] = round(timings.get(artifact.stage, 0.0) + artifact.seconds, 3)
     key = digest({"package": package.digest, "verdict": judged.digest})
+    began = last["train"].facts["warm_start"]
 
     def fill(folder: Path) -> None:
         from qalam_core.page import page  # brings jinja2 and matplotlib, which a fully cached build does without
@@ -79,7 +80,8 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
             digests.setdefault(artifact.stage, []).append(artifact.digest)
         record = {
             "created": created, "recipe": recipe.canonical(), "artifacts": digests, "timings": timings,
-            "rival": judged.facts.get("rival", ""),  # the champion of that time: a reproduction needs it
+            # runs that a reproduction needs: the champion of that time, and whose weights training began with
+            "rival": judged.facts["rival"], "warm_start": began["run"] if began else "",
             "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
             "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
             "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qalam_core.errors import RecipeError
 
@@ -130,29 +130,77 @@ class Model(Part):
 
 
 class Train(Part):
-    """How the model is trained: AdamW, linear warm-up, then cosine to a tenth."""
+    """How the model is trained. What "auto" came to is recorded beside the weights, and kept on resume."""
 
     steps: Positive = Field(1000, description="optimizer steps")
-    batch_size: Positive = Field(32, description="sequences per step, over all accumulation parts")
-    accumulate: Positive = Field(1, description="parts that a batch is computed in, to save memory")
+    batch_size: Positive = Field(32, description="sequences per step, over all parts and processes")
+    accumulate: Positive = Field(1, description="parts that a process computes its share of a batch in, to save memory")
+    processes: Positive = Field(1, description="processes that share each batch (one a GPU), over all machines")
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="with several processes: ddp keeps the whole model in each, fsdp a share of it"
+    )
+    warm_start: str = Field(
+        "", description='where the weights start: "" at random, "champion" from the last one, or a run\'s id'
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon turns the blocks' matrices; the rest is AdamW's"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="peak")
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine", description="after the warm-up: a cosine down, or the peak until a straight line down (wsd)"
+    )
     warmup: Fraction = Field(0.05, description="share of the steps spent warming up")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the steps that wsd's line down takes")
+    final: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the peak that the schedule ends at")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="on matrices only")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's averaging factors")
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest gradient norm")
+    z_loss: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the squared log of the softmax's denominator, which keeps logits small"
+    )
+    spike: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="a step is left out when its gradient norm is this many times the average, or no number; 0: never",
+    )
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="looks at the validation split without a gain until training stops with the best weights; 0: never",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the matrix products (autocast)")
-    compile: bool = Field(False, description="torch.compile; costs about a minute at the start")
-    threads: Positive = Field(2, description="CPU threads; another number gives other bits")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the matrix products (autocast); auto: bfloat16 where the hardware computes in it"
+    )
+    compile: Literal["auto", "on", "off", "graphs"] = Field(
+        "auto", description="torch.compile; auto: when the run is long enough to pay; graphs: CUDA graphs too"
+    )
+    threads: Positive = Field(2, description="CPU threads of each process; another number gives other bits")
     log_every: Positive = Field(20, description="steps between two lines of metrics.jsonl")
     validate_every: Positive = Field(200, description="steps between two looks at the validation split")
     checkpoint_every: Positive = Field(200, description="steps between two checkpoints")
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="longest time between two checkpoints")
+    tensorboard: str = Field("", description="folder for TensorBoard's event files; needs al-qalam[tensorboard]")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _compile_was_a_switch(cls, value: object) -> object:
+        return ("off", "on")[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _parts_divide_batch(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+    def _parts_fit(self) -> Self:
+        parts = self.accumulate * self.processes
+        if self.batch_size % parts:
+            several = f" x processes {self.processes}" if self.processes > 1 else ""
+            raise ValueError(f"accumulate {self.accumulate}{several} does not divide batch_size {self.batch_size}")
+        if self.distributed == "fsdp" and self.optimizer == "muon":
+            raise ValueError("muon needs whole matrices, and fsdp cuts them; take ddp, or adamw")
         return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that the weights depend on; the others say how training is watched and saved."""
+        watching = {"log_every", "checkpoint_every", "checkpoint_minutes", "tensorboard"}
+        if not self.patience:  # else the looks decide when training stops
+            watching.add("validate_every")
+        return {key: value for key, value in self.canonical().items() if key not in watching}
 
 
 class Package(Part):

@@ -30,10 +30,10 @@ FRESH_SECONDS = 24 * 3600.0
 def needs(record: Mapping[str, Any]) -> list[str]:
     """Runs that the build behind `record` (a run.json) read, beyond its sources.
 
-    Today that is the champion which its gate compared it with. Whatever else a build comes to read from
-    another run is named here: `reproduce` puts these runs into the fresh store, and `collect` keeps them.
+    These are the run whose weights its training began with, and the champion that its gate compared it with.
+    `reproduce` puts them into the fresh store, and `collect` keeps them.
     """
-    return [run for run in (record.get("rival"),) if run]
+    return list(dict.fromkeys(run for run in (record.get("warm_start"), record.get("rival")) if run))
 
 
 # -- reproduce ------------------------------------------------------------------------------------
@@ -85,8 +85,8 @@ def reproduce(store: Store, run: str, fresh: Store, progress: Progress = silent)
     _same_sources(store, record, recipe, run)
     for needed in needs(record):
         fresh.take_run(store, needed)
-    if rival := record.get("rival"):
-        fresh.promote(recipe.name, rival, record["created"], f"champion when {run} was judged", "reproduce")
+        if needed == record.get("rival") or recipe.train.warm_start == "champion":
+            fresh.promote(recipe.name, needed, record["created"], f"champion when {run} was built", "reproduce")
     published = stages.build(recipe, fresh, progress)
     now: dict[str, list[Artifact]] = {}
     for artifact in published.artifacts:

@@ -29,7 +29,7 @@ from qalam_core.errors import RecipeError, StoreError, TrainingError
 from qalam_core.gate import Verdict
 from qalam_core.publish import Published, measured, publish
 from qalam_core.recipe import Corpus, Recipe, digest
-from qalam_core.store import Artifact, Progress, Store, silent
+from qalam_core.store import Artifact, Progress, Store, file_sha256, silent
 from qalam_core.tokenizer import END, START, ArabicTokenizer
 
 __all__ = [
@@ -57,11 +57,8 @@ Turn = Callable[[], AbstractContextManager[None]]
 """Waits until the machine has room for one more training; entered before the trainer starts, left at its end."""
 
 STAGE_VERSION = {
-    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 1, "export": 1, "evaluate": 2, "gate": 2,
+    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 2, "export": 1, "evaluate": 2, "gate": 2,
 }  # fmt: skip
-
-# Settings that say how training is watched or saved, and leave the weights as they are.
-_WATCHING = {"log_every", "validate_every", "checkpoint_every"}
 
 
 def resolve(corpus: Corpus) -> list[SourceFile]:
@@ -146,6 +143,7 @@ def train(
     Goes on from the checkpoints of a build that was killed. `turn` is entered while the trainer runs.
     Raises TrainingError.
     """
+    start = _warm_start(store, recipe, tokenizer, tokens)
 
     def make(out: Path) -> Mapping[str, Any]:
         from qalam_core.train import Spec  # brings torch, which a fully cached build does without
@@ -153,35 +151,88 @@ def train(
         def paths(split: str) -> tuple[str, ...]:
             return tuple(str(a.path / "tokens.arrow") for a in tokens if a.facts["split"] == split)
 
-        spec = Spec(
-            model=recipe.model, train=recipe.train, vocab_size=tokenizer.facts["entries"], seed=recipe.seed,
-            tokens=paths("train"), validation=paths("validation"), out=str(out),
-        )  # fmt: skip
         result = out / "result.json"
         if not result.exists():  # else a build was killed when all was trained, and only its end is missing
+            if recipe.train.warm_start and not start:
+                log.info("there is no champion under %s yet: the weights start at random", recipe.name)
+            initial = _write_initial(store, start, recipe, tokenizer, out) if start else ""
+            spec = Spec(
+                model=recipe.model, train=recipe.train, vocab_size=tokenizer.facts["entries"], seed=recipe.seed,
+                tokens=paths("train"), validation=paths("validation"), out=str(out), initial=initial,
+            )  # fmt: skip
             spec.save(out / "spec.json")
             with turn():
                 _run_training(out / "spec.json", recipe.train.steps, progress)
-        for scrap in (*out.glob("spec.json"), *out.glob("checkpoint-*"), *out.glob(".checkpoint-*")):
+        for scrap in (*out.glob("spec.json"), *out.glob("initial*"), *out.glob("checkpoint-*"), *out.glob(".*.tmp")):
             scrap.unlink()
         facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return facts
+        return {**facts, "warm_start": start}
 
-    return store.build("train", STAGE_VERSION["train"], *_training(recipe, tokenizer, tokens), make, resumable=True)
+    inputs = _train_inputs(tokenizer, tokens, start)
+    return store.build("train", STAGE_VERSION["train"], _train_part(recipe), inputs, make, resumable=True)
 
 
 def trained(store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> Artifact | None:
     """What `train` would return, if the store has it already."""
-    return store.find("train", STAGE_VERSION["train"], *_training(recipe, tokenizer, tokens))
+    inputs = _train_inputs(tokenizer, tokens, _warm_start(store, recipe, tokenizer, tokens))
+    return store.find("train", STAGE_VERSION["train"], _train_part(recipe), inputs)
 
 
-def _training(recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The part of the recipe and the inputs that trained weights depend on."""
-    part = {
-        "seed": recipe.seed, "model": recipe.model.canonical(),
-        "train": {key: value for key, value in recipe.train.canonical().items() if key not in _WATCHING},
+def _train_inputs(tokenizer: Artifact, tokens: Sequence[Artifact], start: Mapping[str, str] | None) -> dict[str, str]:
+    return {
+        "tokenizer": tokenizer.digest, **_numbered(tokens), **({"warm_start": start["package"]} if start else {}),
     }  # fmt: skip
-    return part, {"tokenizer": tokenizer.digest, **_numbered(tokens)}
+
+
+def _train_part(recipe: Recipe) -> dict[str, Any]:
+    return {"seed": recipe.seed, "model": recipe.model.canonical(), "train": recipe.train.deciding()}
+
+
+def _warm_start(store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> dict[str, str] | None:
+    """The run to take the first weights from, and the sha256 of its package's manifest; None: start at random.
+
+    "champion" is the last promoted run that is not the model at hand; should that have been champion itself, what
+    it started from stands. So building a champion again finds the training that made it.
+    """
+    wish = recipe.train.warm_start
+    if wish != "champion":
+        return _package_of(store, wish) if wish else None
+    same = {"vocab": [tokenizer.digest], "tokenize": [artifact.digest for artifact in tokens]}
+    for number, promotion in enumerate(reversed(store.promotions(recipe.name))):
+        if number and not store.has_run(promotion["run"]):
+            continue  # an earlier champion may have been deleted to make room; the one that reigns may not
+        record = store.run_record(promotion["run"])
+        at_hand = all(record["artifacts"][stage] == digests for stage, digests in same.items())
+        if not (at_hand and _train_part(Recipe.parse(record["recipe"], promotion["run"])) == _train_part(recipe)):
+            return _package_of(store, promotion["run"])
+        key = record["artifacts"]["train"][0]
+        trained = Artifact("train", key, store.artifact_folder("train", key))
+        if trained.path.exists():
+            began: dict[str, str] | None = trained.facts["warm_start"]
+            return began
+    return None
+
+
+def _package_of(store: Store, run: str) -> dict[str, str]:
+    return {"run": run, "package": file_sha256(store.run_folder(run) / "model" / "manifest.json")}
+
+
+def _write_initial(store: Store, start: Mapping[str, str], recipe: Recipe, tokenizer: Artifact, out: Path) -> str:
+    """The weights to start from, as a file in `out`; -> its path."""
+    from safetensors.numpy import save_file
+
+    from qalam_core.warmstart import initial_weights
+
+    package = packages.read(store.run_folder(start["run"]) / "model", strict=True)
+    if file_sha256(package.path / "manifest.json") != start["package"]:
+        raise TrainingError(
+            f"train.warm_start: the package of run {start['run']} was sealed anew since the weights that began with "
+            "it; restore it, or name another run"
+        )
+    log.info("the weights start from run %s", start["run"])
+    words = _tokenizer(tokenizer)
+    save_file(initial_weights(package, words.algorithm, words.words, recipe.model), out / "initial.safetensors")
+    return str(out / "initial.safetensors")
 
 
 def _run_training(spec: Path, steps: int, progress: Progress) -> None:
@@ -202,6 +253,8 @@ def _run_training(spec: Path, steps: int, progress: Progress) -> None:
                 metrics = json.loads(line)
                 done = metrics.pop("step")
                 progress(done, steps)
+                if "dtype" in metrics:
+                    log.info("training on %s in %s, compile %s", *(metrics[k] for k in ("device", "dtype", "compile")))
                 if metrics.keys() & {"loss", "validation_loss"}:
                     log.info("step %d of %d: %s", done, steps, ", ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
             status = process.wait()

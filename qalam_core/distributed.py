@@ -1,0 +1,231 @@
+"""The processes that train one model: how they start, what they tell each other, how they are asked to end.
+Takes torchrun's environment variables, or starts the processes itself; gives a `World` of ranks.
+It does not know models, batches or files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from qalam_core.errors import TrainingError
+
+__all__ = [
+    "PEER_LOST",
+    "Stop",
+    "World",
+    "is_peer_loss",
+    "launch",
+    "leave",
+    "leave_message",
+    "like",
+    "mine",
+    "shard",
+    "whole",
+]
+
+PEER_LOST = 76  # exit status of a process whose peer vanished: not its own fault
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that share each batch; alone, everything here costs nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, processes: int, device: str) -> World:
+        """Meet the other processes that torchrun started; TrainingError when they are not `processes`."""
+        if processes == 1:
+            return cls()
+        size = int(os.environ["WORLD_SIZE"])
+        if size != processes:
+            raise TrainingError(f"train.processes is {processes}, and torchrun started {size}; make them equal")
+        if device == "cuda":
+            local = int(os.environ["LOCAL_RANK"])
+            if local >= torch.cuda.device_count():
+                raise TrainingError(
+                    f"train.processes asks this machine for {local + 1} GPUs or more, and it has "
+                    f"{torch.cuda.device_count()}; one process needs one GPU"
+                )
+            torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        return cls(dist.get_rank(), size)
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Each flag, raised if any process raises it: so that all stop, or save, after the same step.
+
+        The flags travel over the processors: no GPU is waited for.
+        """
+        if self.size == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, element by element."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values = values / self.size
+        return values
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.size > 1:
+            self.any(False)
+
+
+class Stop:
+    """Becomes true on SIGTERM, on SIGINT, or when whoever started us is gone.
+
+    Then the pipe of our input ends; of several processes, the parent is their launcher, which may be killed alone.
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._asked.set())
+        if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+            threading.Thread(target=self._watch_input, daemon=True).start()
+        if "WORLD_SIZE" in os.environ:
+            threading.Thread(target=self._watch_parent, args=(os.getppid(),), daemon=True).start()
+
+    def _watch_input(self) -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        self._asked.set()
+
+    def _watch_parent(self, launcher: int) -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.2)
+        self._asked.set()
+
+    def __bool__(self) -> bool:
+        return self._asked.is_set()
+
+
+# torch's sharded tensors are known by what they can do: importing them costs every training half a second
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that fsdp cut up, put together again (all processes must ask); others as they are."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def mine(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor that fsdp cut up; others as they are."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor cut up as `parameter` is."""
+    if not hasattr(parameter, "full_tensor") or value.dim() != parameter.dim():
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+def shard(blocks: Iterable[nn.Module], root: nn.Module) -> nn.Module:
+    """Cut up the weights among the processes (FSDP2): each of `blocks` is put together only while it works."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in blocks:
+        fully_shard(block)
+    fully_shard(root, reshard_after_forward=True)
+    return root
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether an error says that another process is gone, and nothing about this one."""
+    text = str(error)
+    known = ("gloo", "Connection", "NCCL", "Socket", "peer", "recv", "Timed out")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in known)
+    )
+
+
+def launch(command: Sequence[str], processes: int, stopped: int) -> int:
+    """Start `python COMMAND` in each of `processes` processes, as torchrun does, and wait; -> exit status.
+
+    Over several machines: run the same on each, with PET_NNODES and PET_RDZV_ENDPOINT set as for torchrun.
+    A process that was stopped by a signal and saved ends with status `stopped`, and so does this. Raises
+    TrainingError when a process was killed, or met a user's mistake (status 2).
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.ERROR)  # what matters of torchrun's talk is said below, in one line
+    machines = int(os.environ.get("PET_NNODES", "1"))
+    if processes % machines:
+        raise TrainingError(f"train.processes {processes} is no multiple of the {machines} machines of PET_NNODES")
+    config = LaunchConfig(
+        min_nodes=machines, max_nodes=machines, nproc_per_node=processes // machines, rdzv_backend="c10d",
+        rdzv_endpoint=os.environ.get("PET_RDZV_ENDPOINT", "localhost:0"),
+        run_id=os.environ.get("PET_RDZV_ID", "al-qalam"), max_restarts=0, monitor_interval=0.1,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except SignalException:
+        return stopped
+    except ChildFailedError as failed:
+        failures: list[ProcessFailure] = sorted(failed.failures.values(), key=lambda failure: failure.local_rank)
+        for failure in failures:
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                name = signal.Signals(-failure.exitcode).name
+                raise TrainingError(
+                    f"process {failure.local_rank} of {processes} was killed ({name}); "
+                    "run the same command again to go on from the last checkpoint"
+                ) from None
+        # the others were ended for the sake of these
+        own = [failure for failure in failures if failure.exitcode not in (PEER_LOST, -signal.SIGTERM)] or failures
+        if own[0].exitcode == 2:
+            raise TrainingError(_message(own[0].error_file)) from None
+        if own[0].exitcode == PEER_LOST:
+            raise TrainingError(
+                "a process on another machine is gone; run the same command again to go on from the last checkpoint"
+            ) from None
+        return own[0].exitcode
+    return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End this process; one of several at once, as the threads under gloo may abort an orderly end."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def leave_message(text: str) -> None:
+    """Keep a user's mistake for `launch`, where torchrun keeps errors."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).write_text(json.dumps({"message": text}), encoding="utf-8")
+
+
+def _message(file: str) -> str:
+    try:
+        return str(json.loads(Path(file).read_text(encoding="utf-8"))["message"])
+    except (OSError, ValueError, KeyError):
+        return "training ended with a mistake that standard error tells above"
