@@ -239,7 +239,9 @@ def test_what_is_on_the_server(stack: Stack) -> None:
         assert deployment["work_pool_name"] == ("qalam-gpu" if name == "train_model/train" else "qalam-cpu")
         assert deployment["entrypoint"].count(":") == 0, "a module's path, not a file's"
     nightly = stack.deployment(BUILD)
-    assert nightly["parameters"]["recipe"] == json.loads(json.dumps(stack.recipe.canonical()))
+    recipe = json.loads(json.dumps(stack.recipe.canonical()))
+    assert nightly["parameters"]["recipe"] == {**recipe, "train": {**recipe["train"], "warm_start": "champion"}}
+    assert stack.deployment("build_model/on-new-corpus")["parameters"]["recipe"] == recipe
     assert [row["schedule"]["cron"] for row in nightly["schedules"]] == ["0 2 * * *"]
     assert nightly["global_concurrency_limit"]["limit"] == 1
     assert nightly["concurrency_options"]["collision_strategy"] == "ENQUEUE"
