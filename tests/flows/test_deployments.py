@@ -25,7 +25,7 @@ from flows.deployment import ZOMBIE_SECONDS
 from flows.settings import CALLER
 from qalam_core.recipe import Recipe
 from tasks.policy import SLOT_SECONDS, TRAINING_SLOTS
-from tests.conftest import sentences
+from tests.conftest import sentences, tiny_recipe
 from tests.flows.conftest import call, clean_environment, free_port, qalam, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployments")]
@@ -34,7 +34,7 @@ SECRET = "a-password-that-must-not-be-found"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 BUILD = "build_model/nightly-build"
 T = TypeVar("T")
-LONG = 12_000  # steps: some twenty seconds
+LONG = 6_000  # steps: some fifteen seconds
 
 
 def until(what: Callable[[], T], seconds: float, why: str) -> T:
@@ -181,6 +181,11 @@ class Stack:
         rows = call(self.api, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [identity]}}})
         return {row["key"]: row["data"] for row in rows}
 
+    def table(self, identity: str, key: str) -> list[dict[str, Any]]:
+        data = self.artifacts(identity)[key]
+        rows: list[dict[str, Any]] = data if isinstance(data, list) else json.loads(data)
+        return rows
+
     def training_checkpoint(self, identity: str) -> Path:
         """Wait until this run's training has left a checkpoint; -> the folder that it is in."""
 
@@ -325,7 +330,7 @@ def test_a_triggered_run_builds(stack: Stack, built: dict[str, Any]) -> None:
     assert built["parameters"]["store"] == str(stack.store)
     artifacts = stack.artifacts(built["id"])
     assert "bits per byte" in artifacts["report"]
-    table = artifacts["stages"] if isinstance(artifacts["stages"], list) else json.loads(artifacts["stages"])
+    table = stack.table(built["id"], "stages")
     assert {row["result"] for row in table} == {"built"}
     assert [row["stage"] for row in table][:2] == ["ingest", "prepare"]
     assert len(steps(stack.logs(built["id"]))) == 6, "the trainer's lines are in the run's log"
@@ -346,8 +351,7 @@ def test_a_scheduled_run_comes_and_completes(stack: Stack, built: dict[str, Any]
         (run, *_) = until(scheduled, 90, "a scheduled run that completed")
     finally:
         call(stack.api, f"deployments/{deployment['id']}/schedules/{schedule['id']}", method="DELETE")
-    table = stack.artifacts(run["id"])["stages"]
-    assert {row["result"] for row in (table if isinstance(table, list) else json.loads(table))} == {"cached"}
+    assert {row["result"] for row in stack.table(run["id"], "stages")} == {"cached"}
 
 
 def test_new_text_starts_a_build(stack: Stack, built: dict[str, Any]) -> None:
@@ -387,16 +391,18 @@ def test_refusals_and_champions_are_told(stack: Stack, built: dict[str, Any]) ->
     assert "report" in told["text"]
 
 
-def test_the_champion_is_looked_after(stack: Stack, built: dict[str, Any]) -> None:
-    measured = stack.completed(stack.start("evaluate_champion/evaluate-champion"))
+def test_the_champion_is_looked_after(stack: Stack, corpus_file: Path) -> None:
+    recipe = tiny_recipe(corpus_file).model_copy(update={"name": "kept"}).canonical()
+    nothing = stack.completed(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
+    assert nothing["state"]["message"] == "kept has no champion yet"
+    stack.completed(stack.start(recipe=recipe))
+    measured = stack.completed(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
     assert "still good" in measured["state"]["message"]
-    again = stack.completed(stack.start("reproduce_champion/reproduce-champion"))
+    again = stack.completed(stack.start("reproduce_champion/reproduce-champion", name="kept"))
     assert "is reproduced" in again["state"]["message"]
-    rows = stack.artifacts(again["id"])["reproduction"]
-    assert all(row["same"] for row in (rows if isinstance(rows, list) else json.loads(rows)))
-    strict = stack.recipe.canonical()
-    strict["gate"] |= {"beat_unigram": 0.99}
-    refused = stack.ended(stack.start("evaluate_champion/evaluate-champion", recipe=strict))
+    assert all(row["same"] for row in stack.table(again["id"], "reproduction"))
+    recipe["gate"] |= {"beat_unigram": 0.99}
+    refused = stack.ended(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
     assert refused["state_type"] == "FAILED"
     assert "would not pass today" in refused["state"]["message"]
     assert not list(stack.store.glob(".measuring-*")) + list(stack.store.glob(".reproducing-*"))
@@ -425,8 +431,7 @@ def test_another_pool_trains(stack: Stack, built: dict[str, Any]) -> None:
         os.killpg(gpu.pid, signal.SIGTERM)
         gpu.wait(30)
     again = stack.completed(stack.start(recipe=recipe, training="train_model/train"))
-    table = stack.artifacts(again["id"])["stages"]
-    assert {row["result"] for row in (table if isinstance(table, list) else json.loads(table))} == {"cached"}
+    assert {row["result"] for row in stack.table(again["id"], "stages")} == {"cached"}
 
 
 # -- what goes wrong --------------------------------------------------------------------------------
