@@ -79,6 +79,7 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
         record = {
             "created": created, "recipe": recipe.canonical(), "artifacts": digests, "timings": timings,
             "rival": judged.facts.get("rival", ""),  # the champion of that time: a reproduction needs it
+            "parent": (last["train"].facts.get("warm_start") or {}).get("run", ""),  # whose weights it began with
             "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
             "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
             "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),

@@ -23,14 +23,16 @@ __all__ = ["Collected", "Reproduction", "Row", "collect", "needs", "reproduce", 
 FRESH_SECONDS = 24 * 3600.0
 """What no run holds is kept for so long after its last use: a build may be between two stages, or be resumed."""
 
+_MEASURED = {"tokens_per_second", "memory_mb", "mfu"}  # what a line of metrics.jsonl says of the machine
+
 
 def needs(record: Mapping[str, Any]) -> list[str]:
     """Runs that the build behind `record` (a run.json) read, beyond its sources.
 
-    Today that is the champion which its gate compared it with. Whatever else a build comes to read from
-    another run is named here: `reproduce` puts these runs into the fresh store, and `collect` keeps them.
+    The run whose weights training began with, and the champion that the gate compared it with. `reproduce` puts
+    these runs into the fresh store, and `collect` keeps them.
     """
-    return [run for run in (record.get("rival"),) if run]
+    return [run for run in dict.fromkeys((record.get("parent"), record.get("rival"))) if run]
 
 
 # -- reproduce ------------------------------------------------------------------------------------
@@ -70,8 +72,8 @@ class Reproduction:
 def reproduce(store: Store, run: str, fresh: Store, progress: Progress = silent) -> Reproduction:
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
-    `progress` counts training steps, the long part. Files that hold times (metrics.jsonl, budgets.json,
-    verdict.json) are compared without them. Sources are read from where the run read them: raises
+    `progress` counts training steps, the long part. Files that hold times or the like
+    (metrics.jsonl, budgets.json, verdict.json) are compared without them. Sources are read from where the run read them: raises
     CorpusError before anything long begins when one is gone or holds other text, and StoreError when
     `fresh` is not empty or a run that the build needs was deleted.
     """
@@ -80,10 +82,11 @@ def reproduce(store: Store, run: str, fresh: Store, progress: Progress = silent)
     if fresh.runs() or any((fresh.root / "artifacts").glob("*/*")):
         raise StoreError(f"store {fresh.root}: not empty; a run is reproduced in a store of its own")
     _same_sources(store, record, recipe, run)
+    begins_with_champion = record["recipe"]["train"].get("warm_start") == "champion"
     for needed in needs(record):
         fresh.take_run(store, needed)
-    if rival := record.get("rival"):
-        fresh.promote(recipe.name, rival, record["created"], f"champion when {run} was judged", "reproduce")
+        if needed == record.get("rival") or begins_with_champion:  # else it was named, and champion of nothing
+            fresh.promote(recipe.name, needed, record["created"], f"champion when {run} was built", "reproduce")
     published = stages.build(recipe, fresh, progress)
     now: dict[str, list[Artifact]] = {}
     for artifact in published.artifacts:
@@ -147,7 +150,7 @@ def _stable(path: Path) -> object:
     content = path.read_bytes()
     if path.name == "metrics.jsonl":
         lines = [json.loads(line) for line in content.splitlines()]
-        return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+        return [{key: value for key, value in line.items() if key not in _MEASURED} for line in lines]
     if path.name == "budgets.json":
         return {key: value for key, value in json.loads(content).items() if key != "load_seconds"}
     if path.name == "verdict.json":

@@ -116,6 +116,13 @@ def test_a_rival_that_was_deleted_is_named(mine: Store, lineage: Lineage, tmp_pa
         registry.reproduce(mine, lineage.runs[-1], Store(tmp_path / "fresh"))
 
 
+def test_a_run_needs_its_parent_and_its_rival() -> None:
+    assert registry.needs({}) == []
+    assert registry.needs({"rival": "", "parent": ""}) == []
+    assert registry.needs({"rival": "a", "parent": "b"}) == ["b", "a"]
+    assert registry.needs({"rival": "a", "parent": "a"}) == ["a"]
+
+
 # -- champions --------------------------------------------------------------------------------------
 
 
