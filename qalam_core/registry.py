@@ -72,9 +72,9 @@ class Reproduction:
 def reproduce(store: Store, run: str, fresh: Store, progress: Progress = silent) -> Reproduction:
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
-    `progress` counts training steps, the long part. Files that hold times or the like
-    (metrics.jsonl, budgets.json, verdict.json) are compared without them. Sources are read from where the run read them: raises
-    CorpusError before anything long begins when one is gone or holds other text, and StoreError when
+    `progress` counts training steps, the long part. Files that hold times or the like (metrics.jsonl,
+    budgets.json, verdict.json) are compared without them. Sources are read from where the run read them:
+    raises CorpusError before anything long begins when one is gone or holds other text, and StoreError when
     `fresh` is not empty or a run that the build needs was deleted.
     """
     record = store.run_record(run)
