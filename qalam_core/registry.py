@@ -245,7 +245,7 @@ def collect(
     if delete:
         for run in doomed:
             store.delete_run(run)
-        unused = [name for name in unused if store.delete_artifact(name)]
+        unused = [name for name in unused if store.delete_artifact(name, horizon)]
     return Collected(tuple(doomed), tuple(unused), size, tuple(run for run in runs if run in kept), busy, delete)
 
 

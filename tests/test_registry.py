@@ -207,7 +207,8 @@ def test_what_is_fresh_or_being_built_stays(mine: Store, lineage: Lineage) -> No
         found = registry.collect(mine, keep=5, delete=True, now=later())
         assert found.busy == ("train-" + "a" * 64,)
         assert found.artifacts == ()
-        assert not mine.delete_artifact(name)  # had it begun in between
+        assert not mine.delete_artifact(name, later())  # had it begun in between
+    assert not mine.delete_artifact(name, time.time() - DAY)  # or had been used
     assert scrap.exists()
     registry.collect(mine, keep=5, delete=True, now=later())
     assert not scrap.exists()
