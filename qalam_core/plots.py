@@ -72,7 +72,7 @@ def bits(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[
             points = [(values[model], place) for place, values in enumerate(rows.values()) if model in values]
             x, y = zip(*points, strict=True)
             axes.scatter(x, y, color=COLOURS[number], marker="osD^"[number], s=34, label=model, zorder=3)
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_yticks(range(len(rows)), [name if len(name) <= 20 else f"{name[:19]}…" for name in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("bits per byte (lower is better)")
         axes.grid(axis="x", linewidth=0.6)

@@ -81,7 +81,7 @@ def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publ
         record = {
             "created": created, "recipe": recipe.canonical(), "artifacts": digests, "timings": timings,
             # runs that a reproduction needs: the champion of that time, and whose weights training began with
-            "rival": judged.facts["rival"], "warm_start": began["run"] if began else "",
+            "rival": judged.facts["rival"], "parent": began["run"] if began else "",
             "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
             "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
             "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),

@@ -26,14 +26,16 @@ __all__ = ["Collected", "Reproduction", "Row", "collect", "needs", "remeasure", 
 FRESH_SECONDS = 24 * 3600.0
 """What no run holds is kept for so long after its last use: a build may be between two stages, or be resumed."""
 
+_MEASURED = {"tokens_per_second", "memory_mb", "mfu"}  # what a line of metrics.jsonl says of the machine
+
 
 def needs(record: Mapping[str, Any]) -> list[str]:
     """Runs that the build behind `record` (a run.json) read, beyond its sources.
 
-    These are the run whose weights its training began with, and the champion that its gate compared it with.
-    `reproduce` puts them into the fresh store, and `collect` keeps them.
+    The run whose weights training began with, and the champion that the gate compared it with. `reproduce` puts
+    these runs into the fresh store, and `collect` keeps them.
     """
-    return list(dict.fromkeys(run for run in (record.get("warm_start"), record.get("rival")) if run))
+    return [run for run in dict.fromkeys((record.get("parent"), record.get("rival"))) if run]
 
 
 # -- reproduce ------------------------------------------------------------------------------------
@@ -73,9 +75,9 @@ class Reproduction:
 def reproduce(store: Store, run: str, fresh: Store, progress: Progress = silent) -> Reproduction:
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
-    `progress` counts training steps, the long part. Files that hold times (metrics.jsonl, budgets.json,
-    verdict.json) are compared without them. Sources are read from where the run read them: raises
-    CorpusError before anything long begins when one is gone or holds other text, and StoreError when
+    `progress` counts training steps, the long part. Files that hold times or the like (metrics.jsonl,
+    budgets.json, verdict.json) are compared without them. Sources are read from where the run read them:
+    raises CorpusError before anything long begins when one is gone or holds other text, and StoreError when
     `fresh` is not empty or a run that the build needs was deleted.
     """
     record = store.run_record(run)
@@ -85,7 +87,7 @@ def reproduce(store: Store, run: str, fresh: Store, progress: Progress = silent)
     _same_sources(store, record, recipe, run)
     for needed in needs(record):
         fresh.take_run(store, needed)
-        if needed == record.get("rival") or recipe.train.warm_start == "champion":
+        if needed == record.get("rival") or recipe.train.warm_start == "champion":  # else named, champion of nothing
             fresh.promote(recipe.name, needed, record["created"], f"champion when {run} was built", "reproduce")
     published = stages.build(recipe, fresh, progress)
     now: dict[str, list[Artifact]] = {}
@@ -150,7 +152,7 @@ def _stable(path: Path) -> object:
     content = path.read_bytes()
     if path.name == "metrics.jsonl":
         lines = [json.loads(line) for line in content.splitlines()]
-        return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+        return [{key: value for key, value in line.items() if key not in _MEASURED} for line in lines]
     if path.name == "budgets.json":
         return {key: value for key, value in json.loads(content).items() if key != "load_seconds"}
     if path.name == "verdict.json":
@@ -264,7 +266,7 @@ def collect(
     if delete:
         for run in doomed:
             store.delete_run(run)
-        unused = [name for name in unused if store.delete_artifact(name)]
+        unused = [name for name in unused if store.delete_artifact(name, horizon)]
     return Collected(tuple(doomed), tuple(unused), size, tuple(run for run in runs if run in kept), busy, delete)
 
 

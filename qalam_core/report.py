@@ -41,6 +41,7 @@ def markdown(
     sections = [
         f"# {recipe.name}: {'passed' if verdict.passed else 'did not pass'} the gate",
         "\n".join(reasons) if reasons else "Every check passed.",
+        "With plots, and every token's probability: [report.html](report.html), beside this file.",
         "## Checks",
         _table(("", "check", "value", "limit"), checks, raw=True),
         "\n".join(f"- {_cell(check.sentence)}" for check in verdict.checks),

@@ -181,19 +181,24 @@ class Store:
         folders = sorted(path for path in (self.root / "artifacts").glob("*/[!.]*") if path.is_dir())
         return {f"{folder.parent.name}/{folder.name}": _last_use(folder) for folder in folders}
 
-    def delete_artifact(self, name: str) -> bool:
-        """Delete `<stage>/<folder>`, one of `artifacts`; -> whether it could be: one being built stays."""
+    def delete_artifact(self, name: str, unused_since: float) -> bool:
+        """Delete `<stage>/<folder>`, one of `artifacts`; -> whether it was.
+
+        One that is being built stays, and one that a build began to use after `unused_since` (Unix time).
+        """
         folder = self.root / "artifacts" / name
         stage, key = folder.parent.name, folder.name.partition(".")[0]
         with self._disk("gc"), self._try_lock(f"{stage}-{key}") as free:
-            if free:
+            unused = free and _last_use(folder) < unused_since
+            if unused:
                 _delete(folder)
-            return free
+            return unused
 
     def held(self) -> list[str]:
         """Names of the locks that somebody holds: what is being built or published at the moment."""
         names = sorted(path.name for path in (self.root / "locks").glob("*"))
-        return [name for name in names if not self._is_free(name)]
+        with self._disk("gc"):
+            return [name for name in names if not self._is_free(name)]
 
     def _is_free(self, name: str) -> bool:
         with self._try_lock(name) as free:

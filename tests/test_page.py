@@ -118,6 +118,22 @@ def test_a_package_that_cannot_be_read_is_said(run: Run, tmp_path: Path) -> None
     assert str(tmp_path) not in text
 
 
+def test_a_diverged_model_has_a_page(run: Run, tmp_path: Path) -> None:
+    """Its figures are NaN, which JSON holds as text."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
+    for part in (report["overall"], *report["sources"].values()):
+        part["bits_per_byte"]["model"] = "NaN"
+        part["intervals"]["model"] = {"low": "NaN", "high": "NaN"}
+    report["samples"] = []
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    record = run.store.run_record(run.run)
+    record["verdict"]["checks"][1]["value"] = "NaN"
+    text = pages.page(run.store, run.run, tmp_path / "run", record)
+    assert "<b>nan</b>" in text
+    assert 'id="bits-' not in text
+
+
 def test_plots_take_their_colours_from_the_page() -> None:
     drawn = plots.funnel({"read": 10, "<b>": 3, "kept": 7})
     assert drawn == plots.funnel({"read": 10, "<b>": 3, "kept": 7})

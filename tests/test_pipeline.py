@@ -561,6 +561,16 @@ def test_without_a_champion_a_refused_model_makes_none(mine: Built) -> None:
     assert mine.store.champion("tiny") is None
 
 
+def test_the_published_package_is_the_exported_one_but_for_its_card(built: Built) -> None:
+    exported, shipped = of(built.published, "export").path / "model", built.published.folder / "model"
+    assert verify(shipped) == []
+    ours, theirs = contents(exported), contents(shipped)
+    assert {name for name in ours if ours[name] != theirs[name]} == {"MODEL_CARD.md", "manifest.json"}
+    assert ours.keys() == theirs.keys()
+    bits = f"{built.store.run_record(built.published.run)['bits_per_byte']['model']:.4f} ("
+    assert bits in (shipped / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
 def test_a_rollback_stands(mine: Built) -> None:
     newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.02})
     second = stages.build(newer, mine.store)

@@ -116,6 +116,13 @@ def test_a_rival_that_was_deleted_is_named(mine: Store, lineage: Lineage, tmp_pa
         registry.reproduce(mine, lineage.runs[-1], Store(tmp_path / "fresh"))
 
 
+def test_a_run_needs_its_parent_and_its_rival() -> None:
+    assert registry.needs({}) == []
+    assert registry.needs({"rival": "", "parent": ""}) == []
+    assert registry.needs({"rival": "a", "parent": "b"}) == ["b", "a"]
+    assert registry.needs({"rival": "a", "parent": "a"}) == ["a"]
+
+
 # -- champions --------------------------------------------------------------------------------------
 
 
@@ -200,7 +207,8 @@ def test_what_is_fresh_or_being_built_stays(mine: Store, lineage: Lineage) -> No
         found = registry.collect(mine, keep=5, delete=True, now=later())
         assert found.busy == ("train-" + "a" * 64,)
         assert found.artifacts == ()
-        assert not mine.delete_artifact(name)  # had it begun in between
+        assert not mine.delete_artifact(name, later())  # had it begun in between
+    assert not mine.delete_artifact(name, time.time() - DAY)  # or had been used
     assert scrap.exists()
     registry.collect(mine, keep=5, delete=True, now=later())
     assert not scrap.exists()

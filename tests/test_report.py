@@ -8,7 +8,19 @@ import re
 
 import pytest
 
-from qalam_core.gate import Bits, Budgets, Generation, Integrity, Report, Sample, Slice, judge
+from qalam_core.gate import (
+    Bits,
+    Budgets,
+    Contamination,
+    Generation,
+    Integrity,
+    Interval,
+    Intervals,
+    Report,
+    Sample,
+    Slice,
+    judge,
+)  # fmt: skip
 from qalam_core.recipe import Gate, Recipe
 from qalam_core.report import markdown, model_card
 
@@ -158,3 +170,27 @@ def test_card_says_what_a_word_vocabulary_loses() -> None:
 
 def test_card_needs_no_facts() -> None:
     assert "parameters" in model_card(recipe(), {})
+
+
+def measured() -> Report:
+    made = report()
+    sure = Intervals(
+        model=Interval(low=1.45, high=1.55),
+        unigram=Interval(low=-0.25, high=-0.19),
+        trigram=Interval(low=-0.1, high=0.02),
+    )  # fmt: skip
+    part = made.overall.model_copy(update={"intervals": sure})
+    found = Contamination(documents=2, copied=0.004, covered=0.01)
+    return made.model_copy(update={"overall": part, "sources": {"a": part, "b": part}, "contamination": found})
+
+
+def test_a_measured_card_has_figures_with_intervals() -> None:
+    card = model_card(recipe(), FACTS, measured())
+    assert "| all | 1.5000 (1.4500 to 1.5500) | 1.9000 | -25.0% to -19.0% | 1.6000 | -10.0% to +2.0% |" in card
+    assert "| b | 1.5000" in card
+    assert "0.4% stand in the training text" in card
+    assert "1.500 بتًّا" in card
+    assert "1.450" in card
+    assert "Not yet" in model_card(recipe(), FACTS)
+    assert "Not yet" not in card
+    assert not re.search(r"20\d\d-\d\d", card)
