@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,15 @@ def test_a_checkpoint_every_so_many_minutes(cyclic: Path, tmp_path: Path) -> Non
                 break
         process.kill()
     assert [path.name[:10] for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint"] * 2
+
+
+def test_tensorboard_where_it_is_not_installed_is_one_line(cyclic: Path, tmp_path: Path) -> None:
+    if find_spec("tensorboard"):
+        pytest.skip("it is installed")
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, tensorboard=str(tmp_path / "board")))
+    assert status == 2
+    assert "al-qalam[tensorboard]" in errors
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.slow
