@@ -3,10 +3,11 @@
     python -m benchmarks.bench_generate [--check]
 
 A model of 21 million random weights, written as a package, copied and imported where qalam_core cannot be.
-A prompt of 64 tokens is continued by 100, greedily, for a batch of 1 and of 8. torch's own `generate` has no
-KV cache, so the peer is a greedy loop with one, made here of the loaded model's own layers, in eager mode.
-Targets: numpy at batch 1 gives at least 1.5 times the peer's tokens per second; the logits of one forward pass
-are within 1e-4; the tokens are the same, but where torch's two largest logits are within 1e-4 of each other.
+A prompt of 64 tokens is continued by 100, greedily, for a batch of 1 and of 8. The peer is a greedy loop in torch
+with a KV cache and nothing else, made here of the loaded model's own layers, in eager mode.
+Targets: at batch 1, numpy gives at least 1.5 times and torch's own `generate` at least 0.9 times the peer's tokens
+per second; the logits of one forward pass are within 1e-4; the tokens are the same, but where torch's two largest
+logits are within 1e-4 of each other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ CONFIG: dict[str, int | str | bool] = {
 }  # fmt: skip
 PROMPT, NEW, BATCHES, RUNS = 64, 100, (1, 8), 3
 FASTER, CLOSE = 1.5, 1e-4
-PEER, UNCACHED = "torch, KV cache", "torch, generate"
+AS_FAST = 0.9
+PEER, OWN = "torch, KV cache", "torch, generate"
 
 CHILD = """
 import importlib, json, sys, time
@@ -135,10 +137,12 @@ def main() -> int:
         speeds = measure(scratch, raw)
         ours, theirs = (np.load(scratch / f"{backend}.logits.npy") for backend in ("numpy", "torch"))
         difference = float(np.abs(ours - theirs).max())
-        differing = {way: sum(differ(scratch, way, batch) for batch in BATCHES) for way in ("numpy", PEER, UNCACHED)}
+        differing = {way: sum(differ(scratch, way, batch) for batch in BATCHES) for way in ("numpy", PEER, OWN)}
     targets: list[tuple[str, float, str, float]] = [
         ("tokens/s at batch 1, numpy / torch with a KV cache", speeds["numpy, 1"] / speeds[f"{PEER}, 1"],
          "at least", FASTER),
+        ("tokens/s at batch 1, torch's generate / the loop", speeds[f"{OWN}, 1"] / speeds[f"{PEER}, 1"],
+         "at least", AS_FAST),
         ("logits of one forward pass, largest difference", difference, "at most", CLOSE),
         *((f"rows that leave numpy's tokens, {way}", count, "at most", 0) for way, count in differing.items()),
     ]  # fmt: skip
@@ -167,9 +171,8 @@ def measure(scratch: Path, raw: int) -> dict[str, float]:
     costs: dict[str, dict[str, float]] = {"numpy": {}, "torch": {}}
     for turn in range(RUNS):  # interleaved, so that a busy moment hits every peer
         for backend, best in costs.items():
-            ways = ["numpy"] if backend == "numpy" else [PEER, UNCACHED]
-            # without a cache a batch of 8 takes so long that it is measured once
-            measured = [(way, batch) for way in ways for batch in BATCHES if (way, batch) != (UNCACHED, 8) or not turn]
+            ways = ["numpy"] if backend == "numpy" else [PEER, OWN]
+            measured = [(way, batch) for way in ways for batch in BATCHES]
             answer = child(scratch, backend, measured, f"numpy, {max(BATCHES)}.npy" if not turn else "")
             for name, value in answer.pop("seconds").items():
                 seconds[name] = min(seconds.get(name, value), value)
@@ -185,10 +188,10 @@ def measure(scratch: Path, raw: int) -> dict[str, float]:
     speeds = {name: int(name.split(", ")[-1]) * NEW / value for name, value in seconds.items()}
     heads = "".join(f"{f'batch {batch}':>12}{'x peer':>8}" for batch in BATCHES)
     print(f"{'tokens/s':24}{heads}")
-    for way in ("numpy", PEER, UNCACHED):
+    for way in ("numpy", PEER, OWN):
         figures = [(speeds[f"{way}, {batch}"], speeds[f"{PEER}, {batch}"]) for batch in BATCHES]
         print(f"{way:24}" + "".join(f"{speed:12.1f}{speed / peer:8.2f}" for speed, peer in figures))
-    print(f"({UNCACHED}: reads the whole window at each step; its batch of {max(BATCHES)} is one run)\n")
+    print()
     return speeds
 
 

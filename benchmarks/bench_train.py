@@ -422,6 +422,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="those of --recipes whose name holds this")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     asked = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

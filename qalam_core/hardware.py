@@ -20,9 +20,9 @@ from qalam_core.recipe import Train
 
 __all__ = ["Numerics", "choose_device", "choose_numerics", "memory_mb", "peak_flops"]
 
-# Compiling costs some 30 s on two cores and saves a seventh of each step (benchmarks/RESULTS.md), so it pays from
-# 200 s of training on; eager training does about 3e11 operations a second there.
-_COMPILING_PAYS = 6e13
+# Compiling costs 20 to 30 s on two cores and saves an eighth of each step (benchmarks/RESULTS.md), so it pays from
+# some 250 s of training on; eager training does about 3e11 operations a second there. The GPU's figure is a guess.
+_COMPILING_PAYS = 8e13
 _COMPILING_PAYS_CUDA = 1e16
 
 # Dense bfloat16 operations per second, from the makers' data sheets; by a part of the device's name.

@@ -208,7 +208,7 @@ def _warm_start(store: Store, recipe: Recipe, tokenizer: Artifact, tokens: Seque
         key = record["artifacts"]["train"][0]
         trained = Artifact("train", key, store.artifact_folder("train", key))
         if trained.path.exists():
-            began: dict[str, str] | None = trained.facts["warm_start"]
+            began: dict[str, str] | None = trained.facts.get("warm_start")
             return began
     return None
 

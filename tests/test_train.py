@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def finish(file: Path) -> tuple[int, str, str]:
         assert process.stdout and process.stderr and process.stdin
         out, errors = process.stdout.read(), process.stderr.read()
         return process.wait(), out, errors
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_the_target_is_the_next_token(cyclic: Path) -> None:
@@ -219,10 +225,19 @@ def test_no_gpu_is_one_line(cyclic: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_two_runs_on_a_gpu_give_the_same_bits(cyclic: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["off", "on", "graphs"])
+def test_two_runs_on_a_gpu_give_the_same_bits(how: str, cyclic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert finish(spec(tmp_path / name, cyclic, device="cuda", dtype="bfloat16"))[0] == 0
+        assert finish(spec(tmp_path / name, cyclic, DROPOUT, device="cuda", dtype="bfloat16", compile=how))[0] == 0
     assert file_sha256(tmp_path / "one" / "model.safetensors") == file_sha256(tmp_path / "two" / "model.safetensors")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_gpus_give_the_curve_of_one(how: str, cyclic: Path, tmp_path: Path) -> None:
+    for name, change in (("one", {"accumulate": 2}), ("two", {"processes": 2, "distributed": how})):
+        assert finish(spec(tmp_path / name, cyclic, device="cuda", dtype="float32", **change))[0] == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
 def test_bfloat16_trains_too(cyclic: Path, tmp_path: Path) -> None:
@@ -242,11 +257,6 @@ def test_data_shorter_than_the_context_is_one_line(tmp_path: Path) -> None:
 
 
 # -- what a recipe may ask for ----------------------------------------------------------------------
-
-
-def losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_muon_turns_the_blocks_matrices_and_adamw_has_the_rest(cyclic: Path, tmp_path: Path) -> None:
@@ -373,6 +383,15 @@ def test_a_checkpoint_every_so_many_minutes(cyclic: Path, tmp_path: Path) -> Non
                 break
         process.kill()
     assert [path.name[:10] for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint"] * 2
+
+
+def test_tensorboard_where_it_is_not_installed_is_one_line(cyclic: Path, tmp_path: Path) -> None:
+    if find_spec("tensorboard"):
+        pytest.skip("it is installed")
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, tensorboard=str(tmp_path / "board")))
+    assert status == 2
+    assert "al-qalam[tensorboard]" in errors
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.slow
