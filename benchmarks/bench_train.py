@@ -322,12 +322,16 @@ def loss(folder: Path, corpus: str | None, steps: int) -> list[tuple[str, float,
     return [("seconds to nanoGPT's held-out loss, of its own, worst seed", max(ratios), "at most", 0.5)]
 
 
-OURS: dict[str, Any] = {"learning_rate": 3e-3, "compile": "off"}
-OUR_SHARE = 0.8
+# On so few steps the default of 3e-3 with a short warm-up is worse; see RESULTS.md.
+OURS: dict[str, Any] = {"learning_rate": 1e-3, "warmup": 0.33, "compile": "off"}
+OUR_SHARE = 1.0  # of nanoGPT's steps
 
 RECIPES: dict[str, dict[str, Any]] = {
     "adamw, cosine, 3e-3": {},
+    "adamw, cosine, 1e-3": {"learning_rate": 1e-3},
     "adamw, cosine, 6e-3": {"learning_rate": 6e-3},
+    "adamw, cosine, 1e-3, a third of warm-up": {"learning_rate": 1e-3, "warmup": 0.33},
+    "adamw, cosine, 3e-3, a third of warm-up": {"warmup": 0.33},
     "adamw, cosine to 0, 3e-3": {"final": 0.0},
     "adamw, wsd to 0, 3e-3": {"schedule": "wsd", "final": 0.0},
     "adamw, wsd, 3e-3": {"schedule": "wsd"},
