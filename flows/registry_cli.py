@@ -118,7 +118,8 @@ def reproduce(
     table = Table("artifact", "then", "now", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for row in found.rows:
         verdict = "[green]same[/]" if row.matches else "[red]differs[/]: " + (", ".join(row.differing) or "its inputs")
-        table.add_row(row.stage, row.then[-12:], row.now[-12:], verdict if row.compared else f"{verdict} (collected)")
+        then, now = (name if row.stage == "run" else name[:12] for name in (row.then, row.now))
+        table.add_row(row.stage, then, now, verdict if row.compared else f"{verdict} (collected)")
     out.print(table)
     for note in found.notes:
         out.print(f"note: {note}", soft_wrap=True, markup=False)

@@ -175,7 +175,7 @@ def test_a_build_gives_a_run(built: Built) -> None:
     assert built.store.champion("tiny") == published.run
     assert built.store.runs() == [published.run]
     assert {path.name for path in published.folder.iterdir()} == {
-        "run.json", "tokenizer.json", "model", "report.md", "report.json",
+        "run.json", "tokenizer.json", "model", "report.md", "report.html", "report.json",
     }  # fmt: skip
     assert verify(published.folder / "model") == []
     assert len(read(published.folder / "model").vocabulary.words) == 320
@@ -209,7 +209,7 @@ def test_how_training_is_watched_changes_nothing(mine: Built) -> None:
     ("section", "key", "value", "expected"),
     [
         ("gate", "max_package_mb", 1999.0, ["gate"]),
-        ("gate", "tolerance", 0.02, ["gate"]),
+        ("gate", "tolerance", 0.03, ["gate"]),
         ("gate", "prompts", ["كان"], ["evaluate", "gate"]),
         ("package", "dtype", "f16", ["export", "evaluate", "gate"]),
     ],
@@ -572,7 +572,7 @@ def test_the_published_package_is_the_exported_one_but_for_its_card(built: Built
 
 
 def test_a_rollback_stands(mine: Built) -> None:
-    newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.02})
+    newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.03})
     second = stages.build(newer, mine.store)
     assert second.champion
     mine.store.promote("tiny", mine.published.run, "2030-01-01T00:00:00+00:00", "rolled back", "tester")
