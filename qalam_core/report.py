@@ -146,10 +146,15 @@ def _shape(recipe: Recipe, parameters: int | None, entries: int) -> list[tuple[s
 
 def _schedule(recipe: Recipe) -> str:
     train = recipe.train
+    optimizer = {"adamw": "AdamW", "muon": "Muon on hidden matrices, AdamW elsewhere,"}[train.optimizer]
+    decay = {"cosine": "then a cosine", "wsd": "then constant, then linear"}[train.schedule]
+    start = {"": "", "champion": " Weights begin with the champion's."}.get(
+        train.warm_start, f" Weights begin with run {train.warm_start}'s."
+    )
     return (
-        f"AdamW for {train.steps:,} steps of {train.batch_size} sequences; learning rate "
-        f"{train.learning_rate:g} after a warm-up of {train.warmup:.0%}, then a cosine to a tenth; "
-        f"weight decay {train.weight_decay:g}, dropout {recipe.model.dropout:g}, seed {recipe.seed}."
+        f"{optimizer} for {train.steps:,} steps of {train.batch_size} sequences; learning rate "
+        f"{train.learning_rate:g} after a warm-up of {train.warmup:.0%}, {decay} to {train.final:g} of it; "
+        f"weight decay {train.weight_decay:g}, dropout {recipe.model.dropout:g}, seed {recipe.seed}.{start}"
     )
 
 

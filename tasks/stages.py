@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from qalam_core import stages
 from qalam_core.recipe import Corpus, Recipe
@@ -94,6 +94,8 @@ def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publis
     published = stages.publish(Store(Path(store)), recipe, artifacts)
     report = (published.folder / "report.md").read_text(encoding="utf-8")
     create_markdown_artifact(report, key="report", description=published.run)
+    page = published.folder / "report.html"
+    create_link_artifact(page.as_uri(), "the whole report, on the machine that built it", key="report-page")
     create_table_artifact([_row(artifact) for artifact in artifacts], key="stages", description=published.run)
     announce(published, recipe.name)
     return published
