@@ -18,7 +18,7 @@ down:  ## stop what `make up` started, and nothing else
 
 test: .venv/test  ## every test and every linter
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3  # two cores: the deployment tests mostly wait
 
 lint: .venv/test
 	$(BIN)/ruff check .

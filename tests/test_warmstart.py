@@ -120,7 +120,7 @@ def test_a_grown_corpus_starts_from_the_champion_and_a_rebuild_is_cached(
     assert stages.build(recipe, store).cached
     assert not list(trained(second).path.glob("initial*"))
 
-    store.promote(recipe.name, first.run, "2026-01-01T00:00:00+00:00", "rolled back")
+    store.promote(recipe.name, first.run, "2026-01-01T00:00:00+00:00", "rolled back", "test")
     assert stages.build(recipe, store).run == second.run  # from the first one, as before
     by_name = stages.build(recipe_of(corpus, first.run), store)
     weights = (load_file(trained(p).path / "model.safetensors") for p in (second, by_name))

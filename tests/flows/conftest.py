@@ -56,6 +56,13 @@ def free_port() -> int:
         return port
 
 
+def own_signals() -> None:
+    """For a child's `preexec_fn`: whoever started the tests in the background had SIGINT ignored, and a Prefect
+    worker that ignores it does not end on SIGTERM either."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def prefect_server(home: Path, **environment: str) -> Iterator[str]:
     """A Prefect server of our own on the loopback; gives its API's address."""
@@ -65,7 +72,7 @@ def prefect_server(home: Path, **environment: str) -> Iterator[str]:
     server = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
         env=clean_environment(**{**LOCAL_SERVER, "PREFECT_HOME": str(home), **environment}),
-        stdout=log, stderr=log, start_new_session=True,
+        stdout=log, stderr=log, start_new_session=True, preexec_fn=own_signals,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}/api"
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows.settings import LOCAL_SERVER
-from tests.flows.conftest import call, clean_environment, qalam, write_recipe
+from tests.flows.conftest import call, clean_environment, own_signals, qalam, write_recipe
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dag.txt"
 
@@ -133,7 +133,7 @@ def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Pat
     with subprocess.Popen(
         [sys.executable, "-c", "from flows.cli import main; main()", *command],
         env=clean_environment(PREFECT_API_URL=api, **LOCAL_SERVER),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=own_signals,
     ) as build:  # fmt: skip
         for _ in range(600):
             if list((tmp_path / "store").glob("artifacts/train/*.partial/checkpoint-*")):

@@ -26,9 +26,9 @@ from flows.settings import CALLER
 from qalam_core.recipe import Recipe
 from tasks.policy import SLOT_SECONDS, TRAINING_SLOTS
 from tests.conftest import sentences, tiny_recipe
-from tests.flows.conftest import call, clean_environment, free_port, qalam, write_recipe
+from tests.flows.conftest import call, clean_environment, free_port, own_signals, qalam, write_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployments")]
+pytestmark = pytest.mark.slow
 
 SECRET = "a-password-that-must-not-be-found"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -119,7 +119,8 @@ class Stack:
     def start_again(self, command: list[str], environment: dict[str, str]) -> None:
         with (self.folder / "again.log").open("ab") as log:
             process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
+                preexec_fn=own_signals,
             )  # fmt: skip
             self.ours.append(process)
 
@@ -128,7 +129,7 @@ class Stack:
 
         def find() -> psutil.Process | None:
             children = self.process("worker").children(recursive=True)
-            return next((one for one in children if "prefect" in " ".join(one.cmdline())), None)
+            return next((one for one in children if "prefect.engine" in one.cmdline()), None)
 
         return until(find, 60, "a flow process")
 
@@ -138,8 +139,8 @@ class Stack:
         found: dict[str, Any] = call(self.api, f"deployments/name/{name}")
         return found
 
-    def start(self, name: str = BUILD, **parameters: Any) -> str:
-        deployment = self.deployment(name)
+    def start(self, deployment_name: str = BUILD, /, **parameters: Any) -> str:
+        deployment = self.deployment(deployment_name)
         run = call(self.api, f"deployments/{deployment['id']}/create_flow_run", {
             "state": {"type": "SCHEDULED"}, "parameters": parameters, "enforce_parameter_schema": True})  # fmt: skip
         identity: str = run["id"]
@@ -331,8 +332,10 @@ def test_a_triggered_run_builds(stack: Stack, built: dict[str, Any]) -> None:
     artifacts = stack.artifacts(built["id"])
     assert "bits per byte" in artifacts["report"]
     table = stack.table(built["id"], "stages")
-    assert {row["result"] for row in table} == {"built"}
-    assert [row["stage"] for row in table][:2] == ["ingest", "prepare"]
+    assert [row["stage"] for row in table if row["stage"] != "ingest"] == [
+        "prepare", "vocab", "tokenize", "tokenize", "train", "export", "evaluate", "gate",
+    ]  # fmt: skip
+    assert {row["result"] for row in table if row["stage"] == "train"} == {"built"}
     assert len(steps(stack.logs(built["id"]))) == 6, "the trainer's lines are in the run's log"
     assert list((stack.store / "runs").glob("daily-*/model/weights.py"))
 
@@ -351,7 +354,7 @@ def test_a_scheduled_run_comes_and_completes(stack: Stack, built: dict[str, Any]
         (run, *_) = until(scheduled, 90, "a scheduled run that completed")
     finally:
         call(stack.api, f"deployments/{deployment['id']}/schedules/{schedule['id']}", method="DELETE")
-    assert {row["result"] for row in stack.table(run["id"], "stages")} == {"cached"}
+    assert {row["stage"] for row in stack.table(run["id"], "stages")} >= {"ingest", "train", "gate"}
 
 
 def test_new_text_starts_a_build(stack: Stack, built: dict[str, Any]) -> None:
@@ -448,7 +451,7 @@ def test_a_killed_flow_process_crashes_its_run_and_the_next_goes_on(stack: Stack
     stopped = last_step(folder)
     second = stack.start(**parameters)
     stack.completed(second)
-    assert steps(stack.logs(second))[0] > stopped - 200 > 0, "it went on; it did not begin again"
+    assert steps(stack.logs(second))[0] > stopped >= 200, "it went on; it did not begin again"
 
 
 def test_a_killed_worker_leaves_no_zombie(stack: Stack) -> None:
@@ -490,6 +493,8 @@ def test_a_killed_server_costs_a_run_nothing(stack: Stack) -> None:
 def test_cancelling_stops_the_training_with_a_checkpoint(stack: Stack) -> None:
     run = stack.start(**stack.long("cancelled", steps=10 * LONG))
     folder = stack.training_checkpoint(run)
+    first = until(lambda: stack.artifacts(run).get("train"), 20, "a bar")
+    until(lambda: stack.artifacts(run)["train"] > first, 20, "a bar that moves")
     before = last_step(folder)
     call(stack.api, f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     since = time.monotonic()
@@ -503,6 +508,17 @@ def test_cancelling_stops_the_training_with_a_checkpoint(stack: Stack) -> None:
 def _quiet(folder: Path) -> bool:
     spec = str(folder / "spec.json")
     return not any(spec in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+
+
+def test_a_trainer_that_is_killed_is_one_line(stack: Stack) -> None:
+    """As the kernel does when memory runs out."""
+    run = stack.start(**stack.long("memory"))
+    spec = str(stack.training_checkpoint(run) / "spec.json")
+    next(p for p in psutil.process_iter(["cmdline"]) if spec in " ".join(p.info["cmdline"] or [])).kill()
+    ended = stack.ended(run, 30)
+    assert ended["state_type"] == "FAILED"
+    assert re.search(r"training was killed at step \d+, most likely for memory", ended["state"]["message"])
+    assert "\n" not in ended["state"]["message"].strip()
 
 
 def test_trainings_take_turns(stack: Stack) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flows.settings import CALLER
-from tests.flows.conftest import call, clean_environment, free_port, prefect_server, qalam, write_recipe
+from tests.flows.conftest import call, clean_environment, free_port, own_signals, prefect_server, qalam, write_recipe
 
 PASSWORD = "admin:a-password"
 
@@ -86,7 +86,7 @@ def test_a_run_on_postgresql(postgres: str, corpus_file: Path, tmp_path: Path) -
         with (tmp_path / "worker.log").open("w") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", "qalam-cpu"],
-                env=clean_environment(**caller), stdout=log, stderr=log, start_new_session=True,
+                env=clean_environment(**caller), stdout=log, stderr=log, start_new_session=True, preexec_fn=own_signals,
             )  # fmt: skip
         try:
             deployment = call(api, "deployments/name/build_model/nightly-build", auth=PASSWORD)
