@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,9 +45,16 @@ def call(api: str, path: str, body: Any = None, method: str | None = None, auth:
         headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(f"{api}/{path}", data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=30) as response:
-        text = response.read()
-        return json.loads(text) if text else None
+    for patience in (1, 2, 4, 8, 0):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                text = response.read()
+                return json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not patience:  # SQLite is busy: the server asks to be asked again
+                raise
+            time.sleep(patience)
+    raise AssertionError("unreachable")
 
 
 def free_port() -> int:

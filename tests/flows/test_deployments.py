@@ -124,12 +124,13 @@ class Stack:
             )  # fmt: skip
             self.ours.append(process)
 
-    def flow_process(self) -> psutil.Process:
-        """The process of the run at work, below the worker."""
+    def flow_process(self, identity: str) -> psutil.Process:
+        """The process of a run, below the worker."""
 
         def find() -> psutil.Process | None:
             children = self.process("worker").children(recursive=True)
-            return next((one for one in children if "prefect.engine" in one.cmdline()), None)
+            engines = (one for one in children if "prefect.engine" in one.cmdline())
+            return next((one for one in engines if one.environ().get("PREFECT__FLOW_RUN_ID") == identity), None)
 
         return until(find, 60, "a flow process")
 
@@ -359,6 +360,14 @@ def test_a_scheduled_run_comes_and_completes(stack: Stack, built: dict[str, Any]
 
 def test_new_text_starts_a_build(stack: Stack, built: dict[str, Any]) -> None:
     watching = {"PREFECT_API_URL": stack.api, "PREFECT_HOME": str(stack.folder / "watcher"), **stack.environment}
+    deployment = stack.deployment("build_model/on-new-corpus")
+
+    def runs() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = call(stack.api, "flow_runs/filter", {
+            "flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}})  # fmt: skip
+        return found
+
+    before = {run["id"] for run in runs()}  # other tests start some, too
     watch = ("watch", stack.texts, "--recipe", stack.recipe_file, "--every", "0.2", "--once")
     first = qalam(*watch, **watching)  # what was there before anybody watched
     assert first.returncode == 0, first.stderr
@@ -367,15 +376,13 @@ def test_new_text_starts_a_build(stack: Stack, built: dict[str, Any]) -> None:
     more = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in sentences(40, seed=5))
     (stack.texts / "more.jsonl").write_text(more + "\n", encoding="utf-8")
     assert "more.jsonl" in qalam(*watch, **watching).stdout
-    deployment = stack.deployment("build_model/on-new-corpus")
 
-    def runs() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = call(stack.api, "flow_runs/filter", {
-            "flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}})  # fmt: skip
-        return found if len(found) == 2 and all(run["state_type"] in ENDED for run in found) else []
+    def built_since() -> list[dict[str, Any]]:
+        new = [run for run in runs() if run["id"] not in before]
+        return new if len(new) == 2 and all(run["state_type"] in ENDED for run in new) else []
 
     try:
-        assert {run["state_type"] for run in until(runs, 120, "two builds, one for each event")} == {"COMPLETED"}
+        assert {run["state_type"] for run in until(built_since, 180, "two builds, one for each event")} == {"COMPLETED"}
     finally:
         (stack.texts / "more.jsonl").unlink()
 
@@ -444,7 +451,7 @@ def test_a_killed_flow_process_crashes_its_run_and_the_next_goes_on(stack: Stack
     parameters = stack.long("flowkill")
     first = stack.start(**parameters)
     folder = stack.training_checkpoint(first)
-    stack.flow_process().kill()
+    stack.flow_process(first).kill()
     crashed = stack.ended(first, 30)
     assert crashed["state_type"] == "CRASHED"
     until(lambda: stack.slots() == 0, SLOT_SECONDS + 30, "the training slot is free again")
@@ -460,7 +467,7 @@ def test_a_killed_worker_leaves_no_zombie(stack: Stack) -> None:
     folder = stack.training_checkpoint(first)
     worker = stack.process("worker")
     command, environment = worker.cmdline(), worker.environ()
-    flow = stack.flow_process()
+    flow = stack.flow_process(first)
     for process in (worker, flow):
         process.kill()
     since = time.monotonic()
