@@ -190,11 +190,14 @@ class Stack:
 
     def training_checkpoint(self, identity: str) -> Path:
         """Wait until this run's training has left a checkpoint; -> the folder that it is in."""
+        seed = self.run(identity)["parameters"]["recipe"]["seed"]  # other tests leave trainings unfinished
 
         def look() -> Path | None:
             assert self.run(identity)["state_type"] not in ENDED, self.run(identity)["state"]["message"]
-            found = list(self.store.glob("artifacts/train/*.partial/checkpoint-*"))
-            return found[0].parent if found else None
+            for spec in self.store.glob("artifacts/train/*.partial/spec.json"):
+                if json.loads(spec.read_text(encoding="utf-8"))["seed"] == seed and [*spec.parent.glob("checkpoint-*")]:
+                    return spec.parent
+            return None
 
         return until(look, 90, "a checkpoint")
 
