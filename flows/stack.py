@@ -40,11 +40,6 @@ class Stack:
         self.home = store.resolve() / "server"
         self._record = self.home / "stack.json"
 
-    @property
-    def api(self) -> str | None:
-        """The address of the server's API, when it was started and has not been stopped."""
-        return str(self._read()["api"]) if self._alive() else None
-
     def start(self, port: int, pool: str, limit: int, ready: Callable[[str], None]) -> str:
         """Start the server on the loopback, call `ready` with its API's address, start a worker for `pool` that runs
         `limit` flows at once; -> the address. Raises QalamError, and leaves nothing running."""
