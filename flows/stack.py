@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,8 +106,11 @@ class Stack:
             try:
                 with urllib.request.urlopen(f"{api}/health", timeout=1):  # noqa: S310 (the address is ours)
                     return
+            except urllib.error.HTTPError as error:  # it answers, and is not ready yet
+                error.close()
             except OSError:
-                time.sleep(0.25)
+                pass
+            time.sleep(0.25)
         raise QalamError(f"the server did not answer within {STARTING_SECONDS} s; {log} says more")
 
     def _read(self) -> dict[str, Any]:

@@ -38,6 +38,14 @@ def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+class RefusedError(Exception):
+    """An answer of the API that is not a success."""
+
+    def __init__(self, code: int, answer: str) -> None:
+        super().__init__(f"{code}: {answer}")
+        self.code, self.answer = code, answer
+
+
 def call(api: str, path: str, body: Any = None, method: str | None = None, auth: str = "") -> Any:
     """One request to Prefect's API; a body makes it a POST."""
     headers = {"Content-Type": "application/json"}
@@ -51,8 +59,9 @@ def call(api: str, path: str, body: Any = None, method: str | None = None, auth:
                 text = response.read()
                 return json.loads(text) if text else None
         except urllib.error.HTTPError as error:
-            if error.code != 503 or not patience:  # SQLite is busy: the server asks to be asked again
-                raise
+            with error:  # it holds the connection, and would until the collector finds it in some later test
+                if error.code != 503 or not patience:  # SQLite is busy: the server asks to be asked again
+                    raise RefusedError(error.code, error.read().decode()) from None
             time.sleep(patience)
     raise AssertionError("unreachable")
 
@@ -87,9 +96,9 @@ def prefect_server(home: Path, **environment: str) -> Iterator[str]:
         for _ in range(480):
             assert server.poll() is None, (home / "log").read_text()
             try:
-                with urllib.request.urlopen(f"{address}/health", timeout=1):
-                    break
-            except OSError:
+                call(address, "health")
+                break
+            except (OSError, RefusedError):
                 time.sleep(0.25)
         else:
             pytest.fail("the Prefect server did not come up in two minutes")

@@ -10,14 +10,22 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flows.settings import CALLER
-from tests.flows.conftest import call, clean_environment, free_port, own_signals, prefect_server, qalam, write_recipe
+from tests.flows.conftest import (
+    RefusedError,
+    call,
+    clean_environment,
+    free_port,
+    own_signals,
+    prefect_server,
+    qalam,
+    write_recipe,
+)  # fmt: skip
 
 PASSWORD = "admin:a-password"
 
@@ -54,10 +62,10 @@ def postgres() -> Iterator[str]:
 def test_a_server_with_a_password(tmp_path: Path) -> None:
     with prefect_server(tmp_path / "server", PREFECT_SERVER_API_AUTH_STRING=PASSWORD) as api:
         for path, body in (("flow_runs/filter", {}), ("deployments/filter", {}), ("work_pools/filter", {})):
-            with pytest.raises(urllib.error.HTTPError) as refused:
+            with pytest.raises(RefusedError) as refused:
                 call(api, path, body)
             assert refused.value.code == 401
-            with pytest.raises(urllib.error.HTTPError) as refused:
+            with pytest.raises(RefusedError) as refused:
                 call(api, path, body, auth="admin:guess")
             assert refused.value.code == 401
             assert call(api, path, body, auth=PASSWORD) == []
