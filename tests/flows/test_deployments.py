@@ -162,7 +162,7 @@ class Stack:
         def look() -> dict[str, Any] | None:
             try:
                 run = self.run(identity)
-            except OSError:  # a server that is starting again
+            except (OSError, RefusedError):  # a server that is starting again
                 return None
             return run if run["state_type"] in ENDED else None
 
