@@ -16,7 +16,7 @@ from qalam_core import stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 from tests.conftest import tiny_recipe
-from tests.flows.conftest import clean_environment, qalam
+from tests.flows.processes import clean_environment, qalam
 
 
 @pytest.fixture(scope="session")

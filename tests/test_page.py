@@ -17,7 +17,7 @@ from qalam_core import plots, stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
-from tests.flows.conftest import qalam
+from tests.flows.processes import qalam
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = '<img src="https://example.org/x.png" onerror=alert(1)>'

@@ -16,7 +16,7 @@ from qalam_core.errors import CorpusError, StoreError
 from qalam_core.recipe import STAGES
 from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
-from tests.flows.conftest import qalam
+from tests.flows.processes import qalam
 
 DAY = 24 * 3600.0
 

@@ -1,112 +1,15 @@
-"""A real Prefect server on loopback, shared by the flow tests, and a way to run the real `qalam`."""
+"""A real Prefect server, and a real stack, for the flow tests."""
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.settings import LOCAL_SERVER
-from qalam_core.recipe import to_toml
-from tests.conftest import tiny_recipe
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without anybody's Prefect settings."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "QALAM_"))}
-    return {**kept, "NO_COLOR": "1", "COLUMNS": "160", **more}
-
-
-def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", "from flows.cli import main; main()", *map(str, arguments)],
-        env=clean_environment(**environment), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-
-
-class RefusedError(Exception):
-    """An answer of the API that is not a success."""
-
-    def __init__(self, code: int, answer: str) -> None:
-        super().__init__(f"{code}: {answer}")
-        self.code, self.answer = code, answer
-
-
-def call(api: str, path: str, body: Any = None, method: str | None = None, auth: str = "") -> Any:
-    """One request to Prefect's API; a body makes it a POST."""
-    headers = {"Content-Type": "application/json"}
-    if auth:
-        headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
-    data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(f"{api}/{path}", data, headers, method=method)
-    for patience in (1, 2, 4, 8, 0):
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                text = response.read()
-                return json.loads(text) if text else None
-        except urllib.error.HTTPError as error:
-            with error:  # it holds the connection, and would until the collector finds it in some later test
-                if error.code != 503 or not patience:  # SQLite is busy: the server asks to be asked again
-                    raise RefusedError(error.code, error.read().decode()) from None
-            time.sleep(patience)
-    raise AssertionError("unreachable")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def own_signals() -> None:
-    """For a child's `preexec_fn`: whoever started the tests in the background had SIGINT ignored, and a Prefect
-    worker that ignores it does not end on SIGTERM either."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def prefect_server(home: Path, **environment: str) -> Iterator[str]:
-    """A Prefect server of our own on the loopback; gives its API's address."""
-    port = free_port()
-    home.mkdir(parents=True, exist_ok=True)
-    log = (home / "log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=clean_environment(**{**LOCAL_SERVER, "PREFECT_HOME": str(home), **environment}),
-        stdout=log, stderr=log, start_new_session=True, preexec_fn=own_signals,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(480):
-            assert server.poll() is None, (home / "log").read_text()
-            try:
-                call(address, "health")
-                break
-            except (OSError, RefusedError):
-                time.sleep(0.25)
-        else:
-            pytest.fail("the Prefect server did not come up in two minutes")
-        yield address
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-        log.close()
+from tests.flows.processes import prefect_server
+from tests.flows.stack import Receiver, Stack
 
 
 @pytest.fixture(scope="session")
@@ -116,8 +19,20 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def write_recipe(path: Path, corpus: Path, **parts: dict[str, Any]) -> Path:
-    """The tiny recipe as a file; its name is the file's, so that tests find their own runs on the server."""
-    recipe = tiny_recipe(corpus, **parts).model_copy(update={"name": path.stem})
-    path.write_text(to_toml(recipe), encoding="utf-8")
-    return path
+@pytest.fixture(scope="module")
+def stack(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    receiver = Receiver()
+    stack = Stack(tmp_path_factory.mktemp("stack"), corpus_file, receiver)
+    stack.up()
+    try:
+        yield stack
+    finally:
+        stack.down()
+        receiver.server.shutdown()
+        receiver.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def built(stack: Stack) -> dict[str, Any]:
+    """A run that was triggered, and has built the champion of `daily`."""
+    return stack.completed(stack.start())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows.settings import LOCAL_SERVER
-from tests.flows.conftest import call, clean_environment, own_signals, qalam, write_recipe
+from tests.flows.processes import call, clean_environment, own_signals, qalam, write_recipe
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dag.txt"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flows.settings import CALLER
-from tests.flows.conftest import (
+from tests.flows.processes import (
     RefusedError,
     call,
     clean_environment,
@@ -25,7 +25,7 @@ from tests.flows.conftest import (
     prefect_server,
     qalam,
     write_recipe,
-)  # fmt: skip
+)
 
 PASSWORD = "admin:a-password"
 
