@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.flows.conftest import prefect_server
+from tests.flows.processes import prefect_server
 
 EMBEDDED_SECONDS, SERVER_SECONDS, MAPPED_SECONDS = 15.0, 6.0, 10.0
 SHARDS = 200

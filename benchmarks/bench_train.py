@@ -65,6 +65,7 @@ SIZES = (
     Size("small", Model(dim=128, num_heads=4, num_layers=2, max_seq_len=128), 8_000, 32, 3e-3),
     Size("medium", Model(dim=256, num_heads=8, num_layers=6, max_seq_len=128), 32_000, 8, 1e-3),
 )
+LARGE = Size("large", Model(dim=512, num_heads=8, num_layers=12, max_seq_len=128), 32_000, 8, 6e-4)  # of --recipes
 
 
 # -- the peers ----------------------------------------------------------------------------------------
@@ -326,34 +327,61 @@ def loss(folder: Path, corpus: str | None, steps: int) -> list[tuple[str, float,
 OURS: dict[str, Any] = {"learning_rate": 1e-3, "warmup": 0.33, "compile": "off"}
 OUR_SHARE = 1.0  # of nanoGPT's steps
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "adamw, cosine, 3e-3": {},
-    "adamw, cosine, 1e-3": {"learning_rate": 1e-3},
-    "adamw, cosine, 6e-3": {"learning_rate": 6e-3},
-    "adamw, cosine, 1e-3, a third of warm-up": {"learning_rate": 1e-3, "warmup": 0.33},
-    "adamw, cosine, 3e-3, a third of warm-up": {"warmup": 0.33},
-    "adamw, cosine to 0, 3e-3": {"final": 0.0},
-    "adamw, wsd to 0, 3e-3": {"schedule": "wsd", "final": 0.0},
-    "adamw, wsd, 3e-3": {"schedule": "wsd"},
-    "adamw, cosine, 3e-3, z-loss 1e-4": {"z_loss": 1e-4},
-    "muon, cosine, 3e-3": {"optimizer": "muon"},
-    "muon, cosine, 6e-3": {"optimizer": "muon", "learning_rate": 6e-3},
-    "adamw, cosine, 3e-3, float32": {"dtype": "float32"},
+MUON: dict[str, Any] = {"optimizer": "muon"}
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "adamw, cosine, 3e-3": {},
+        "adamw, cosine, 1e-3": {"learning_rate": 1e-3},
+        "adamw, cosine, 6e-3": {"learning_rate": 6e-3},
+        "adamw, cosine, 1e-3, a third of warm-up": {"learning_rate": 1e-3, "warmup": 0.33},
+        "adamw, cosine, 3e-3, a third of warm-up": {"warmup": 0.33},
+        "adamw, cosine to 0, 3e-3": {"final": 0.0},
+        "adamw, wsd to 0, 3e-3": {"schedule": "wsd", "final": 0.0},
+        "adamw, wsd, 3e-3": {"schedule": "wsd"},
+        "adamw, cosine, 3e-3, z-loss 1e-4": {"z_loss": 1e-4},
+        "adamw, cosine, 3e-3, float32": {"dtype": "float32"},
+        "muon, cosine, 3e-3": MUON,
+        "muon, cosine, 6e-3": {**MUON, "learning_rate": 6e-3},
+        "muon, cosine, 1e-2": {**MUON, "learning_rate": 1e-2},
+        "muon, cosine, 2e-2": {**MUON, "learning_rate": 2e-2},
+        "muon, cosine, 1e-2, a fifth of warm-up": {**MUON, "learning_rate": 1e-2, "warmup": 0.2},
+        "muon, wsd, 1e-2": {**MUON, "learning_rate": 1e-2, "schedule": "wsd"},
+    },
+    "medium": {
+        "adamw, cosine, 1e-3": {},
+        "adamw, cosine, 1e-3, a fifth of warm-up": {"warmup": 0.2},
+        "muon, cosine, 1e-3": MUON,
+        "muon, cosine, 3e-3": {**MUON, "learning_rate": 3e-3},
+        "muon, cosine, 6e-3": {**MUON, "learning_rate": 6e-3},
+        "muon, cosine, 1e-2": {**MUON, "learning_rate": 1e-2},
+    },
+    "large": {
+        "adamw, cosine, 6e-4": {},
+        "muon, cosine, 1e-3": {**MUON, "learning_rate": 1e-3},
+        "muon, cosine, 3e-3": {**MUON, "learning_rate": 3e-3},
+        "muon, cosine, 6e-3": {**MUON, "learning_rate": 6e-3},
+    },
 }
 
 
-def recipes(folder: Path, corpus: str | None, steps: int, only: str) -> list[tuple[str, float, str, float]]:
+def recipes(asked: argparse.Namespace, folder: Path) -> list[tuple[str, float, str, float]]:
     """Held-out loss in nats a token after the same tokens."""
-    size = SIZES[0]
-    data = Data(corpus, folder, size.vocab_size)
+    steps = asked.steps
+    size = next(size for size in (*SIZES, LARGE) if size.name == asked.size)
+    data = Data(asked.corpus, folder, size.vocab_size)
     size = Size(size.name, size.model, data.vocab_size, size.batch, size.learning_rate)
     windows = data.windows(size.model.max_seq_len)
-    print(f"{f'{steps} steps':40}" + "".join(f"{f'seed {seed}':>9}" for seed in SEEDS) + f"{'mean':>9}{'seconds':>9}")
-    for name, changes in RECIPES.items():
-        if only not in name:
+    print(
+        f"{f'{size.name}, {steps} steps':40}"
+        + "".join(f"{f'seed {seed}':>9}" for seed in asked.seeds)
+        + f"{'mean':>9}{'seconds':>9}"
+    )
+    for name, changes in RECIPES[size.name].items():
+        if asked.only not in name:
             continue
         found, took = [], []
-        for seed in SEEDS:
+        for seed in asked.seeds:
             batches = Batches([data.train], size.batch, size.model.max_seq_len, seed)
             training = ours(size, batches, seed, steps=steps, compile="off", **changes)
             since = time.perf_counter()
@@ -424,10 +452,13 @@ def main() -> int:
     parser.add_argument("--corpus", help="jsonl with a field `text`, plain or .gz")
     parser.add_argument("--steps", type=int, default=300, help="of nanoGPT's recipe in --loss, of each in --recipes")
     parser.add_argument("--only", default="", help="those of --recipes whose name holds this")
+    parser.add_argument("--size", choices=RECIPES, default="small", help="of the model in --recipes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of --recipes")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     asked = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    torch.set_num_threads(2)
+    torch.set_num_threads(asked.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, torch {torch.__version__}\n")
@@ -439,7 +470,7 @@ def main() -> int:
         if asked.loss:
             targets += loss(folder, asked.corpus, asked.steps)
         if asked.recipes:
-            targets += recipes(folder, asked.corpus, asked.steps, asked.only)
+            targets += recipes(asked, folder)
         if asked.kills:
             targets += kills(folder)
     missed = 0
