@@ -143,9 +143,11 @@ class Train(Part):
         "", description='where the weights start: "" at random, "champion" from the last one, or a run\'s id'
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon turns the blocks' matrices; the rest is AdamW's"
+        "muon", description="muon turns the blocks' matrices, the rest is AdamW's; adamw turns all"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="peak")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        1e-2, description="peak; adamw alone wants less, about a third"
+    )
     schedule: Literal["cosine", "wsd"] = Field(
         "cosine", description="after the warm-up: a cosine down, or the peak until a straight line down (wsd)"
     )
@@ -192,7 +194,7 @@ class Train(Part):
             several = f" x processes {self.processes}" if self.processes > 1 else ""
             raise ValueError(f"accumulate {self.accumulate}{several} does not divide batch_size {self.batch_size}")
         if self.distributed == "fsdp" and self.optimizer == "muon":
-            raise ValueError("muon needs whole matrices, and fsdp cuts them; take ddp, or adamw")
+            raise ValueError('muon needs whole matrices, and fsdp cuts them; set optimizer = "adamw", or take ddp')
         return self
 
     def deciding(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ MINIMAL: dict[str, Any] = {"name": "a", "corpus": {"sources": [{"path": "x.txt"}
         ({"model": {"dim": 130, "num_heads": 4}}, "r: model: num_heads 4 does not divide dim 130; 5 does"),
         ({"tokenizer": {"algorithm": "unigram"}}, "r: tokenizer.algorithm: input should be 'bpe' or 'word'"),
         ({"train": {"batch_size": 10, "accumulate": 4}}, "r: train: accumulate 4 does not divide batch_size 10"),
+        ({"train": {"distributed": "fsdp"}}, "r: train: muon needs whole matrices, and fsdp cuts them"),
         ({"corpus": {"sources": []}}, "r: corpus.sources: "),
         ({"corpus": {"sources": [{"path": "hf:some/set"}]}}, "r: corpus.sources.0: hf:some/set needs a revision"),
         ({"corpus": {"sources": [{"path": "x"}], "test": 0}}, "r: corpus: test must be above 0"),

@@ -88,7 +88,8 @@ def test_the_target_is_the_next_token(cyclic: Path) -> None:
 
 def test_matrices_decay_and_vectors_do_not(cyclic: Path) -> None:
     model = PureDynamicTransformer(vocab_size=4 + CYCLE, **MODEL.model_dump())
-    training = Training(model, Batches([cyclic], 8, 16, seed=0), STEPS, seed=0)
+    settings = STEPS.model_copy(update={"optimizer": "adamw"})
+    training = Training(model, Batches([cyclic], 8, 16, seed=0), settings, seed=0)
     decayed, kept = training.optimizers.all[0].param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     assert all(p.dim() >= 2 for p in decayed["params"])
@@ -233,10 +234,11 @@ def test_two_runs_on_a_gpu_give_the_same_bits(how: str, cyclic: Path, tmp_path: 
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_gpus_give_the_curve_of_one(how: str, cyclic: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
+def test_two_gpus_give_the_curve_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
     for name, change in (("one", {"accumulate": 2}), ("two", {"processes": 2, "distributed": how})):
-        assert finish(spec(tmp_path / name, cyclic, device="cuda", dtype="float32", **change))[0] == 0
+        file = spec(tmp_path / name, cyclic, device="cuda", dtype="float32", optimizer=optimizer, **change)
+        assert finish(file)[0] == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
@@ -271,7 +273,7 @@ def test_muon_turns_the_blocks_matrices_and_adamw_has_the_rest(cyclic: Path, tmp
     assert not turned & rest
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "muon"}, {"spike": 3.0, "z_loss": 1e-4, "schedule": "wsd"}])
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"spike": 3.0, "z_loss": 1e-4, "schedule": "wsd"}])
 def test_every_option_resumes_to_the_same_bits(change: dict[str, Any], cyclic: Path, tmp_path: Path) -> None:
     straight, stopped = (spec(tmp_path / name, cyclic, DROPOUT, **change) for name in ("straight", "stopped"))
     assert finish(straight)[0] == 0
@@ -382,7 +384,8 @@ def test_a_checkpoint_every_so_many_minutes(cyclic: Path, tmp_path: Path) -> Non
             if json.loads(line)["step"] >= 20:
                 break
         process.kill()
-    assert [path.name[:10] for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint"] * 2
+    # two are kept; killed between saving a third and deleting the first, it leaves three
+    assert len([*(tmp_path / "out").glob("checkpoint-*")]) in (2, 3)
 
 
 def test_tensorboard_where_it_is_not_installed_is_one_line(cyclic: Path, tmp_path: Path) -> None:
@@ -407,10 +410,12 @@ def test_compiled_runs_give_the_same_bits_as_each_other(cyclic: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_processes_give_the_curve_of_one(how: str, cyclic: Path, tmp_path: Path) -> None:
-    alone = spec(tmp_path / "alone", cyclic, dtype="float32", accumulate=2)
-    shared = spec(tmp_path / "shared", cyclic, dtype="float32", processes=2, distributed=how)
+@pytest.mark.parametrize(("how", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
+def test_two_processes_give_the_curve_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
+    alone = spec(tmp_path / "alone", cyclic, dtype="float32", optimizer=optimizer, accumulate=2)
+    shared = spec(
+        tmp_path / "shared", cyclic, dtype="float32", optimizer=optimizer, processes=2, distributed=how
+    )  # fmt: skip
     for file in (alone, shared):
         status, _, errors = finish(file)
         assert (status, errors) == (0, "")
