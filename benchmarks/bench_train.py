@@ -350,17 +350,16 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "medium": {
         "adamw, cosine, 1e-3": {},
-        "adamw, cosine, 1e-3, a fifth of warm-up": {"warmup": 0.2},
         "muon, cosine, 1e-3": MUON,
-        "muon, cosine, 3e-3": {**MUON, "learning_rate": 3e-3},
-        "muon, cosine, 6e-3": {**MUON, "learning_rate": 6e-3},
-        "muon, cosine, 1e-2": {**MUON, "learning_rate": 1e-2},
+        "muon, wsd, 3e-3": {**MUON, "schedule": "wsd", "learning_rate": 3e-3},
+        "muon, wsd, 6e-3": {**MUON, "schedule": "wsd", "learning_rate": 6e-3},
+        "muon, wsd, 1e-2": {**MUON, "schedule": "wsd", "learning_rate": 1e-2},
     },
     "large": {
         "adamw, cosine, 6e-4": {},
-        "muon, cosine, 1e-3": {**MUON, "learning_rate": 1e-3},
-        "muon, cosine, 3e-3": {**MUON, "learning_rate": 3e-3},
-        "muon, cosine, 6e-3": {**MUON, "learning_rate": 6e-3},
+        "muon, wsd, 1e-3": {**MUON, "schedule": "wsd", "learning_rate": 1e-3},
+        "muon, wsd, 3e-3": {**MUON, "schedule": "wsd", "learning_rate": 3e-3},
+        "muon, wsd, 6e-3": {**MUON, "schedule": "wsd", "learning_rate": 6e-3},
     },
 }
 

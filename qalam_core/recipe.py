@@ -149,7 +149,7 @@ class Train(Part):
         1e-2, description="peak; adamw alone wants less, about a third"
     )
     schedule: Literal["cosine", "wsd"] = Field(
-        "cosine", description="after the warm-up: a cosine down, or the peak until a straight line down (wsd)"
+        "wsd", description="after the warm-up: the peak until a straight line down (wsd), or a cosine down"
     )
     warmup: Fraction = Field(0.05, description="share of the steps spent warming up")
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the steps that wsd's line down takes")

@@ -98,7 +98,7 @@ def test_matrices_decay_and_vectors_do_not(cyclic: Path) -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
-    settings = Train(steps=1000, warmup=0.1, learning_rate=1.0, batch_size=8)
+    settings = Train(steps=1000, warmup=0.1, learning_rate=1.0, schedule="cosine")
     rates = [learning_rate(settings, number) for number in range(1000)]
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == rates[99] == pytest.approx(1.0)
@@ -273,7 +273,7 @@ def test_muon_turns_the_blocks_matrices_and_adamw_has_the_rest(cyclic: Path, tmp
     assert not turned & rest
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"spike": 3.0, "z_loss": 1e-4, "schedule": "wsd"}])
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"spike": 3.0, "z_loss": 1e-4, "schedule": "cosine"}])
 def test_every_option_resumes_to_the_same_bits(change: dict[str, Any], cyclic: Path, tmp_path: Path) -> None:
     straight, stopped = (spec(tmp_path / name, cyclic, DROPOUT, **change) for name in ("straight", "stopped"))
     assert finish(straight)[0] == 0
