@@ -12,6 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qalam_core.arabic import PROFILES, Rules, normalise
@@ -28,6 +31,11 @@ _BPE_SPLIT = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s
 _WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
 
 Algorithm = Literal["bpe", "word"]
+
+_TOGETHER = 512  # pieces handed to Hugging Face's encoder as one item: an item costs as much as ten pieces
+
+
+Encoded = npt.NDArray[np.uint32]
 
 
 class WordIndex(dict[str, int]):
@@ -56,17 +64,21 @@ class ArabicTokenizer:
         # Ordinary text that spells "<END>" is text: a special token comes from us, never from a corpus.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        for name in ("words", "merges", "word2idx", "idx2word"):
+        for name in ("words", "merges", "word2idx", "idx2word", "_bare"):
             self.__dict__.pop(name, None)
 
     # -- making ---------------------------------------------------------------------------------
 
-    def build_vocab(self, texts: Iterable[str], min_freq: int = 2) -> None:
+    def build_vocab(self, texts: Iterable[str], min_freq: int = 2, normalised: bool = False) -> None:
         """Train on `texts`: at most `vocab_size` entries, none rarer than `min_freq`.
 
+        Texts that `normalised` says are so already are not normalised again, which would take most of the time.
         Raises CorpusError when the texts hold nothing to learn from.
         """
         trained = _assemble(self.algorithm, {}, [], PROFILES[self.profile])
+        normalizer = trained.normalizer
+        if normalised:
+            trained.normalizer = None
         options: dict[str, Any] = {
             "vocab_size": self.vocab_size, "min_frequency": min_freq,
             "special_tokens": list(SPECIALS), "show_progress": False,
@@ -78,6 +90,7 @@ class ArabicTokenizer:
         else:
             trainer = trainers.WordLevelTrainer(**options)
         trained.train_from_iterator(texts, trainer)
+        trained.normalizer = normalizer
         found = trained.get_vocab_size()
         if found <= len(SPECIALS):
             raise CorpusError(f"no word occurs {min_freq} times in the text; lower tokenizer.min_freq, or add text")
@@ -175,6 +188,42 @@ class ArabicTokenizer:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
+    def encode_normalised(self, texts: pa.LargeStringArray) -> tuple[Encoded, npt.NDArray[np.int64]]:
+        """Ids of all `texts` in one flat array, and how many of them each text has, as `encode` would give them.
+
+        The texts, without nulls, must be normalised by this tokenizer's profile, as a corpus shard's are; any
+        others may come out differently. Each distinct piece of text is encoded once, the rest is looked up.
+        Memory: some ten bytes per byte of text.
+        """
+        pieces, per_text = _pieces(texts)
+        coded = pieces.dictionary_encode()
+        known, known_lengths = self._encode_pieces(coded.dictionary.to_pylist())
+        which = coded.indices.to_numpy()
+        lengths = known_lengths[which]
+        ends = np.cumsum(lengths)
+        # a ragged gather: where each piece's ids stand among the known ones, less where they shall stand
+        shift = (np.cumsum(known_lengths) - known_lengths)[which] - (ends - lengths)
+        ids = known[np.repeat(shift, lengths) + np.arange(lengths.sum())]
+        upto = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(per_text)])]
+        return ids, np.diff(upto)
+
+    @cached_property
+    def _bare(self) -> Tokenizer:
+        """The same model and splitting without the normaliser, which would strip a piece's leading space."""
+        bare = Tokenizer(self._tokenizer.model)
+        bare.pre_tokenizer = self._tokenizer.pre_tokenizer
+        return bare
+
+    def _encode_pieces(self, pieces: list[str]) -> tuple[Encoded, npt.NDArray[np.int64]]:
+        groups = [pieces[i : i + _TOGETHER] for i in range(0, len(pieces), _TOGETHER)]
+        encoded = self._bare.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
+        ids = [np.array(one.ids, np.uint32) for one in encoded]
+        lengths = [
+            np.bincount(np.array(one.word_ids, np.int64), minlength=len(group))
+            for one, group in zip(encoded, groups, strict=True)
+        ]
+        return np.concatenate([np.empty(0, np.uint32), *ids]), np.concatenate([np.empty(0, np.int64), *lengths])
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; specials are left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -198,6 +247,29 @@ def _assemble(algorithm: Algorithm, words: dict[str, int], merges: list[tuple[st
     if words:
         tokenizer.add_special_tokens(list(SPECIALS))
     return tokenizer
+
+
+def _pieces(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, npt.NDArray[np.int64]]:
+    """Normalised texts cut before every space and around every line end, without a copy; and pieces per text.
+
+    No token crosses these cuts. White space in a normalised text is single spaces and line ends, never two of
+    them side by side nor one at an end; so a space goes with what follows it, and a line end stands alone. What
+    is letter, mark or digit is left to the tokenizer: the two libraries' tables may be of different Unicodes.
+    """
+    _, offsets_buffer, data_buffer = texts.buffers()
+    if not len(texts) or data_buffer is None:
+        return pa.array([], pa.large_string()), np.zeros(len(texts), np.int64)
+    offsets = np.frombuffer(offsets_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    data = np.frombuffer(data_buffer, np.uint8)[first:last]
+    line_end = data == ord("\n")
+    begins = (data == ord(" ")) | line_end
+    begins[1:] |= line_end[:-1]
+    begins[offsets[:-1][offsets[:-1] < last] - first] = True  # but for empty texts at the end
+    starts = np.flatnonzero(begins)
+    borders = np.append(starts, last - first) + first
+    pieces = pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(borders), data_buffer)
+    return pieces, np.diff(np.searchsorted(starts, offsets - first))
 
 
 def _rules(normalizer: dict[str, Any]) -> Rules:
