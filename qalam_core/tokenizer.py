@@ -250,11 +250,11 @@ def _assemble(algorithm: Algorithm, words: dict[str, int], merges: list[tuple[st
 
 
 def _pieces(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, npt.NDArray[np.int64]]:
-    """Normalised texts cut before every space and around every line end, without a copy; and pieces per text.
+    """Normalised texts cut before every space and line end, without a copy; and pieces per text.
 
-    No token crosses these cuts. White space in a normalised text is single spaces and line ends, never two of
-    them side by side nor one at an end; so a space goes with what follows it, and a line end stands alone. What
-    is letter, mark or digit is left to the tokenizer: the two libraries' tables may be of different Unicodes.
+    No token crosses these cuts: white space in a normalised text is single spaces and line ends, never two of
+    them side by side nor one at an end, and a token has it in front or not at all. What is letter, mark or digit
+    is left to the tokenizer: two libraries' tables may be of different Unicodes.
     """
     _, offsets_buffer, data_buffer = texts.buffers()
     if not len(texts) or data_buffer is None:
@@ -262,9 +262,7 @@ def _pieces(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, npt.NDArra
     offsets = np.frombuffer(offsets_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     first, last = int(offsets[0]), int(offsets[-1])
     data = np.frombuffer(data_buffer, np.uint8)[first:last]
-    line_end = data == ord("\n")
-    begins = (data == ord(" ")) | line_end
-    begins[1:] |= line_end[:-1]
+    begins = (data == ord(" ")) | (data == ord("\n"))
     begins[offsets[:-1][offsets[:-1] < last] - first] = True  # but for empty texts at the end
     starts = np.flatnonzero(begins)
     borders = np.append(starts, last - first) + first
