@@ -240,6 +240,10 @@ class Recipe(Part):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="champions are kept by this name")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of every random choice")
+    # in no stage's part, and so in no digest: the same bytes come out anywhere
+    runner: str = Field(
+        "threads", description='where files and shards are worked on: threads, processes, dask, or "tcp://HOST:8786"'
+    )
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
@@ -361,6 +365,7 @@ def to_toml(recipe: Recipe) -> str:
     lines = [
         f"# {Recipe.model_fields['name'].description}", f"name = {_toml(recipe.name)}",
         f"seed = {recipe.seed}  # {Recipe.model_fields['seed'].description}",
+        f"runner = {_toml(recipe.runner)}  # {Recipe.model_fields['runner'].description}",
     ]  # fmt: skip
     sections: list[tuple[str, Part]] = [("[corpus]", recipe.corpus)]
     sections += [("[[corpus.sources]]", source) for source in recipe.corpus.sources]

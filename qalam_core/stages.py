@@ -30,7 +30,7 @@ from qalam_core import tokens as shards_of_tokens
 from qalam_core.corpus import SourceFile
 from qalam_core.errors import RecipeError, StoreError, TrainingError
 from qalam_core.gate import Verdict
-from qalam_core.publish import Published, measured, publish
+from qalam_core.publish import Published, measured, publish, speed
 from qalam_core.recipe import Corpus, Recipe, digest
 from qalam_core.sample import sample
 from qalam_core.store import Artifact, Progress, Store, file_sha256, silent
@@ -49,6 +49,7 @@ __all__ = [
     "publish",
     "resolve",
     "shards",
+    "speed",
     "tokenize",
     "train",
     "trained",
