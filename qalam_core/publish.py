@@ -110,8 +110,8 @@ def measured(evaluation: Artifact) -> tuple[Report, Budgets]:
 def speed(artifacts: Sequence[Artifact]) -> str:
     """Megabytes of text a second of work that went into artifacts of one stage, as "12.3 MB/s".
 
-    Empty where nothing was built, or too little text was read to tell. Of shards worked on side by side the seconds add up, so
-    this is the speed of one worker.
+    Empty where nothing was built, or too little text was read to tell. Of shards worked on side by side the
+    seconds add up, so this is the speed of one worker.
     """
     built = [(_text_bytes(artifact), artifact.seconds) for artifact in artifacts if not artifact.cached]
     size, seconds = (sum(column) for column in zip(*built, strict=True)) if built else (0, 0.0)

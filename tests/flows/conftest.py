@@ -116,7 +116,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def write_recipe(path: Path, corpus: Path, **parts: dict[str, Any]) -> Path:
+def write_recipe(path: Path, corpus: Path, /, **parts: dict[str, Any]) -> Path:
     """The tiny recipe as a file; its name is the file's, so that tests find their own runs on the server."""
     recipe = tiny_recipe(corpus, **parts).model_copy(update={"name": path.stem})
     path.write_text(to_toml(recipe), encoding="utf-8")
