@@ -21,16 +21,16 @@ from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 from tasks.runners import workers
 from tests.conftest import sentences
-from tests.flows.conftest import clean_environment, free_port, own_signals, qalam, write_recipe
+from tests.flows.conftest import clean_environment, free_port, own_signals, write_recipe
 
-FILES = 24
+FILES = 16
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of many files and several shards."""
     folder = tmp_path_factory.mktemp("many")
-    texts = sentences(FILES * 600)
+    texts = sentences(FILES * 900)
     (folder / "texts").mkdir()
     for number in range(FILES):
         text = "\n".join(texts[number::FILES])
@@ -89,37 +89,55 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
             process.wait()
 
 
-@pytest.mark.slow
-def test_processes_make_the_same_bytes(recipe: Path, expected: dict[str, str], tmp_path: Path) -> None:
-    done = qalam("build", recipe, "--store", tmp_path / "store", QALAM_RUNNER="processes")
-    assert done.returncode in (0, 1), done.stderr  # 1: two steps may not pass the gate
-    assert mapped(tmp_path / "store") == expected
-    assert done.stderr.count("ingest") == FILES  # whoever watches is told, though the work was elsewhere
+@contextmanager
+def building(recipe: Path, store: Path, api: str, runner: str) -> Iterator[subprocess.Popen[str]]:
+    """`qalam build` in a process of its own."""
+    code = "from flows.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "build", str(recipe), "--store", str(store)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, preexec_fn=own_signals,
+        env=clean_environment(QALAM_RUNNER=runner, PREFECT_API_URL=api),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(store: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> int:
+    """Wait until so many paths of the store match; -> how many do."""
+    for _ in range(2400):
+        found = len(list((store / "artifacts").glob(pattern)))
+        if found >= count or process.poll() is not None:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{pattern} did not come in two minutes")
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_makes_the_same_bytes_and_redoes_a_lost_workers_files(
-    recipe: Path, expected: dict[str, str], tmp_path: Path, api: str
-) -> None:
-    with cluster(tmp_path) as (address, dask_workers):
-        command = [sys.executable, "-c", "from flows.cli import main; main()", "build", str(recipe), "--store"]
-        build = subprocess.Popen(
-            [*command, str(tmp_path / "s")],
-            env=clean_environment(QALAM_RUNNER=address, PREFECT_API_URL=api), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, preexec_fn=own_signals,
-        )  # fmt: skip
-        for _ in range(1200):
-            if len(list((tmp_path / "s" / "artifacts" / "ingest").glob("*/manifest.json"))) >= 2:
-                break
-            assert build.poll() is None, build.communicate()
-            time.sleep(0.05)
-        done = len(list((tmp_path / "s" / "artifacts" / "ingest").glob("*/manifest.json")))
+def test_processes_make_the_same_bytes(recipe: Path, expected: dict[str, str], tmp_path: Path, api: str) -> None:
+    with building(recipe, tmp_path, api, "processes") as process:
+        wait_for(tmp_path, "train/*", 1, process)
+        process.terminate()  # the rest is not the runner's
+        _, told = process.communicate(timeout=60)
+    assert mapped(tmp_path) == expected, told
+    assert told.count("built   ingest stories") == FILES  # whoever watches is told, though the work was elsewhere
+    assert "built   tokenize train-00000" in told
+
+
+@pytest.mark.slow
+def test_a_lost_dask_workers_files_are_redone(recipe: Path, expected: dict[str, str], tmp_path: Path, api: str) -> None:
+    store = tmp_path / "store"
+    with cluster(tmp_path) as (address, dask_workers), building(recipe, store, api, address) as process:
+        finished = wait_for(store, "ingest/*/manifest.json", 2, process)
         dask_workers[0].kill()
-        out, errors = build.communicate(timeout=200)
-        assert done < FILES, "the worker was killed too late for the test to mean anything"
-        assert build.returncode in (0, 1), errors
-        assert "run " in out
-        assert mapped(tmp_path / "s") == expected
+        assert finished < FILES, "the worker was killed too late for the test to mean anything"
+        out, errors = process.communicate(timeout=200)
+        assert process.returncode in (0, 1), errors  # 1: a model of two steps need not pass the gate
+        assert "package" in out
+        assert mapped(store) == expected
+        assert dask_workers[1].poll() is None
 
 
 def test_threads_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
