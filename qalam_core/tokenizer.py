@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qalam_core.arabic import PROFILES, Rules, normalise
@@ -32,10 +33,18 @@ _WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
 
 Algorithm = Literal["bpe", "word"]
 
+# Characters that are letters, marks, digits or signs in every Unicode since long ago, and so to every library.
+_LETTER = "A-Za-z\u0621-\u063a\u0641-\u0652\u0670-\u06d3"
+_DIGIT = "0-9\u0660-\u0669\u06f0-\u06f9"
+_SIGN = "!-/:-@\\[-`{-~\u00ab\u00bb\u060c\u061b\u061f\u2013\u2014\u2018\u2019\u201c\u201d\ufd3e\ufd3f"
+_PLAIN = f"^[{_LETTER}{_DIGIT}{_SIGN}]+$"
+_PLAIN_WORD = f"([{_LETTER}]+|[{_DIGIT}]+|[{_SIGN}])"
+
 _TOGETHER = 512  # pieces handed to Hugging Face's encoder as one item: an item costs as much as ten pieces
 
 
 Encoded = npt.NDArray[np.uint32]
+Counts = npt.NDArray[np.int64]
 
 
 class WordIndex(dict[str, int]):
@@ -64,7 +73,7 @@ class ArabicTokenizer:
         # Ordinary text that spells "<END>" is text: a special token comes from us, never from a corpus.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        for name in ("words", "merges", "word2idx", "idx2word", "_bare"):
+        for name in ("words", "merges", "word2idx", "idx2word", "_bare", "_entries"):
             self.__dict__.pop(name, None)
 
     # -- making ---------------------------------------------------------------------------------
@@ -188,7 +197,7 @@ class ArabicTokenizer:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def encode_normalised(self, texts: pa.LargeStringArray) -> tuple[Encoded, npt.NDArray[np.int64]]:
+    def encode_normalised(self, texts: pa.LargeStringArray) -> tuple[Encoded, Counts]:
         """Ids of all `texts` in one flat array, and how many of them each text has, as `encode` would give them.
 
         The texts, without nulls, must be normalised by this tokenizer's profile, as a corpus shard's are; any
@@ -197,13 +206,12 @@ class ArabicTokenizer:
         """
         pieces, per_text = _pieces(texts)
         coded = pieces.dictionary_encode()
-        known, known_lengths = self._encode_pieces(coded.dictionary.to_pylist())
+        known, firsts, counts = self._encode_pieces(coded.dictionary)
         which = coded.indices.to_numpy()
-        lengths = known_lengths[which]
+        lengths = counts[which]
         ends = np.cumsum(lengths)
         # a ragged gather: where each piece's ids stand among the known ones, less where they shall stand
-        shift = (np.cumsum(known_lengths) - known_lengths)[which] - (ends - lengths)
-        ids = known[np.repeat(shift, lengths) + np.arange(lengths.sum())]
+        ids = known[np.repeat(firsts[which] - (ends - lengths), lengths) + np.arange(lengths.sum())]
         upto = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(per_text)])]
         return ids, np.diff(upto)
 
@@ -214,15 +222,40 @@ class ArabicTokenizer:
         bare.pre_tokenizer = self._tokenizer.pre_tokenizer
         return bare
 
-    def _encode_pieces(self, pieces: list[str]) -> tuple[Encoded, npt.NDArray[np.int64]]:
+    @cached_property
+    def _entries(self) -> pa.StringArray:
+        return pa.array(self.words)
+
+    def _encode_pieces(self, pieces: pa.LargeStringArray) -> tuple[Encoded, Counts, Counts]:
+        """Ids of distinct pieces; where each piece's begin among them, and how many it has."""
+        counts = np.zeros(len(pieces), np.int64)
+        if self.algorithm == "bpe":
+            ids, counts = self._encode_anything(pieces.to_pylist())
+            return ids, np.cumsum(counts) - counts, counts
+        # Words need no more than a look into the vocabulary, where nobody can doubt what a word is.
+        words = pc.utf8_trim(pieces, " \n")
+        plain = pc.match_substring_regex(words, _PLAIN)
+        cut = pc.utf8_rtrim(pc.replace_substring_regex(words.filter(plain), _PLAIN_WORD, "\\1\n"), "\n")
+        lists = pc.split_pattern(cut, "\n")
+        found = pc.index_in(lists.flatten().cast(pa.string()), self._entries).fill_null(UNK).to_numpy()
+        is_plain = plain.to_numpy(zero_copy_only=False)
+        counts[is_plain] = lists.value_lengths().to_numpy()
+        other_ids, counts[~is_plain] = self._encode_anything(words.filter(pc.invert(plain)).to_pylist())
+        firsts = np.empty(len(pieces), np.int64)
+        order = np.concatenate([np.flatnonzero(is_plain), np.flatnonzero(~is_plain)])
+        firsts[order] = np.cumsum(counts[order]) - counts[order]
+        return np.concatenate([found.astype(np.uint32), other_ids]), firsts, counts
+
+    def _encode_anything(self, pieces: list[str]) -> tuple[Encoded, Counts]:
+        """Ids of pieces in one flat array, and how many each has, by Hugging Face's encoder."""
         groups = [pieces[i : i + _TOGETHER] for i in range(0, len(pieces), _TOGETHER)]
         encoded = self._bare.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
         ids = [np.array(one.ids, np.uint32) for one in encoded]
-        lengths = [
+        counts = [
             np.bincount(np.array(one.word_ids, np.int64), minlength=len(group))
             for one, group in zip(encoded, groups, strict=True)
         ]
-        return np.concatenate([np.empty(0, np.uint32), *ids]), np.concatenate([np.empty(0, np.int64), *lengths])
+        return np.concatenate([np.empty(0, np.uint32), *ids]), np.concatenate([np.empty(0, np.int64), *counts])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; specials are left out."""
