@@ -41,6 +41,7 @@ _PLAIN = f"^[{_LETTER}{_DIGIT}{_SIGN}]+$"
 _PLAIN_WORD = f"([{_LETTER}]+|[{_DIGIT}]+|[{_SIGN}])"
 
 _TOGETHER = 512  # pieces handed to Hugging Face's encoder as one item: an item costs as much as ten pieces
+_AT_ONCE = 64 * _TOGETHER
 
 
 Encoded = npt.NDArray[np.uint32]
@@ -248,14 +249,15 @@ class ArabicTokenizer:
 
     def _encode_anything(self, pieces: list[str]) -> tuple[Encoded, Counts]:
         """Ids of pieces in one flat array, and how many each has, by Hugging Face's encoder."""
-        groups = [pieces[i : i + _TOGETHER] for i in range(0, len(pieces), _TOGETHER)]
-        encoded = self._bare.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
-        ids = [np.array(one.ids, np.uint32) for one in encoded]
-        counts = [
-            np.bincount(np.array(one.word_ids, np.int64), minlength=len(group))
-            for one, group in zip(encoded, groups, strict=True)
-        ]
-        return np.concatenate([np.empty(0, np.uint32), *ids]), np.concatenate([np.empty(0, np.int64), *counts])
+        ids, counts = [np.empty(0, np.uint32)], [np.empty(0, np.int64)]
+        for start in range(0, len(pieces), _AT_ONCE):  # an encoding takes a hundred times the memory of its ids
+            block = pieces[start : start + _AT_ONCE]
+            groups = [block[i : i + _TOGETHER] for i in range(0, len(block), _TOGETHER)]
+            encoded = self._bare.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
+            for one, group in zip(encoded, groups, strict=True):
+                ids.append(np.array(one.ids, np.uint32))
+                counts.append(np.bincount(np.array(one.word_ids, np.int64), minlength=len(group)))
+        return np.concatenate(ids), np.concatenate(counts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; specials are left out."""

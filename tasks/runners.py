@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from prefect import Task, unmapped
-from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from qalam_core.errors import RecipeError, StoreError
@@ -41,9 +41,9 @@ class Workers:
         try:
             futures = self.runner.map(task, parameters)
             if self.elsewhere:
-                labels = dict(zip((future.task_run_id for future in futures), _labels(task, parameters), strict=True))
-                for future in as_completed(list(futures)):
-                    _told(labels[future.task_run_id], future.result())
+                # in turn: Prefect's as_completed waits for ever for what a broken pool was to do
+                for label, future in zip(_labels(task, parameters), futures, strict=True):
+                    _told(label, future.result())
             results: list[Artifact] = futures.result()
         except BrokenProcessPool:
             raise StoreError(
@@ -81,6 +81,8 @@ def workers(wish: str) -> Iterator[Workers]:
 @contextmanager
 def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
     try:
+        from distributed import KilledWorker
+        from distributed.comm.core import CommClosedError
         from prefect_dask.task_runners import DaskTaskRunner
     except ImportError:
         raise RecipeError(f'{source}: Dask is not installed; run: pip install "al-qalam[dask]"') from None
@@ -102,7 +104,18 @@ def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
             raise RecipeError(
                 f"{source}: the Dask cluster at {address} has no workers; start some with `dask worker {address}`"
             ) from None
-        yield runner
+        try:
+            yield runner
+        except KilledWorker:
+            raise StoreError(
+                "several Dask workers were killed over the same file, most likely for memory; what is finished is "
+                "kept: give the workers more, or fewer threads, and run the same command again"
+            ) from None
+        except (CancelledError, CommClosedError):
+            raise StoreError(
+                f"the Dask scheduler at {address or 'this machine'} is gone; what is finished is kept: start it, and "
+                "run the same command again"
+            ) from None
 
 
 def _labels(task: Task[..., Any], parameters: dict[str, Any]) -> list[str]:
