@@ -35,7 +35,7 @@ from qalam_core.model import PureDynamicTransformer
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
 from qalam_core.tokenizer import END, START, ArabicTokenizer
-from qalam_core.tokens import Batches, flat, write_shard
+from qalam_core.tokens import Batches, flat, flattened, write_shard
 from qalam_core.train import weights_of
 
 TARGET_SECONDS = 60.0
@@ -164,7 +164,7 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
     def leak() -> Verdict:
         texts = [text for _, text in sound.texts("test")][::10]
         shard = work / "leaked.arrow"
-        write_shard(shard, [sound.words.encode_batch(texts * 3)], len(sound.words), START, END)
+        write_shard(shard, [flattened(sound.words.encode_batch(texts * 3))], len(sound.words), START, END)
         return training(sound.trained_plainly([*sound.shards, shard], shift=1), texts)
 
     def foreign() -> Verdict:

@@ -44,7 +44,7 @@ from qalam_core.recipe import Model, Source, Train
 from qalam_core.sources import resolve
 from qalam_core.store import file_sha256
 from qalam_core.tokenizer import END, START, ArabicTokenizer
-from qalam_core.tokens import Batches, flat, write_shard
+from qalam_core.tokens import Batches, flat, flattened, write_shard
 from qalam_core.train import Spec, Training
 
 ROUNDS = 9
@@ -199,8 +199,8 @@ class Data:
         tokenizer.build_vocab(kept)
         self.vocab_size = len(tokenizer)
         self.train, self.test = folder / "train.arrow", folder / "test.arrow"
-        write_shard(self.train, [tokenizer.encode_batch(kept)], self.vocab_size, START, END)
-        write_shard(self.test, [tokenizer.encode_batch(documents[::20])], self.vocab_size, START, END)
+        write_shard(self.train, [flattened(tokenizer.encode_batch(kept))], self.vocab_size, START, END)
+        write_shard(self.test, [flattened(tokenizer.encode_batch(documents[::20]))], self.vocab_size, START, END)
 
     def windows(self, length: int, count: int = 256) -> Any:
         ids = flat(self.test)
@@ -211,7 +211,7 @@ class Data:
 def random_shard(folder: Path, vocab_size: int) -> Path:
     path = folder / f"random-{vocab_size}.arrow"
     ids = np.random.default_rng(0).integers(4, vocab_size, 200_000).tolist()
-    write_shard(path, [[ids]], vocab_size, START, END)
+    write_shard(path, [flattened([ids])], vocab_size, START, END)
     return path
 
 
@@ -399,7 +399,7 @@ def recipes(asked: argparse.Namespace, folder: Path) -> list[tuple[str, float, s
 def kills(folder: Path) -> list[tuple[str, float, str, float]]:
     shard = folder / "tokens.arrow"
     ids = np.random.default_rng(0).integers(4, 300, 50_000).tolist()
-    write_shard(shard, [[ids]], 300, START, END)
+    write_shard(shard, [flattened([ids])], 300, START, END)
     model = Model(dim=64, num_heads=2, num_layers=2, max_seq_len=32, dropout=0.1)
     settings = Train(steps=200, batch_size=8, threads=1, checkpoint_every=2, log_every=5, validate_every=50)
 

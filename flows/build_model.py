@@ -6,30 +6,23 @@ They do not know what any task does.
 
 from __future__ import annotations
 
-import logging
-import os
 from typing import Any
 
 from prefect import flow, unmapped
 from prefect.client.schemas import State
-from prefect.futures import PrefectFutureList
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from qalam_core.recipe import Recipe
 from qalam_core.stages import shards
 from qalam_core.store import Artifact
 from tasks import remote, stages
 from tasks.policy import confined
+from tasks.runners import workers
 
-__all__ = ["all_of", "build_model", "one_of", "opened", "train_model"]
+__all__ = ["build_model", "one_of", "opened", "train_model"]
 
 
-@flow(
-    name="build_model", flow_run_name="build {recipe.name}", persist_result=False,
-    # the mapped stages run in native code that frees the interpreter
-    task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1),  # type: ignore[arg-type]
-)  # fmt: skip
+@flow(name="build_model", flow_run_name="build {recipe.name}", persist_result=False)
 def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> Any:
     """Build a model from a recipe; what the store already holds is not built again.
 
@@ -40,12 +33,13 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
             same store; empty: train where this flow runs
     """
     store = opened(store)
-    files = stages.resolve(recipe.corpus)
-    documents = all_of(stages.ingest.map(unmapped(store), files))
-    corpus = one_of(stages.prepare(store, recipe, documents))
-    tokenizer = one_of(stages.vocab(store, recipe, corpus))
-    names = shards(corpus)
-    tokens = all_of(stages.tokenize.map(unmapped(store), unmapped(corpus), names, unmapped(tokenizer)))
+    with workers(recipe.runner) as pool:
+        files = stages.resolve(recipe.corpus)
+        documents = pool.map(stages.ingest, store=unmapped(store), file=files)
+        corpus = one_of(stages.prepare(store, recipe, documents))
+        tokenizer = one_of(stages.vocab(store, recipe, corpus))
+        names, words = shards(corpus), unmapped(tokenizer)
+        tokens = pool.map(stages.tokenize, store=unmapped(store), corpus=unmapped(corpus), shard=names, tokenizer=words)
     if training:
         checkpoint = one_of(remote.train(training, store, recipe, tokenizer, tokens))
     else:
@@ -77,8 +71,7 @@ def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = 
 
 
 def opened(store: str) -> str:
-    """The store as an absolute path, if this process may use it; what the library says reaches the run's log."""
-    logging.getLogger("qalam_core").setLevel(logging.INFO)
+    """The store as an absolute path, if this process may use it."""
     return confined(store)
 
 
@@ -86,9 +79,3 @@ def one_of(returned: Any) -> Artifact:
     """What a task called in place returned; a reused artifact comes inside its Cached state."""
     artifact: Artifact = returned.result() if isinstance(returned, State) else returned
     return artifact
-
-
-def all_of(futures: PrefectFutureList[Any]) -> list[Artifact]:
-    """Wait for mapped tasks; the first error is raised as it was."""
-    results: list[Artifact] = futures.result()
-    return results

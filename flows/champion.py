@@ -11,12 +11,13 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect.states import Completed, Failed
 
-from flows.build_model import all_of, one_of, opened
+from flows.build_model import one_of, opened
 from qalam_core.recipe import Recipe
 from qalam_core.stages import shards
 from qalam_core.store import Store
 from tasks import champion as tasks
 from tasks import stages
+from tasks.runners import workers
 
 __all__ = ["evaluate_champion", "reproduce_champion"]
 
@@ -33,10 +34,11 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
     run = Store(Path(store)).champion(recipe.name)
     if run is None:
         return Completed(message=f"{recipe.name} has no champion yet")
-    documents = all_of(stages.ingest.map(unmapped(store), stages.resolve(recipe.corpus)))
-    corpus = one_of(stages.prepare(store, recipe, documents))
-    tokenizer = tasks.tokenizer(store, run)
-    tokens = all_of(stages.tokenize.map(unmapped(store), unmapped(corpus), shards(corpus), unmapped(tokenizer)))
+    with workers(recipe.runner) as pool:
+        documents = pool.map(stages.ingest, store=unmapped(store), file=stages.resolve(recipe.corpus))
+        corpus = one_of(stages.prepare(store, recipe, documents))
+        names, words = shards(corpus), unmapped(tasks.tokenizer(store, run))
+        tokens = pool.map(stages.tokenize, store=unmapped(store), corpus=unmapped(corpus), shard=names, tokenizer=words)
     verdict = tasks.remeasure(store, recipe, run, corpus, tokens)
     if not verdict.passed:
         return Failed(message=f"{run} would not pass today: " + " ".join(verdict.reasons()), data=verdict)

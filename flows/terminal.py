@@ -60,10 +60,13 @@ class Bars:
 
     def finished(self, label: str, artifact: Artifact) -> None:
         """Replace the bar of `label` by one line."""
+        from qalam_core.publish import speed  # whoever builds has it loaded, and `qalam --help` does without
+
         if label in self._bars:
             self._progress.remove_task(self._bars.pop(label))  # type: ignore[arg-type]
         how = "[cyan]cached[/]" if artifact.cached else "[green]built [/]"
-        self._progress.console.print(f"  {how}  {label:<28}{artifact.seconds:8.1f} s   {artifact.digest[:12]}")
+        line = f"  {how}  {label:<28}{artifact.seconds:8.1f} s  {speed([artifact]):>11}   {artifact.digest[:12]}"
+        self._progress.console.print(line)
 
 
 class _Notes(logging.Handler):
@@ -114,7 +117,7 @@ def summary(published: Published) -> None:
     out.print("\nsamples (a statistical model's text, not statements)")
     for sample in report["samples"][:3]:
         out.print("  " + " ".join(sample["text"].split()), soft_wrap=True, markup=False)
-    out.print("\ntime: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in _timings(published).items()))
+    out.print("\ntime: " + _timings(published))
     if published.cached:
         out.print("every stage was cached: nothing had to be built")
     out.print(f"\nrun      [bold]{published.run}[/]{'  (champion)' if published.champion else ''}")
@@ -126,8 +129,13 @@ def summary(published: Published) -> None:
         out.print("gate     [red]refused[/]: " + " ".join(published.verdict.reasons()), soft_wrap=True)
 
 
-def _timings(published: Published) -> dict[str, float]:
-    timings: dict[str, float] = {}
+def _timings(published: Published) -> str:
+    from qalam_core.publish import speed
+
+    stages: dict[str, list[Artifact]] = {}
     for artifact in published.artifacts:
-        timings[artifact.stage] = timings.get(artifact.stage, 0.0) + artifact.seconds
-    return timings
+        stages.setdefault(artifact.stage, []).append(artifact)
+    return ", ".join(
+        f"{stage} {sum(artifact.seconds for artifact in artifacts):.1f} s" + (f" ({fast})" if fast else "")
+        for stage, artifacts in stages.items() for fast in [speed(artifacts)]
+    )  # fmt: skip

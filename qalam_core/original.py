@@ -17,7 +17,7 @@ from qalam_core.errors import CorpusError, PackageError, TrainingError
 from qalam_core.hardware import choose_device
 from qalam_core.recipe import Train
 from qalam_core.tokenizer import END, START, ArabicTokenizer, WordIndex
-from qalam_core.tokens import Batches, write_shard
+from qalam_core.tokens import Batches, flattened, write_shard
 from qalam_core.train import Training, weights_of
 
 __all__ = ["PureCodeTrainer", "PureDynamicTransformer"]
@@ -93,7 +93,7 @@ class PureCodeTrainer:
         self.save_dir.mkdir(parents=True, exist_ok=True)
         shard = self.save_dir / "tokens.arrow"
         batches_of_lines = _in_batches(lines_of(train_file), 1000, max_samples)
-        encoded = (self.tokenizer.encode_batch(lines) for lines in batches_of_lines)
+        encoded = (flattened(self.tokenizer.encode_batch(lines)) for lines in batches_of_lines)
         write_shard(shard, encoded, len(self.tokenizer), START, END)
         batches = Batches([shard], batch_size, seq_len, seed=0)
         settings = Train(

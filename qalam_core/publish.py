@@ -107,6 +107,24 @@ def measured(evaluation: Artifact) -> tuple[Report, Budgets]:
     return Report.model_validate_json(report), Budgets.model_validate_json(budgets)
 
 
+def speed(artifacts: Sequence[Artifact]) -> str:
+    """Megabytes of text a second of work that went into artifacts of one stage, as "12.3 MB/s".
+
+    Empty where nothing was built, or too little text was read to tell. Of shards worked on side by side the
+    seconds add up, so this is the speed of one worker.
+    """
+    built = [(_text_bytes(artifact), artifact.seconds) for artifact in artifacts if not artifact.cached]
+    size, seconds = (sum(column) for column in zip(*built, strict=True)) if built else (0, 0.0)
+    return f"{size / 1e6 / seconds:.1f} MB/s" if size >= 100_000 and seconds else ""
+
+
+def _text_bytes(artifact: Artifact) -> int:
+    """Bytes of text that a stage gave (ingest, prepare) or read (vocab, tokenize); 0 for the others."""
+    if artifact.stage == "prepare":
+        return sum(split["bytes"] for split in artifact.facts["splits"].values())
+    return int(artifact.facts.get("bytes", 0)) if artifact.stage in ("ingest", "vocab", "tokenize") else 0
+
+
 def _machine() -> dict[str, Any]:
     return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
             "python": platform.python_version()}  # fmt: skip

@@ -108,6 +108,7 @@ class Tokenizer(Part):
     algorithm: Literal["bpe", "word"] = Field("bpe", description="bpe is lossless; word is the original's")
     vocab_size: Annotated[int, Field(ge=260)] = Field(8000, description="entries, the four specials included")
     min_freq: Positive = Field(2, description="rarer words (word) or pairs (bpe) get no entry")
+    sample_mb: Positive = Field(64, description="text that the vocabulary is trained on, in MB; drawn by the seed")
 
 
 class Model(Part):
@@ -241,6 +242,10 @@ class Recipe(Part):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="champions are kept by this name")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of every random choice")
+    # in no stage's part, and so in no digest: the same bytes come out anywhere
+    runner: str = Field(
+        "threads", description='where files and shards are worked on: threads, processes, dask, or "tcp://HOST:8786"'
+    )
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
@@ -362,6 +367,7 @@ def to_toml(recipe: Recipe) -> str:
     lines = [
         f"# {Recipe.model_fields['name'].description}", f"name = {_toml(recipe.name)}",
         f"seed = {recipe.seed}  # {Recipe.model_fields['seed'].description}",
+        f"runner = {_toml(recipe.runner)}  # {Recipe.model_fields['runner'].description}",
     ]  # fmt: skip
     sections: list[tuple[str, Part]] = [("[corpus]", recipe.corpus)]
     sections += [("[[corpus.sources]]", source) for source in recipe.corpus.sources]

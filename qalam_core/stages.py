@@ -19,6 +19,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from qalam_core import corpus as corpora
 from qalam_core import gate as gates
 from qalam_core import package as packages
@@ -27,8 +30,9 @@ from qalam_core import tokens as shards_of_tokens
 from qalam_core.corpus import SourceFile
 from qalam_core.errors import RecipeError, StoreError, TrainingError
 from qalam_core.gate import Verdict
-from qalam_core.publish import Published, measured, publish
+from qalam_core.publish import Published, measured, publish, speed
 from qalam_core.recipe import Corpus, Recipe, digest
+from qalam_core.sample import sample
 from qalam_core.store import Artifact, Progress, Store, file_sha256, silent
 from qalam_core.tokenizer import END, START, ArabicTokenizer
 
@@ -45,6 +49,7 @@ __all__ = [
     "publish",
     "resolve",
     "shards",
+    "speed",
     "tokenize",
     "train",
     "trained",
@@ -55,6 +60,8 @@ log = logging.getLogger(__name__)
 
 Turn = Callable[[], AbstractContextManager[None]]
 """Waits until the machine has room for one more training; entered before the trainer starts, left at its end."""
+
+ENCODE_BYTES = 8_000_000  # text that is encoded at once: some ten times as much memory, on each thread
 
 STAGE_VERSION = {
     "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 2, "export": 1, "evaluate": 2, "gate": 2,
@@ -86,21 +93,37 @@ def prepare(store: Store, recipe: Recipe, documents: Sequence[Artifact], progres
 
 def vocab(store: Store, recipe: Recipe, corpus: Artifact, progress: Progress = silent) -> Artifact:
     """The training split -> tokenizer.json."""
-    part = {**recipe.tokenizer.canonical(), "profile": recipe.corpus.profile}
+    settings = recipe.tokenizer
+    part = {**settings.canonical(), "profile": recipe.corpus.profile}
+    limit = part.pop("sample_mb") * 1_000_000
+    size = corpus.facts["splits"]["train"]["bytes"]
+    if size > limit:  # else the whole split is read, whatever the limit and the seed
+        part |= {"sample_bytes": limit, "seed": recipe.seed}
 
     def make(out: Path) -> Mapping[str, Any]:
-        settings = recipe.tokenizer
         tokenizer = ArabicTokenizer(settings.vocab_size, settings.algorithm, recipe.corpus.profile)
-        texts = corpora.read_split(corpus.path, "train")
-        total = sum(shard.stat().st_size for shard in texts)
-        tokenizer.build_vocab(_texts(texts, progress, total), settings.min_freq)
+        shards = corpora.read_split(corpus.path, "train")
+        batches = (
+            sample(shards, limit, recipe.seed) if size > limit
+            else (batch.column("text") for shard in shards for batch in corpora.read_texts(shard))
+        )  # fmt: skip
+        read = 0
+
+        def texts() -> Iterable[str]:
+            nonlocal read
+            for batch in batches:
+                yield from batch.to_pylist()
+                read += _length(batch)
+                progress(read, min(size, limit))
+
+        tokenizer.build_vocab(texts(), settings.min_freq, normalised=True)
         if len(tokenizer) < settings.vocab_size:
             raise RecipeError(
                 f"tokenizer.vocab_size is {settings.vocab_size}, but with min_freq {settings.min_freq} the corpus "
                 f"supports {len(tokenizer)}; set it to {len(tokenizer)} or less, or add text"
             )
         tokenizer.save(out / "tokenizer.json")
-        return {"entries": len(tokenizer)}
+        return {"entries": len(tokenizer), "bytes": read}
 
     inputs = {name: sha256 for name, sha256 in _shard_digests(corpus).items() if name.startswith("train")}
     return store.build("vocab", STAGE_VERSION["vocab"], part, inputs, make)
@@ -117,18 +140,17 @@ def tokenize(store: Store, corpus: Artifact, shard: str, tokenizer: Artifact, pr
     def make(out: Path) -> Mapping[str, Any]:
         words = _tokenizer(tokenizer)
         path = corpus.path / f"{shard}.arrow"
-        batches = corpora.read_texts(path)
         size, done = path.stat().st_size, 0
 
-        def encoded() -> Iterable[list[list[int]]]:
+        def encoded() -> Iterable[Any]:
             nonlocal done
-            for batch in batches:
-                yield words.encode_batch(batch.column("text").to_pylist())
-                done += batch.nbytes
+            for texts in _chunks(path):
+                yield words.encode_normalised(texts)
+                done += _length(texts)
                 progress(min(done, size), size)
 
         documents, tokens = shards_of_tokens.write_shard(out / "tokens.arrow", encoded(), len(words), START, END)
-        return {"documents": documents, "tokens": tokens, "split": shard.partition("-")[0]}
+        return {"documents": documents, "tokens": tokens, "bytes": done, "split": shard.partition("-")[0]}
 
     inputs = {"shard": _shard_digests(corpus)[f"{shard}.arrow"], "tokenizer": tokenizer.digest}
     return store.build("tokenize", STAGE_VERSION["tokenize"], {"split": shard.partition("-")[0]}, inputs, make)
@@ -407,13 +429,21 @@ def _shard_digests(corpus: Artifact) -> dict[str, str]:
     return {name: files[name]["sha256"] for name in sorted(files) if not name.startswith("rejects")}
 
 
-def _texts(paths: Sequence[Path], progress: Progress, total: int) -> Iterable[str]:
-    done = 0
-    for path in paths:
-        for batch in corpora.read_texts(path):
-            yield from batch.column("text").to_pylist()
-            done += batch.nbytes
-            progress(min(done, total), total)
+def _chunks(shard: Path) -> Iterable[pa.LargeStringArray]:
+    """The texts of a shard, joined to some ENCODE_BYTES each: in more text, more words are known already."""
+    gathered: list[pa.Array] = []
+    for batch in corpora.read_texts(shard):
+        gathered.append(batch.column("text"))
+        if sum(map(_length, gathered)) >= ENCODE_BYTES:
+            yield pa.concat_arrays(gathered)
+            gathered.clear()
+    if gathered:
+        yield pa.concat_arrays(gathered)
+
+
+def _length(texts: pa.LargeStringArray) -> int:
+    """Bytes of text."""
+    return pc.sum(pc.binary_length(texts)).as_py() or 0
 
 
 def _tokenizer(artifact: Artifact) -> ArabicTokenizer:

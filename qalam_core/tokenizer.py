@@ -12,6 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qalam_core.arabic import PROFILES, Rules, normalise
@@ -28,6 +32,20 @@ _BPE_SPLIT = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s
 _WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
 
 Algorithm = Literal["bpe", "word"]
+
+# Characters that are letters, marks, digits or signs in every Unicode since long ago, and so to every library.
+_LETTER = "A-Za-z\u0621-\u063a\u0641-\u0652\u0670-\u06d3"
+_DIGIT = "0-9\u0660-\u0669\u06f0-\u06f9"
+_SIGN = "!-/:-@\\[-`{-~\u00ab\u00bb\u060c\u061b\u061f\u2013\u2014\u2018\u2019\u201c\u201d\ufd3e\ufd3f"
+_PLAIN = f"^[{_LETTER}{_DIGIT}{_SIGN}]+$"
+_PLAIN_WORD = f"([{_LETTER}]+|[{_DIGIT}]+|[{_SIGN}])"
+
+_TOGETHER = 512  # pieces handed to Hugging Face's encoder as one item: an item costs as much as ten pieces
+_AT_ONCE = 64 * _TOGETHER
+
+
+Encoded = npt.NDArray[np.uint32]
+Counts = npt.NDArray[np.int64]
 
 
 class WordIndex(dict[str, int]):
@@ -56,17 +74,21 @@ class ArabicTokenizer:
         # Ordinary text that spells "<END>" is text: a special token comes from us, never from a corpus.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        for name in ("words", "merges", "word2idx", "idx2word"):
+        for name in ("words", "merges", "word2idx", "idx2word", "_bare", "_entries"):
             self.__dict__.pop(name, None)
 
     # -- making ---------------------------------------------------------------------------------
 
-    def build_vocab(self, texts: Iterable[str], min_freq: int = 2) -> None:
+    def build_vocab(self, texts: Iterable[str], min_freq: int = 2, normalised: bool = False) -> None:
         """Train on `texts`: at most `vocab_size` entries, none rarer than `min_freq`.
 
+        Texts that `normalised` says are so already are not normalised again, which would take most of the time.
         Raises CorpusError when the texts hold nothing to learn from.
         """
         trained = _assemble(self.algorithm, {}, [], PROFILES[self.profile])
+        normalizer = trained.normalizer
+        if normalised:
+            trained.normalizer = None
         options: dict[str, Any] = {
             "vocab_size": self.vocab_size, "min_frequency": min_freq,
             "special_tokens": list(SPECIALS), "show_progress": False,
@@ -78,6 +100,7 @@ class ArabicTokenizer:
         else:
             trainer = trainers.WordLevelTrainer(**options)
         trained.train_from_iterator(texts, trainer)
+        trained.normalizer = normalizer
         found = trained.get_vocab_size()
         if found <= len(SPECIALS):
             raise CorpusError(f"no word occurs {min_freq} times in the text; lower tokenizer.min_freq, or add text")
@@ -175,6 +198,67 @@ class ArabicTokenizer:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
+    def encode_normalised(self, texts: pa.LargeStringArray) -> tuple[Encoded, Counts]:
+        """Ids of all `texts` in one flat array, and how many of them each text has, as `encode` would give them.
+
+        The texts, without nulls, must be normalised by this tokenizer's profile, as a corpus shard's are; any
+        others may come out differently. Each distinct piece of text is encoded once, the rest is looked up.
+        Memory: some ten bytes per byte of text.
+        """
+        pieces, per_text = _pieces(texts)
+        coded = pieces.dictionary_encode()
+        known, firsts, counts = self._encode_pieces(coded.dictionary)
+        which = coded.indices.to_numpy()
+        lengths = counts[which]
+        ends = np.cumsum(lengths)
+        # a ragged gather: where each piece's ids stand among the known ones, less where they shall stand
+        ids = known[np.repeat(firsts[which] - (ends - lengths), lengths) + np.arange(lengths.sum())]
+        upto = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(per_text)])]
+        return ids, np.diff(upto)
+
+    @cached_property
+    def _bare(self) -> Tokenizer:
+        """The same model and splitting without the normaliser, which would strip a piece's leading space."""
+        bare = Tokenizer(self._tokenizer.model)
+        bare.pre_tokenizer = self._tokenizer.pre_tokenizer
+        return bare
+
+    @cached_property
+    def _entries(self) -> pa.StringArray:
+        return pa.array(self.words)
+
+    def _encode_pieces(self, pieces: pa.LargeStringArray) -> tuple[Encoded, Counts, Counts]:
+        """Ids of distinct pieces; where each piece's begin among them, and how many it has."""
+        counts = np.zeros(len(pieces), np.int64)
+        if self.algorithm == "bpe":
+            ids, counts = self._encode_anything(pieces.to_pylist())
+            return ids, np.cumsum(counts) - counts, counts
+        # Words need no more than a look into the vocabulary, where nobody can doubt what a word is.
+        words = pc.utf8_trim(pieces, " \n")
+        plain = pc.match_substring_regex(words, _PLAIN)
+        cut = pc.utf8_rtrim(pc.replace_substring_regex(words.filter(plain), _PLAIN_WORD, "\\1\n"), "\n")
+        lists = pc.split_pattern(cut, "\n")
+        found = pc.index_in(lists.flatten().cast(pa.string()), self._entries).fill_null(UNK).to_numpy()
+        is_plain = plain.to_numpy(zero_copy_only=False)
+        counts[is_plain] = lists.value_lengths().to_numpy()
+        other_ids, counts[~is_plain] = self._encode_anything(words.filter(pc.invert(plain)).to_pylist())
+        firsts = np.empty(len(pieces), np.int64)
+        order = np.concatenate([np.flatnonzero(is_plain), np.flatnonzero(~is_plain)])
+        firsts[order] = np.cumsum(counts[order]) - counts[order]
+        return np.concatenate([found.astype(np.uint32), other_ids]), firsts, counts
+
+    def _encode_anything(self, pieces: list[str]) -> tuple[Encoded, Counts]:
+        """Ids of pieces in one flat array, and how many each has, by Hugging Face's encoder."""
+        ids, counts = [np.empty(0, np.uint32)], [np.empty(0, np.int64)]
+        for start in range(0, len(pieces), _AT_ONCE):  # an encoding takes a hundred times the memory of its ids
+            block = pieces[start : start + _AT_ONCE]
+            groups = [block[i : i + _TOGETHER] for i in range(0, len(block), _TOGETHER)]
+            encoded = self._bare.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
+            for one, group in zip(encoded, groups, strict=True):
+                ids.append(np.array(one.ids, np.uint32))
+                counts.append(np.bincount(np.array(one.word_ids, np.int64), minlength=len(group)))
+        return np.concatenate(ids), np.concatenate(counts)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; specials are left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -198,6 +282,27 @@ def _assemble(algorithm: Algorithm, words: dict[str, int], merges: list[tuple[st
     if words:
         tokenizer.add_special_tokens(list(SPECIALS))
     return tokenizer
+
+
+def _pieces(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, npt.NDArray[np.int64]]:
+    """Normalised texts cut before every space and line end, without a copy; and pieces per text.
+
+    No token crosses these cuts: white space in a normalised text is single spaces and line ends, never two of
+    them side by side nor one at an end, and a token has it in front or not at all. What is letter, mark or digit
+    is left to the tokenizer: two libraries' tables may be of different Unicodes.
+    """
+    _, offsets_buffer, data_buffer = texts.buffers()
+    if not len(texts) or data_buffer is None:
+        return pa.array([], pa.large_string()), np.zeros(len(texts), np.int64)
+    offsets = np.frombuffer(offsets_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    data = np.frombuffer(data_buffer, np.uint8)[first:last]
+    begins = (data == ord(" ")) | (data == ord("\n"))
+    begins[offsets[:-1][offsets[:-1] < last] - first] = True  # but for empty texts at the end
+    starts = np.flatnonzero(begins)
+    borders = np.append(starts, last - first) + first
+    pieces = pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(borders), data_buffer)
+    return pieces, np.diff(np.searchsorted(starts, offsets - first))
 
 
 def _rules(normalizer: dict[str, Any]) -> Rules:

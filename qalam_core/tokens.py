@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,44 @@ import pyarrow as pa
 
 from qalam_core.errors import TrainingError
 
-__all__ = ["Batches", "documents", "flat", "write_shard"]
+__all__ = ["Batches", "documents", "flat", "flattened", "write_shard"]
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 def write_shard(
-    path: Path, encoded: Iterable[Sequence[Sequence[int]]], vocab_size: int, start: int, end: int
+    path: Path, encoded: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]], vocab_size: int, start: int, end: int
 ) -> tuple[int, int]:
-    """Write documents' ids, given in batches, as one shard, each between `start` and `end`.
+    """Write documents' ids as one shard, each document between `start` and `end`.
 
+    They come in batches: the ids of a batch's documents in one flat array, and how many each document has.
     -> (documents, tokens). Memory: 2 bytes a token (4 with more than 65,536 entries).
     """
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    pieces: list[npt.NDArray[Any]] = []
-    lengths: list[int] = [0]
-    for batch in encoded:
-        for ids in batch:
-            pieces.append(np.fromiter((start, *ids, end), dtype, len(ids) + 2))
-            lengths.append(len(ids) + 2)
-    values = np.concatenate(pieces) if pieces else np.empty(0, dtype)
-    lists = pa.LargeListArray.from_arrays(pa.array(np.cumsum(lengths, dtype=np.int64)), pa.array(values))
+    pieces: list[npt.NDArray[Any]] = [np.empty(0, dtype)]
+    lengths: list[npt.NDArray[Any]] = [np.zeros(1, np.int64)]
+    for ids, counts in encoded:
+        closed = np.cumsum(counts + 2)
+        piece = np.empty(len(ids) + 2 * len(counts), dtype)
+        inner = np.ones(len(piece), np.bool_)
+        for places, special in ((closed - counts - 2, start), (closed - 1, end)):
+            piece[places], inner[places] = special, False
+        piece[inner] = ids
+        pieces.append(piece)
+        lengths.append(counts + 2)
+    values = np.concatenate(pieces)
+    offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
     batch = pa.record_batch([lists], names=["tokens"])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return len(pieces), len(values)
+    return len(offsets) - 1, len(values)
+
+
+def flattened(documents: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Lists of ids as `write_shard` takes them: flat, and their lengths."""
+    lengths = np.array([len(ids) for ids in documents], np.int64)
+    return np.fromiter(chain.from_iterable(documents), np.int64, int(lengths.sum())), lengths
 
 
 def _lists(path: Path) -> pa.LargeListArray:

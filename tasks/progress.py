@@ -16,11 +16,13 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed
 
+from qalam_core.stages import speed
 from qalam_core.store import Artifact, Progress
 
 __all__ = ["Watcher", "shown", "watch", "watchers"]
 
 log = logging.getLogger("qalam_core.progress")
+logging.getLogger("qalam_core").setLevel(logging.INFO)  # in a worker's process too, where no flow begins
 
 ARTIFACT_SECONDS = 2.0  # an update is an API call of some 20 ms
 
@@ -73,4 +75,6 @@ def shown(label: str, artifact: Artifact) -> Any:
         watcher.finished(label, artifact)
     if artifact.cached:
         return Completed(name="Cached", message=f"{artifact.stage} {artifact.digest[:12]} reused", data=artifact)
+    fast = speed([artifact])
+    log.info("%s: built in %.1f s%s", label, artifact.seconds, f", {fast}" if fast else "")
     return artifact

@@ -104,5 +104,5 @@ def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publis
 def _row(artifact: Artifact) -> dict[str, Any]:
     return {
         "stage": artifact.stage, "result": "cached" if artifact.cached else "built",
-        "seconds": round(artifact.seconds, 1), "digest": artifact.digest[:12],
+        "seconds": round(artifact.seconds, 1), "speed": stages.speed([artifact]), "digest": artifact.digest[:12],
     }  # fmt: skip

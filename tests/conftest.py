@@ -54,7 +54,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tiny_recipe(corpus: Path, **parts: dict[str, Any]) -> Recipe:
+def tiny_recipe(corpus: Path, /, **parts: dict[str, Any]) -> Recipe:
     """A recipe that builds in seconds; `parts` replace single values of its sections."""
     data: dict[str, Any] = {
         "name": "tiny",

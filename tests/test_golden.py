@@ -24,7 +24,7 @@ from qalam_core.recipe import Train
 from qalam_core.stages import STAGE_VERSION
 from qalam_core.store import Artifact, Store
 from qalam_core.tokenizer import ArabicTokenizer
-from qalam_core.tokens import Batches, write_shard
+from qalam_core.tokens import Batches, flattened, write_shard
 from qalam_core.train import Training, weights_of
 from tests.conftest import sentences, tiny_recipe
 
@@ -60,7 +60,7 @@ def test_losses(tmp_path: Path) -> None:
     tokenizer.build_vocab(sentences(200))
     model = PureDynamicTransformer(vocab_size=320, dim=32, num_heads=2, num_layers=2, max_seq_len=32, dropout=0.1)
     shard = tmp_path / "tokens.arrow"
-    write_shard(shard, [tokenizer.encode_batch(sentences(200))], len(tokenizer), 2, 3)
+    write_shard(shard, [flattened(tokenizer.encode_batch(sentences(200)))], len(tokenizer), 2, 3)
     settings = Train(steps=20, batch_size=8, learning_rate=0.01, threads=1, dtype="float32")
     training = Training(model, Batches([shard], 8, 32, seed=1), settings, seed=1)
     losses = [training.step(number)[0].item() for number in range(20)]

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qalam_core.arabic import normalise, normalise_array
 from qalam_core.errors import CorpusError, QalamError
 from qalam_core.tokenizer import SPECIALS, Algorithm, ArabicTokenizer
+from qalam_core.tokens import flattened
 from tests.conftest import sentences
 
 
@@ -115,3 +119,69 @@ def test_nothing_to_learn_is_one_line() -> None:
 def test_a_foreign_file_is_refused(text: str) -> None:
     with pytest.raises(QalamError, match=r"not a tokenizer\.json"):
         ArabicTokenizer.from_json(text)
+
+
+# What a corpus holds and what it should not: letters, vowel marks, digits of two scripts, joined emoji, odd spaces,
+# line ends, private-use and unassigned characters, and texts that spell a special token.
+ODD = st.lists(
+    st.one_of(
+        st.sampled_from("ابتقطأإآةى ءَُِّْـ٠١٢٣456789abcXYZ.,،؛؟!()«»\n\r\t \u00a0\u3000\u200f\u200d\u0378👩🏽‍🚀<>/"),
+        st.sampled_from(["<END>", " القط ", "يقرأ", "\n\n", "  ", "ﷺ", "🇸🇦", "\ufb50", "كَتَبَ", "\u2028"]),
+        st.characters(codec="utf-8"),
+    ),
+    max_size=40,
+).map("".join)
+TOKENIZERS = {
+    (algorithm, profile): trained(algorithm, {"bpe": 320, "word": 60}[algorithm], profile)
+    for algorithm in ("bpe", "word") for profile in ("standard", "vocalised", "search")
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("algorithm", "profile"), TOKENIZERS)
+@given(texts=st.lists(ODD | st.sampled_from(sentences(20)), max_size=8), skip=st.integers(0, 2))
+def test_normalised_texts_have_the_ids_that_hugging_face_gives(
+    algorithm: Algorithm, profile: str, texts: list[str], skip: int
+) -> None:
+    tokenizer = TOKENIZERS[algorithm, profile]
+    normalised = normalise_array(pa.array(texts, pa.large_string()), profile).slice(skip)
+    ids, lengths = tokenizer.encode_normalised(normalised)
+    expected = tokenizer.encode_batch(normalised.to_pylist())
+    assert lengths.tolist() == [len(document) for document in expected]
+    assert ids.tolist() == [index for document in expected for index in document]
+
+
+@given(ODD, st.sampled_from(["standard", "vocalised", "search"]))
+def test_white_space_in_normalised_text_is_single_spaces_and_line_ends(text: str, profile: str) -> None:
+    """What the cutting of normalised text rests on: no token crosses a space's left side or a line end."""
+    normalised = normalise(text, profile)
+    assert not re.search(r"[^\S \n]|\s\s|^\s|\s$", normalised)
+
+
+def test_every_character_is_cut_as_hugging_face_cuts_it() -> None:
+    """Characters of all planes between two words: the two libraries need not agree on what is a letter."""
+    points = [
+        *range(0x800),
+        *range(0x2010, 0x2040),
+        0xFD3E,
+        0xFD3F,
+        *range(0x800, 0xD800, 31),
+        *range(0xE000, 0x110000, 997),
+    ]
+    texts = normalise_array(pa.array([f"قط{chr(p)}4 {chr(p)} {chr(p)}" for p in points], pa.large_string()), "standard")
+    for tokenizer in (BPE, WORD):
+        ids, lengths = tokenizer.encode_normalised(texts)
+        assert flattened(tokenizer.encode_batch(texts.to_pylist()))[0].tolist() == ids.tolist()
+        assert len(lengths) == len(texts)
+
+
+def test_no_texts_have_no_ids() -> None:
+    for texts in ([], ["", ""]):
+        ids, lengths = BPE.encode_normalised(pa.array(texts, pa.large_string()))
+        assert (ids.tolist(), lengths.tolist()) == ([], [0] * len(texts))
+
+
+def test_text_that_is_known_to_be_normalised_trains_the_same_tokenizer() -> None:
+    one, two = ArabicTokenizer(320, "bpe"), ArabicTokenizer(320, "bpe")
+    one.build_vocab(sentences(200))
+    two.build_vocab((normalise(text) for text in sentences(200)), normalised=True)
+    assert one.to_json() == two.to_json()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from qalam_core.tokens import Batches, documents, flat, write_shard
 
 def shard(path: Path, lengths: list[int], vocab_size: int = 8000) -> Path:
     """Documents of the given lengths whose tokens count upwards from 10 over the whole shard."""
-    first = np.concatenate([[0], np.cumsum(lengths)]) + 10
-    ids = [list(range(a, b)) for a, b in pairwise(first)]
-    assert write_shard(path, [ids[:1], ids[1:]], vocab_size, 2, 3) == (len(ids), sum(lengths) + 2 * len(ids))
+    ids, counts = np.arange(10, 10 + sum(lengths)), np.array(lengths)
+    batches = [(ids[: lengths[0]], counts[:1]), (ids[lengths[0] :], counts[1:])]
+    assert write_shard(path, batches, vocab_size, 2, 3) == (len(lengths), sum(lengths) + 2 * len(lengths))
     return path
 
 

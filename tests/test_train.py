@@ -21,7 +21,7 @@ from qalam_core.model import PureDynamicTransformer
 from qalam_core.optimizers import learning_rate
 from qalam_core.recipe import Model, Train
 from qalam_core.store import file_sha256
-from qalam_core.tokens import Batches, write_shard
+from qalam_core.tokens import Batches, flattened, write_shard
 from qalam_core.train import Spec, Training, validation_windows, weights_of
 
 CYCLE = 20
@@ -42,7 +42,7 @@ STEPS = Train(
 def cyclic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4, 5, ..., 23, 4, 5, ... without end: after token n comes n + 1, and never anything else."""
     path = tmp_path_factory.mktemp("tokens") / "tokens.arrow"
-    write_shard(path, [[[4 + n % CYCLE for n in range(4000)]]], 4 + CYCLE, 2, 3)
+    write_shard(path, [flattened([[4 + n % CYCLE for n in range(4000)]])], 4 + CYCLE, 2, 3)
     return path
 
 
@@ -130,7 +130,7 @@ def test_validation_is_bounded_and_needs_one_window(cyclic: Path, tmp_path: Path
     windows = validation_windows([cyclic, cyclic], 16)
     assert windows is not None
     assert windows.shape == (256, 17)
-    write_shard(tmp_path / "short.arrow", [[[5, 6]]], 24, 2, 3)
+    write_shard(tmp_path / "short.arrow", [flattened([[5, 6]])], 24, 2, 3)
     assert validation_windows([tmp_path / "short.arrow"], 16) is None
     assert validation_windows([], 16) is None
 
@@ -250,7 +250,7 @@ def test_bfloat16_trains_too(cyclic: Path, tmp_path: Path) -> None:
 
 
 def test_data_shorter_than_the_context_is_one_line(tmp_path: Path) -> None:
-    write_shard(tmp_path / "short.arrow", [[[5, 6]]], 24, 2, 3)
+    write_shard(tmp_path / "short.arrow", [flattened([[5, 6]])], 24, 2, 3)
     status, _, errors = finish(spec(tmp_path / "out", tmp_path / "short.arrow"))
     assert status == 2
     assert "lower model.max_seq_len" in errors
@@ -312,7 +312,7 @@ def test_what_changed_is_named(cyclic: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     finish(spec(out, cyclic, dtype="bfloat16"))
     other = tmp_path / "other.arrow"
-    write_shard(other, [[[4 + n % CYCLE for n in range(4100)]]], 4 + CYCLE, 2, 3)
+    write_shard(other, [flattened([[4 + n % CYCLE for n in range(4100)]])], 4 + CYCLE, 2, 3)
     same = {"dtype": "bfloat16", "log_every": 7}
     for tokens, change, named in (
         (cyclic, {"dtype": "float32"}, "dtype bfloat16 -> float32"),
@@ -328,7 +328,7 @@ def test_what_changed_is_named(cyclic: Path, tmp_path: Path) -> None:
 def test_patience_ends_with_the_best_weights(cyclic: Path, tmp_path: Path) -> None:
     """Held-out text of another rule: the longer it trains, the worse it gets."""
     backwards = tmp_path / "backwards.arrow"
-    write_shard(backwards, [[[4 - n % CYCLE + CYCLE - 1 for n in range(600)]]], 4 + CYCLE, 2, 3)
+    write_shard(backwards, [flattened([[4 - n % CYCLE + CYCLE - 1 for n in range(600)]])], 4 + CYCLE, 2, 3)
     out = tmp_path / "out"
     out.mkdir()
     settings = STEPS.model_copy(update={"validate_every": 4, "patience": 3, "log_every": 4})
@@ -457,7 +457,7 @@ def test_a_process_that_is_gone_ends_all_and_they_go_on_to_the_same_bits(
 
 
 def test_a_mistake_among_several_is_told_once_at_the_end(tmp_path: Path) -> None:
-    write_shard(tmp_path / "short.arrow", [[[5, 6]]], 24, 2, 3)
+    write_shard(tmp_path / "short.arrow", [flattened([[5, 6]])], 24, 2, 3)
     status, _, errors = finish(spec(tmp_path / "out", tmp_path / "short.arrow", processes=2))
     assert status == 2
     assert "lower model.max_seq_len" in errors.splitlines()[-1]

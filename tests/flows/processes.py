@@ -109,7 +109,7 @@ def prefect_server(home: Path, **environment: str) -> Iterator[str]:
         log.close()
 
 
-def write_recipe(path: Path, corpus: Path, **parts: dict[str, Any]) -> Path:
+def write_recipe(path: Path, corpus: Path, /, **parts: dict[str, Any]) -> Path:
     """The tiny recipe as a file; its name is the file's, so that tests find their own runs on the server."""
     recipe = tiny_recipe(corpus, **parts).model_copy(update={"name": path.stem})
     path.write_text(to_toml(recipe), encoding="utf-8")

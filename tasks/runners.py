@@ -1,0 +1,136 @@
+"""Where mapped tasks run: on threads of the flow's process, on processes of its machine, or on a Dask cluster.
+Takes the recipe's runner, or $QALAM_RUNNER, which wins; maps a task over its parameters and gives the artifacts.
+It does not know what a task does: the bytes that come out are the same wherever they were made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import Task, unmapped
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from qalam_core.errors import RecipeError, StoreError
+from qalam_core.store import Artifact
+from tasks.progress import watchers
+
+__all__ = ["Workers", "workers"]
+
+CONNECT_SECONDS = 10
+WORKER_SECONDS = 30  # for a cluster that has none yet
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Started workers; `elsewhere` when they are other processes than the flow's."""
+
+    runner: TaskRunner[Any]
+    elsewhere: bool
+
+    def map(self, task: Task[..., Any], **parameters: Any) -> list[Artifact]:
+        """Run `task` once for each item of its mapped parameters; the first error is raised as it was.
+
+        Raises StoreError when a worker's artifacts are not seen from here, or when its process was killed.
+        """
+        try:
+            futures = self.runner.map(task, parameters)
+            if self.elsewhere:
+                # in turn: Prefect's as_completed waits for ever for what a broken pool was to do
+                for label, future in zip(_labels(task, parameters), futures, strict=True):
+                    _told(label, future.result())
+            results: list[Artifact] = futures.result()
+        except BrokenProcessPool:
+            raise StoreError(
+                "a worker process was killed, most likely for memory; what is finished is kept: run the same command "
+                "again, with runner=threads or fewer PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS"
+            ) from None
+        return results
+
+
+@contextmanager
+def workers(wish: str) -> Iterator[Workers]:
+    """Start what the recipe's `runner` names, or $QALAM_RUNNER, and stop it at the end; a cluster goes on.
+
+    Raises RecipeError for an unknown name, a missing extra, or a scheduler that does not answer.
+    """
+    environment = os.environ.get("QALAM_RUNNER", "")
+    chosen, source = environment or wish, "QALAM_RUNNER" if environment else "runner"
+    if chosen == "threads":  # the mapped stages run in native code that frees the interpreter
+        threads: ThreadPoolTaskRunner[Any]
+        with ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1) as threads:
+            yield Workers(threads, elsewhere=False)
+    elif chosen == "processes":
+        with ProcessPoolTaskRunner() as processes:
+            yield Workers(processes, elsewhere=True)
+    elif chosen == "dask" or chosen.startswith(("tcp://", "tls://")):
+        with _dask("" if chosen == "dask" else chosen, source) as runner:
+            yield Workers(runner, elsewhere=True)
+    else:
+        raise RecipeError(
+            f'{source}: {chosen!r} is none of "threads", "processes", "dask", or a Dask scheduler\'s address such as '
+            '"tcp://host:8786"'
+        )
+
+
+@contextmanager
+def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
+    try:
+        from distributed import KilledWorker
+        from distributed.comm.core import CommClosedError
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ImportError:
+        raise RecipeError(f'{source}: Dask is not installed; run: pip install "al-qalam[dask]"') from None
+    if address:
+        runner = DaskTaskRunner(address=address, client_kwargs={"timeout": CONNECT_SECONDS})
+    else:
+        runner = DaskTaskRunner(cluster_kwargs={"threads_per_worker": 1, "dashboard_address": None})
+    with runner:
+        try:
+            client = runner.client  # connects
+        except (OSError, ValueError) as error:  # a timeout is the former, an address that is none the latter
+            raise RecipeError(
+                f"{source}: no Dask scheduler answers at {address} ({type(error).__name__}); start one with "
+                "`dask scheduler`, or correct the address"
+            ) from None
+        try:
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+        except TimeoutError:
+            raise RecipeError(
+                f"{source}: the Dask cluster at {address} has no workers; start some with `dask worker {address}`"
+            ) from None
+        try:
+            yield runner
+        except KilledWorker:
+            raise StoreError(
+                "several Dask workers were killed over the same file, most likely for memory; what is finished is "
+                "kept: give the workers more, or fewer threads, and run the same command again"
+            ) from None
+        except (CancelledError, CommClosedError):
+            raise StoreError(
+                f"the Dask scheduler at {address or 'this machine'} is gone; what is finished is kept: start it, and "
+                "run the same command again"
+            ) from None
+
+
+def _labels(task: Task[..., Any], parameters: dict[str, Any]) -> list[str]:
+    """What each run of the mapped task is called."""
+    mapped = {name: value for name, value in parameters.items() if not isinstance(value, unmapped)}
+    items = zip(*mapped.values(), strict=True)
+    return [str(task.task_run_name).format(**dict(zip(mapped, item, strict=True))) for item in items]
+
+
+def _told(label: str, artifact: Artifact) -> None:
+    """Tell who watches here that a worker elsewhere is done, and see that its artifact is here too."""
+    if not artifact.path.exists():
+        raise StoreError(
+            f"{artifact.path}: a worker built this, but it is not here; the flow and all workers need one store, "
+            "shared under one path"
+        )
+    for watcher in watchers:
+        watcher.finished(label, artifact)
