@@ -57,7 +57,7 @@ Turn = Callable[[], AbstractContextManager[None]]
 """Waits until the machine has room for one more training; entered before the trainer starts, left at its end."""
 
 STAGE_VERSION = {
-    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 2, "export": 1, "evaluate": 2, "gate": 2,
+    "ingest": 1, "prepare": 2, "vocab": 1, "tokenize": 1, "train": 2, "export": 1, "evaluate": 2, "gate": 2,
 }  # fmt: skip
 
 
@@ -77,6 +77,7 @@ def prepare(store: Store, recipe: Recipe, documents: Sequence[Artifact], progres
     """All documents -> normalised, filtered, deduplicated, split shards, and the rejects with reasons."""
     part = recipe.corpus.canonical()
     del part["sources"]  # what they hold is in the documents' digests
+    part["filters_by_slice"] = corpora.filters_by_slice(recipe.corpus)
     paths = [artifact.path / "documents.arrow" for artifact in documents]
     return store.build(
         "prepare", STAGE_VERSION["prepare"], part, _numbered(documents),
