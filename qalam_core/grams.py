@@ -57,8 +57,14 @@ def words(texts: pa.Array) -> Words:
     lists = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
     borders = lists.offsets.to_numpy().astype(np.int64)
     coded = pc.dictionary_encode(lists.values.slice(borders[0], borders[-1] - borders[0]))
-    # an empty text is split into one empty word
-    return Words(coded.indices.to_numpy().astype(np.int64), borders - borders[0], coded.dictionary)
+    found = coded.indices.to_numpy().astype(np.int64)
+    borders = borders - borders[0]
+    empty = pc.index(coded.dictionary, "").as_py()
+    if empty >= 0:  # a text without words is split into one empty word
+        is_word = found != empty
+        borders = np.concatenate([[0], np.cumsum(is_word)])[borders]
+        found = found[is_word]
+    return Words(found, borders, coded.dictionary)
 
 
 def runs(words: Words, n: int) -> tuple[Numbers, Numbers]:

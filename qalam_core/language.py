@@ -4,7 +4,7 @@ It does not know what is refused for it.
 
 The model is py3langid's own, which its wheel carries: 140 languages, among them Arabic (ar), Egyptian (arz) and
 Moroccan (ary), Persian, Urdu and Kurdish. It reads SAMPLE characters from the middle, as pages begin with menus and
-end with footers: on 9,000 news articles that names the same language as the whole text in all but two, at a fifth
+end with footers: of 8,911 news articles that names the same language as the whole text in all but three, at a sixth
 of the time. Fewer than LEAST characters are too few to tell the varieties of Arabic apart, and pass for certain.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST", "SAMPLE", "known", "likelihood"]
 
-SAMPLE = 500
+SAMPLE = 300
 LEAST = 100
 
 
@@ -41,11 +41,8 @@ def _one(text: str, languages: Collection[str]) -> float:
     if len(text) < LEAST:
         return 1.0
     start = max(len(text) - SAMPLE, 0) // 2
-    sample = text[start : start + SAMPLE]
-    best, probability = _model().classify(sample)
-    if probability > 0.99:  # the others together cannot matter, and to rank them takes as long again
-        return float(probability) if best in languages else 1.0 - float(probability)
-    return float(sum(probability for code, probability in _model().rank(sample) if code in languages))
+    ranked = _model().rank(text[start : start + SAMPLE])
+    return float(sum(probability for code, probability in ranked if code in languages))
 
 
 @cache
