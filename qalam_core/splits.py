@@ -140,7 +140,8 @@ class Shards:
             path = self._folder / f"{self._split}-{self.counts['shards']:05}.arrow"
             self._file = ipc.new_file(path, SCHEMA)
             self.counts["shards"] += 1
-        self._file.write_table(pa.Table.from_batches(self._waiting).combine_chunks())
+        # joined with an empty one, so that even a single slice is copied: its buffers would go to disk whole
+        self._file.write_batch(pa.concat_batches([*self._waiting, self._waiting[0].slice(0, 0)]))
         self._waiting, self._waiting_bytes = [], 0
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
@@ -18,11 +19,12 @@ from hypothesis import strategies as st
 
 from qalam_core import splits as module
 from qalam_core.arabic import normalise
-from qalam_core.corpus import REASONS, REJECTS, SPLITS, prepare, read_split, read_texts
+from qalam_core.corpus import REASONS, REJECTS, SPLITS, prepare, read_rejects, read_split, read_texts
 from qalam_core.documents import SCHEMA, ingest
-from qalam_core.errors import CorpusError
+from qalam_core.errors import CorpusError, RecipeError
 from qalam_core.recipe import Corpus, Source
 from qalam_core.sources import resolve
+from qalam_core.splits import Shards
 
 Document = tuple[str, str]  # (slice, text)
 
@@ -177,6 +179,145 @@ def test_progress_is_in_bytes_and_ends_full(tmp_path: Path) -> None:
     prepare([path, path], part(), tmp_path / "out", lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1] == (2 * path.stat().st_size,) * 2
+
+
+# -- near-duplicates ------------------------------------------------------------------------------
+
+
+def page(rng: random.Random, words: int = 120) -> list[str]:
+    return ["".join(rng.choices("ابتثجحخدرسشصطعفقكلمنهوي", k=5)) for _ in range(words)]
+
+
+def family(rng: random.Random, size: int) -> list[str]:
+    """Texts that are all nearly the same: a word differs."""
+    words = page(rng)
+    return [" ".join([*words[:60], "".join(rng.choices("ابتث", k=6)), *words[60:]]) for _ in range(size)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(3, 40))
+def test_no_family_reaches_over_splits_and_the_smallest_digest_stays(seed: int, batch: int) -> None:
+    rng = random.Random(seed)
+    families = [family(rng, rng.randint(1, 5)) for _ in range(20)]
+    documents = [(rng.choice("ab"), text) for texts in families for text in texts] + SEEDS["a"] + SEEDS["b"]
+    corpus = part(near_duplicates=True, validation=0.3, test=0.3)
+    with tempfile.TemporaryDirectory() as name:
+        facts = run(Path(name, "1"), documents, corpus, batch=batch)
+        splits = kept(Path(name, "1"))
+        where = {text: split for split, rows in splits.items() for _, _, text in rows}
+        for texts in families:
+            stayed = [text for text in texts if text in where]
+            assert stayed == [min(texts, key=lambda text: hashlib.sha256(text.encode()).digest())]
+        assert facts["rejected"].get("near_duplicate", 0) == sum(len(set(texts)) - 1 for texts in families)
+
+        rng.shuffle(documents)
+        run(Path(name, "2"), documents, corpus, batch=11)
+        again = {text: split for split, rows in kept(Path(name, "2")).items() for _, _, text in rows}
+        assert again == where
+
+        # what joins a held-out document's family later goes, or takes its place in the same split
+        more = [("a", texts[0] + " زيادة") for texts in families]
+        run(Path(name, "3"), [*more, *documents], corpus, batch=11)
+        later = {text: split for split, rows in kept(Path(name, "3")).items() for _, _, text in rows}
+        for texts, (_, added) in zip(families, more, strict=True):
+            [before], [after] = ([t for t in [*texts, added] if t in found] for found in (where, later))
+            assert SPLITS.index(later[after]) >= SPLITS.index(where[before])  # towards test, never towards train
+            assert after in (before, added)
+
+
+def test_the_spool_is_gone_and_rejects_are_spread(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    documents = [("news", text) for _ in range(30) for text in family(rng, 3)] + [("news", "ab")] * 9
+    facts = run(tmp_path, documents, part(near_duplicates=True), batch=4)
+    assert sorted(content(tmp_path)) == [REJECTS, *(f"{split}-00000.arrow" for split in sorted(SPLITS))]
+    assert facts["rejected"] == {"not_arabic": 9, "near_duplicate": 60}
+    near = [row["text"] for row in rejected(tmp_path) if row["reason"] == "near_duplicate"]
+    assert [text for _, text in read_rejects(tmp_path / "out", "near_duplicate", 100)] == near
+    assert list(read_rejects(tmp_path / "out", "near_duplicate", 2)) == [("news", near[0]), ("news", near[-1])]
+    assert list(read_rejects(tmp_path / "out", "empty", 5)) == []
+
+
+# -- filters and repair ---------------------------------------------------------------------------
+
+
+def test_each_source_has_its_filters(tmp_path: Path) -> None:
+    long = "جملة قصيرة من كلمات قليلة في سطر"
+    documents = [(name, f"{long} {n}") for n in range(40) for name in ("web", "verse", "x")]
+    documents += [("x", "*** --- !!! سلام ... ??? ///"), ("x", "سلام عليكم")]
+    sources = (Source(path="a", name="web", filters="web"), Source(path="b", name="verse", filters="none"))
+    corpus = part(filters="short", thresholds={"min_words": 9}).model_copy(update={"sources": sources})
+    documents += [("web", "من قال " + " ".join(page(random.Random(n), 60)) + " في البيت.") for n in range(10)]
+    facts = run(tmp_path, documents, corpus)
+    assert facts["sources"]["web"]["rejected"]["min_words"] == 40
+    assert facts["sources"]["verse"]["kept"] == 40
+    assert facts["sources"]["x"]["rejected"]["min_alphabetic"] == 1
+
+
+def test_sources_of_one_name_cannot_differ_in_filters(tmp_path: Path) -> None:
+    sources = (Source(path="a", name="n", filters="web"), Source(path="b", name="n"))
+    corpus = part().model_copy(update={"sources": sources})
+    with pytest.raises(RecipeError, match=r'"n" names two sources with different filters \(web and none\)'):
+        run(tmp_path, sentences(10), corpus)
+    with pytest.raises(RecipeError, match=r'"arr" is not known; did you mean "ar[yz]?"'):
+        run(tmp_path, sentences(10), part(filters="web", languages=("arr",)))
+
+
+def test_repaired_documents_are_counted(tmp_path: Path) -> None:
+    good = sentences(60)
+    damaged = [("old", text.encode().decode("latin-1")) for _, text in sentences(30, seed=1)]
+    facts = run(tmp_path, good + damaged, part(repair=True))
+    assert facts["repaired"] == facts["sources"]["old"]["repaired"] == 30
+    assert facts["sources"]["news"]["repaired"] == 0
+    assert facts["kept"] == 90
+    with pytest.raises(CorpusError, match="old: a source with no usable documents"):
+        run(tmp_path / "off", good + damaged, part())
+
+
+# -- shards ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_another_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    monkeypatch.setattr(module, "WRITE_BYTES", 20_000)
+    rng = random.Random(0)
+    files = [
+        write(tmp_path / f"{n}.arrow", [("news", " ".join(page(rng, rng.randint(20, 400)))) for _ in range(1500)])
+        for n in range(4)
+    ]  # 13 MB in all
+    more = write(tmp_path / "more.arrow", [("more", " ".join(page(rng, 200))) for _ in range(200)])
+    corpus = part(near_duplicates=True, shard_mb=1)
+    prepare(files, corpus, tmp_path / "before" / "out")
+    prepare([*files[:place], more, *files[place:]], corpus, tmp_path / "after" / "out")
+    before, after = (
+        {hashlib.sha256(path.read_bytes()).hexdigest() for path in read_split(tmp_path / name / "out", "train")}
+        for name in ("before", "after")
+    )
+    assert len(before) >= 8
+    assert len(before - after) <= 3
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=200), st.integers(1, 30), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_shards_hold_the_documents_in_order_whatever_the_batches(sizes: list[int], batch: int, seed: int) -> None:
+    rng = random.Random(seed)
+    documents = ["a" * size for size in sizes]
+    digests = np.array([rng.randbytes(16) for _ in sizes], "S16").view("V16").view("S16")
+    written = []
+    for step in (batch, len(documents)):
+        with tempfile.TemporaryDirectory() as name:
+            shards = Shards(Path(name), "train", 1000)
+            for start in range(0, len(documents), step):
+                texts = pa.array(documents[start : start + step], pa.large_string())
+                shards.write(texts, pa.array(["n"] * len(texts)), digests[start : start + step])
+            shards.close()
+            files = read_split(Path(name), "train")
+            found = [[t.as_py() for b in read_texts(path) for t in b["text"]] for path in files]
+            written.append([path.read_bytes() for path in files])
+        assert [text for shard in found for text in shard] == documents
+        assert all(500 <= sum(map(len, shard)) <= 2000 for shard in found[:-1])
+        assert sum(map(len, found[-1])) <= 2000
+        assert shards.counts["shards"] == len(found)
+    assert written[0] == written[1]
 
 
 # -- small corpora --------------------------------------------------------------------------------
