@@ -11,7 +11,7 @@ the training split into one that is held out, in whatever order the files were r
 document's cluster later either goes, or is held out in its place.
 
 Memory: 16 bytes a document for the digests, three times that while they are merged, and at most 48 while clusters are
-found, one after the other; on disk 128 bytes a document, in files that are gone afterwards.
+found, one after the other; on disk 136 bytes a document, in files that are gone afterwards.
 """
 
 from __future__ import annotations
@@ -130,9 +130,11 @@ def _join(labels: Numbers, keys: Hashes) -> None:
     Labels are rows: each points at a smaller or equal one, and in the end at its cluster's smallest.
     """
     order = np.argsort(keys)
-    equal = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+    ordered = keys[order]
+    del keys
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
     one, other = order[equal], order[equal + 1]
-    del order
+    del order, ordered
     while len(one):
         a, b = labels[one], labels[other]
         low = np.minimum(a, b)
