@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from qalam_core.documents import HEAD, ingest
 from qalam_core.duplicates import Clusters, Digests, Seen
 from qalam_core.errors import CorpusError
-from qalam_core.judging import REASONS, Judged, filters_by_slice, judge
+from qalam_core.judging import REASONS, Judged, check_languages, filters_by_slice, judge
 from qalam_core.recipe import Corpus, Filters
 from qalam_core.sources import SourceFile, resolve
 from qalam_core.splits import SPLITS, Shards, ids, moves, read_split, read_texts, split_of, wanted
@@ -62,6 +62,7 @@ def prepare(documents: Sequence[Path], corpus: Corpus, out: Path, progress: Prog
     """
     since = time.monotonic()
     filters = filters_by_slice(corpus)
+    check_languages(corpus, filters)
     out.mkdir(parents=True, exist_ok=True)
     total = sum(path.stat().st_size for path in documents)
     counts = _Counts()
@@ -99,8 +100,8 @@ def prepare(documents: Sequence[Path], corpus: Corpus, out: Path, progress: Prog
     facts = counts.facts({split: shard.counts for split, shard in zip(SPLITS, shards, strict=True)})
     _check(facts, corpus)
     progress(total, total)
-    seconds = time.monotonic() - since
-    log.info("prepared %.1f MB in %.1f s, %.1f MB/s", total / 1e6, seconds, total / 1e6 / seconds)
+    megabytes, seconds = total / 1e6, time.monotonic() - since
+    log.info("prepare: %.1f MB of text in %.1f s, %.1f MB/s", megabytes, seconds, megabytes / max(seconds, 1e-3))
     return facts
 
 

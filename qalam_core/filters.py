@@ -87,8 +87,10 @@ def _shape(words: Words) -> dict[str, Floats]:
     symbols = pc.count_substring_regex(spelling, pattern=rf"[^{_LETTERS}\s]").to_numpy()
     alphabetic = pc.count_substring_regex(spelling, pattern=rf"[\p{{M}}\p{{N}}_]*\p{{L}}[{_LETTERS}]*").to_numpy()
     count = words.summed(parts)
+    # without marks, or vocalised words would be half as long again
+    marks = pc.count_substring_regex(spelling, pattern=r"\p{M}").to_numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
-        average = words.summed(pc.utf8_length(spelling).to_numpy() - symbols) / count
+        average = words.summed(pc.utf8_length(spelling).to_numpy() - symbols - marks) / count
         share = words.summed(alphabetic) / (count + words.summed(symbols))
     return {
         "words": count.astype(np.float64),

@@ -28,7 +28,7 @@ from qalam_core.recipe import Corpus, Filters
 from qalam_core.sources import slice_name
 from qalam_core.thresholds import RULES
 
-__all__ = ["REASONS", "Judged", "digests_of", "filters_by_slice", "judge"]
+__all__ = ["REASONS", "Judged", "check_languages", "digests_of", "filters_by_slice", "judge"]
 
 # in the order in which they are tried
 REASONS = ("empty", "too_short", "too_long", "not_arabic", *RULES, "duplicate", "near_duplicate")
@@ -57,7 +57,7 @@ class Judged:
 def filters_by_slice(corpus: Corpus) -> dict[str, Filters]:
     """Slice name -> its filter profile, where that is not the corpus's.
 
-    Raises RecipeError where two sources of one name differ, and for languages that cannot be told.
+    Raises RecipeError where two sources of one name differ.
     """
     chosen: dict[str, Filters] = {}
     for source in corpus.sources:
@@ -68,13 +68,18 @@ def filters_by_slice(corpus: Corpus) -> dict[str, Filters]:
                 f'corpus.sources: "{name}" names two sources with different filters ({chosen[name]} and {filters}); '
                 "give one of them another name"
             )
-    if any("min_language" in corpus.limits(filters) for filters in (corpus.filters, *chosen.values())):
-        for code in corpus.languages:
-            if code not in language.known():
-                near = get_close_matches(code, language.known(), n=1, cutoff=0.5)
-                hint = f'did you mean "{near[0]}"?' if near else "they are ISO 639 codes such as ar, arz, fa"
-                raise RecipeError(f'corpus.languages: "{code}" is not known; {hint}')
     return {name: filters for name, filters in chosen.items() if filters != corpus.filters}
+
+
+def check_languages(corpus: Corpus, filters: Mapping[str, Filters]) -> None:
+    """Raises RecipeError for languages that are to be told and cannot be."""
+    if not any("min_language" in corpus.limits(profile) for profile in (corpus.filters, *filters.values())):
+        return
+    for code in corpus.languages:
+        if code not in language.known():
+            near = get_close_matches(code, language.known(), n=1, cutoff=0.5)
+            hint = f'did you mean "{near[0]}"?' if near else "they are ISO 639 codes such as ar, arz, fa"
+            raise RecipeError(f'corpus.languages: "{code}" is not known; {hint}')
 
 
 def judge(batch: pa.RecordBatch, corpus: Corpus, filters: Mapping[str, Filters]) -> Judged:

@@ -34,7 +34,7 @@ def by_loop(text: str) -> dict[str, float]:
     letters = ["".join(c for c in token if unicodedata.category(c)[0] == "L") for token in tokens]
     found = {
         "words": len(parts),
-        "average_word": sum(map(len, parts)) / len(parts) if parts else 0,
+        "average_word": sum(unicodedata.category(c)[0] != "M" for part in parts for c in part) / max(len(parts), 1),
         "alphabetic": sum(any(unicodedata.category(c)[0] == "L" for c in part) for part in parts)
         / max(len(parts) + len(symbols), 1),
         "stop_words": sum(
@@ -121,6 +121,15 @@ def spoilt() -> list[tuple[str, str]]:
 def test_each_kind_of_bad_page_breaks_its_rule(rule: str, text: str) -> None:
     array = pa.array([normalise(text), PAGE], pa.large_string())
     assert broken(array, words(array), PROFILES["web"], ["ar"]).tolist() == [rule, ""]
+
+
+def test_vowel_marks_make_no_difference() -> None:
+    vocalised = "".join(char + "\u064e" * (char.isalpha() and n % 3 != 0) for n, char in enumerate(PAGE))
+    array = pa.array([normalise(vocalised, "vocalised"), normalise(PAGE, "search")], pa.large_string())
+    assert array[0].as_py().count("\u064e") > 100
+    assert broken(array, words(array), PROFILES["web"], ["ar"]).tolist() == ["", ""]
+    found = measures(array, words(array), {"average_word"})["average_word"]
+    assert found[0] == pytest.approx(found[1])
 
 
 @pytest.mark.parametrize(
