@@ -194,7 +194,10 @@ def _figures(report: Report) -> list[str]:
         "Unigram (add-one) and trigram (interpolated Kneser-Ney) are counted on the same training tokens.",
         _unprompted(report.generation),
         *(
-            [f"Of the test documents, {_share(found.copied)} stand in the training text for more than half."]
+            [
+                f"Of the test documents, {_share(found.copied)} stand in the training text for more than half, and "
+                f"{_share(found.covered)} of their words do: words in runs of 13 that the training text has too."
+            ]
             if found
             else []
         ),
