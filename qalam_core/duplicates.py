@@ -10,7 +10,7 @@ and the one with the smallest digest stays. Since the held-out splits take the l
 the training split into one that is held out, in whatever order the files were read; and whatever joins a held-out
 document's cluster later either goes, or is held out in its place.
 
-Memory: 16 bytes a document for the digests, three times that while they are merged, and at most 48 while clusters are
+Memory: 16 bytes a document for the digests, three times that while they are merged, and at most 56 while clusters are
 found, one after the other; on disk 136 bytes a document, in files that are gone afterwards.
 """
 
