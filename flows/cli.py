@@ -1,4 +1,4 @@
-"""The command line `qalam`: build, init, and the verbs of flows/registry_cli.py and flows/package_cli.py.
+"""The command line `qalam`: build, init, and the verbs of the other *_cli modules.
 Takes arguments, gives text and an exit status: 0 done, 1 the gate refused or training failed, 2 a mistake
 that the user can mend, told in one line.
 It does not know how anything is built; it starts the flow, or asks the library.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows import deploy_cli, package_cli, registry_cli
+from flows import corpus_cli, deploy_cli, package_cli, registry_cli
 from flows.package_cli import StoreOption
 from flows.recipes import recipe_path
 from flows.settings import embedded
@@ -35,7 +35,7 @@ app = typer.Typer(
     help="Turn an Arabic corpus into a language model you can review like code.",
 )  # fmt: skip
 
-for verbs in (registry_cli, package_cli, deploy_cli):
+for verbs in (registry_cli, corpus_cli, package_cli, deploy_cli):
     verbs.register(app)
 
 

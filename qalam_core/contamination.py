@@ -15,13 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from qalam_core.grams import Hashes, hashed_runs, mixed
+
 __all__ = ["GRAM", "covered"]
 
 GRAM = 13  # words
-
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial hash over 64 bits keeps every word's part
-
-Hashes = NDArray[np.uint64]
 
 
 def covered(test: Sequence[str], train: Iterable[pa.Array]) -> NDArray[np.float64]:
@@ -66,15 +64,5 @@ def _runs(words: pa.Array, documents: NDArray[np.int64], known: pa.Array) -> tup
     unknown = np.concatenate([[0], np.cumsum(ids < 0)])
     one = documents[:last] == documents[GRAM - 1 :]
     starts = np.flatnonzero(one & (unknown[GRAM:] == unknown[:-GRAM]))
-    values = _mixed(ids.astype(np.uint64))
-    hashes = np.zeros(len(starts), np.uint64)
-    for step in range(GRAM):
-        hashes = hashes * _BASE + values[starts + step]
-    return starts, hashes
-
-
-def _mixed(values: Hashes) -> Hashes:
-    """splitmix64's finisher: neighbouring numbers become unrelated ones."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values = mixed(ids.astype(np.uint64))
+    return starts, hashed_runs(values, starts, GRAM)

@@ -17,14 +17,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qalam_core.errors import RecipeError
+from qalam_core.thresholds import PROFILES, RULES
 
 __all__ = [
-    "SIZES", "STAGES", "Corpus", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer", "Train",
-    "digest", "to_toml",
+    "SIZES", "STAGES", "Corpus", "Filters", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer",
+    "Train", "digest", "to_toml",
 ]  # fmt: skip
 
 Storage = Literal["f32", "f16", "bf16", "i8", "q8"]
 """How a package stores its matrices."""
+
+Filters = Literal["none", "short", "prose", "web"]
+"""Which rules a document must pass; a key of thresholds.PROFILES."""
 
 STAGES = ("ingest", "prepare", "vocab", "tokenize", "train", "export", "evaluate", "gate")
 """What a build goes through, in order."""
@@ -68,6 +72,7 @@ class Source(Part):
     config: str = Field("", description="configuration of the Hugging Face data set")
     split: str = Field("train", description="split of the Hugging Face data set")
     data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")
+    filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's when empty")
     licence: str = Field("", description="licence of the text, for the model card")
 
     @model_validator(mode="after")
@@ -84,12 +89,42 @@ class Corpus(Part):
     profile: Literal["standard", "vocalised", "search"] = Field(
         "standard", description="normalisation; see qalam_core/arabic.py"
     )
+    repair: bool = Field(False, description="undo Arabic that was decoded by the wrong table; see docs/corpus.md")
     min_chars: Positive = Field(20, description="shorter documents are rejected")
     max_chars: Positive = Field(1_000_000, description="longer documents are rejected")
     min_arabic: Fraction = Field(0.5, description="least share of Arabic among a document's letters")
+    filters: Filters = Field(
+        "short", description="rules for what no source says otherwise of: none, short (sentences), prose, web"
+    )
+    thresholds: dict[str, float] = Field(
+        {},
+        description="rule = threshold, instead of the profile's where it has the rule; see docs/corpus.md",
+    )
+    languages: tuple[str, ...] = Field(
+        ("ar", "arz", "ary"), description="what prose and web must be in, by py3langid's codes; [] takes any"
+    )
+    near_duplicates: bool = Field(True, description="of documents that are nearly the same keep one")
     validation: Fraction = Field(0.05, description="share of documents held out to watch training")
     test: Fraction = Field(0.05, description="share of documents held out for the gate")
     shard_mb: Positive = Field(16, description="normalised text per shard, in MB; shards are tokenized in parallel")
+
+    @field_validator("thresholds")
+    @classmethod
+    def _rules_are_known(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        for rule in thresholds:
+            if rule not in RULES:
+                near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.5)
+                hint = f'did you mean "{near[0]}"?' if near else f"the rules are {', '.join(RULES)}"
+                raise ValueError(f'there is no rule "{rule}"; {hint}')
+        return dict(sorted(thresholds.items()))
+
+    def limits(self, filters: Filters) -> dict[str, float]:
+        """Rule -> threshold of a filter profile as this recipe has it."""
+        return {
+            rule: self.thresholds.get(rule, limit)
+            for rule, limit in PROFILES[filters].items()
+            if self.languages or rule != "min_language"
+        }
 
     @model_validator(mode="after")
     def _splits_leave_training_text(self) -> Self:
@@ -387,6 +422,8 @@ def to_toml(recipe: Recipe) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, float):
         return repr(value)
     # TOML's strings, booleans and integers are JSON's, but for one character that JSON need not escape

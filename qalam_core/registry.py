@@ -7,6 +7,7 @@ It does not know how anything is built or measured, and never guesses which run 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from qalam_core.gate import Verdict
 from qalam_core.recipe import STAGES, Recipe
 from qalam_core.store import Artifact, Progress, Store, silent
 
-__all__ = ["Collected", "Reproduction", "Row", "collect", "needs", "remeasure", "reproduce", "rollback"]
+__all__ = ["Collected", "Reproduction", "Row", "collect", "corpus_of", "needs", "remeasure", "reproduce", "rollback"]
 
 FRESH_SECONDS = 24 * 3600.0
 """What no run holds is kept for so long after its last use: a build may be between two stages, or be resumed."""
@@ -36,6 +37,17 @@ def needs(record: Mapping[str, Any]) -> list[str]:
     these runs into the fresh store, and `collect` keeps them.
     """
     return [run for run in dict.fromkeys((record.get("parent"), record.get("rival"))) if run]
+
+
+def corpus_of(store: Store, run: str = "") -> Artifact:
+    """The prepared corpus of `run`, or without one that which the store used last. Raises StoreError."""
+    if run:
+        return store.artifact("prepare", store.run_record(run)["artifacts"]["prepare"][0])
+    last_use = store.artifacts()
+    found = [name for name in last_use if re.fullmatch("prepare/[0-9a-f]{64}", name)]
+    if not found:
+        raise StoreError(f"{store.root}: holds no prepared corpus yet; `qalam build RECIPE` makes one")
+    return store.artifact(*max(found, key=lambda name: (last_use[name], name)).split("/"))
 
 
 # -- reproduce ------------------------------------------------------------------------------------

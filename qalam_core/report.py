@@ -14,7 +14,7 @@ from typing import Any
 from qalam_core.gate import Budgets, Generation, Integrity, Interval, Report, Slice, Verdict
 from qalam_core.recipe import Recipe, Source, to_toml
 
-__all__ = ["markdown", "model_card"]
+__all__ = ["corpus_table", "markdown", "model_card"]
 
 _SLICE_HEAD = (
     "documents", "bits per byte", "unigram", "trigram", "unknown", "tokens per word", "top-1", "number",
@@ -194,7 +194,10 @@ def _figures(report: Report) -> list[str]:
         "Unigram (add-one) and trigram (interpolated Kneser-Ney) are counted on the same training tokens.",
         _unprompted(report.generation),
         *(
-            [f"Of the test documents, {_share(found.copied)} stand in the training text for more than half."]
+            [
+                f"Of the test documents, {_share(found.copied)} stand in the training text for more than half, and "
+                f"{_share(found.covered)} of their words do: words in runs of 13 that the training text has too."
+            ]
             if found
             else []
         ),
@@ -242,19 +245,28 @@ def _origin(source: Source) -> str:
 
 
 def _corpus(facts: Mapping[str, Any]) -> list[str]:
-    """What became of the documents: a table by source and reason, and one of the splits."""
+    """What became of the documents: a table by reason and source, and one of the splits."""
     tables = []
-    if reasons := facts.get("rejected"):
-        names = facts["sources"].items() if len(facts["sources"]) > 1 else ()
-        rows = (
-            (name, *(f"{n:,}" for n in (part["read"], part["kept"], *(part["rejected"].get(r, 0) for r in reasons))))
-            for name, part in (("all", facts), *names)
-        )
-        tables.append(_table(("documents", "read", "kept", *(reason.replace("_", " ") for reason in reasons)), rows))
+    if facts.get("rejected"):
+        tables.append(_table(*corpus_table(facts)))
     if splits := facts.get("splits"):
         rows = ((name, f"{part['documents']:,}", f"{part['bytes'] / 1e6:.2f}") for name, part in splits.items())
         tables.append(_table(("split", "documents", "MB"), rows))
     return tables
+
+
+def corpus_table(facts: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """(head, rows) of what became of the documents: read, rejected for each reason, kept; a column a source."""
+    parts = {"all": facts, **(facts["sources"] if len(facts["sources"]) > 1 else {})}
+    rows = [("read", [part["read"] for part in parts.values()])]
+    if facts.get("repaired"):
+        rows.append(("repaired", [part["repaired"] for part in parts.values()]))
+    rows += [
+        (reason.replace("_", " "), [part["rejected"].get(reason, 0) for part in parts.values()])
+        for reason in facts["rejected"]
+    ]
+    rows.append(("kept", [part["kept"] for part in parts.values()]))
+    return ("documents", *parts), [(name, *(f"{count:,}" for count in counts)) for name, counts in rows]
 
 
 def _counts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from qalam_core.errors import CorpusError
 from qalam_core.recipe import Source, digest
 from qalam_core.store import file_sha256
 
-__all__ = ["COMPRESSIONS", "FORMATS", "SourceFile", "data_files", "resolve"]
+__all__ = ["COMPRESSIONS", "FORMATS", "SourceFile", "data_files", "resolve", "slice_name"]
 
 FORMATS = {
     ".txt": "text",
@@ -90,7 +90,7 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
             file = _hub(source)
             files.setdefault((file.sha256, source.text), file)
             continue
-        for path, name in _expand(source):
+        for path in _expand(source):
             place = str(path.absolute())
             if source.format == "auto" and not _suffixes(place)[0]:
                 known = " ".join(FORMATS)
@@ -99,10 +99,28 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
                     f'rename the file, or set format (such as "text") on its source'
                 )
             sha256, size = _fingerprint(path)
-            file = SourceFile(source, place, source.name or name, sha256, size)
+            file = SourceFile(source, place, slice_name(source), sha256, size)
             read_as = tuple(getattr(source, key) for key in _READ_BY[file.format])
             files.setdefault((os.path.realpath(path), file.format, read_as), file)
     return list(files.values())
+
+
+def slice_name(source: Source) -> str:
+    """The name that the documents of a source are reported under."""
+    if source.name:
+        return source.name
+    if source.path.startswith("hf:"):
+        return source.path.removeprefix("hf:").rpartition("/")[2]
+    if source.path.startswith("package:"):
+        return _stem(Path(source.path))
+    path = Path(source.path)
+    if path.is_dir():
+        return path.resolve().name
+    if glob.has_magic(source.path) and not path.exists():
+        while glob.has_magic(str(path)):
+            path = path.parent
+        return path.resolve().name
+    return _stem(path)
 
 
 def _suffixes(path: str) -> tuple[str, str]:
@@ -134,11 +152,10 @@ def _unreadable(path: Path | str, error: OSError) -> CorpusError:
     )
 
 
-def _expand(source: Source) -> Iterator[tuple[Path, str]]:
-    """Each file of a source with the slice name that it gets when the recipe gives none."""
+def _expand(source: Source) -> Iterator[Path]:
+    """Each file of a source."""
     if source.path.startswith("package:"):
-        path = _packaged(source.path.removeprefix("package:"))
-        yield path, _stem(path)
+        yield _packaged(source.path.removeprefix("package:"))
         return
     path = Path(source.path)
     if path.is_dir():
@@ -148,19 +165,16 @@ def _expand(source: Source) -> Iterator[tuple[Path, str]]:
                 f"{path}: no file in this folder has a known suffix ({' '.join(FORMATS)}, plain or with "
                 f"{' '.join(COMPRESSIONS)}); add some, or name others by a glob ({path / '*'}) and set format"
             )
-        yield from ((file, path.resolve().name) for file in found)
+        yield from found
     elif path.is_file():
-        yield path, _stem(path)
+        yield path
     elif glob.has_magic(source.path) and not path.exists():
         # glob leaves hidden files out, as a shell does; folders that match are not what was asked for
         matches = sorted(glob.glob(source.path, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
         found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
             raise CorpusError(f"{path}: no file matches this pattern; correct it, or add the files")
-        fixed = Path(source.path)
-        while glob.has_magic(str(fixed)):
-            fixed = fixed.parent
-        yield from ((file, fixed.resolve().name) for file in found)
+        yield from found
     elif path.exists():
         raise CorpusError(f"{path}: neither a file nor a folder; name a file that can be read more than once")
     else:
@@ -214,12 +228,12 @@ def _hub(source: Source) -> SourceFile:
             pinned.append(sha256)
             size += length
     sha256 = digest(["hf", name, source.config, source.split, source.revision, pinned])
-    return SourceFile(source, source.path, source.name or name.rpartition("/")[2], sha256, size)
+    return SourceFile(source, source.path, slice_name(source), sha256, size)
 
 
 def data_files(source: Source) -> list[str]:
     """What to hand to a Hugging Face builder: names on the Hub, or local files, globs expanded and sorted."""
     if source.revision:
         return list(source.data_files)
-    found = (path for pattern in source.data_files for path, _ in _expand(Source(path=pattern)))
+    found = (path for pattern in source.data_files for path in _expand(Source(path=pattern)))
     return [str(path.absolute()) for path in found]

@@ -64,7 +64,7 @@ Turn = Callable[[], AbstractContextManager[None]]
 ENCODE_BYTES = 8_000_000  # text that is encoded at once: some ten times as much memory, on each thread
 
 STAGE_VERSION = {
-    "ingest": 1, "prepare": 1, "vocab": 1, "tokenize": 1, "train": 2, "export": 1, "evaluate": 2, "gate": 2,
+    "ingest": 1, "prepare": 2, "vocab": 1, "tokenize": 1, "train": 2, "export": 1, "evaluate": 2, "gate": 2,
 }  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def prepare(store: Store, recipe: Recipe, documents: Sequence[Artifact], progres
     """All documents -> normalised, filtered, deduplicated, split shards, and the rejects with reasons."""
     part = recipe.corpus.canonical()
     del part["sources"]  # what they hold is in the documents' digests
+    part["filters_by_slice"] = corpora.filters_by_slice(recipe.corpus)
     paths = [artifact.path / "documents.arrow" for artifact in documents]
     return store.build(
         "prepare", STAGE_VERSION["prepare"], part, _numbered(documents),

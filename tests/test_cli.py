@@ -216,8 +216,8 @@ def test_the_verbs_are_these() -> None:
     done = qalam("--help")
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and line[2].islower()]
     assert sorted(found) == [
-        "build", "deploy", "diff", "down", "edit", "export", "gc", "generate", "history", "import", "init", "promote",
-        "report", "reproduce", "rollback", "runs", "seal", "show", "sign", "up", "verify", "watch", "wheel",
+        "build", "corpus", "deploy", "diff", "down", "edit", "export", "gc", "generate", "history", "import", "init",
+        "promote", "report", "reproduce", "rollback", "runs", "seal", "show", "sign", "up", "verify", "watch", "wheel",
     ]  # fmt: skip
 
 

@@ -10,25 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalam_core import corpus as module
+from qalam_core import splits as module
 from qalam_core.arabic import normalise
-from qalam_core.corpus import REASONS, REJECTS, SPLITS, prepare, read_split, read_texts
+from qalam_core.corpus import REASONS, REJECTS, SPLITS, prepare, read_rejects, read_split, read_texts
 from qalam_core.documents import SCHEMA, ingest
-from qalam_core.errors import CorpusError
+from qalam_core.errors import CorpusError, RecipeError
 from qalam_core.recipe import Corpus, Source
 from qalam_core.sources import resolve
+from qalam_core.splits import Shards
 
 Document = tuple[str, str]  # (slice, text)
 
 
 def part(**options: Any) -> Corpus:
-    return Corpus(sources=(Source(path="x"),), **{"min_chars": 1, **options})
+    """A corpus part that takes everything but what `options` say."""
+    return Corpus(
+        sources=(Source(path="x"),), **{"min_chars": 1, "filters": "none", "near_duplicates": False, **options}
+    )
 
 
 def write(path: Path, documents: Sequence[Document], batch: int = 1000, cut: frozenset[int] = frozenset()) -> Path:
@@ -97,9 +102,10 @@ def test_each_rule_rejects_with_its_reason(tmp_path: Path) -> None:
         *bad.items(),
         ("not_arabic", digits[0][1]),
     ]
-    assert facts["rejected"] == {**dict.fromkeys(REASONS, 1), "not_arabic": 2}
+    assert facts["rejected"] == {**dict.fromkeys(bad, 1), "not_arabic": 2}
+    assert set(bad) < set(REASONS)
     assert (facts["read"], facts["kept"]) == (106, 100)
-    assert facts["sources"] == {"news": {"read": 106, "kept": 100, "rejected": facts["rejected"]}}
+    assert facts["sources"] == {"news": {"read": 106, "kept": 100, "repaired": 0, "rejected": facts["rejected"]}}
 
 
 def test_shares_of_arabic_are_of_letters(tmp_path: Path) -> None:
@@ -149,8 +155,8 @@ def test_the_first_of_equal_documents_is_kept_across_files(tmp_path: Path) -> No
     first = write(tmp_path / "a.arrow", sentences(40, name="a"), batch=7)
     second = write(tmp_path / "b.arrow", [*sentences(40, name="b"), *sentences(5, seed=1, name="b")], batch=11)
     facts = prepare([first, second], part(), tmp_path / "out")
-    assert facts["sources"]["a"] == {"read": 40, "kept": 40, "rejected": {}}
-    assert facts["sources"]["b"] == {"read": 45, "kept": 5, "rejected": {"duplicate": 40}}
+    assert facts["sources"]["a"] == {"read": 40, "kept": 40, "repaired": 0, "rejected": {}}
+    assert facts["sources"]["b"] == {"read": 45, "kept": 5, "repaired": 0, "rejected": {"duplicate": 40}}
 
 
 def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +168,8 @@ def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytes
     sizes = [
         sum(len(text.as_py().encode()) for batch in read_texts(shard) for text in batch["text"]) for shard in shards
     ]
-    assert all(1_000_000 <= size < 1_005_000 for size in sizes[:-1])
-    assert len(sizes) == facts["splits"]["train"]["shards"] == 5
+    assert all(500_000 <= size <= 2_000_000 for size in sizes[:-1])
+    assert len(sizes) == facts["splits"]["train"]["shards"] > 2
     assert sum(sizes) == facts["splits"]["train"]["bytes"]
 
 
@@ -173,6 +179,148 @@ def test_progress_is_in_bytes_and_ends_full(tmp_path: Path) -> None:
     prepare([path, path], part(), tmp_path / "out", lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1] == (2 * path.stat().st_size,) * 2
+
+
+# -- near-duplicates ------------------------------------------------------------------------------
+
+
+def page(rng: random.Random, words: int = 120) -> list[str]:
+    return ["".join(rng.choices("ابتثجحخدرسشصطعفقكلمنهوي", k=5)) for _ in range(words)]
+
+
+def family(rng: random.Random, size: int) -> list[str]:
+    """Texts that are all nearly the same: a word differs."""
+    words = page(rng)
+    return [" ".join([*words[:60], "".join(rng.choices("ابتث", k=6)), *words[60:]]) for _ in range(size)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(3, 40))
+def test_no_family_reaches_over_splits_and_the_smallest_digest_stays(seed: int, batch: int) -> None:
+    rng = random.Random(seed)
+    families = [family(rng, rng.randint(1, 5)) for _ in range(20)]
+    documents = [(rng.choice("ab"), text) for texts in families for text in texts] + SEEDS["a"] + SEEDS["b"]
+    corpus = part(near_duplicates=True, validation=0.3, test=0.3)
+    with tempfile.TemporaryDirectory() as name:
+        facts = run(Path(name, "1"), documents, corpus, batch=batch)
+        splits = kept(Path(name, "1"))
+        where = {text: split for split, rows in splits.items() for _, _, text in rows}
+        for texts in families:
+            stayed = [text for text in texts if text in where]
+            assert stayed == [min(texts, key=lambda text: hashlib.sha256(text.encode()).digest())]
+        assert facts["rejected"].get("near_duplicate", 0) == sum(len(set(texts)) - 1 for texts in families)
+
+        rng.shuffle(documents)
+        run(Path(name, "2"), documents, corpus, batch=11)
+        again = {text: split for split, rows in kept(Path(name, "2")).items() for _, _, text in rows}
+        assert again == where
+
+        # what joins a held-out document's family later goes, or takes its place in the same split
+        more = [("a", texts[0] + " زيادة") for texts in families]
+        run(Path(name, "3"), [*more, *documents], corpus, batch=11)
+        later = {text: split for split, rows in kept(Path(name, "3")).items() for _, _, text in rows}
+        for texts, (_, added) in zip(families, more, strict=True):
+            [before], [after] = ([t for t in [*texts, added] if t in found] for found in (where, later))
+            assert SPLITS.index(later[after]) >= SPLITS.index(where[before])  # towards test, never towards train
+            assert after in (before, added)
+
+
+def test_the_spool_is_gone_and_rejects_are_spread(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    documents = [("news", text) for _ in range(30) for text in family(rng, 3)] + [("news", "ab")] * 9
+    facts = run(tmp_path, documents, part(near_duplicates=True), batch=4)
+    assert sorted(content(tmp_path)) == [REJECTS, *(f"{split}-00000.arrow" for split in sorted(SPLITS))]
+    assert facts["rejected"] == {"not_arabic": 9, "near_duplicate": 60}
+    near = [row["text"] for row in rejected(tmp_path) if row["reason"] == "near_duplicate"]
+    assert [text for _, text in read_rejects(tmp_path / "out", "near_duplicate", 100)] == near
+    assert list(read_rejects(tmp_path / "out", "near_duplicate", 2)) == [("news", near[0]), ("news", near[-1])]
+    assert list(read_rejects(tmp_path / "out", "empty", 5)) == []
+
+
+# -- filters and repair ---------------------------------------------------------------------------
+
+
+def test_each_source_has_its_filters(tmp_path: Path) -> None:
+    long = "جملة قصيرة من كلمات قليلة في سطر"
+    documents = [(name, f"{long} {n}") for n in range(40) for name in ("web", "verse", "x")]
+    documents += [("x", "*** --- !!! سلام ... ??? ///"), ("x", "سلام عليكم")]
+    sources = (Source(path="a", name="web", filters="web"), Source(path="b", name="verse", filters="none"))
+    corpus = part(filters="short", thresholds={"min_words": 9}).model_copy(update={"sources": sources})
+    documents += [("web", "من قال " + " ".join(page(random.Random(n), 60)) + " في البيت.") for n in range(10)]
+    facts = run(tmp_path, documents, corpus)
+    assert facts["sources"]["web"]["rejected"]["min_words"] == 40
+    assert facts["sources"]["verse"]["kept"] == 40
+    assert facts["sources"]["x"]["rejected"]["min_alphabetic"] == 1
+
+
+def test_sources_of_one_name_cannot_differ_in_filters(tmp_path: Path) -> None:
+    sources = (Source(path="a", name="n", filters="web"), Source(path="b", name="n"))
+    corpus = part().model_copy(update={"sources": sources})
+    with pytest.raises(RecipeError, match=r'"n" names two sources with different filters \(web and none\)'):
+        run(tmp_path, sentences(10), corpus)
+    with pytest.raises(RecipeError, match=r'"arr" is not known; did you mean "ar[yz]?"'):
+        run(tmp_path, sentences(10), part(filters="web", languages=("arr",)))
+
+
+def test_repaired_documents_are_counted(tmp_path: Path) -> None:
+    good = sentences(60)
+    damaged = [("old", text.encode().decode("latin-1")) for _, text in sentences(30, seed=1)]
+    facts = run(tmp_path, good + damaged, part(repair=True))
+    assert facts["repaired"] == facts["sources"]["old"]["repaired"] == 30
+    assert facts["sources"]["news"]["repaired"] == 0
+    assert facts["kept"] == 90
+    with pytest.raises(CorpusError, match="old: a source with no usable documents"):
+        run(tmp_path / "off", good + damaged, part())
+
+
+# -- shards ---------------------------------------------------------------------------------------
+
+
+def test_another_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WRITE_BYTES", 20_000)
+    rng = random.Random(0)
+    vocabulary = page(rng, 5000)
+
+    def file(name: str, count: int) -> Path:
+        texts = (" ".join(rng.choices(vocabulary, k=rng.randint(20, 400))) for _ in range(count))
+        return write(tmp_path / f"{name}.arrow", [(name, text) for text in texts])
+
+    def shards(files: list[Path]) -> set[str]:
+        prepare(files, part(near_duplicates=True, shard_mb=1), tmp_path / "out")
+        found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in read_split(tmp_path / "out", "train")}
+        for path in (tmp_path / "out").iterdir():
+            path.unlink()
+        return found
+
+    files, more = [file(f"n{n}", 1200) for n in range(4)], file("more", 200)  # 11 MB
+    before = shards(files)
+    assert len(before) >= 7
+    for place in (0, 2, 4):
+        assert len(before - shards([*files[:place], more, *files[place:]])) <= 3
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=200), st.integers(1, 30), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_shards_hold_the_documents_in_order_whatever_the_batches(sizes: list[int], batch: int, seed: int) -> None:
+    rng = random.Random(seed)
+    documents = ["a" * size for size in sizes]
+    digests = np.array([rng.randbytes(16) for _ in sizes], "S16").view("V16").view("S16")
+    written = []
+    for step in (batch, len(documents)):
+        with tempfile.TemporaryDirectory() as name:
+            shards = Shards(Path(name), "train", 1000)
+            for start in range(0, len(documents), step):
+                texts = pa.array(documents[start : start + step], pa.large_string())
+                shards.write(texts, pa.array(["n"] * len(texts)), digests[start : start + step])
+            shards.close()
+            files = read_split(Path(name), "train")
+            found = [[t.as_py() for b in read_texts(path) for t in b["text"]] for path in files]
+            written.append([path.read_bytes() for path in files])
+        assert [text for shard in found for text in shard] == documents
+        assert all(500 <= sum(map(len, shard)) <= 2000 for shard in found[:-1])
+        assert sum(map(len, found[-1])) <= 2000
+        assert shards.counts["shards"] == len(found)
+    assert written[0] == written[1]
 
 
 # -- small corpora --------------------------------------------------------------------------------
@@ -198,22 +346,6 @@ def test_a_split_without_a_share_has_no_file(tmp_path: Path) -> None:
     facts = run(tmp_path, sentences(30), part(validation=0.0))
     assert read_split(tmp_path / "out", "validation") == []
     assert facts["splits"]["validation"] == {"documents": 0, "characters": 0, "bytes": 0, "shards": 0}
-
-
-def test_a_second_pass_leaves_nothing_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # one document a shard, all of them in train by hash: moving two leaves two shards fewer
-    documents = [row for row in sentences(300) if int(hashlib.sha256(row[1].encode()).hexdigest()[:16], 16) > 2**63][:5]
-    monkeypatch.setattr(module._Shards, "__init__", _one_document_a_shard(module._Shards.__init__))
-    facts = run(tmp_path, documents, part())
-    assert [facts["splits"][split]["documents"] for split in SPLITS] == [3, 1, 1]
-    assert len(read_split(tmp_path / "out", "train")) == 3
-
-
-def _one_document_a_shard(original: Any) -> Any:
-    def init(self: Any, folder: Path, split: str, limit: int, counts: Any) -> None:
-        original(self, folder, split, 1, counts)
-
-    return init
 
 
 # -- what cannot be prepared ----------------------------------------------------------------------
@@ -305,20 +437,6 @@ def test_adding_a_document_moves_no_other(documents: list[Document], added: str)
         )
         assert {text: after[text] for text in before} == before
         assert set(after) - set(before) <= {normalise(added)}
-
-
-@given(st.lists(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=20), max_size=20))
-def test_the_index_of_duplicates_is_a_set(batches: list[list[tuple[int, bool]]]) -> None:
-    seen, model = module._Seen(), set[int]()
-    for batch in batches:
-        texts = pa.array([str(n) for n, _ in batch], pa.large_string())
-        expected = []
-        for n, candidate in batch:
-            expected.append(candidate and n not in model)
-            model |= {n} if candidate else set()
-        candidates = module.np.array([candidate for _, candidate in batch], bool)
-        assert seen.add(module._digests(texts), candidates).tolist() == expected
-    assert len(seen.sorted()) == len(model)
 
 
 def test_from_a_file_to_the_splits(tmp_path: Path) -> None:

