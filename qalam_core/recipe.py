@@ -381,17 +381,17 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "tokenizer": {"vocab_size": 8000},
         "model": {"dim": 128, "num_heads": 4, "num_layers": 2, "max_seq_len": 128},
-        "train": {"steps": 1000, "batch_size": 32, "learning_rate": 3e-3},
+        "train": {"steps": 1000, "batch_size": 32, "learning_rate": 1e-2},
     },
     "medium": {
         "tokenizer": {"vocab_size": 16000},
         "model": {"dim": 256, "num_heads": 8, "num_layers": 6, "max_seq_len": 256},
-        "train": {"steps": 5000, "batch_size": 32, "learning_rate": 1e-3},
+        "train": {"steps": 5000, "batch_size": 32, "learning_rate": 3e-3},
     },
     "large": {
         "tokenizer": {"vocab_size": 32000},
         "model": {"dim": 512, "num_heads": 8, "num_layers": 12, "max_seq_len": 512},
-        "train": {"steps": 20000, "batch_size": 64, "learning_rate": 6e-4, "accumulate": 4},
+        "train": {"steps": 20000, "batch_size": 64, "learning_rate": 2e-3, "accumulate": 4},
     },
 }
 """The original's three sizes: what each sets; everything else keeps its default."""
