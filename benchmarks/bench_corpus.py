@@ -83,9 +83,7 @@ def prepare_table(corpus: Path | None, sizes: list[int]) -> bool:
                 costs.setdefault(part, []).append(cost)
                 missed |= rate < LEAST.get(part, 0) or found["peak"] > MEMORY
                 kept = f"{found['kept']:,}" if "kept" in found else ""
-                print(
-                    f"{part:<40}{rate:>8.1f}{cost:>10.4f}{found['peak']:>9.0f}{documents:>11,}{kept:>10}", flush=True
-                )
+                print(f"{part:<40}{rate:>8.1f}{cost:>10.4f}{found['peak']:>9.0f}{documents:>11,}{kept:>10}", flush=True)
             if size == sizes[0]:
                 _peer(folder)
             (folder / "corpus.jsonl").unlink()
