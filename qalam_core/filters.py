@@ -145,7 +145,8 @@ def _repetition(words: Words) -> dict[str, Floats]:
     """Of each document's letters, the share in its most frequent n-gram, and in n-grams that stood before.
 
     A run of n words that recurs is made of two runs of n - 1 words that do, so each length looks only where the
-    one before it found something. Runs are compared by numbers of their parts: exactly, not by hash.
+    one before it found something. Runs are compared by numbers of their parts: exactly, not by hash. A run over a
+    border of documents cannot recur, as its words' numbers are their documents' own.
     """
     chars = pc.utf8_length(words.distinct).to_numpy().astype(np.int64)[words.ids]
     ends = np.concatenate([[0], np.cumsum(chars)])
@@ -158,8 +159,6 @@ def _repetition(words: Words) -> dict[str, Floats]:
     for n in range(2, 11):
         last = np.append(starts[1:] == starts[:-1] + 1, False) if len(starts) else np.zeros(0, np.bool_)
         starts, kinds = starts[last], kinds[last]  # a run of n - 1 recurring ones begins at the next word too
-        same = documents[np.minimum(starts + n - 1, count - 1)] == documents[starts] if count else starts == 0
-        starts, kinds = starts[same], kinds[same]
         starts, kinds, again = _recurring(starts, kinds * (count + 1) + single[starts + n - 1])
         if n <= 4:
             found[f"top_{n}gram"] = _top(starts, kinds, ends[starts + n] - ends[starts], documents, totals)

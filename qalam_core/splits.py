@@ -140,8 +140,8 @@ class Shards:
             path = self._folder / f"{self._split}-{self.counts['shards']:05}.arrow"
             self._file = ipc.new_file(path, SCHEMA)
             self.counts["shards"] += 1
-        # joined with an empty one, so that even a single slice is copied: its buffers would go to disk whole
-        self._file.write_batch(pa.concat_batches([*self._waiting, self._waiting[0].slice(0, 0)]))
+        # joined even when it is one: the buffers of a slice would go to disk whole, with what lies around it
+        self._file.write_batch(pa.concat_batches(self._waiting))
         self._waiting, self._waiting_bytes = [], 0
 
     def close(self) -> None:
