@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,6 +23,7 @@ from qalam_core import gate as gates
 from qalam_core import package as packages
 from qalam_core import report as reports
 from qalam_core import tokens as shards_of_tokens
+from qalam_core import trainer
 from qalam_core.corpus import SourceFile
 from qalam_core.errors import RecipeError, StoreError, TrainingError
 from qalam_core.gate import Verdict
@@ -185,7 +182,7 @@ def train(
             )  # fmt: skip
             spec.save(out / "spec.json")
             with turn():
-                _run_training(out / "spec.json", recipe.train.steps, progress)
+                trainer.follow(out / "spec.json", recipe.train.steps, progress)
         for scrap in (*out.glob("spec.json"), *out.glob("initial*"), *out.glob("checkpoint-*"), *out.glob(".*.tmp")):
             scrap.unlink()
         facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
@@ -256,54 +253,6 @@ def _write_initial(store: Store, start: Mapping[str, str], recipe: Recipe, token
     words = _tokenizer(tokenizer)
     save_file(initial_weights(package, words.algorithm, words.words, recipe.model), out / "initial.safetensors")
     return str(out / "initial.safetensors")
-
-
-def _run_training(spec: Path, steps: int, progress: Progress) -> None:
-    """Start the training process, follow its metrics, and turn its end into a result or an error."""
-    from qalam_core.train import DISK_FAILED, STOPPED
-
-    # a file, not a pipe: a pipe that nobody reads meanwhile would stop a training with much to warn of
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "qalam_core.train", str(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
-            close_fds=False,  # it inherits the artifact's lock (see Store.locked); its stdin ends when we do
-        )  # fmt: skip
-        assert process.stdout and process.stdin
-        done = 0
-        try:
-            for line in process.stdout:
-                metrics = json.loads(line)
-                done = metrics.pop("step")
-                progress(done, steps)
-                if "dtype" in metrics:
-                    log.info("training on %s in %s, compile %s", *(metrics[k] for k in ("device", "dtype", "compile")))
-                if metrics.keys() & {"loss", "validation_loss"}:
-                    log.info("step %d of %d: %s", done, steps, ", ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
-            status = process.wait()
-        except BaseException:
-            process.terminate()  # it writes a checkpoint and ends within a step
-            process.communicate()
-            raise
-        finally:
-            for pipe in (process.stdin, process.stdout):
-                pipe.close()
-        complaints.seek(0)
-        errors = complaints.read().strip()
-    if status == 2:
-        raise TrainingError(errors.splitlines()[-1])  # before it may stand warnings
-    if status == DISK_FAILED:
-        number = int(errors.splitlines()[-1].partition(" ")[0])
-        raise OSError(number, os.strerror(number))  # the store says it to the user
-    if status == STOPPED:
-        raise TrainingError(f"training was stopped at step {done} of {steps}; run the same command again to go on")
-    if status == -9:
-        raise TrainingError(
-            f"training was killed at step {done}, most likely for memory; raise train.accumulate, "
-            "or run the same command again to go on from the last checkpoint"
-        )
-    if status:
-        raise RuntimeError(f"qalam_core.train ended with status {status}:\n{errors}")
 
 
 def export(store: Store, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact) -> Artifact:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from qalam_core import stages
+from qalam_core import stages, trainer
 from qalam_core.errors import PackageError, QalamError, StoreError
 from qalam_core.package import read, verify
 from qalam_core.recipe import Recipe
@@ -91,7 +91,7 @@ def assert_tidy(store: Store) -> None:
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
-from qalam_core import stages
+from qalam_core import stages, trainer
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 
@@ -113,7 +113,7 @@ def cut(fill):
     return filled
 
 def at_step(number, strike):
-    follow, Popen = stages._run_training, stages.subprocess.Popen
+    follow, Popen = trainer.follow, trainer.subprocess.Popen
     started = []
 
     def start(*arguments, **options):
@@ -123,7 +123,7 @@ def at_step(number, strike):
     def watched(spec, steps, progress):
         follow(spec, steps, lambda done, total: strike(started[-1]) if done >= number else None)
 
-    stages.subprocess.Popen, stages._run_training = start, watched
+    trainer.subprocess.Popen, trainer.follow = start, watched
 
 def orphan(trainer):
     os.kill(trainer.pid, signal.SIGSTOP)
@@ -363,14 +363,14 @@ def test_an_orphaned_trainer_saves_and_ends_and_the_next_build_goes_on(
         orphan = int(process.stdout.readline())
         assert process.wait() == -signal.SIGKILL
     found: list[int] = []
-    follow = stages._run_training
+    follow = trainer.follow
 
     def noted(spec: Path, *arguments: Any) -> None:
         assert not _alive(orphan), "two processes at once would work on one artifact"
         found.extend(int(path.stem.rpartition("-")[2]) for path in spec.parent.glob("checkpoint-*"))
         follow(spec, *arguments)
 
-    monkeypatch.setattr(stages, "_run_training", noted)
+    monkeypatch.setattr(trainer, "follow", noted)
     caplog.set_level(logging.INFO, "qalam_core")
     woken = threading.Timer(0.5, os.kill, (orphan, signal.SIGCONT))
     since = time.monotonic()
