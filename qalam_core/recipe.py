@@ -143,7 +143,7 @@ class Tokenizer(Part):
     algorithm: Literal["bpe", "word"] = Field("bpe", description="bpe is lossless; word is the original's")
     vocab_size: Annotated[int, Field(ge=260)] = Field(8000, description="entries, the four specials included")
     min_freq: Positive = Field(2, description="rarer words (word) or pairs (bpe) get no entry")
-    sample_mb: Positive = Field(64, description="text that the vocabulary is trained on, in MB; drawn by the seed")
+    sample_mb: Positive = Field(32, description="text that the vocabulary is trained on, in MB; drawn by the seed")
 
 
 class Model(Part):
@@ -391,7 +391,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "large": {
         "tokenizer": {"vocab_size": 32000},
         "model": {"dim": 512, "num_heads": 8, "num_layers": 12, "max_seq_len": 512},
-        "train": {"steps": 20000, "batch_size": 64, "learning_rate": 2e-3, "accumulate": 4},
+        "train": {"steps": 20000, "batch_size": 64, "learning_rate": 1e-3, "accumulate": 4},
     },
 }
 """The original's three sizes: what each sets; everything else keeps its default."""
