@@ -108,7 +108,7 @@ class Tokenizer(Part):
     algorithm: Literal["bpe", "word"] = Field("bpe", description="bpe is lossless; word is the original's")
     vocab_size: Annotated[int, Field(ge=260)] = Field(8000, description="entries, the four specials included")
     min_freq: Positive = Field(2, description="rarer words (word) or pairs (bpe) get no entry")
-    sample_mb: Positive = Field(64, description="text that the vocabulary is trained on, in MB; drawn by the seed")
+    sample_mb: Positive = Field(32, description="text that the vocabulary is trained on, in MB; drawn by the seed")
 
 
 class Model(Part):

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -446,5 +447,6 @@ def _length(texts: pa.LargeStringArray) -> int:
     return pc.sum(pc.binary_length(texts)).as_py() or 0
 
 
+@lru_cache(maxsize=2)  # one for each shard anew would leave the heap in pieces, and take a third of a second
 def _tokenizer(artifact: Artifact) -> ArabicTokenizer:
     return ArabicTokenizer.from_json((artifact.path / "tokenizer.json").read_text(encoding="utf-8"))
