@@ -3,7 +3,7 @@
     python -m benchmarks.bench_tokens [--mb N] [--corpus FILE] [--rounds N] [--sizes MB MB ...] [--check]
 
 Speed: the demo corpus, normalised, its sentences drawn anew with a seed until there are N MB; and once as it is,
-where every word is met for the first time or the second (or the texts of a JSON Lines file). Peers take turns in one
+where every sixth piece is a new one (or the texts of a JSON Lines file). Peers take turns in one
 process, best of N. Memory: vocab and tokenize as the pipeline runs them, each in a process of its own whose peak is
 what the kernel says (VmHWM); the text for it is drawn from three million words by Zipf's law, so that its
 vocabulary goes on growing as a real one does. Pages of mapped shards count where they are touched. The original's

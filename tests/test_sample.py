@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
 from qalam_core import sample as module
+from qalam_core import stages
 from qalam_core.sample import sample
-from tests.conftest import sentences
+from qalam_core.store import Artifact, Store
+from tests.conftest import sentences, tiny_recipe
 
 TEXTS = sentences(300)
 
@@ -69,3 +72,26 @@ def test_what_cannot_be_drawn_any_more_is_not_kept(tmp_path: Path, monkeypatch: 
     drawn(shards(tmp_path / "a", TEXTS, 100), 2_000)
     assert len(lengths) > 3
     assert max(lengths) < 60
+
+
+def test_limit_and_seed_decide_only_where_something_is_left_out(store: Store) -> None:
+    texts = [f"{text} {number}" for number in range(30) for text in TEXTS]
+    size = sum(len(text.encode()) for text in texts)
+    assert size > 1_000_000
+
+    def make(out: Path) -> dict[str, Any]:
+        for path in shards(out / "made", texts, 4_000, 1_000):
+            path.rename(out / path.name)
+        (out / "made").rmdir()
+        return {"splits": {"train": {"bytes": size}}}
+
+    corpus = store.build("prepare", 0, {}, {}, make)
+
+    def vocab(seed: int, megabytes: int) -> Artifact:
+        recipe = tiny_recipe(Path("x"), tokenizer={"sample_mb": megabytes}).model_copy(update={"seed": seed})
+        return stages.vocab(store, recipe, corpus)
+
+    assert vocab(1, 2) == vocab(2, 3)
+    assert vocab(1, 2).facts["bytes"] == size
+    assert len({vocab(1, 2).digest, vocab(1, 1).digest, vocab(2, 1).digest}) == 3
+    assert 990_000 < vocab(1, 1).facts["bytes"] <= 1_000_000
