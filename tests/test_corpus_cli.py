@@ -12,7 +12,7 @@ from qalam_core import stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
 from tests.conftest import sentences, tiny_recipe
-from tests.flows.conftest import qalam
+from tests.flows.processes import qalam
 
 
 def prepared(root: Path, folder: Path, **options: Any) -> tuple[list[Artifact], Artifact]:
