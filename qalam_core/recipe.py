@@ -68,7 +68,7 @@ class Source(Part):
     records: str = Field("", description="JSON key that holds the list of records, when they are not at the top")
     unit: Literal["line", "paragraph", "file"] = Field("line", description="what one document is in plain text")
     encoding_errors: Literal["refuse", "replace"] = Field("refuse", description="on bytes that are not UTF-8")
-    revision: str = Field("", description="commit of the Hugging Face data set; required for `hf:NAME`")
+    revision: str = Field("", description="commit of the Hugging Face data set, 40 hex digits; for `hf:NAME`")
     config: str = Field("", description="configuration of the Hugging Face data set")
     split: str = Field("train", description="split of the Hugging Face data set")
     data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")

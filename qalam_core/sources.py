@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib.metadata
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ FORMATS = {
     ".arrow": "arrow",
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 # The keys of a source that change what is read from a file of each format; the others must not cause a
 # second reading of the same text.
@@ -219,6 +222,11 @@ def _hub(source: Source) -> SourceFile:
     name = source.path.removeprefix("hf:")
     if not source.revision and ("/" in name or not source.data_files):
         raise CorpusError(f"{source.path}: has no revision; set one, or a rebuild would read other data")
+    if source.revision and not _COMMIT.fullmatch(source.revision):
+        raise CorpusError(
+            f"{source.path}: revision {source.revision!r} is no commit, and what it names may change; give the 40 hex "
+            "digits that the data set's page shows under its history"
+        )
     size = 0
     pinned = list(source.data_files)
     if not source.revision:

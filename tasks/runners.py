@@ -22,6 +22,7 @@ from tasks.progress import watchers
 
 __all__ = ["Workers", "workers"]
 
+THREADS = 4  # each that tokenizes takes some 150 MB, and native code uses the other cores from there
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # for a cluster that has none yet
 
@@ -63,7 +64,7 @@ def workers(wish: str) -> Iterator[Workers]:
     chosen, source = environment or wish, "QALAM_RUNNER" if environment else "runner"
     if chosen == "threads":  # the mapped stages run in native code that frees the interpreter
         threads: ThreadPoolTaskRunner[Any]
-        with ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1) as threads:
+        with ThreadPoolTaskRunner(max_workers=min(os.cpu_count() or 1, THREADS)) as threads:
             yield Workers(threads, elsewhere=False)
     elif chosen == "processes":
         with ProcessPoolTaskRunner() as processes:

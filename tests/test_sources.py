@@ -326,9 +326,12 @@ def test_a_hugging_face_builder_over_local_files(tmp_path: Path, monkeypatch: py
     write(tmp_path / "data" / "b.jsonl", jsonl({"text": "z", "n": 3}))
     [second] = resolve([Source(path="hf:json", data_files=files)])
     assert first.identity() != second.identity()
-    [pinned] = resolve([Source(path="hf:someone/news", revision="abc")])
+    [pinned] = resolve([Source(path="hf:someone/news", revision="a" * 40)])
     assert (pinned.name, pinned.size) == ("news", 0)
-    assert len({pinned.sha256, resolve([Source(path="hf:someone/news", revision="abd")])[0].sha256}) == 2
+    assert len({pinned.sha256, resolve([Source(path="hf:someone/news", revision="b" * 40)])[0].sha256}) == 2
+    for moving in ("main", "v1.0", "abc123", "PIN"):
+        with pytest.raises(CorpusError, match="is no commit"):
+            resolve([Source(path="hf:someone/news", revision=moving)])
 
 
 # -- too long -------------------------------------------------------------------------------------
