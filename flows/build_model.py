@@ -19,7 +19,7 @@ from tasks import remote, stages
 from tasks.policy import confined
 from tasks.runners import workers
 
-__all__ = ["build_model", "one_of", "opened", "train_model"]
+__all__ = ["build_model", "one_of", "train_model"]
 
 
 @flow(name="build_model", flow_run_name="build {recipe.name}", persist_result=False)
@@ -32,7 +32,7 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
         training: deployment that trains, `train_model/train`, in a work pool of its own which sees the
             same store; empty: train where this flow runs
     """
-    store = opened(store)
+    store = confined(store)
     with workers(recipe.runner) as pool:
         files = stages.resolve(recipe.corpus)
         documents = pool.map(stages.ingest, store=unmapped(store), file=files)
@@ -64,15 +64,10 @@ def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = 
         tokens: digests of the token shards, in order
         store: folder of artifacts and runs, as this machine sees it
     """
-    store = opened(store)
+    store = confined(store)
     words, shards_of_tokens = remote.found(store, tokenizer, tokens)
     checkpoint = one_of(stages.train(store, recipe, words, shards_of_tokens))
     return Completed(message=checkpoint.digest, data=checkpoint)
-
-
-def opened(store: str) -> str:
-    """The store as an absolute path, if this process may use it."""
-    return confined(store)
 
 
 def one_of(returned: Any) -> Artifact:

@@ -11,12 +11,13 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect.states import Completed, Failed
 
-from flows.build_model import one_of, opened
+from flows.build_model import one_of
 from qalam_core.recipe import Recipe
 from qalam_core.stages import shards
 from qalam_core.store import Store
 from tasks import champion as tasks
 from tasks import stages
+from tasks.policy import confined
 from tasks.runners import workers
 
 __all__ = ["evaluate_champion", "reproduce_champion"]
@@ -30,7 +31,7 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
         recipe: names the champion and its corpus, and says what is asked of it
         store: folder of artifacts and runs, on the machine that runs the flow
     """
-    store = opened(store)
+    store = confined(store)
     run = Store(Path(store)).champion(recipe.name)
     if run is None:
         return Completed(message=f"{recipe.name} has no champion yet")
@@ -53,7 +54,7 @@ def reproduce_champion(name: str, store: str = ".qalam") -> Any:
         name: the recipe's name, under which champions are kept
         store: folder of artifacts and runs, on the machine that runs the flow
     """
-    store = opened(store)
+    store = confined(store)
     run = Store(Path(store)).champion(name)
     if run is None:
         return Completed(message=f"{name} has no champion yet")

@@ -9,9 +9,7 @@ which split it is in depends on its text alone. So a corpus that grows keeps its
 
 from __future__ import annotations
 
-import logging
 import shutil
-import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,8 +37,6 @@ __all__ = [
     "read_split", "read_texts", "resolve",
 ]  # fmt: skip
 
-log = logging.getLogger(__name__)
-
 REJECTS = "rejects.arrow"
 
 _TEXTS = "texts"  # in the spool: what the first pass keeps
@@ -60,7 +56,6 @@ def prepare(documents: Sequence[Path], corpus: Corpus, out: Path, progress: Prog
     bytes of the files. A split by hash may be empty by chance in a small corpus; `moves` says what is done then.
     Raises CorpusError when a slice, or a split with a share, is left with nothing, and RecipeError.
     """
-    since = time.monotonic()
     filters = filters_by_slice(corpus)
     check_languages(corpus, filters)
     out.mkdir(parents=True, exist_ok=True)
@@ -100,8 +95,6 @@ def prepare(documents: Sequence[Path], corpus: Corpus, out: Path, progress: Prog
     facts = counts.facts({split: shard.counts for split, shard in zip(SPLITS, shards, strict=True)})
     _check(facts, corpus)
     progress(total, total)
-    megabytes, seconds = total / 1e6, time.monotonic() - since
-    log.info("prepare: %.1f MB of text in %.1f s, %.1f MB/s", megabytes, seconds, megabytes / max(seconds, 1e-3))
     return facts
 
 

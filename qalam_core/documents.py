@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +28,6 @@ from qalam_core.sources import SourceFile, data_files
 from qalam_core.store import Progress, file_sha256, silent
 
 __all__ = ["DOCUMENTS", "HEAD", "SCHEMA", "ingest"]
-
-log = logging.getLogger(__name__)
 
 DOCUMENTS = "documents.arrow"
 SCHEMA = pa.schema([("text", pa.large_string()), ("source", pa.string()), ("cut", pa.bool_())])
@@ -50,7 +46,6 @@ def ingest(file: SourceFile, out: Path, progress: Progress = silent) -> dict[str
     that were not UTF-8; and `skipped_null`, records whose text is null, which are no documents. Blank
     lines are neither. Progress is in bytes of the file. Raises CorpusError.
     """
-    since = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     with _Writer(out / DOCUMENTS, file, progress) as writer:
         _READERS[file.format](file, writer)
@@ -65,8 +60,6 @@ def ingest(file: SourceFile, out: Path, progress: Progress = silent) -> dict[str
     if not same:
         raise CorpusError(f"{file.path}: changed while it was read; run again when nothing writes to it")
     progress(file.size, file.size)
-    megabytes, seconds = counts["bytes"] / 1e6, time.monotonic() - since
-    log.info("ingest: %.1f MB of text in %.1f s, %.1f MB/s", megabytes, seconds, megabytes / max(seconds, 1e-3))
     return counts
 
 

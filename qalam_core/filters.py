@@ -40,10 +40,14 @@ _TERMINAL = r"""[.!?؟۔:؛][)\]"'»”’]*$"""
 
 
 def broken(
-    texts: pa.Array, words: Words, thresholds: Mapping[str, float], languages: Collection[str] = ()
+    texts: pa.Array,
+    words: Words,
+    thresholds: Mapping[str, float],
+    languages: Collection[str] = (),
+    reasons: NDArray[np.object_] | None = None,
 ) -> NDArray[np.object_]:
-    """For each text the first of RULES in `thresholds` that it breaks, or ""."""
-    reasons = np.full(len(texts), "", np.object_)
+    """For each text the first of RULES in `thresholds` that it breaks, or ""; those with one in `reasons` keep it."""
+    reasons = np.full(len(texts), "", np.object_) if reasons is None else reasons.copy()
     if not thresholds or not len(texts):
         return reasons
     found = measures(texts, words, {rule[4:] for rule in thresholds})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +23,7 @@ from qalam_core.errors import RecipeError
 from qalam_core.filters import broken
 from qalam_core.grams import Hashes, Words, words
 from qalam_core.mojibake import repair_array
-from qalam_core.recipe import Corpus, Filters
+from qalam_core.recipe import Corpus, Filters, near
 from qalam_core.sources import slice_name
 from qalam_core.thresholds import RULES
 
@@ -77,8 +76,7 @@ def check_languages(corpus: Corpus, filters: Mapping[str, Filters]) -> None:
         return
     for code in corpus.languages:
         if code not in language.known():
-            near = get_close_matches(code, language.known(), n=1, cutoff=0.5)
-            hint = f'did you mean "{near[0]}"?' if near else "they are ISO 639 codes such as ar, arz, fa"
+            hint = near(code, language.known(), "they are ISO 639 codes such as ar, arz, fa")
             raise RecipeError(f'corpus.languages: "{code}" is not known; {hint}')
 
 
@@ -91,9 +89,8 @@ def judge(batch: pa.RecordBatch, corpus: Corpus, filters: Mapping[str, Filters])
     reasons = _basic(texts, found, batch.column("cut").to_numpy(zero_copy_only=False), corpus)
     profiles = [filters.get(name, corpus.filters) for name in names.to_pylist()] if filters else [corpus.filters]
     for profile in sorted(set(profiles)):
-        breaks = broken(texts, found, corpus.limits(profile), corpus.languages)
         mine = np.array([profile == other for other in profiles])
-        reasons = np.where(mine & (reasons == ""), breaks, reasons)
+        reasons = np.where(mine, broken(texts, found, corpus.limits(profile), corpus.languages, reasons), reasons)
     if corpus.near_duplicates:
         long, keys = band_keys(found)
     else:

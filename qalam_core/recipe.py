@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,7 +21,7 @@ from qalam_core.thresholds import PROFILES, RULES
 
 __all__ = [
     "SIZES", "STAGES", "Corpus", "Filters", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer",
-    "Train", "digest", "to_toml",
+    "Train", "digest", "near", "to_toml",
 ]  # fmt: skip
 
 Storage = Literal["f32", "f16", "bf16", "i8", "q8"]
@@ -41,6 +41,12 @@ def digest(value: object) -> str:
     """sha256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def near(name: str, known: Sequence[str], otherwise: str) -> str:
+    """The end of a message about an unknown name: the one of `known` that was meant, or else `otherwise`."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'did you mean "{found[0]}"?' if found else otherwise
 
 
 class Part(BaseModel):
@@ -113,8 +119,7 @@ class Corpus(Part):
     def _rules_are_known(cls, thresholds: dict[str, float]) -> dict[str, float]:
         for rule in thresholds:
             if rule not in RULES:
-                near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.5)
-                hint = f'did you mean "{near[0]}"?' if near else f"the rules are {', '.join(RULES)}"
+                hint = near(rule, RULES, f"the rules are {', '.join(RULES)}")
                 raise ValueError(f'there is no rule "{rule}"; {hint}')
         return dict(sorted(thresholds.items()))
 
@@ -357,9 +362,8 @@ def _explain(error: ValidationError) -> str:
     place = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
         parent = _part_at(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), list(parent.model_fields), n=1, cutoff=0.5)
-        hint = f'did you mean "{near[0]}"?' if near else "known here: " + ", ".join(sorted(parent.model_fields))
-        return f"{place}: unknown key; {hint}"
+        known = "known here: " + ", ".join(sorted(parent.model_fields))
+        return f"{place}: unknown key; {near(str(problem['loc'][-1]), list(parent.model_fields), known)}"
     if problem["type"] == "missing":
         return f"{place}: missing; every recipe needs it"
     message = problem["msg"].removeprefix("Value error, ")

@@ -22,7 +22,6 @@ from qalam_core.store import Artifact, Progress
 __all__ = ["Watcher", "shown", "watch", "watchers"]
 
 log = logging.getLogger("qalam_core.progress")
-logging.getLogger("qalam_core").setLevel(logging.INFO)  # in a worker's process too, where no flow begins
 
 ARTIFACT_SECONDS = 2.0  # an update is an API call of some 20 ms
 
@@ -43,6 +42,7 @@ watchers: list[Watcher] = []
 
 def watch(stage: str, label: str, unit: str) -> Progress:
     """The callback to hand to a stage; inside a task run it also keeps a Prefect progress artifact."""
+    logging.getLogger("qalam_core").setLevel(logging.INFO)  # here, as a worker's process runs tasks alone
     artifact: UUID | None = None
     since = time.monotonic()
 
