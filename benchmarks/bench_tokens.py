@@ -33,15 +33,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
+from benchmarks.texts import texts
 from qalam_core import stages
 from qalam_core.arabic import normalise_array
-from qalam_core.documents import ingest
 from qalam_core.recipe import Recipe
-from qalam_core.sources import resolve
 from qalam_core.store import Artifact, Store
 from qalam_core.tokenizer import _BPE_SPLIT, _BYTES, SPECIALS, ArabicTokenizer
 
-DEMO = Path(__file__).parent.parent / "deployments" / "recipes" / "demo.toml"
 TARGETS = {"bpe": 15.0, "word": 40.0}  # MB/s on two threads, recombined text
 LIMIT_MB = 1000
 CHUNK_MB = 8  # what the pipeline encodes at once
@@ -50,17 +48,9 @@ SHARD_MB = 16
 Work = Callable[[list[pa.Array], int], Any]
 
 
-def texts_of(corpus: Path | None) -> list[str]:
-    """Normalised documents: the demo's, or the field `text` of a JSON Lines file."""
-    found: list[str] = []
-    sources = [{"path": str(corpus)}] if corpus else [s.model_dump() for s in Recipe.load(DEMO).corpus.sources]
-    recipe = Recipe.parse({"name": "bench", "corpus": {"sources": sources}})
-    with tempfile.TemporaryDirectory() as folder:
-        for file in resolve(recipe.corpus.sources):
-            ingest(file, Path(folder))
-            with pa.memory_map(str(Path(folder, "documents.arrow"))) as mapped:
-                column = ipc.open_file(mapped).read_all()["text"]
-                found += normalise_array(column.combine_chunks(), "standard").to_pylist()
+def normalised(corpus: Path | None) -> list[str]:
+    """Normalised documents: the demo's, or those of a file."""
+    found = normalise_array(pa.array(texts(corpus), pa.large_string()), "standard").to_pylist()
     return [text for text in found if text]
 
 
@@ -270,7 +260,7 @@ def main() -> int:
     missed = []
     if arguments.mb:
         name = arguments.corpus.name if arguments.corpus else "the demo corpus"
-        best = speed(texts_of(arguments.corpus), arguments.mb, arguments.rounds, name)
+        best = speed(normalised(arguments.corpus), arguments.mb, arguments.rounds, name)
         missed += [f"{k}: {best[k]:.1f} MB/s, target {target}" for k, target in TARGETS.items() if best[k] < target]
     if arguments.sizes:
         largest = memory(arguments.sizes)

