@@ -35,9 +35,9 @@ import pyarrow.ipc as ipc
 
 from benchmarks.texts import texts
 from qalam_core.arabic import normalise_array
-from qalam_core.corpus import ingest, prepare, resolve
+from qalam_core.corpus.prepare import ingest, prepare, resolve
+from qalam_core.filter_profiles import PROFILES
 from qalam_core.recipe import Corpus, Source
-from qalam_core.thresholds import PROFILES
 
 LEAST = {"normalise, exact and near-duplicates": 10.0, "everything": 4.0}  # MB/s
 MEMORY = 1000  # MB
@@ -193,7 +193,7 @@ def _datatrove(folder: Path) -> int:
     from datatrove.utils.word_tokenizers import WordTokenizer
     from loguru import logger
 
-    from qalam_core.filters import STOP_WORDS
+    from qalam_core.corpus.filters import STOP_WORDS
 
     logger.remove()
     logging.disable()

@@ -24,7 +24,7 @@ SHARDS = 200
 PLAIN = """
 import sys
 from pathlib import Path
-from qalam_core import stages
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 recipe = Recipe.load(Path(sys.argv[1]), ["train.steps=50", "gate.beat_unigram=0"])
@@ -36,10 +36,10 @@ import shutil, sys, time
 from pathlib import Path
 import pyarrow as pa
 from prefect import flow, unmapped
-from qalam_core import stages
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
-from tasks import stages as tasks
+from al_qalam.tasks import stages as tasks
 recipe, store, count = Recipe.load(Path(sys.argv[1])), Store(Path(sys.argv[2])), int(sys.argv[3])
 documents = [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)]
 corpus = stages.prepare(store, recipe, documents)
@@ -93,7 +93,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, prefect_server(Path(folder) / "prefect") as api:
         store = str(Path(folder) / "store")
         build = (
-            "-c", "from flows.cli import main; main()", "build", recipe, "--store", store,
+            "-c", "from al_qalam.flows.cli.main import main; main()", "build", recipe, "--store", store,
             "--set", "train.steps=50", "--set", "gate.beat_unigram=0",
         )  # fmt: skip
         first, _ = output(*build)

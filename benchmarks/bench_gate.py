@@ -26,17 +26,17 @@ import pyarrow as pa
 import torch
 from safetensors.numpy import load_file, save_file
 
-from qalam_core import corpus as corpora
 from qalam_core import package as packages
-from qalam_core import stages
-from qalam_core.evaluate import evaluate
-from qalam_core.gate import Budgets, Report, Verdict, judge
+from qalam_core.corpus import prepare as corpora
+from qalam_core.evaluation.evaluate import evaluate
+from qalam_core.evaluation.gate import Budgets, Report, Verdict, judge
 from qalam_core.model import PureDynamicTransformer
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
-from qalam_core.tokenizer import END, START, ArabicTokenizer
-from qalam_core.tokens import Batches, flat, flattened, write_shard
-from qalam_core.train import weights_of
+from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
+from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
+from qalam_core.training.loop import weights_of
 
 TARGET_SECONDS = 60.0
 BELOW_TOLERANCE = {"1% of values flipped, in training"}

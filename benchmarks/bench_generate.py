@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bench_package import example_words
 from qalam_core.package import write
-from qalam_core.package.runtime.reader import tensor_shapes
+from qalam_core.package.runtime.weights_reader import tensor_shapes
 
 CONFIG: dict[str, int | str | bool] = {
     "VOCAB_SIZE": 32_000, "DIM": 256, "NUM_HEADS": 8, "NUM_LAYERS": 6, "MAX_SEQ_LEN": 512, "TIED": False,

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from qalam_core.package import Vocabulary, read_tensor_row, write
-from qalam_core.package.runtime.reader import tensor_shapes
 from qalam_core.package.runtime.rows import MATRIX_TYPES
+from qalam_core.package.runtime.weights_reader import tensor_shapes
 
 CONTEXT = 512
 ORIGINAL = "original (zlib 9, base64)"
@@ -40,7 +40,8 @@ LIMITS = {
 # Each loader ends with every value in memory and touched, as one dict of arrays. Peaks are of the whole
 # process, less that of the same interpreter with the same imports before it loads.
 OURS = """
-        from qalam_core.package.runtime import reader, settings
+        from qalam_core.package.runtime import weights_reader as reader
+        from qalam_core.package.runtime import data_reader as settings
         def load(folder):
             config = settings.read_config(folder / "{dtype}" / "config.py")
             return reader.read_weights(folder / "{dtype}", reader.tensor_shapes(config))"""
@@ -220,7 +221,7 @@ def measure_loading(folder: Path, raw: int, runs: int) -> list[Target]:
 
 def measure_rows(folder: Path, weights: dict[str, np.ndarray]) -> list[Target]:
     """One row by seek, and what the rounding of each type costs."""
-    from qalam_core.package.runtime.reader import read_weights
+    from qalam_core.package.runtime.weights_reader import read_weights
 
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     targets: list[Target] = []

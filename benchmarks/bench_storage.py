@@ -14,12 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qalam_core import corpus, stages
-from qalam_core.evaluate import evaluate
-from qalam_core.package.convert import convert
+from qalam_core.corpus.prepare import prepare as corpus
+from qalam_core.evaluation.evaluate import evaluate
+from qalam_core.package.interop.storage import convert
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
-from qalam_core.tokens import flat
+from qalam_core.tokens.shards import flat
 
 WORSE = {"f32": 0.0, "f16": 0.001, "bf16": 0.005, "i8": 0.02, "q8": 0.02}
 

@@ -22,13 +22,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks.texts import DEMO
-from qalam_core import corpus as corpora
-from qalam_core import stages
+from qalam_core.corpus import prepare as corpora
 from qalam_core.errors import RecipeError
-from qalam_core.evaluate import Report, evaluate
+from qalam_core.evaluation.evaluate import Report, evaluate
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import SIZES, Model, Recipe
 from qalam_core.store import Artifact, Store
-from qalam_core.tokens import flat
+from qalam_core.tokens.shards import flat
 
 TOKENIZERS = (("word", 8000), ("word", 32000), ("bpe", 4000), ("bpe", 8000), ("bpe", 16000), ("bpe", 32000))
 DOCUMENTS = 200  # of each text that is measured

@@ -34,11 +34,11 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from benchmarks.texts import texts
-from qalam_core import stages
 from qalam_core.arabic import normalise_array
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
-from qalam_core.tokenizer import _BPE_SPLIT, _BYTES, SPECIALS, ArabicTokenizer
+from qalam_core.tokens.tokenizer import _BPE_SPLIT, _BYTES, SPECIALS, ArabicTokenizer
 
 TARGETS = {"bpe": 15.0, "word": 40.0}  # MB/s on two threads, recombined text
 LIMIT_MB = 1000

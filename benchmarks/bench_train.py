@@ -41,9 +41,9 @@ from qalam_core.arabic import normalise
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.recipe import Model, Train
 from qalam_core.store import file_sha256
-from qalam_core.tokenizer import END, START, ArabicTokenizer
-from qalam_core.tokens import Batches, flat, flattened, write_shard
-from qalam_core.train import Spec, Training
+from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
+from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
+from qalam_core.training.loop import Spec, Training
 
 ROUNDS = 9
 ADAMW: dict[str, Any] = {"optimizer": "adamw"}  # as the peers'
@@ -400,7 +400,7 @@ def kills(folder: Path) -> list[tuple[str, float, str, float]]:
 
     def start(out: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "qalam_core.train", str(out / "spec.json")],
+            [sys.executable, "-m", "qalam_core.training.loop", str(out / "spec.json")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 

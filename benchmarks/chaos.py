@@ -34,7 +34,7 @@ from tests.conftest import sentences, tiny_recipe
 STAGES = """
 import sys
 from pathlib import Path
-from qalam_core import stages
+from qalam_core.pipeline import build as stages
 from qalam_core.errors import QalamError
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
@@ -43,9 +43,7 @@ try:
 except QalamError as error:
     sys.exit(f"one line: {error}")
 """
-WHOLE = (
-    "import sys; from flows.cli import main; sys.argv = ['qalam', 'build', sys.argv[1], '--store', sys.argv[2]]; main()"
-)
+WHOLE = "import sys; from al_qalam.flows.cli.main import main; sys.argv = ['qalam', 'build', sys.argv[1], '--store', sys.argv[2]]; main()"
 FAULTS = ("damaged artifacts", "digests that differ", "champions lost", "rival failed", "traceback")
 STRIKES = 2
 """How often one build is struck before it is left alone to finish."""

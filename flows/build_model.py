@@ -12,12 +12,12 @@ from prefect import flow, unmapped
 from prefect.client.schemas import State
 from prefect.states import Completed, Failed
 
+from al_qalam.tasks import remote, stages
+from al_qalam.tasks.policy import confined
+from al_qalam.tasks.runners import workers
+from qalam_core.pipeline.build import shards
 from qalam_core.recipe import Recipe
-from qalam_core.stages import shards
 from qalam_core.store import Artifact
-from tasks import remote, stages
-from tasks.policy import confined
-from tasks.runners import workers
 
 __all__ = ["build_model", "one_of", "train_model"]
 

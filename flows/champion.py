@@ -11,14 +11,14 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect.states import Completed, Failed
 
-from flows.build_model import one_of
+from al_qalam.flows.build_model import one_of
+from al_qalam.tasks import champion as tasks
+from al_qalam.tasks import stages
+from al_qalam.tasks.policy import confined
+from al_qalam.tasks.runners import workers
+from qalam_core.pipeline.build import shards
 from qalam_core.recipe import Recipe
-from qalam_core.stages import shards
 from qalam_core.store import Store
-from tasks import champion as tasks
-from tasks import stages
-from tasks.policy import confined
-from tasks.runners import workers
 
 __all__ = ["evaluate_champion", "reproduce_champion"]
 

@@ -17,7 +17,7 @@ def recipe_path(recipe: str) -> Path:
     """The file behind `recipe`; a bare name is one of deployments/recipes. Raises RecipeError."""
     if Path(recipe).exists() or "/" in recipe or recipe.endswith(".toml"):
         return Path(recipe)
-    shipped = Path(str(resources.files("deployments"))) / "recipes"
+    shipped = Path(str(resources.files("al_qalam.deployments"))) / "recipes"
     if not (shipped / f"{recipe}.toml").is_file():
         names = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
         raise RecipeError(f"{recipe}: neither a recipe file nor one that comes with the project ({names})")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qalam_core.original import PureCodeTrainer, PureDynamicTransformer
-    from qalam_core.tokenizer import ArabicTokenizer
+    from qalam_core.tokens.tokenizer import ArabicTokenizer
 
 __all__ = ["ArabicTokenizer", "PureCodeTrainer", "PureDynamicTransformer"]
 
-_HOMES = {"ArabicTokenizer": "tokenizer", "PureCodeTrainer": "original", "PureDynamicTransformer": "original"}
+_HOMES = {"ArabicTokenizer": "tokens.tokenizer", "PureCodeTrainer": "original", "PureDynamicTransformer": "original"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,11 @@ from pathlib import Path
 from qalam_core import model as models
 from qalam_core import package as packages
 from qalam_core.errors import CorpusError, PackageError, TrainingError
-from qalam_core.hardware import choose_device
 from qalam_core.recipe import Train
-from qalam_core.tokenizer import END, START, ArabicTokenizer, WordIndex
-from qalam_core.tokens import Batches, flattened, write_shard
-from qalam_core.train import Training, weights_of
+from qalam_core.tokens.shards import Batches, flattened, write_shard
+from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer, WordIndex
+from qalam_core.training.hardware import choose_device
+from qalam_core.training.loop import Training, weights_of
 
 __all__ = ["PureCodeTrainer", "PureDynamicTransformer"]
 

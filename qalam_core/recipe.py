@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qalam_core.errors import RecipeError
-from qalam_core.thresholds import PROFILES, RULES
+from qalam_core.filter_profiles import PROFILES, RULES
 
 __all__ = [
     "SIZES", "STAGES", "Corpus", "Filters", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer",

@@ -1,5 +1,5 @@
 """The tasks that look after a champion: its tokenizer, measuring it anew, building it again.
-Each takes the store's path and a run, gives what qalam_core.registry found, and shows it as a table.
+Each takes the store's path and a run, gives what qalam_core.pipeline.audit found, and shows it as a table.
 They do not know what follows from it.
 """
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
-from qalam_core import registry
-from qalam_core.gate import Verdict
+from al_qalam.tasks.policy import POLICY, training_slot
+from al_qalam.tasks.progress import watch
+from qalam_core.evaluation.gate import Verdict
+from qalam_core.pipeline import audit as registry
+from qalam_core.pipeline.audit import Reproduction
 from qalam_core.recipe import Recipe
-from qalam_core.registry import Reproduction
 from qalam_core.store import Artifact, Store
-from tasks.policy import POLICY, training_slot
-from tasks.progress import watch
 
 __all__ = ["remeasure", "reproduce", "tokenizer"]
 

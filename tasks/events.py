@@ -10,7 +10,7 @@ import json
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
-from qalam_core.stages import Published
+from qalam_core.pipeline.build import Published
 
 __all__ = ["CORPUS_UPDATED", "GATE_REFUSED", "PROMOTED", "announce", "corpus_updated"]
 

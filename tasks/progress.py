@@ -16,7 +16,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed
 
-from qalam_core.stages import speed
+from qalam_core.pipeline.build import speed
 from qalam_core.store import Artifact, Progress
 
 __all__ = ["Watcher", "shown", "watch", "watchers"]

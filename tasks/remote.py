@@ -15,12 +15,12 @@ from prefect.client.schemas import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
-from qalam_core import stages
+from al_qalam.tasks.policy import POLICY
+from al_qalam.tasks.progress import shown
 from qalam_core.errors import RecipeError, TrainingError
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
-from tasks.policy import POLICY
-from tasks.progress import shown
 
 __all__ = ["found", "train"]
 

@@ -16,9 +16,9 @@ from typing import Any
 from prefect import Task, unmapped
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from al_qalam.tasks.progress import watchers
 from qalam_core.errors import RecipeError, StoreError
 from qalam_core.store import Artifact
-from tasks.progress import watchers
 
 __all__ = ["Workers", "workers"]
 

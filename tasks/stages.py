@@ -1,4 +1,4 @@
-"""The nine tasks of a build: qalam_core.stages with Prefect's policy around each.
+"""The nine tasks of a build: qalam_core.pipeline.build with Prefect's policy around each.
 Takes the store's path, the recipe and artifacts; gives artifacts.
 It does not know their order, and holds no logic.
 """
@@ -12,14 +12,14 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from qalam_core import stages
+from al_qalam.tasks.events import announce
+from al_qalam.tasks.policy import POLICY, RETRIES, training_slot
+from al_qalam.tasks.progress import shown, watch
+from qalam_core.corpus.sources import SourceFile
+from qalam_core.pipeline import build as stages
+from qalam_core.pipeline.build import Published
 from qalam_core.recipe import Corpus, Recipe
-from qalam_core.sources import SourceFile
-from qalam_core.stages import Published
 from qalam_core.store import Artifact, Store
-from tasks.events import announce
-from tasks.policy import POLICY, RETRIES, training_slot
-from tasks.progress import shown, watch
 
 
 @task(name="resolve", task_run_name="resolve", **RETRIES, **POLICY)

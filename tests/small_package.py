@@ -11,10 +11,10 @@ import numpy as np
 
 from qalam_core.arabic import PROFILES
 from qalam_core.package import Vocabulary, write
-from qalam_core.package.knowledge import statistics
-from qalam_core.package.runtime import reader
-from qalam_core.package.runtime.reader import tensor_shapes
+from qalam_core.package.runtime import weights_reader as reader
 from qalam_core.package.runtime.rows import MATRIX_TYPES
+from qalam_core.package.runtime.weights_reader import tensor_shapes
+from qalam_core.package.statistics import statistics
 from qalam_core.package.write import _shard_text, _shards
 
 CONFIG: dict[str, Any] = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qalam_core.arabic import PROFILES, normalise, normalise_array
-from qalam_core.tokenizer import ArabicTokenizer
+from qalam_core.tokens.tokenizer import ArabicTokenizer
 
 ARABIC = st.text(
     st.one_of(

@@ -17,7 +17,9 @@ from tests.conftest import sentences
 
 SCRIPT = """
 import torch
-from qalam_core import ArabicTokenizer, PureCodeTrainer, PureDynamicTransformer
+from qalam_core import ArabicTokenizer
+from qalam_core import PureCodeTrainer
+from qalam_core import PureDynamicTransformer
 
 tokenizer = ArabicTokenizer(vocab_size=2000)
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from qalam_core.errors import RecipeError
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.recipe import SIZES, Recipe, Storage, digest, to_toml
+from tests import ROOT
 from tests.conftest import tiny_recipe
 
-RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
+RECIPES = ROOT / "deployments" / "recipes"
 MINIMAL: dict[str, Any] = {"name": "a", "corpus": {"sources": [{"path": "x.txt"}]}}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qalam_core.package.read import Package
-from qalam_core.package.runtime.runtime import NumpyTransformer
+from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
 __all__ = ["config_of", "generate"]

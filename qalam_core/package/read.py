@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
 from qalam_core.package.bytecode import is_own_cache
-from qalam_core.package.runtime import reader, settings
+from qalam_core.package.runtime import data_reader as settings
+from qalam_core.package.runtime import weights_reader as reader
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.package.seek import read_row, read_rows
@@ -84,7 +85,7 @@ def verify(folder: Path) -> list[str]:
     _check_caches(folder, manifest, changed)
     sentences = []
     for name in changed:
-        if name.startswith("weights"):
+        if (name == "weights.py" or _SHARD.fullmatch(name)):
             if not package.edited:
                 sentences.append(f"{name}: the text changed, every value is as exported")
         else:

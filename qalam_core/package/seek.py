@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from qalam_core.package.runtime.reader import (
+from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
+from qalam_core.package.runtime.weights_reader import (
     BLOCK,
     END_OF_TENSOR,
     FormatError,
@@ -27,7 +28,6 @@ from qalam_core.package.runtime.reader import (
     _read_values,
     weight_files,
 )
-from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

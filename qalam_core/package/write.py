@@ -21,10 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.package.knowledge import PREAMBLE, Measured, knowledge_text, statistics
-from qalam_core.package.runtime.reader import MAGIC, tensor_shapes
-from qalam_core.package.runtime.rows import MATRIX_TYPES, RowType, shortest
-from qalam_core.package.runtime.settings import (
+from qalam_core.package.runtime.data_reader import (
     CONFIG_LIMITS,
     CONFIG_MAGIC,
     INVERSE,
@@ -33,7 +30,10 @@ from qalam_core.package.runtime.settings import (
     check_config,
     quote,
 )
+from qalam_core.package.runtime.rows import MATRIX_TYPES, RowType, shortest
 from qalam_core.package.runtime.tokenizer import Tokenizer
+from qalam_core.package.runtime.weights_reader import MAGIC, tensor_shapes
+from qalam_core.package.statistics import PREAMBLE, Measured, knowledge_text, statistics
 
 __all__ = [
     "CODE", "FORMAT", "Vocabulary", "code_digests", "code_files", "ended", "json_bytes", "row_checksums", "rows_json",
@@ -42,8 +42,8 @@ __all__ = [
 
 FORMAT = 1
 SHARD_LIMIT = 16_000_000
-CODE = ("__init__.py", "__main__.py", "codings.py", "loader.py", "model.py", "reader.py", "rows.py",
-        "runtime.py", "settings.py", "tokenizer.py")  # fmt: skip
+CODE = ("__init__.py", "__main__.py", "codings.py", "data_reader.py", "loader.py", "model.py", "numpy_model.py",
+        "rows.py", "tokenizer.py", "weights_reader.py")  # fmt: skip
 
 _GITATTRIBUTES = "*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n"
 _BLOCK = 1 << 20

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from flows.settings import LOCAL_SERVER
+from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
 from qalam_core.recipe import to_toml
 from tests.conftest import tiny_recipe
 
@@ -33,7 +33,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", "from flows.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *map(str, arguments)],
         env=clean_environment(**environment), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 

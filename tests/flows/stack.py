@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from al_qalam.tasks.policy import TRAINING_SLOTS
 from qalam_core.recipe import Recipe
-from tasks.policy import TRAINING_SLOTS
 from tests.flows.processes import RefusedError, call, free_port, own_signals, qalam, write_recipe
 
 SECRET = "a-password-that-must-not-be-found"

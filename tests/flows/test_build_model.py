@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from flows.settings import LOCAL_SERVER
+from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
+from tests import GOLDEN
 from tests.flows.processes import call, clean_environment, own_signals, qalam, write_recipe
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "dag.txt"
+DAG = GOLDEN / "dag.txt"
 
 
 def flow_run(api: str, recipe_name: str, number: int) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def test_the_servers_graph_holds_every_edge_of_the_lineage(built: tuple[Path, Pa
         for task in tasks for sources in task["task_inputs"].values() for source in sources
         if source["input_type"] == "task_run"
     }  # fmt: skip
-    assert set(GOLDEN.read_text(encoding="utf-8").split("\n")) - {""} <= edges
+    assert set(DAG.read_text(encoding="utf-8").split("\n")) - {""} <= edges
 
 
 @pytest.mark.slow
@@ -131,7 +132,7 @@ def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Pat
     recipe = write_recipe(tmp_path / "long.toml", corpus_file, train={"steps": 2000})
     command = ["build", str(recipe), "--store", str(tmp_path / "store")]
     with subprocess.Popen(
-        [sys.executable, "-c", "from flows.cli import main; main()", *command],
+        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *command],
         env=clean_environment(PREFECT_API_URL=api, **LOCAL_SERVER),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=own_signals,
     ) as build:  # fmt: skip
@@ -158,7 +159,7 @@ def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Pat
 @pytest.mark.slow
 def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_file: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "twice.toml", corpus_file, train={"steps": 40})
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "build", str(recipe)]
+    command = [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", "build", str(recipe)]
     both = [
         subprocess.Popen(
             [*command, "--store", str(tmp_path / "store")], env=clean_environment(PREFECT_API_URL=api, **LOCAL_SERVER),

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from qalam_core import stages
+from al_qalam.tasks.runners import workers
 from qalam_core.errors import RecipeError
+from qalam_core.pipeline import build as stages
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
-from tasks.runners import workers
 from tests.conftest import sentences
 from tests.flows.processes import clean_environment, free_port, own_signals, write_recipe
 
@@ -92,7 +92,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
 @contextmanager
 def building(recipe: Path, store: Path, api: str, runner: str) -> Iterator[subprocess.Popen[str]]:
     """`qalam build` in a process of its own."""
-    code = "from flows.cli import main; main()"
+    code = "from al_qalam.flows.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "build", str(recipe), "--store", str(store)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, preexec_fn=own_signals,
@@ -162,7 +162,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.runners.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("al_qalam.tasks.runners.CONNECT_SECONDS", 1)
     since = time.monotonic()
     with (
         pytest.raises(RecipeError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 "),

@@ -21,7 +21,7 @@ import pytest
 
 from qalam_core.errors import PackageError
 from qalam_core.package import read, verify
-from qalam_core.package.runtime import reader
+from qalam_core.package.runtime import weights_reader as reader
 from tests.small_package import CONFIG, export
 
 ZEROS = "0" * 64
@@ -291,11 +291,11 @@ def good_text(dtype: str) -> str:
         ("loader.py", "_FOLDER = ", f"{TRIPWIRE}\n_FOLDER = ", "not the code of a release known here"),
         ("__init__.py", "__all__", f"{TRIPWIRE}\n__all__", "not the code of a release known here"),
         ("model.py", "END = 3", "END = 4", "not the code of a release known here"),
-        ("reader.py", "BLOCK = 1", "BLOCK = 2", "not the code of a release known here"),
+        ("weights_reader.py", "BLOCK = 1", "BLOCK = 2", "not the code of a release known here"),
         ("rows.py", "_STEPS = ", f"{TRIPWIRE}\n_STEPS = ", "not the code of a release known here"),
-        ("runtime.py", "END = 3", "END = 4", "not the code of a release known here"),
+        ("numpy_model.py", "END = 3", "END = 4", "not the code of a release known here"),
         ("tokenizer.py", "_UNKNOWN", "_UNKNOWM", "not the code of a release known here"),
-        ("settings.py", "SIZE_LIMIT", "SIZE_LIMIX", "not the code of a release known here"),
+        ("data_reader.py", "SIZE_LIMIT", "SIZE_LIMIX", "not the code of a release known here"),
         ("__main__.py", "_START = 2", f"_START = 2\n{TRIPWIRE}", "not the code of a release known here"),
         ("manifest.json", '"format": 1', '"format": 2', "reads format 1"),
         ("manifest.json", '"format": 1', '"format": 1, "format": 1', "key twice"),
@@ -381,13 +381,13 @@ def test_the_interpreters_own_caches_are_fine(package: Path) -> None:
         "__init__.py",
         "loader.py",
         "model.py",
-        "runtime.py",
+        "numpy_model.py",
         "weights.py",
         "vocab.py",
-        "settings.py",
+        "data_reader.py",
     ):
         compiled(package, name)
-    compiled(package, "reader.py", optimise=2)
+    compiled(package, "weights_reader.py", optimise=2)
     assert verify(package) == []
 
 

@@ -1,0 +1,1 @@
+"""The command line `qalam`: one module a group of commands."""

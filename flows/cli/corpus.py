@@ -1,0 +1,106 @@
+"""The verb of `qalam` that looks at prepared corpora: corpus.
+Takes run ids and stores, gives a table of what became of the documents, or rejected documents themselves.
+It does not know Prefect, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from al_qalam.flows.cli.packages import StoreOption
+from al_qalam.flows.cli.terminal import out
+from qalam_core.errors import CorpusError
+from qalam_core.store import DEFAULT_STORE, Artifact, Store
+
+__all__ = ["register"]
+
+_SHOWN = 300  # characters of a rejected document
+
+
+def corpus(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN|STORE]...", help="Runs, or stores: what each prepared last.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    rejects: Annotated[str, typer.Option(metavar="RULE", help="Show documents that this rule rejected.")] = "",
+    count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, one line for each RUN or STORE.")] = False,
+) -> None:
+    """Show what became of a corpus: documents read, rejected by each rule, and kept, by source and split."""
+    from qalam_core.corpus.prepare import REASONS
+    from qalam_core.pipeline import audit as registry
+
+    rule = rejects.replace(" ", "_")
+    if rule and rule not in REASONS:
+        raise CorpusError(f"--rejects {rejects}: there is no such rule; there are {', '.join(REASONS)}")
+    for name in what or [""]:
+        is_store = (Path(name) / "artifacts").is_dir() and name != ""
+        run = "" if is_store else name
+        home = Store(Path(name)) if is_store else Store(store)
+        found = registry.corpus_of(home, run)
+        if rule:
+            _show_rejects(found, rule, count, as_json)
+        elif as_json:
+            typer.echo(json.dumps({"corpus": found.digest, **found.facts}, ensure_ascii=False))
+        else:
+            out.print(f"corpus {found.digest[:12]} in {home.root}", soft_wrap=True, markup=False)
+            _show_counts(found)
+            if run:
+                _show_overlap(home.run_folder(run))
+
+
+def _show_rejects(found: Artifact, rule: str, count: int, as_json: bool) -> None:
+    from qalam_core.corpus.prepare import read_rejects
+
+    rows = list(read_rejects(found.path, rule, count))
+    if as_json:
+        typer.echo(json.dumps([{"source": source, "text": text} for source, text in rows], ensure_ascii=False))
+        return
+    out.print(f"{rule}: {found.facts['rejected'].get(rule, 0):,} documents")
+    for source, text in rows:
+        line = "".join(char if char.isprintable() else " " for char in text[:_SHOWN])
+        # isolated, so that Arabic runs from right to left whatever stands beside it
+        out.print(f"{source}: \u2067{line}{'…' if len(text) > _SHOWN else ''}\u2069", soft_wrap=True, markup=False)
+
+
+def _show_counts(found: Artifact) -> None:
+    from qalam_core.reports.markdown import corpus_table
+
+    _print_table(*corpus_table(found.facts))
+    splits = (
+        (split, f"{part['documents']:,}", f"{part['bytes'] / 1e6:.2f}", str(part["shards"]))
+        for split, part in found.facts["splits"].items()
+    )
+    _print_table(("split", "documents", "MB", "shards"), splits)
+
+
+def _show_overlap(run: Path) -> None:
+    """How much of the test documents stands in the training text; figures that the run's evaluation took."""
+    overlap = json.loads((run / "report.json").read_text(encoding="utf-8")).get("contamination")
+    if overlap:
+        out.print(
+            f"{overlap['covered']:.1%} of the words of {overlap['documents']:,} test documents lie in runs of 13 words "
+            f"that the training text has too; {overlap['copied']:.1%} of the documents do for more than half",
+            soft_wrap=True,
+        )
+
+
+def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column names, and whose others count."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for index, column in enumerate(head):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this verb to the command line."""
+    app.command()(corpus)

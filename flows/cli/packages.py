@@ -1,0 +1,288 @@
+"""The verbs of `qalam` that work on one package: show, verify, generate, edit, diff, seal, wheel, sign, export, import.
+Takes paths and names, gives text; nothing in a package is executed by any of them.
+It does not know Prefect, recipes or the pipeline.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markdown import Markdown
+from rich.table import Table
+
+from al_qalam.flows.cli.terminal import out
+from qalam_core.errors import PackageError
+from qalam_core.recipe import Storage
+from qalam_core.store import DEFAULT_STORE, Store
+
+__all__ = ["StoreOption", "register"]
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="QALAM_STORE", help="Folder of artifacts and runs.", show_default=True)
+]
+PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; must not be there yet.")]
+
+
+class Foreign(StrEnum):
+    """Formats that a model comes from or goes to."""
+
+    package = "package"
+    gpt2 = "gpt2"
+    safetensors = "safetensors"
+    original = "original"
+
+
+def show(
+    what: Annotated[str, typer.Argument(help="A run id, or a package folder.")],
+    tensor: Annotated[str, typer.Argument(help="A tensor of the package.")] = "",
+    row: Annotated[str, typer.Option(help="Show this row: a number, or a token.")] = "",
+    near: Annotated[str, typer.Option(help="Show the tokens whose rows point most nearly the same way.")] = "",
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show a run's report, what is in a package, or one row of it."""
+    if not Path(what).is_dir():
+        folder = Store(store).run_folder(what)
+        if not (tensor or near):
+            out.print(Markdown((folder / "report.md").read_text(encoding="utf-8")))
+            return
+        what = str(folder / "model")
+    from qalam_core import package as packages
+    from qalam_core.package import statistics as knowledge
+    from qalam_core.package.editing import rows as edit
+
+    found = packages.read(Path(what))
+    words = found.vocabulary.words
+    if near:
+        index = edit.find_row(found.vocabulary, "embedding.weight", near)
+        (nearest,) = (others for _, others in knowledge.near(found.weights["embedding.weight"], words, [index]))
+        for word, cosine in nearest:
+            out.print(f"{cosine:6.3f}  {word}", markup=False)
+    elif tensor:
+        values = found.weights.get(tensor)
+        if values is None:
+            raise PackageError(f'{what}: no tensor "{tensor}"; there are {", ".join(found.weights)}')
+        if row:
+            values = values[edit.find_row(found.vocabulary, tensor, row)].reshape(-1)
+        out.print(" x ".join(map(str, values.shape)) + "  " + "  ".join(_figures(values)), markup=False)
+        if row:
+            out.print(" ".join(f"{value:.6g}" for value in values.tolist()), soft_wrap=True, markup=False)
+    else:
+        for key, value in found.config.items():
+            out.print(f"{key:<14}{value}")
+        table = Table("tensor", "shape", "mean", "std", "least", "largest", "", box=None)
+        for name, values in found.weights.items():
+            edited = "edited" if name in found.edited else ""
+            table.add_row(name, " x ".join(map(str, values.shape)), *_figures(values), edited)
+        out.print(table)
+
+
+def _figures(values: object) -> list[str]:
+    from qalam_core.package.statistics import statistics
+
+    return [f"{figure:.3e}" for figure in statistics(values)]  # type: ignore[arg-type]
+
+
+def verify(
+    package: PackageArgument,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse any change, with status 2.")] = False,
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM): check the signature too.")] = None,
+    signature: Annotated[Path | None, typer.Option(help="The signature; PACKAGE.sig when not given.")] = None,
+) -> None:
+    """Say what was changed since the export (status 1), and check a signature."""
+    from qalam_core import package as packages
+
+    if key:
+        from qalam_core.package.release.sign import verify_signature
+
+        out.print(f"signed by the key with sha256 {verify_signature(package, key, signature)}", soft_wrap=True)
+    changes = packages.verify(package)
+    if strict and changes:
+        raise PackageError(changes[0])
+    for change in changes:
+        out.print(change, soft_wrap=True, markup=False)
+    if changes:
+        raise typer.Exit(1)
+    out.print(f"{package}: as exported", soft_wrap=True)
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    store: StoreOption = DEFAULT_STORE,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 60,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest with this share.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+) -> None:
+    """Continue a prompt."""
+    from qalam_core import package as packages
+
+    text = packages.generate(packages.read(_package(model, store)), prompt, tokens, temperature, top_k, seed, top_p)
+    out.print(text, soft_wrap=True, markup=False)
+
+
+def edit(
+    package: PackageArgument,
+    tensor: Annotated[str, typer.Argument(help="The tensor to change.")] = "embedding.weight",
+    row: Annotated[str, typer.Option(help="The row: a number, or a token.")] = "",
+    values: Annotated[str, typer.Option("--set", help="The row's new values, with commas between.")] = "",
+    column: Annotated[int | None, typer.Option(help="With --value: change this one value of the row.")] = None,
+    value: Annotated[float | None, typer.Option(help="With --column: the new value.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Multiply the row by this.")] = None,
+    copy: Annotated[str, typer.Option(help="Take the values of this row.")] = "",
+    add_token: Annotated[str, typer.Option(help="Add this token to the vocabulary.")] = "",
+    like: Annotated[list[str] | None, typer.Option(help="With --add-token: rows to start from (their mean).")] = None,
+) -> None:
+    """Change a row or a value, or add a token; `qalam seal` makes the change official."""
+    from qalam_core.package.editing import rows as edits
+
+    asked = [bool(values), value is not None or column is not None, scale is not None, bool(copy), bool(add_token)]
+    if sum(asked) != 1:
+        raise PackageError("say one thing to do: --set, --column with --value, --scale, --copy or --add-token")
+    if add_token:
+        changes = edits.add_token(package, add_token, like or ())
+    elif not row:
+        raise PackageError("which row? name it with --row: a number, or a token")
+    elif values:
+        changes = [edits.set_row(package, tensor, row, _numbers(values))]
+    elif scale is not None:
+        changes = [edits.scale_row(package, tensor, row, scale)]
+    elif copy:
+        changes = [edits.copy_row(package, tensor, row, copy)]
+    else:
+        if value is None or column is None:
+            raise PackageError("--column and --value go together")
+        changes = [edits.set_value(package, tensor, row, column, value)]
+    for change in changes:
+        out.print(str(change), soft_wrap=True, markup=False)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
+    second: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
+    prompt: Annotated[str | None, typer.Option(help="Show also how each goes on with this.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Name what differs between two packages: tensors, rows by their token, words (status 1)."""
+    from qalam_core import package as packages
+    from qalam_core.package.editing.diff import diff as compare
+    from qalam_core.package.editing.diff import render
+
+    old, new = (packages.read(_package(name, store)) for name in (first, second))
+    difference = compare(old, new, prompt)
+    out.print(render(difference), soft_wrap=True, markup=False)
+    if difference:
+        raise typer.Exit(1)
+
+
+def seal(
+    package: PackageArgument,
+    note: Annotated[str, typer.Option(help="What was edited, and why; it goes into the card.")],
+) -> None:
+    """Make a deliberate edit official: new digests, and a line in the model card."""
+    from qalam_core.package.editing.seal import seal as seal_package
+
+    for change in seal_package(package, note):
+        out.print(change, soft_wrap=True, markup=False)
+    out.print("sealed")
+
+
+def wheel(
+    package: PackageArgument,
+    name: Annotated[str, typer.Option(help="What it imports as, once installed.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the wheel.")] = Path(),
+    version: Annotated[str | None, typer.Option(help="The release's when not given.")] = None,
+    edited: Annotated[bool, typer.Option("--edited", help="Pack it although it was edited.")] = False,
+) -> None:
+    """Pack as a wheel; the same package gives the same bytes."""
+    from qalam_core.package.release.wheel import wheel as pack
+
+    out.print(str(pack(package, folder, name, version, edited=edited)), soft_wrap=True)
+
+
+def sign(
+    package: PackageArgument,
+    key: Annotated[Path, typer.Option(help="Private key: PEM, P-256.")],
+    signature: Annotated[Path | None, typer.Option("--out", help="PACKAGE.sig when not given.")] = None,
+) -> None:
+    """Sign, as an OpenSSF model-signing bundle; `qalam verify --key` checks it."""
+    from qalam_core.package.release.sign import sign as sign_package
+
+    out.print(str(sign_package(package, key, signature)), soft_wrap=True)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
+    target: Out,
+    to: Annotated[Foreign, typer.Option(help="package, gpt2 or safetensors.")] = Foreign.package,
+    dtype: Annotated[Storage, typer.Option(help="With a package: how its matrices are stored.")] = "f32",
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write a package in another storage type, as a Hugging Face GPT-2 checkpoint, or as safetensors."""
+    from qalam_core.package.interop import gpt2
+    from qalam_core.package.interop import safetensors_file as interop
+    from qalam_core.package.interop.storage import convert
+
+    folder = _package(model, store)
+    if to is Foreign.package:
+        convert(folder, target, dtype)
+    elif to is Foreign.gpt2:
+        gpt2.export_gpt2(folder, target)
+    elif to is Foreign.safetensors:
+        interop.export_safetensors(folder, target)
+    else:
+        raise PackageError("the original's format is read, not written; export a package, gpt2 or safetensors")
+    out.print(str(target), soft_wrap=True)
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder, or a safetensors file.")],
+    target: Out,
+    of: Annotated[Foreign, typer.Option("--from", help="gpt2, safetensors or original.")],
+    like: Annotated[
+        Path | None, typer.Option(help="A package that lends its words (gpt2), or its shape and words (safetensors).")
+    ] = None,
+    dtype: Annotated[Storage, typer.Option(help="How the matrices are stored.")] = "f32",
+) -> None:
+    """Make a package of a GPT-2 checkpoint, a safetensors file, or a package of the original Al-Qalam."""
+    from qalam_core import package as packages
+    from qalam_core.package.interop import gpt2, original
+    from qalam_core.package.interop import safetensors_file as interop
+
+    if of is Foreign.gpt2:
+        words = packages.read(like).vocabulary if like else None
+        remarks = gpt2.import_gpt2(source, target, vocabulary=words, dtype=dtype)
+    elif of is Foreign.original:
+        remarks = original.import_original(source, target, dtype=dtype)
+    elif of is Foreign.safetensors:
+        if like is None:
+            raise PackageError("a safetensors file holds no words; name a package that has them with --like")
+        remarks = interop.import_safetensors(source, like, target, dtype=dtype)
+    else:
+        raise PackageError("a package needs no import; name gpt2, safetensors or original")
+    for remark in remarks:
+        out.print(remark, soft_wrap=True, markup=False)
+    out.print(str(target), soft_wrap=True)
+
+
+def _package(name: str, store: Path) -> Path:
+    return Path(name) if Path(name).is_dir() else Store(store).run_folder(name) / "model"
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise PackageError(f"--set {text[:40]}: numbers with commas between, please") from None
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    for command in (show, verify, generate, edit, diff, seal, wheel, sign, export):
+        app.command()(command)
+    app.command("import")(import_)

@@ -1,0 +1,1 @@
+"""What runs by itself: servers, workers, deployments, and the folder watcher."""

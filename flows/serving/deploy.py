@@ -1,0 +1,234 @@
+"""What `qalam deploy` puts on a server: work pools, the training limit, deployments/prefect.yaml, automations.
+Takes a recipe and what the configuration says, gives a server on which doing it again changes nothing.
+It does not start anything, and knows no more of a deployment than its name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from httpx import HTTPError
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.types import SecretDict
+from prefect.workers.process import ProcessWorker
+
+from al_qalam.flows.recipes import recipe_path
+from al_qalam.flows.serving.prefect_env import CALLER
+from al_qalam.tasks.events import GATE_REFUSED, PROMOTED
+from al_qalam.tasks.policy import TRAINING_SLOTS
+from qalam_core.errors import QalamError
+from qalam_core.recipe import Recipe
+from qalam_core.store import DEFAULT_STORE
+
+__all__ = ["POOLS", "ZOMBIE_SECONDS", "deploy", "settings"]
+
+POOLS = {
+    "qalam-cpu": "Reads, prepares, tokenizes, evaluates; trains where no other pool is told to.",
+    "qalam-gpu": "Trains. Its machines have a GPU and see the same store.",
+}
+
+ZOMBIE_SECONDS = 95
+"""A run that gave no sign of life for so long is marked Crashed: three heartbeats of 30 s, and a little."""
+
+
+def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
+    """The build step of deployments/prefect.yaml: what its templates may name.
+
+    `recipe` is a recipe file or the name of one that comes with the project; `set` are `section.key=value`
+    strings, as of `qalam build --set`. $QALAM_RECIPE, $QALAM_STORE and $QALAM_TRAINING, which `qalam deploy` sets,
+    win over the file. Raises RecipeError.
+    """
+    chosen = os.environ.get("QALAM_RECIPE") or recipe
+    parsed = Recipe.load(recipe_path(chosen), set)
+    store = Path(os.environ.get("QALAM_STORE") or DEFAULT_STORE).resolve()
+    return {
+        "recipe": parsed.canonical(),
+        "name": parsed.name,
+        "store": str(store),
+        "training": os.environ.get("QALAM_TRAINING", ""),
+        "version": _version(),
+        "worker": {**CALLER, "QALAM_STORE": str(store)},
+    }
+
+
+def _version() -> str:
+    """The commit that is deployed, when the project is a checkout; else its release."""
+    home = Path(__file__).resolve().parents[2]
+    if (home / ".git").exists():
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--tags"], cwd=home, capture_output=True, text=True, check=False
+        )
+        if described.returncode == 0:
+            return described.stdout.strip()
+    return metadata.version("al-qalam")
+
+
+async def deploy(recipe: str, store: Path, training: str, slots: int, notify: str) -> list[str]:
+    """Bring the server to what is described here, and say in lines what it has now.
+
+    `training` is "" (train where a build runs) or a deployment that trains. `slots` trainings run at once.
+    `notify` is "", the URL of a webhook, or TYPE/NAME of a notification block that the server has. Doing it again
+    changes nothing. Raises QalamError.
+    """
+    parsed = Recipe.load(recipe_path(recipe))
+    lines = []
+    async with get_client() as client:
+        try:
+            await client.hello()
+        except PrefectHTTPStatusError as error:
+            code = error.response.status_code
+            cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
+            raise QalamError(f"{client.api_url}: the server answers {code}; {cure}") from None
+        except HTTPError as error:
+            raise QalamError(f"{client.api_url}: no server answers ({type(error).__name__}); is it up?") from None
+        for name, description in POOLS.items():
+            await _pool(client, name, description)
+        lines.append("work pools   " + ", ".join(POOLS))
+        await client.upsert_global_concurrency_limit_by_name(TRAINING_SLOTS, slots)
+        lines.append(f"limit        {TRAINING_SLOTS}: {slots} at once")
+        lines += [f"deployment   {name}" for name in _prefect_deploy(recipe, store, training)]
+        target = await _target(notify) if notify else None
+        for automation in _automations(parsed.name, target):
+            how = await _upsert(client, automation)
+            lines.append(f"automation   {automation.name} ({how})")
+    return lines
+
+
+async def _pool(client: PrefectClient, name: str, description: str) -> None:
+    try:
+        pool = await client.read_work_pool(name)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        await client.create_work_pool(
+            WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
+        )
+        return
+    if pool.type != "process":
+        raise QalamError(f"work pool {name} is of type {pool.type}; delete it, or run Prefect's own `prefect deploy`")
+    if pool.description != description:
+        await client.update_work_pool(name, WorkPoolUpdate(description=description))
+
+
+def _prefect_deploy(recipe: str, store: Path, training: str) -> list[str]:
+    """Run `prefect deploy --all` on the file that comes with the project -> names of the deployments."""
+    file = Path(str(resources.files("al_qalam.deployments"))) / "prefect.yaml"
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    environment = {
+        **os.environ, "QALAM_RECIPE": str(recipe_path(recipe).resolve()), "QALAM_STORE": str(store.resolve()),
+        "QALAM_TRAINING": training, "NO_COLOR": "1", "COLUMNS": "200",
+    }  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    names = re.findall(r"Deployment '([^']+)' successfully created", done.stdout)
+    if done.returncode or not names:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip(" │╭╮╰╯─")]
+        raise QalamError(f"prefect deploy failed: {said[-1].strip(' │') if said else done.returncode}")
+    return names
+
+
+# -- automations ------------------------------------------------------------------------------------
+
+
+async def _target(notify: str) -> UUID:
+    """The notification block to send to; a URL becomes one, where Prefect keeps it encrypted."""
+    if "://" not in notify:
+        try:
+            block: Block = await Block.aload(notify)
+            document = block._block_document_id
+        except ValueError:
+            raise QalamError(
+                f"--notify {notify}: neither a URL nor TYPE/NAME of a notification block on the server"
+            ) from None
+        assert document
+        return document
+    webhook = CustomWebhookNotificationBlock(
+        # as a secret: the address often is the key, and the API shows a block's plain fields to whoever asks
+        name="qalam",
+        url="{{target}}",
+        secrets=SecretDict({"target": notify}),
+        json_data={"subject": "{{subject}}", "text": "{{body}}"},
+    )
+    saved: UUID = await webhook.asave("qalam-notify", overwrite=True)
+    return saved
+
+
+def _automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
+    """Ours, by name; those that notify are there when there is somebody to notify."""
+    ended: set[str] = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
+    every = {"prefect.resource.id": "prefect.flow-run.*"}
+    found = [
+        AutomationCore(
+            name="qalam: a run without heartbeats has crashed",
+            description="Frees the slots of a run whose process is gone.",
+            trigger=EventTrigger(
+                match=every,
+                for_each={"prefect.resource.id"},
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.heartbeat", "prefect.flow-run.Suspended", *ended},
+                posture=Posture.Proactive, threshold=1, within=timedelta(seconds=ZOMBIE_SECONDS),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    message=f"no heartbeat for {ZOMBIE_SECONDS} s: the process is gone; a new run goes on from there",
+                )
+            ],
+        )
+    ]  # fmt: skip
+    if target is None:
+        return found
+    mine = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
+    link = "{{ event.payload.report }}"
+    bits = "{{ event.payload.bits_per_byte }} bits per byte"
+    return [
+        *found,
+        _notice(f"qalam: tell when the gate refuses {recipe}", mine, GATE_REFUSED, target,
+                f"{recipe}: the gate refused {{{{ event.payload.run }}}}",
+                f"{bits}. {{{{ event.payload.reasons }}}} The champion stays. Report: {link}"),
+        _notice(f"qalam: tell when {recipe} has a new champion", mine, PROMOTED, target,
+                f"{recipe}: {{{{ event.payload.run }}}} is champion", f"{bits}. Report: {link}"),
+        _notice("qalam: tell when a run crashes", every, "prefect.flow-run.Crashed", target,
+                "{{ flow.name }}: {{ flow_run.name }} crashed",
+                "{{ flow_run.state.message }} A new run goes on from what is finished. {{ flow_run|ui_url }}"),
+    ]  # fmt: skip
+
+
+def _notice(
+    name: str, match: dict[str, str], event: str, target: UUID, subject: str, body: str,
+    posture: Literal[Posture.Reactive] = Posture.Reactive,
+) -> AutomationCore:  # fmt: skip
+    return AutomationCore(
+        name=name,
+        trigger=EventTrigger(match=match, expect={event}, posture=posture, threshold=1),
+        actions=[SendNotification(block_document_id=target, subject=subject, body=body)],
+    )  # fmt: skip
+
+
+async def _upsert(client: PrefectClient, wanted: AutomationCore) -> str:
+    """Create it, or bring the one of its name to what is wanted; more of the same name are deleted."""
+    same = await client.read_automations_by_name(wanted.name)
+    for surplus in same[1:]:
+        await client.delete_automation(surplus.id)
+    if not same:
+        await client.create_automation(wanted)
+        return "new"
+    # the client sends only what was set, and the server needs the types, which are defaults
+    await client.update_automation(
+        same[0].id, AutomationCore.model_validate(wanted.model_dump(mode="json", exclude={"owner_resource"}))
+    )
+    return "kept"

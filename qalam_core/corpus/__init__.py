@@ -1,0 +1,1 @@
+"""Source files in, clean text out: reading, normalising, filtering, deduplicating, splitting."""

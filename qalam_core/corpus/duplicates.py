@@ -1,0 +1,146 @@
+"""Duplicates: which documents are the same as another, or nearly, in a corpus of any size.
+Takes digests and words of documents, batch by batch; says which digests came before, and at the end which documents
+must go so that no two that are alike stay.
+It does not know texts, files, or which split a document is in.
+
+Near-duplicates are found by MinHash and banding: 14 bands of 8 values over runs of 5 words, as in FineWeb2 (Penedo et
+al. 2025, arXiv 2506.20920), so that two documents meet with a chance of 1 - (1 - s^8)^14 when a share s of their runs
+is common: two in three at s = 0.72, 92 in 100 at 0.8. Documents that meet, directly or over others, are one cluster,
+and the one with the smallest digest stays. Since the held-out splits take the lowest digests, no cluster reaches from
+the training split into one that is held out, in whatever order the files were read; and whatever joins a held-out
+document's cluster later either goes, or is held out in its place.
+
+Memory: 16 bytes a document for the digests, three times that while they are merged, and at most 56 while clusters are
+found, one after the other; on disk 136 bytes a document, in files that are gone afterwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import rensa
+from numpy.typing import NDArray
+
+from qalam_core.corpus.words import Hashes, Numbers, Words, hashed_runs, mixed, runs
+
+__all__ = ["BANDS", "GRAM", "ROWS", "Clusters", "Digests", "Seen", "band_keys"]
+
+GRAM = 5  # words
+BANDS = 14
+ROWS = 8  # values a band
+
+_SEED = 1
+
+Digests = NDArray[np.bytes_]
+
+
+class Seen:
+    """The digests kept so far: sorted arrays, each at least twice as long as the next, 16 bytes a digest."""
+
+    def __init__(self) -> None:
+        self._levels: list[Digests] = []
+
+    def add(self, digests: Digests, candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Add the digests of `candidates`; says which of them came for the first time."""
+        rows = np.flatnonzero(candidates)
+        unique, first = np.unique(digests[rows], return_index=True)
+        new = np.ones(len(unique), np.bool_)
+        for level in self._levels:
+            at = np.minimum(np.searchsorted(level, unique), len(level) - 1)
+            new &= level[at] != unique
+        if new.any():
+            self._levels.append(unique[new])
+        while len(self._levels) > 1 and len(self._levels[-2]) < 2 * len(self._levels[-1]):
+            merged = np.concatenate(self._levels[-2:])
+            merged.sort(kind="stable")  # two sorted runs: one merge
+            self._levels[-2:] = [merged]
+        fresh = np.zeros(len(digests), np.bool_)
+        fresh[rows[first[new]]] = True
+        return fresh
+
+    def __len__(self) -> int:
+        return sum(map(len, self._levels))
+
+
+def band_keys(words: Words) -> tuple[NDArray[np.bool_], Hashes]:
+    """Which documents have a run of GRAM words, and (those, BANDS) numbers; two that share one in a column meet."""
+    starts, borders = runs(words, GRAM)
+    long = np.diff(borders) > 0
+    if not long.any():
+        return long, np.zeros((0, BANDS), np.uint64)
+    rows = np.append(borders[:-1][long], borders[-1]).astype(np.uint64)
+    hashes = mixed(hashed_runs(words.hashes, starts, GRAM))
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, rows, BANDS * ROWS, _SEED)
+    values = np.array(matrix.to_rows(), np.uint64).reshape(-1, BANDS, ROWS)
+    keys = np.zeros(values.shape[:2], np.uint64)
+    for row in range(ROWS):
+        keys = mixed(keys ^ values[:, :, row])
+    return long, keys
+
+
+class Clusters:
+    """The digests and band keys of documents, in files of `folder`, and at the end the clusters among them."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._paths = [folder / f"band-{band:02}" for band in range(BANDS)]
+        self._digests, self._rows = folder / "digests", folder / "rows"
+        self._files = [path.open("wb") for path in (self._digests, self._rows, *self._paths)]
+        self._count = 0
+
+    def __enter__(self) -> Clusters:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, digests: Digests, long: NDArray[np.bool_], keys: Hashes) -> None:
+        """Add documents: all their digests, and the keys of those that are `long` enough to have some."""
+        rows = self._count + np.flatnonzero(long)
+        self._count += len(digests)
+        for file, values in zip(self._files, (digests, rows, *keys.T), strict=True):
+            file.write(np.ascontiguousarray(values).tobytes())
+
+    def finish(self) -> tuple[Digests, NDArray[np.bool_]]:
+        """(all digests, which documents must go), in the order in which they were added."""
+        for file in self._files:
+            file.close()
+        rows = np.fromfile(self._rows, np.int64)
+        labels = np.arange(len(rows))
+        for path in self._paths:
+            _join(labels, np.fromfile(path, np.uint64))
+        digests = np.fromfile(self._digests, "S16")
+        goes = np.zeros(self._count, np.bool_)
+        members = np.flatnonzero(np.bincount(labels, minlength=1)[labels] > 1) if len(labels) else labels
+        by_digest = members[np.argsort(digests[rows[members]], kind="stable")]
+        _, first = np.unique(labels[by_digest], return_index=True)
+        goes[rows[members]] = True
+        goes[rows[by_digest[first]]] = False
+        return digests, goes
+
+
+def _join(labels: Numbers, keys: Hashes) -> None:
+    """Give every two documents whose keys are equal the same label, the smaller one; in place.
+
+    Labels are rows: each points at a smaller or equal one, and in the end at its cluster's smallest.
+    """
+    order = np.argsort(keys)
+    ordered = keys[order]
+    del keys
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
+    one, other = order[equal], order[equal + 1]
+    del order, ordered
+    while len(one):
+        a, b = labels[one], labels[other]
+        low = np.minimum(a, b)
+        np.minimum.at(labels, a, low)
+        np.minimum.at(labels, b, low)
+        while (flat := labels[labels] != labels).any():  # every label straight at the end of its chain
+            labels[flat] = labels[labels[flat]]
+        apart = labels[one] != labels[other]
+        one, other = one[apart], other[apart]

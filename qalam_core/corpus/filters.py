@@ -1,0 +1,198 @@
+"""Filters: which normalised documents read like text, and which like a menu, a list or a machine's output.
+Takes texts as an Arrow array, their words, and thresholds by rule; gives for each text the first rule that it
+breaks, or "". Everything but the language is counted over whole batches: no step runs once per document.
+It does not know files, sources or what becomes of a refused document.
+
+The measures are those of Gopher (Rae et al. 2021, arXiv 2112.11446) and FineWeb2 (Penedo et al. 2025, arXiv
+2506.20920), with two differences. Repetition is the share of a document's letters (white space does not count) in
+runs of words that stood before in it, overlaps counted once, where datatrove leaps over a found run before it looks
+on. And runs are of words as white space separates them, where FineWeb2 has spaCy's. Words and symbols are told
+apart for the other measures, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from qalam_core.arabic import normalise
+from qalam_core.corpus.language import likelihood
+from qalam_core.corpus.words import Numbers, Words
+from qalam_core.filter_profiles import RULES
+
+__all__ = ["STOP_WORDS", "broken", "measures"]
+
+Floats = NDArray[np.float64]
+
+STOP_WORDS = (
+    "،", "في", "من", "على", "إلى", "عام", "أن", "مع", "أو", "هو", "عن", "التي", "كان", "بين", "ما", "كانت", "هي",
+    "المتحدة", "بعد",
+)  # fmt: skip
+"""FineWeb2's for arb_Arab; at least two different ones must occur. The comma counts as one, as there."""
+
+_LETTERS = r"\p{L}\p{M}\p{N}_"
+# a full stop of some script, and what may close after it
+_TERMINAL = r"""[.!?؟۔:؛][)\]"'»”’]*$"""
+
+
+def broken(
+    texts: pa.Array,
+    words: Words,
+    thresholds: Mapping[str, float],
+    languages: Collection[str] = (),
+    reasons: NDArray[np.object_] | None = None,
+) -> NDArray[np.object_]:
+    """For each text the first of RULES in `thresholds` that it breaks, or ""; those with one in `reasons` keep it."""
+    reasons = np.full(len(texts), "", np.object_) if reasons is None else reasons.copy()
+    if not thresholds or not len(texts):
+        return reasons
+    found = measures(texts, words, {rule[4:] for rule in thresholds})
+    for rule in RULES:
+        if rule not in thresholds:
+            continue
+        left = np.flatnonzero(reasons == "")
+        if rule == "min_language":  # it takes a step for each text, and so comes last
+            found["language"] = np.ones(len(texts))
+            found["language"][left] = likelihood(texts.take(pa.array(left)), languages)
+        value = found[rule[4:]][left]
+        breaks = value < thresholds[rule] if rule.startswith("min_") else value > thresholds[rule]
+        reasons[left[breaks]] = rule
+    return reasons
+
+
+def measures(texts: pa.Array, words: Words, wanted: set[str]) -> dict[str, Floats]:
+    """Measure (a rule's name without min_ or max_) -> its value for each text; at least those that are wanted."""
+    found: dict[str, Floats] = {}
+    makers: tuple[Callable[[], dict[str, Floats]], ...] = (
+        lambda: _shape(words), lambda: _lines(texts, words), lambda: _repetition(words),
+    )  # fmt: skip
+    for names, make in zip((_SHAPE, _LINES, _REPEATED), makers, strict=True):
+        if wanted & names:
+            found |= make()
+    return found
+
+
+_SHAPE = {"words", "average_word", "alphabetic", "stop_words"}
+_LINES = {"line_punctuation", "newlines", "duplicate_lines", "duplicate_line_chars"}
+_REPEATED = {rule[4:] for rule in RULES} - _SHAPE - _LINES - {"language"}
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+def _shape(words: Words) -> dict[str, Floats]:
+    """What can be told from each spelling apart, and is then summed over a document's words."""
+    spelling = words.distinct
+    parts = pc.count_substring_regex(spelling, pattern=f"[{_LETTERS}]+").to_numpy()
+    symbols = pc.count_substring_regex(spelling, pattern=rf"[^{_LETTERS}\s]").to_numpy()
+    alphabetic = pc.count_substring_regex(spelling, pattern=rf"[\p{{M}}\p{{N}}_]*\p{{L}}[{_LETTERS}]*").to_numpy()
+    count = words.summed(parts)
+    # without marks, or vocalised words would be half as long again
+    marks = pc.count_substring_regex(spelling, pattern=r"\p{M}").to_numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        average = words.summed(pc.utf8_length(spelling).to_numpy() - symbols - marks) / count
+        share = words.summed(alphabetic) / (count + words.summed(symbols))
+    return {
+        "words": count.astype(np.float64),
+        "average_word": np.nan_to_num(average),
+        "alphabetic": np.nan_to_num(share),
+        "stop_words": _stop_words(words),
+    }
+
+
+def _stop_words(words: Words) -> Floats:
+    """How many different stop words each document has, in full spelling or folded as the profile `search` does."""
+    bare = pc.replace_substring_regex(words.distinct, pattern=r"\PL+", replacement="")
+    folded = [normalise(word, "search") for word in STOP_WORDS]
+    which = pc.index_in(bare, value_set=pa.array([*STOP_WORDS, *folded], pa.large_string())).fill_null(-1).to_numpy()
+    bits = np.where(which >= 0, np.int64(1) << (which % len(STOP_WORDS)), 0)
+    bits |= pc.match_substring(words.distinct, STOP_WORDS[0]).to_numpy(zero_copy_only=False)
+    bits = bits[words.ids]
+    joined = np.bitwise_or.reduceat(np.append(bits, 0), words.borders[:-1])
+    joined[words.sizes == 0] = 0
+    return np.bitwise_count(joined).astype(np.float64)
+
+
+# -- lines ----------------------------------------------------------------------------------------
+
+
+def _lines(texts: pa.Array, words: Words) -> dict[str, Floats]:
+    lists = pc.split_pattern(texts, "\n")
+    borders = lists.offsets.to_numpy().astype(np.int64)
+    lines = lists.values.slice(borders[0], borders[-1] - borders[0])
+    borders = borders - borders[0]
+    counts = np.diff(borders)
+    documents = np.repeat(np.arange(len(texts)), counts)
+    ended = pc.match_substring_regex(lines, pattern=_TERMINAL).to_numpy(zero_copy_only=False)
+    ids = pc.dictionary_encode(lines).indices.to_numpy().astype(np.int64)
+    _, first = np.unique(documents * len(lines) + ids, return_index=True)
+    repeated = np.ones(len(lines), np.bool_)
+    repeated[first] = False
+    chars = pc.utf8_length(lines).to_numpy()
+    total = np.bincount(documents, chars, len(texts))
+    return {
+        "line_punctuation": np.bincount(documents, ended, len(texts)) / counts,
+        "newlines": (counts - 1) / np.maximum(words.sizes, 1),
+        "duplicate_lines": np.bincount(documents, repeated, len(texts)) / counts,
+        "duplicate_line_chars": np.bincount(documents, repeated * chars, len(texts)) / np.maximum(total, 1),
+    }
+
+
+# -- repetition -----------------------------------------------------------------------------------
+
+
+def _repetition(words: Words) -> dict[str, Floats]:
+    """Of each document's letters, the share in its most frequent n-gram, and in n-grams that stood before.
+
+    A run of n words that recurs is made of two runs of n - 1 words that do, so each length looks only where the
+    one before it found something. Runs are compared by numbers of their parts: exactly, not by hash. A run over a
+    border of documents cannot recur, as its words' numbers are their documents' own.
+    """
+    chars = pc.utf8_length(words.distinct).to_numpy().astype(np.int64)[words.ids]
+    ends = np.concatenate([[0], np.cumsum(chars)])
+    totals = np.maximum(ends[words.borders[1:]] - ends[words.borders[:-1]], 1)
+    documents, count = words.documents, len(words.ids)
+    starts, kinds, _ = _recurring(np.arange(count), documents * max(len(words.distinct), 1) + words.ids)
+    single = np.full(count + 1, -1)  # the number of each recurring word, -1 elsewhere and behind the end
+    single[starts] = kinds
+    found: dict[str, Floats] = {}
+    for n in range(2, 11):
+        last = np.append(starts[1:] == starts[:-1] + 1, False) if len(starts) else np.zeros(0, np.bool_)
+        starts, kinds = starts[last], kinds[last]  # a run of n - 1 recurring ones begins at the next word too
+        starts, kinds, again = _recurring(starts, kinds * (count + 1) + single[starts + n - 1])
+        if n <= 4:
+            found[f"top_{n}gram"] = _top(starts, kinds, ends[starts + n] - ends[starts], documents, totals)
+        if n >= 5:
+            edges = np.zeros(count + 1, np.int64)
+            np.add.at(edges, starts[again], 1)
+            np.add.at(edges, starts[again] + n, -1)
+            covered = np.concatenate([[0], np.cumsum(chars * (np.cumsum(edges[:-1]) > 0))])
+            found[f"duplicate_{n}gram"] = (covered[words.borders[1:]] - covered[words.borders[:-1]]) / totals
+    return found
+
+
+def _recurring(starts: Numbers, keys: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
+    """Those of `starts` whose key occurs more than once: they, the number of their key, and which come again."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    new = np.ones(len(keys), np.bool_)
+    new[1:] = ordered[1:] != ordered[:-1]
+    groups = np.cumsum(new) - 1
+    recurs = np.bincount(groups, minlength=1)[groups] > 1
+    back = np.empty(len(keys), np.int64)
+    back[order] = np.arange(len(keys))  # to the order of the text
+    kept = recurs[back]
+    return starts[kept], groups[back][kept], ~new[back][kept]
+
+
+def _top(starts: Numbers, kinds: Numbers, chars: Numbers, documents: Numbers, totals: Numbers) -> Floats:
+    """The share of the letters in the n-gram that a document has most often; of several the longest."""
+    value, first, counts = np.unique(kinds, return_index=True, return_counts=True)
+    best = np.zeros(len(totals), np.int64)
+    if len(value):
+        np.maximum.at(best, documents[starts[first]], (counts << 32) + chars[first])
+    return np.minimum((best >> 32) * (best & 0xFFFFFFFF) / totals, 1.0)

@@ -1,0 +1,67 @@
+"""A sample of a split: the documents that a vocabulary is trained on when the corpus is larger than it need see.
+Takes corpus shards, a number of bytes and a seed; gives the texts, in the shards' order, never more than that.
+It does not know what the texts are for.
+
+A document is drawn by the hash of (seed, its id), and its id is the digest of its text: the same documents are
+drawn from the same corpus in any order and in any shards, and one that is added moves few of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qalam_core.corpus.prepare import read_texts
+
+__all__ = ["sample"]
+
+Draws = npt.NDArray[np.uint64]
+
+
+def sample(shards: Sequence[Path], limit: int, seed: int) -> Iterator[pa.LargeStringArray]:
+    """Texts of at most `limit` bytes together, by batches: those drawn lowest, and at least the lowest one.
+
+    Reads ids and lengths once, then the texts. Memory: 16 bytes a drawn document, and a batch.
+    """
+    bar = _bar(shards, limit, seed)
+    for shard in shards:
+        for batch in read_texts(shard):
+            yield batch.column("text").filter(pa.array(_draws(batch, seed) < bar))
+
+
+def _bar(shards: Sequence[Path], limit: int, seed: int) -> np.uint64:
+    """The draw at which the sample is full: those below it fit into `limit` bytes."""
+    drawn, sizes = np.empty(0, np.uint64), np.empty(0, np.int64)
+    bar = np.uint64(2**64 - 1)
+
+    def cut() -> None:
+        nonlocal drawn, sizes, bar
+        order = np.argsort(drawn, kind="stable")
+        drawn, sizes = drawn[order], sizes[order]
+        fits = max(1, int(np.searchsorted(np.cumsum(sizes), limit, side="right")))
+        if fits < len(drawn):
+            bar = drawn[fits]
+            drawn, sizes = drawn[:fits], sizes[:fits]
+
+    for shard in shards:
+        for batch in read_texts(shard):
+            draws = _draws(batch, seed)
+            below = draws < bar
+            drawn = np.append(drawn, draws[below])
+            sizes = np.append(sizes, pc.binary_length(batch.column("text")).to_numpy()[below])
+            if sizes.sum() > 2 * limit:  # not at each batch: sorting would take longer than reading
+                cut()
+    cut()
+    return bar
+
+
+def _draws(batch: pa.RecordBatch, seed: int) -> Draws:
+    salt = b"%d:" % seed
+    heads = [hashlib.sha256(salt + id_.encode()).digest()[:8] for id_ in batch.column("id").to_pylist()]
+    return np.frombuffer(b"".join(heads), ">u8").astype(np.uint64)

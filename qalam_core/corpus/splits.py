@@ -1,0 +1,152 @@
+"""Splits: which of train, validation and test a document is in, and the shard files that a split is made of.
+Takes documents with their digests; gives Arrow files whose borders the documents themselves decide.
+It does not know which documents are kept.
+
+A shard ends at a document whose digest says so, once the shard is half full. So a file that joins the corpus changes
+the shards around its own text, and those behind them find their old borders and keep their bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+from numpy.typing import NDArray
+
+from qalam_core.corpus.duplicates import Digests
+from qalam_core.recipe import Corpus
+
+__all__ = ["SPLITS", "Shards", "ids", "moves", "read_split", "read_texts", "split_of", "wanted"]
+
+SPLITS = ("train", "validation", "test")
+
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string()), ("source", pa.string())])
+
+WRITE_BYTES = 1 << 20  # text per record batch of a shard
+
+
+def read_split(folder: Path, split: str) -> list[Path]:
+    """The shards of one split ("train", "validation" or "test"), in order; none when its share is 0."""
+    return sorted(folder.glob(f"{split}-*.arrow"))
+
+
+def read_texts(shard: Path) -> Iterator[pa.RecordBatch]:
+    """The record batches of a shard, mapped into memory rather than read."""
+    with pa.memory_map(str(shard)) as mapped, ipc.open_file(mapped) as reader:
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def ids(digests: Digests) -> list[str]:
+    """The first 16 hex digits of each digest."""
+    return [f"{head:016x}" for head in _half(digests, 0).tolist()]
+
+
+def split_of(digests: Digests, corpus: Corpus) -> NDArray[np.int8]:
+    """Index into SPLITS by the digest's first 8 bytes, read as a share of their range: test comes lowest."""
+    share = _half(digests, 0) / 2.0**64
+    held_out = np.where(share < corpus.test, SPLITS.index("test"), SPLITS.index("validation"))
+    return np.where(share < corpus.test + corpus.validation, held_out, SPLITS.index("train")).astype(np.int8)
+
+
+def _half(digests: Digests, which: int) -> NDArray[np.uint64]:
+    """The first or second 8 bytes of each digest, as a number."""
+    return np.ascontiguousarray(digests).view(">u8").reshape(-1, 2)[:, which].astype(np.uint64)
+
+
+def wanted(corpus: Corpus) -> list[int]:
+    """Indices of the splits that must not be empty."""
+    shares = {"train": 1.0, "validation": corpus.validation, "test": corpus.test}
+    return [index for index, split in enumerate(SPLITS) if shares[split] > 0]
+
+
+def moves(digests: Digests, corpus: Corpus) -> dict[str, int]:
+    """Moves (id -> split) that leave no wanted split empty, where a small corpus has one by chance.
+
+    The fullest split gives its document with the smallest digest: a function of the texts alone.
+    """
+    needed = wanted(corpus)
+    split = split_of(digests, corpus)
+    counts = np.bincount(split, minlength=len(SPLITS))[needed]
+    if counts.all() or counts.sum() < len(needed):
+        return {}
+    members = {index: sorted(ids(digests[split == index])) for index in needed}
+    moved: dict[str, int] = {}
+    for index in needed:
+        if not members[index]:
+            donor = max(needed, key=lambda other: len(members[other]))
+            members[index].append(members[donor].pop(0))
+            moved[members[index][0]] = index
+    return moved
+
+
+class Shards:
+    """The files of one split, each of half to twice `size` bytes of text but for the last."""
+
+    def __init__(self, folder: Path, split: str, size: int) -> None:
+        self.counts: Counter[str] = Counter()  # documents, characters, bytes, shards
+        self._folder, self._split, self._size = folder, split, size
+        self._filled = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = 0
+        self._file: Any = None
+
+    def write(self, texts: pa.Array, names: pa.Array, digests: Digests) -> None:
+        """Add documents, in their order."""
+        if not len(texts):
+            return
+        sizes = pc.binary_length(texts).to_numpy()
+        self.counts["documents"] += len(texts)
+        self.counts["characters"] += pc.sum(pc.utf8_length(texts)).as_py()
+        self.counts["bytes"] += int(sizes.sum())
+        # with this chance a byte, shards that are half full end after as much again, on average
+        ending = np.flatnonzero(_half(digests, 1) / 2.0**64 < sizes / (self._size / 2))
+        batch = pa.record_batch([pa.array(ids(digests), pa.string()), texts, names], schema=SCHEMA)
+        start = 0
+        while start < len(batch):
+            ends = self._filled + np.cumsum(sizes[start:])
+            half_full = start + int(np.searchsorted(ends, self._size / 2))
+            over = start + int(np.searchsorted(ends, 2 * self._size, side="right"))
+            over = max(over, start + (not self._filled))  # one document may be larger than a shard
+            border = np.searchsorted(ending, half_full)
+            end = min(int(ending[border]) + 1 if border < len(ending) else len(batch) + 1, over)
+            self._add(batch.slice(start, min(end, len(batch)) - start), sizes[start:end])
+            if end < len(batch) or (border < len(ending) and int(ending[border]) + 1 == len(batch) <= over):
+                self.close()
+            start = end
+
+    def _add(self, batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> None:
+        """Add documents to the file at hand; its record batches end where its own documents say, too."""
+        self._filled += int(sizes.sum())
+        while len(batch):
+            ends = self._waiting_bytes + np.cumsum(sizes)
+            count = min(int(np.searchsorted(ends, WRITE_BYTES)) + 1, len(batch))
+            self._waiting.append(batch.slice(0, count))
+            self._waiting_bytes = int(ends[count - 1])
+            if self._waiting_bytes >= WRITE_BYTES:
+                self._flush()
+            batch, sizes = batch.slice(count), sizes[count:]
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        if self._file is None:
+            path = self._folder / f"{self._split}-{self.counts['shards']:05}.arrow"
+            self._file = ipc.new_file(path, SCHEMA)
+            self.counts["shards"] += 1
+        # joined even when it is one: the buffers of a slice would go to disk whole, with what lies around it
+        self._file.write_batch(pa.concat_batches(self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
+
+    def close(self) -> None:
+        """End the file at hand; what is added later begins another."""
+        self._flush()
+        if self._file is not None:
+            self._file.close()
+        self._file, self._filled = None, 0

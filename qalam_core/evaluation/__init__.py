@@ -1,0 +1,1 @@
+"""A package and held-out text in, figures and a verdict out."""

@@ -1,0 +1,68 @@
+"""Contamination: how much of the test documents stands in the training text, by runs of 13 words.
+Takes texts as Arrow arrays, the training ones as a stream; gives a share per test document.
+It does not know tokenizers, so that models with different ones are held to the same figure.
+
+Source: Brown et al., Language Models are Few-Shot Learners (2020), appendix C, for runs of 13 words. Counted
+is coverage rather than "any hit": formulas and quotations recur in Arabic prose, and one of them is no leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from qalam_core.corpus.words import Hashes, hashed_runs, mixed
+
+__all__ = ["GRAM", "covered"]
+
+GRAM = 13  # words
+
+
+def covered(test: Sequence[str], train: Iterable[pa.Array]) -> NDArray[np.float64]:
+    """Per test document, the share of its words that lie in a run of GRAM words of some training document.
+
+    NaN for a document of fewer words. Words are what white space separates. Only the test documents' runs
+    are kept in memory, as 64-bit hashes: a false hit needs about 10^19 comparisons. `train` is read once.
+    """
+    words, documents = _words(pa.array(test, pa.string()))
+    known = words.unique()
+    starts, hashes = _runs(words, documents, known)
+    distinct, place = np.unique(hashes, return_inverse=True)
+    found = np.zeros(len(distinct), np.bool_)
+    for batch in train if len(distinct) else ():
+        _, theirs = _runs(*_words(batch), known)
+        at = np.minimum(np.searchsorted(distinct, theirs), len(distinct) - 1)
+        found[at[distinct[at] == theirs]] = True
+    hits = starts[found[place]]
+    edges = np.zeros(len(words) + 1, np.int64)
+    np.add.at(edges, hits, 1)
+    np.add.at(edges, hits + GRAM, -1)
+    inside = np.cumsum(edges[:-1]) > 0
+    sizes = np.bincount(documents, minlength=len(test))
+    with np.errstate(invalid="ignore"):
+        shares = np.bincount(documents, inside, minlength=len(test)) / sizes
+    return np.where(sizes >= GRAM, shares, np.nan)
+
+
+def _words(texts: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    """All words in a row, and for each the number of its document."""
+    lists = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
+    sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    return lists.flatten(), np.repeat(np.arange(len(texts)), sizes)
+
+
+def _runs(words: pa.Array, documents: NDArray[np.int64], known: pa.Array) -> tuple[NDArray[np.int64], Hashes]:
+    """Where each run of GRAM known words within one document begins, and its hash."""
+    last = len(words) - GRAM + 1
+    if last <= 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    ids = pc.fill_null(pc.index_in(words, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    unknown = np.concatenate([[0], np.cumsum(ids < 0)])
+    one = documents[:last] == documents[GRAM - 1 :]
+    starts = np.flatnonzero(one & (unknown[GRAM:] == unknown[:-GRAM]))
+    values = mixed(ids.astype(np.uint64))
+    return starts, hashed_runs(values, starts, GRAM)

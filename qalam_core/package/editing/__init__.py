@@ -1,0 +1,1 @@
+"""Changes to a package: single rows, sealing, and the difference between two packages."""

@@ -1,0 +1,102 @@
+"""Accepts what was edited in a package: new digests in the manifest, and a line about it in the card.
+Takes a package folder and a note, gives the sentences that `verify` had to say.
+It does not know who edited, when or why; a sealed package verifies, and its card says that it was edited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from qalam_core.errors import PackageError
+from qalam_core.package.editing.lines import replace_files
+from qalam_core.package.read import Package, read, verify
+from qalam_core.package.runtime.weights_reader import HIDDEN, weight_files
+from qalam_core.package.statistics import Measured, knowledge_text, statistics
+from qalam_core.package.write import ended, json_bytes, rows_json, tensor_digest
+
+__all__ = ["seal"]
+
+HEADING = "## Edited since export"
+_EXPLANATION = "Figures above were measured before these edits."
+_COMMENT = re.compile(
+    rb"    # mean=\S+ std=\S+ min=\S+ max=\S+ \(as exported\)"
+    rb'(?=\n    "([A-Za-z0-9_.]+)": \("[a-z0-9]+", \([0-9, ]+\), 0, )'
+)
+_NUMBERED = re.compile(r"[0-9]+\. ")
+
+
+def seal(folder: Path, note: str) -> list[str]:
+    """Make the package as it is now the one that `verify` compares with; what had changed until now.
+
+    manifest.json and rows.json get new digests, knowledge_map.py and the comments above changed tensors new
+    figures, and MODEL_CARD.md a numbered line with the note and the changes. manifest.json comes last and
+    counts the edits among its provenance, because a recipe alone no longer explains the weights.
+    """
+    folder = Path(folder)
+    if not note.strip() or re.search(f"[{HIDDEN}]", note):
+        raise PackageError("note: say in one line of plain text what was edited, and why")
+    changes = verify(folder)
+    if not changes:
+        raise PackageError(f"{folder}: as exported; there is nothing to seal")
+    package = read(folder)
+    measured = {name: statistics(tensor) for name, tensor in package.weights.items()}
+    embedding, words = package.weights["embedding.weight"], package.vocabulary.words
+    count = _count(package) + 1
+    contents = {
+        **_comments(package, measured),
+        "knowledge_map.py": knowledge_text(measured, embedding, words).encode(),
+        "rows.json": rows_json(package.weights),
+        "MODEL_CARD.md": _card(folder, count, note.strip(), changes).encode(),
+    }
+    manifest = {
+        **package.manifest,
+        "files": {
+            name: _sha256(contents.get(name) or (folder / name).read_bytes()) for name in package.manifest["files"]
+        },
+        "provenance": {**package.manifest["provenance"], "edits": str(count)},
+        "tensors": {name: tensor_digest(tensor) for name, tensor in package.weights.items()},
+    }
+    replace_files(folder, {**contents, "manifest.json": json_bytes(manifest)})
+    return changes
+
+
+def _count(package: Package) -> int:
+    edits = package.manifest["provenance"].get("edits", "0")
+    return int(edits) if re.fullmatch("[0-9]{1,9}", edits) else 0
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
+    """Weights files whose statistics, where the exporter's comment still stands, are no longer true."""
+    contents = {}
+    for path in weight_files(package.path):
+        raw = path.read_bytes()
+
+        def current(found: re.Match[bytes]) -> bytes:
+            name = found[1].decode()
+            if name not in package.edited:
+                return found[0]
+            mean, std, low, high = measured[name]
+            return f"    # mean={mean:.3e} std={std:.3e} min={low:.3e} max={high:.3e} (as exported)".encode()
+
+        text = _COMMENT.sub(current, raw)
+        if text != raw:
+            contents[path.name] = text
+    return contents
+
+
+def _card(folder: Path, count: int, note: str, changes: list[str]) -> str:
+    """The card with one more numbered line below its heading, which the first one brings along."""
+    lines = ended((folder / "MODEL_CARD.md").read_text(encoding="utf-8")).split("\n")[:-1]
+    said = "; ".join(change.replace(" changed since export", " changed") for change in changes)
+    if HEADING not in lines:
+        lines += ["", HEADING, "", _EXPLANATION, ""]
+    below = range(lines.index(HEADING), len(lines))
+    last = max((at for at in below if _NUMBERED.match(lines[at])), default=len(lines) - 1)
+    lines.insert(last + 1, f"{count}. {note} ({said})")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Packages from and to other formats."""

@@ -1,0 +1,254 @@
+"""Packages of the original Al-Qalam, weights as base64 of zlib in Python dicts, to packages of this project.
+Takes such a folder, reads config.py, vocab.py and weights.py by the line, and gives a package.
+It does not run or import anything of it, nor know anything but the forms that the original's exporter writes.
+
+Deflate can claim a thousand times its size, so what may come out is bounded three times: by the shape that the
+config demands, by that shape's bytes while decompressing, and by the size of weights.py for all tensors.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qalam_core.errors import PackageError
+from qalam_core.package.interop.safetensors_file import (
+    Tensors,
+    card,
+    check_sizes,
+    digest,
+    free_folder,
+    small_text,
+    source_folder,
+)
+from qalam_core.package.runtime.data_reader import SPECIALS
+from qalam_core.package.runtime.tokenizer import Tokenizer
+from qalam_core.package.runtime.weights_reader import tensor_shapes
+from qalam_core.package.vocabulary import vocabulary
+from qalam_core.package.write import write
+
+__all__ = ["import_original"]
+
+INFLATION_LIMIT = 16
+"""Bytes of weights per byte of weights.py. Trained float32 shrinks by a tenth; a bomb grows a thousandfold."""
+_SIZES = ("VOCAB_SIZE", "DIM", "NUM_HEADS", "NUM_LAYERS", "MAX_SEQ_LEN")
+_OTHER_LINES = 200  # around the dict of weights stand a few imports and two small functions
+_OTHER_WIDTH = 4096
+
+_DOCSTRING = re.compile(r'(?:#[^\n]*\n)*\s*"""(?:[^"\\]|"(?!""))*+"""\n')
+_SETTING = re.compile(r'([A-Z][A-Z0-9_]*) = (?:(0|[1-9][0-9]{0,17})|"[^"\\]*")')
+_INVERSE = "IDX2WORD = {v: k for k, v in WORD2IDX.items()}"
+_WORD = re.compile(r"""(?:'([^'\\]*+(?:\\.[^'\\]*+)*+)'|"([^"\\]*+(?:\\.[^"\\]*+)*+)"): (0|[1-9][0-9]{0,8})""")
+_ESCAPE = re.compile(r"\\(?:([\\'\"nrt])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|)")
+_NAMED = {"n": "\n", "r": "\r", "t": "\t"}
+_TENSOR = re.compile(
+    rb' {4}"([a-z0-9_.]{1,64})": \("([A-Za-z0-9+/]++={0,2})", \(([1-9][0-9]{0,8}(?:,|(?:, [1-9][0-9]{0,8}){1,2}))\)\),'
+)
+
+
+def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]:
+    """Write a package of the original Al-Qalam as one of ours into `out`; returns remarks.
+
+    Weights are the original's to the bit. Its tokenizer is not: it keeps Arabic letters, marks, digits and
+    punctuation that touch in one token and drops all else, where ours, "word" with profile "search", parts
+    punctuation and digits from letters, drops vowel marks and tatweel, and gives <UNK> for what the original drops.
+    A remark says how many words cannot be reached for that reason.
+    """
+    from qalam_core.arabic import PROFILES  # brings pyarrow, which nothing else of a package needs
+
+    folder = source_folder(folder, "a package of the original")
+    free_folder(out)
+    for name in ("config.py", "vocab.py", "weights.py"):
+        if (folder / name).is_symlink():
+            raise PackageError(f"{name}:0: a link; put the file itself here")
+    config = _read_config(folder / "config.py")
+    words = _read_words(folder / "vocab.py", int(config["VOCAB_SIZE"]))
+    weights = _read_weights(folder / "weights.py", config)
+    words_data = vocabulary("word", words, (), PROFILES["search"])
+    tokenizer = Tokenizer("word", words, (), words_data.rules)
+    lost = sum(tokenizer.encode(word) != [index] for index, word in enumerate(words[4:], 4))
+    remarks = [
+        "the tokenizer parts punctuation and digits from letters, drops marks and tatweel, and gives <UNK> where "
+        f"the original's gave nothing; {lost} of {len(words)} words cannot be reached by it"
+    ]
+    read_from = [folder / name for name in ("config.py", "vocab.py", "weights.py")]
+    write(
+        out,
+        config=config,
+        vocabulary=words_data,
+        weights=weights,
+        card=card(f"It was imported from a package of the original Al-Qalam. Note: {remarks[0]}.", read_from),
+        provenance={f"imported {path.name}": digest(path) for path in read_from},
+        dtype=dtype,
+    )
+    return remarks
+
+
+def _refuse(file: str, line: int, reason: str) -> NoReturn:
+    raise PackageError(f"{file}:{line}: {reason}")
+
+
+def _statements(path: Path) -> list[tuple[int, str]]:
+    """(number, line) of what follows a docstring, without blank lines and comments."""
+    text = small_text(path).replace("\r\n", "\n")
+    begin = match.end() if (match := _DOCSTRING.match(text)) else 0
+    first = text.count("\n", 0, begin) + 1
+    lines = enumerate(text[begin:].split("\n"), first)
+    return [(number, line) for number, line in lines if line.strip() and not line.startswith("#")]
+
+
+def _read_config(path: Path) -> dict[str, int | str | bool]:
+    found: dict[str, int] = {}
+    seen: set[str] = set()
+    for number, line in _statements(path):
+        match = _SETTING.fullmatch(line)
+        if match is None:
+            _refuse(path.name, number, 'not a setting; only NAME = 1 and NAME = "text" may stand here')
+        if match[1] in seen:
+            _refuse(path.name, number, f"{match[1][:80]} stands twice; delete one")
+        seen.add(match[1])
+        if match[2]:
+            found[match[1]] = int(match[2])
+    for name in _SIZES:
+        if name not in found:
+            _refuse(path.name, 0, f"{name} is missing, or no whole number")
+    config: dict[str, int | str | bool] = {name: found[name] for name in _SIZES}
+    config |= {"TIED": True, "ACTIVATION": "gelu"}
+    check_sizes(config, path.name)
+    parameters = sum(math.prod(shape) for shape in tensor_shapes(config).values())
+    if found.get("PARAMETERS", parameters) != parameters:
+        _refuse(path.name, 0, f"PARAMETERS is {found['PARAMETERS']}, but the other settings make {parameters}")
+    return config
+
+
+def _read_words(path: Path, size: int) -> tuple[str, ...]:
+    statements = _statements(path)
+    if len(statements) != 2 or statements[1][1] != _INVERSE or not statements[0][1].startswith("WORD2IDX = {"):
+        _refuse(path.name, 0, "must hold WORD2IDX = {...} on one line, the usual IDX2WORD line, and nothing else")
+    number, line = statements[0]
+    words: dict[int, str] = {}
+    at = len("WORD2IDX = {")
+    while match := _WORD.match(line, at):
+        index = int(match[3])
+        if index in words:
+            _refuse(path.name, number, f"two words have id {index}; ids must differ")
+        words[index] = _unescaped(match[2] if match[1] is None else match[1], path.name, number)
+        at = match.end()
+        if not line.startswith(", ", at):
+            break
+        at += 2
+    if line[at:] != "}":
+        _refuse(path.name, number, f"character {at + 1}: neither 'word': id nor the end of the dict")
+    if sorted(words) != list(range(size)):
+        _refuse(path.name, number, f"{len(words)} words, but VOCAB_SIZE is {size}; ids must be 0 to {size - 1}")
+    ordered = tuple(words[index] for index in range(size))
+    if len(set(ordered)) != size:
+        _refuse(path.name, number, "a word has two ids; Python would keep the last")
+    if ordered[: len(SPECIALS)] != SPECIALS:
+        _refuse(path.name, number, f"ids 0 to 3 must be {', '.join(SPECIALS)}")
+    return ordered
+
+
+def _unescaped(text: str, file: str, number: int) -> str:
+    def character(found: re.Match[str]) -> str:
+        code = int(found[2] or found[3] or found[4] or "110000", 16)
+        if found[1]:
+            return _NAMED.get(found[1], found[1])
+        if 0xD800 <= code <= 0xDFFF or code > 0x10FFFF:
+            _refuse(file, number, "an escape that Python's repr does not write")
+        return chr(code)
+
+    return _ESCAPE.sub(character, text)
+
+
+def _read_weights(path: Path, config: dict[str, int | str | bool]) -> Tensors:
+    shapes = tensor_shapes(config)
+    if not path.is_file():
+        _refuse(path.name, 0, "no such file; the folder is incomplete")
+    promised, size = 4 * sum(math.prod(shape) for shape in shapes.values()), path.stat().st_size
+    if promised > INFLATION_LIMIT * size:
+        _refuse(
+            path.name, 0, f"{size} bytes, but config.py promises {promised} of weights; "
+            "no honest file shrinks so far"
+        )  # fmt: skip
+    # base64 of deflate, which adds five bytes to 16 kB at worst; then the name and the shape
+    longest = max(math.prod(shape) for shape in shapes.values())
+    limit = 4 * longest * 4 // 3 * 101 // 100 + _OTHER_WIDTH
+    weights: Tensors = {}
+    with path.open("rb") as file:
+        number = _skip_to_data(file, path.name)
+        while True:
+            number += 1
+            line = file.readline(limit + 1)
+            if not line.endswith(b"\n"):
+                cut = "longer than any tensor of this config" if len(line) > limit else "the file was cut off"
+                _refuse(path.name, number, cut)
+            line = line.rstrip(b"\r\n")
+            if line == b"}":
+                break
+            name, tensor = _tensor(line, shapes, path.name, number)
+            if name in weights:
+                _refuse(path.name, number, f'"{name}" stands twice; Python would keep the last')
+            weights[name] = tensor
+        _skip_the_rest(file, path.name, number)
+    for name in shapes:
+        if name not in weights:
+            _refuse(path.name, 0, f'"{name}" is missing; config.py demands it')
+    return weights
+
+
+def _skip_to_data(file: BinaryIO, name: str) -> int:
+    """The number of the line `WEIGHTS = {`; what stands before it is neither run nor kept."""
+    for number in range(1, _OTHER_LINES):
+        line = file.readline(_OTHER_WIDTH)
+        if line.rstrip(b"\r\n") == b"WEIGHTS = {":
+            return number
+        _check_other(line, name, number)
+    _refuse(name, _OTHER_LINES, '"WEIGHTS = {" does not come; this is not a file of the original')
+
+
+def _skip_the_rest(file: BinaryIO, name: str, number: int) -> None:
+    for extra in range(1, _OTHER_LINES):
+        line = file.readline(_OTHER_WIDTH)
+        if not line:
+            return
+        _check_other(line, name, number + extra)
+    _refuse(name, number + _OTHER_LINES, "too many lines after the weights; this is not a file of the original")
+
+
+def _check_other(line: bytes, name: str, number: int) -> None:
+    """Code around the data is stepped over; code that plainly changes the data would make that a lie."""
+    if not line:
+        _refuse(name, number, '"WEIGHTS = {" does not come; this is not a file of the original')
+    if line.lstrip().startswith(b"WEIGHTS") or not line.endswith(b"\n"):
+        _refuse(name, number, "changes WEIGHTS, or is too long for what stands around them; only data is read")
+
+
+def _tensor(line: bytes, shapes: dict[str, tuple[int, ...]], file: str, number: int) -> tuple[str, NDArray[np.float32]]:
+    match = _TENSOR.fullmatch(line)
+    if match is None:
+        _refuse(file, number, 'not a tensor; only lines "name": ("base64", (shape)), may stand here')
+    name = match[1].decode()
+    shape = tuple(int(size) for size in match[3].decode().rstrip(",").split(", "))
+    if name not in shapes:
+        _refuse(file, number, f'"{name}" is no tensor of this config; the original has no other')
+    stored = (1, *shapes[name]) if name == "pos_embedding" else shapes[name]
+    if shape != stored:
+        _refuse(file, number, f'"{name}" is {shape}, but config.py demands {stored}')
+    size = 4 * math.prod(shape)
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(binascii.a2b_base64(match[2], strict_mode=True), size + 1)
+    except (ValueError, zlib.error):
+        _refuse(file, number, f'"{name}" is not base64 of zlib; the file is damaged')
+    if len(raw) != size or not inflater.eof or inflater.unused_data:
+        more = "more" if len(raw) > size or inflater.unused_data else "less"
+        _refuse(file, number, f'"{name}" holds {more} than the {size} bytes of its shape; the file is damaged')
+    return name, np.frombuffer(raw, "<f4").astype(np.float32).reshape(shapes[name])

@@ -1,0 +1,1 @@
+"""Packages for distribution: wheels and signatures."""

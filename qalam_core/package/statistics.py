@@ -1,0 +1,79 @@
+"""What can be read off a model's weights: knowledge_map.py, and the figures above each tensor.
+Takes tensors and words, gives four numbers a tensor, or the file's text.
+It does not know how weights are stored.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qalam_core.package.runtime.data_reader import KNOWLEDGE_MAGIC, quote
+
+__all__ = ["PREAMBLE", "Measured", "knowledge_text", "near", "statistics"]
+
+PREAMBLE = "# fmt: off\n# ruff: noqa\n"
+"""Follows the magic line of every data file, so that no tool wraps or judges it."""
+
+NEIGHBOUR_WORDS, NEIGHBOURS = 32, 8
+NEIGHBOUR_RANGE = 8192  # rows of rarer tokens say little, and comparing with all took half of an export
+_BLOCK = 1 << 18
+
+Measured = Mapping[str, tuple[float, float, float, float]]
+
+
+def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]:
+    """(mean, standard deviation, least, largest) in float64, block by block."""
+    flat = tensor.reshape(-1)
+    blocks = [flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK)]
+    mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / len(flat)
+    squares = sum(float(np.square(block - np.float64(mean)).sum()) for block in blocks)
+    return mean, float(np.sqrt(squares / len(flat))), float(flat.min()), float(flat.max())
+
+
+def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
+    """The text of knowledge_map.py; `words` are the most frequent first."""
+    embedding_VC, words = embedding_VC[:NEIGHBOUR_RANGE], words[:NEIGHBOUR_RANGE]
+    ordinary = (index for index, word in enumerate(words) if index > 3 and _ordinary(word))
+    chosen = list(islice(ordinary, NEIGHBOUR_WORDS))
+    facts = [f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)})," for name, four in measured.items()]
+    neighbours = [
+        f"    {quote(word)}: ({' '.join(f'({quote(other)}, {cosine:.3f}),' for other, cosine in nearest)}),"
+        for word, nearest in near(embedding_VC, words, chosen)
+    ]
+    lines = [
+        "# what can be read off the weights, as exported",
+        "# tensor: (mean, standard deviation, least, largest)",
+        *("STATISTICS = {", *facts, "}"),
+        "# frequent word: the frequent tokens whose embeddings point most nearly the same way, with the cosine",
+        *("NEIGHBOURS = {", *neighbours, "}", ""),
+    ]
+    return f"{KNOWLEDGE_MAGIC}\n{PREAMBLE}" + "\n".join(lines)
+
+
+def near(
+    embedding_VC: NDArray[np.float32], words: tuple[str, ...], chosen: list[int]
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """For each chosen id its word, and the words whose rows point most nearly the same way, with the cosine."""
+    length_V = np.sqrt(np.einsum("vc,vc->v", embedding_VC, embedding_VC, dtype=np.float64))
+    length_V = np.maximum(length_V, 1e-30)
+    cosines_NV = np.empty((len(chosen), len(words)))
+    query_NC = embedding_VC[chosen].astype(np.float64) / length_V[chosen, None]
+    for start in range(0, len(words), 4096):
+        block = embedding_VC[start : start + 4096].astype(np.float64)
+        cosines_NV[:, start : start + 4096] = query_NC @ block.T / length_V[start : start + 4096]
+    for index, row in zip(chosen, np.round(cosines_NV, 3), strict=True):
+        row[[0, 1, 2, 3, index]] = -2
+        least = np.partition(row, max(0, len(row) - NEIGHBOURS))[max(0, len(row) - NEIGHBOURS)]
+        near_N = np.flatnonzero(row >= max(least, -1.5))
+        order = near_N[np.argsort(-row[near_N], kind="stable")][:NEIGHBOURS]  # equal to three digits: lower id first
+        yield words[index], [(words[other], float(row[other]) + 0.0) for other in order]
+
+
+def _ordinary(word: str) -> bool:
+    letters = word.strip()
+    return len(letters) > 1 and all(unicodedata.category(char)[0] in "LM" for char in letters)

@@ -1,0 +1,1 @@
+"""Figures in, text for people out: the model card, the Markdown report, the HTML page."""

@@ -1,0 +1,1 @@
+"""Token shards in, weights out, in a process of its own."""

@@ -1,0 +1,104 @@
+"""What training says while it runs: metrics.jsonl, its listeners, TensorBoard; and how fast it goes.
+Takes lines of numbers by name, gives files and text.
+It does not know what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qalam_core.errors import TrainingError
+from qalam_core.training.hardware import memory_mb, peak_flops
+
+__all__ = ["Journal", "Meter", "Silence"]
+
+
+class Journal:
+    """metrics.jsonl, the same lines for whoever listens, and TensorBoard's files where the recipe asks."""
+
+    def __init__(self, path: Path, done: int, tensorboard: str) -> None:
+        self._path = path
+        path.write_text("".join(list(_earlier_metrics(path, done))), encoding="utf-8")
+        self._board = _tensorboard(tensorboard, done) if tensorboard else None
+
+    def tell(self, line: dict[str, Any]) -> None:
+        """To whoever listens alone."""
+        # they may be gone: that asks us to stop, and must not keep us from the checkpoint
+        with suppress(BrokenPipeError):
+            os.write(sys.stdout.fileno(), (json.dumps(line) + "\n").encode())
+
+    def write(self, line: dict[str, Any]) -> None:
+        """To the file, and to whoever listens."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.tell(line)
+        if self._board is not None:
+            for name, value in line.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, line["step"])
+            self._board.flush()
+
+
+class Silence(Journal):
+    """The journal of every process but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def tell(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def _tensorboard(folder: str, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise TrainingError(
+            'train.tensorboard is set, and TensorBoard is not installed; pip install "al-qalam[tensorboard]"'
+        ) from None
+    return SummaryWriter(folder, purge_step=done)
+
+
+def _earlier_metrics(path: Path, done: int) -> Iterator[str]:
+    """The lines of an interrupted run up to step `done`; what came later will come again."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= done:
+                    yield line + "\n"
+            except ValueError:  # the line that the kill cut short
+                return
+
+
+class Meter:
+    """Tokens per second since the last reading, the most memory so far, and the share of the hardware's peak."""
+
+    def __init__(self, device: torch.device, flops_per_token: float, processes: int) -> None:
+        self._device, self._flops, self._processes = device, flops_per_token, processes
+        self._peak = peak_flops(device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._since = time.monotonic()
+
+    def read(self, tokens: int) -> dict[str, float]:
+        """The figures for the `tokens` that all processes did since the last reading."""
+        rate = tokens / (time.monotonic() - self._since)
+        self.restart()
+        figures: dict[str, float] = {"tokens_per_second": round(rate), "memory_mb": round(memory_mb(self._device), 1)}
+        if self._peak is not None:
+            figures["mfu"] = round(rate * self._flops / (self._peak * self._processes), 4)
+        return figures

@@ -1,0 +1,155 @@
+"""Filters: the vectorised measures are those that a loop over each document gives, and rules go by them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qalam_core.arabic import normalise
+from qalam_core.corpus.filters import STOP_WORDS, broken, measures
+from qalam_core.corpus.words import words
+from qalam_core.filter_profiles import PROFILES, RULES
+from qalam_core.recipe import Corpus, Source
+
+known = st.text(st.characters(max_codepoint=0x6FF), max_size=20)  # letters in every version of Unicode
+few = st.text(alphabet="اب 1.\n", max_size=60)  # much repeats
+some = st.lists(st.sampled_from(["في", "من", "قال،", "إلى", "كتاب", "12", "***", "«نعم».", "\n"]), max_size=40)
+texts = st.lists(st.one_of(few, some.map(" ".join), known).map(normalise), max_size=6)
+
+
+def by_loop(text: str) -> dict[str, float]:
+    """Every measure of one text, as its definition says it."""
+    tokens = text.split()
+    lines = text.split("\n")
+    again = [line in lines[:number] for number, line in enumerate(lines)]
+    parts = "".join(c if _is_wordly(c) else " " for c in text).split()
+    symbols = [c for c in text if not _is_wordly(c) and not c.isspace()]
+    letters = ["".join(c for c in token if unicodedata.category(c)[0] == "L") for token in tokens]
+    found = {
+        "words": len(parts),
+        "average_word": sum(unicodedata.category(c)[0] != "M" for part in parts for c in part) / max(len(parts), 1),
+        "alphabetic": sum(any(unicodedata.category(c)[0] == "L" for c in part) for part in parts)
+        / max(len(parts) + len(symbols), 1),
+        "stop_words": sum(
+            word in letters or normalise(word, "search") in letters for word in STOP_WORDS[1:]
+        ) + ("،" in text),
+        "line_punctuation": sum(bool(re.search(r"""[.!?؟۔:؛][)\]"'»”’]*$""", line)) for line in lines) / len(lines),
+        "newlines": text.count("\n") / max(len(tokens), 1),
+        "duplicate_lines": sum(again) / len(lines),
+        "duplicate_line_chars": sum(len(line) for line, seen in zip(lines, again, strict=True) if seen)
+        / max(sum(map(len, lines)), 1),
+    }  # fmt: skip
+    total = max(sum(map(len, tokens)), 1)
+    for n in range(2, 11):
+        grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+        counts = Counter(grams)
+        if n <= 4:
+            most = max((c for c in counts.values() if c > 1), default=0)
+            longest = max((sum(map(len, gram)) for gram, c in counts.items() if c == most), default=0) if most else 0
+            found[f"top_{n}gram"] = min(most * longest / total, 1)
+        else:
+            covered = {i + k for i, gram in enumerate(grams) if gram in grams[:i] for k in range(n)}
+            found[f"duplicate_{n}gram"] = sum(len(tokens[i]) for i in covered) / total
+    return found
+
+
+def _is_wordly(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LMN" or char == "_"
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts)
+def test_measures_equal_a_loop(texts: list[str]) -> None:
+    array = pa.array(texts, pa.large_string())
+    found = measures(array, words(array), {rule[4:] for rule in RULES})
+    for row, text in enumerate(texts):
+        assert {name: float(values[row]) for name, values in found.items()} == pytest.approx(by_loop(text))
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts, st.sampled_from(["short", "prose", "web"]))
+def test_the_first_broken_rule_is_named(texts: list[str], profile: str) -> None:
+    limits = {rule: limit for rule, limit in PROFILES[profile].items() if rule != "min_language"}
+    array = pa.array(texts, pa.large_string())
+    for text, reason in zip(texts, broken(array, words(array), limits), strict=True):
+        value = by_loop(text)
+        breaks = [
+            rule for rule in RULES if rule in limits
+            and (value[rule[4:]] < limits[rule] if rule[:4] == "min_" else value[rule[4:]] > limits[rule])
+        ]  # fmt: skip
+        assert reason == (breaks[0] if breaks else "")
+
+
+PAGE = (
+    "قال الوزير إن العمل في المشروع بدأ من أول العام، وإن الناس على علم به. "
+    "وذكر أن المدينة كانت بين الجبل والبحر، وأن أهلها عملوا في التجارة بعد الحرب. "
+    "ثم تحدث عن السوق الذي بناه التجار مع عمال المدينة، وهو اليوم أكبر أسواق البلاد. "
+    "ولم يكن أحد يظن أن القرية الصغيرة تصير ميناء يقصده الغرباء كل صيف."
+)
+
+
+OTHER = (
+    "كتب الشاعر قصيدة عن البحر والقمر. وكانت من أجمل ما قيل في وصف الليل على الشاطئ. "
+    "وقد قرأها الطلاب في المدارس سنوات طويلة حتى حفظها الجميع."
+)
+
+
+def spoilt() -> list[tuple[str, str]]:
+    menu = "\n".join(f"قسم الأخبار {'ابتثجحخدذرزسش'[n] * 3} في كل يوم من أيام العام" for n in range(12))
+    return [
+        ("min_words", "جملة قصيرة من كلمات قليلة في سطر."),
+        ("min_average_word", "و " * 60),
+        ("max_average_word", "كلماتطويلةجدالامعنىلها " * 60),
+        ("min_alphabetic", PAGE + " 12345 - 6789 - 10 / " * 20),
+        ("min_stop_words", " ".join("".join(p) for p in itertools.permutations("كتبس")) * 3 + "."),
+        ("min_line_punctuation", menu),
+        ("max_newlines", PAGE.replace(" ", "\n", 20).replace("\n", ".\n", 8)),
+        ("max_duplicate_lines", PAGE + "\n" + "\n".join(["اقرأ المزيد من الأخبار في موقعنا."] * 6)),
+        ("max_top_2gram", PAGE + " نعم جميل" * 60 + "."),
+        ("max_duplicate_5gram", PAGE + " " + OTHER + " " + PAGE[:170] + "."),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "text"), spoilt(), ids=[rule for rule, _ in spoilt()])
+def test_each_kind_of_bad_page_breaks_its_rule(rule: str, text: str) -> None:
+    array = pa.array([normalise(text), PAGE], pa.large_string())
+    assert broken(array, words(array), PROFILES["web"], ["ar"]).tolist() == [rule, ""]
+
+
+def test_vowel_marks_make_no_difference() -> None:
+    vocalised = "".join(char + "\u064e" * (char.isalpha() and n % 3 != 0) for n, char in enumerate(PAGE))
+    array = pa.array([normalise(vocalised, "vocalised"), normalise(PAGE, "search")], pa.large_string())
+    assert array[0].as_py().count("\u064e") > 100
+    assert broken(array, words(array), PROFILES["web"], ["ar"]).tolist() == ["", ""]
+    found = measures(array, words(array), {"average_word"})["average_word"]
+    assert found[0] == pytest.approx(found[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("این یک متن فارسی است که برای آزمایش نوشته شده است و باید فارسی شناخته شود. " * 2, "fa"),
+        ("یہ ایک اردو متن ہے جو جانچ کے لیے لکھا گیا ہے اور اسے اردو ہی سمجھا جانا چاہیے۔ " * 2, "ur"),
+    ],
+)
+def test_another_language_of_the_script_is_told(text: str, language: str) -> None:
+    array = pa.array([normalise(text), PAGE, "قصير"], pa.large_string())
+    limits = {"min_language": 0.5}
+    assert broken(array, words(array), limits, ["ar", "arz", "ary"]).tolist() == ["min_language", "", ""]
+    assert broken(array, words(array), limits, [language]).tolist() == ["", "min_language", ""]
+
+
+def test_thresholds_stand_in_for_the_profiles() -> None:
+    corpus = Corpus(sources=(Source(path="x"),), thresholds={"min_words": 5})
+    assert corpus.limits("web")["min_words"] == 5
+    assert corpus.limits("web")["max_words"] == PROFILES["web"]["max_words"]
+    assert "min_words" not in corpus.limits("short")
+    assert "min_language" not in corpus.model_copy(update={"languages": ()}).limits("web")
+    assert list(PROFILES["prose"]) == [rule for rule in RULES if rule in PROFILES["prose"]]

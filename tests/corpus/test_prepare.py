@@ -1,0 +1,449 @@
+"""Preparing a corpus: every document kept once or rejected with a reason, and splits that stay put."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qalam_core.arabic import normalise
+from qalam_core.corpus import splits as module
+from qalam_core.corpus.prepare import REASONS, REJECTS, SPLITS, prepare, read_rejects, read_split, read_texts
+from qalam_core.corpus.readers import SCHEMA, ingest
+from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import Shards
+from qalam_core.errors import CorpusError, RecipeError
+from qalam_core.recipe import Corpus, Source
+
+Document = tuple[str, str]  # (slice, text)
+
+
+def part(**options: Any) -> Corpus:
+    """A corpus part that takes everything but what `options` say."""
+    return Corpus(
+        sources=(Source(path="x"),), **{"min_chars": 1, "filters": "none", "near_duplicates": False, **options}
+    )
+
+
+def write(path: Path, documents: Sequence[Document], batch: int = 1000, cut: frozenset[int] = frozenset()) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ipc.new_file(path, SCHEMA) as writer:
+        for start in range(0, len(documents), batch):
+            rows = documents[start : start + batch]
+            writer.write_batch(
+                pa.record_batch(
+                    [
+                        [text for _, text in rows],
+                        [name for name, _ in rows],
+                        [start + i in cut for i in range(len(rows))],
+                    ],
+                    schema=SCHEMA,
+                )
+            )
+    return path
+
+
+def run(folder: Path, documents: Sequence[Document], corpus: Corpus, **options: Any) -> dict[str, Any]:
+    return prepare([write(folder / "in.arrow", documents, **options)], corpus, folder / "out")
+
+
+def kept(folder: Path) -> dict[str, list[tuple[str, str, str]]]:
+    return {
+        split: [
+            (row["id"], row["source"], row["text"])
+            for shard in read_split(folder / "out", split)
+            for batch in read_texts(shard)
+            for row in batch.to_pylist()
+        ]
+        for split in SPLITS
+    }
+
+
+def rejected(folder: Path) -> list[dict[str, str]]:
+    with ipc.open_file(folder / "out" / REJECTS) as reader:
+        rows: list[dict[str, str]] = reader.read_all().to_pylist()
+    return rows
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "out").iterdir())}
+
+
+def sentences(count: int, seed: int = 0, name: str = "news") -> list[Document]:
+    rng = random.Random(seed)
+    words = ["قال", "في", "من", "الكتاب", "السلام", "على", "يوم", "بيت", "كبير", "مدينة"]
+    return [(name, " ".join(rng.choices(words, k=12)) + f" {seed} {n}") for n in range(count)]
+
+
+def test_each_rule_rejects_with_its_reason(tmp_path: Path) -> None:
+    good = sentences(100)
+    bad = {
+        "empty": "\u200f\u064b ",
+        "too_short": "سلام",
+        "too_long": "كلمة " * 100,
+        "not_arabic": "an English sentence مع كلمتين",
+        "duplicate": good[3][1].replace("ا", "ا\u064e"),  # the same once normalised
+    }
+    digits = [("news", "١٢٣ 456 789 ١٢٣ 456 789")]  # no letters at all: not Arabic text
+    documents = good + [("news", text) for text in bad.values()] + digits
+    facts = run(tmp_path, documents, part(min_chars=10, max_chars=300))
+    assert [(row["reason"], row["text"]) for row in rejected(tmp_path)] == [
+        *bad.items(),
+        ("not_arabic", digits[0][1]),
+    ]
+    assert facts["rejected"] == {**dict.fromkeys(bad, 1), "not_arabic": 2}
+    assert set(bad) < set(REASONS)
+    assert (facts["read"], facts["kept"]) == (106, 100)
+    assert facts["sources"] == {"news": {"read": 106, "kept": 100, "repaired": 0, "rejected": facts["rejected"]}}
+
+
+def test_shares_of_arabic_are_of_letters(tmp_path: Path) -> None:
+    documents = [*sentences(50), ("news", "اب ab!!! 1234"), ("news", "ابج ab"), ("news", "اب abc")]
+    run(tmp_path, documents, part(min_arabic=0.5))
+    assert [row["text"] for row in rejected(tmp_path)] == ["اب abc"]
+    run(tmp_path, documents, part(min_arabic=0.0))
+    assert rejected(tmp_path) == []
+
+
+@pytest.mark.parametrize("profile", ["standard", "vocalised", "search"])
+def test_text_is_normalised_and_named_by_its_hash(tmp_path: Path, profile: Any) -> None:
+    documents = [(name, f"{text} إلى مدرسةٌ\u200f") for name, text in sentences(60)]
+    facts = run(tmp_path, documents, part(profile=profile))
+    rows = [row for split in kept(tmp_path).values() for row in split]
+    assert {text for _, _, text in rows} == {normalise(text, profile) for _, text in documents}
+    for key, _, text in rows:
+        assert key == hashlib.sha256(text.encode()).hexdigest()[:16]
+    for split, texts in kept(tmp_path).items():
+        assert facts["splits"][split] == {
+            "documents": len(texts),
+            "characters": sum(len(text) for _, _, text in texts),
+            "bytes": sum(len(text.encode()) for _, _, text in texts),
+            "shards": len(read_split(tmp_path / "out", split)),
+        }
+
+
+def test_the_split_can_be_told_from_the_id(tmp_path: Path) -> None:
+    run(tmp_path, sentences(500), part(validation=0.2, test=0.3))
+    for split, rows in kept(tmp_path).items():
+        for key, _, _ in rows:
+            share = int(key, 16) / 2**64
+            assert split == ("test" if share < 0.3 else "validation" if share < 0.5 else "train")
+
+
+def test_a_cut_document_is_too_long_whatever_the_limit(tmp_path: Path) -> None:
+    run(tmp_path, [*sentences(20), ("news", "بداية")], part(min_chars=10), cut=frozenset({20}))
+    assert rejected(tmp_path) == [{"text": "بداية", "source": "news", "reason": "too_long"}]
+
+
+def test_rejects_are_kept_short(tmp_path: Path) -> None:
+    run(tmp_path, [*sentences(20), ("news", "ب" * 5000)], part(max_chars=4000))
+    assert rejected(tmp_path)[0]["text"] == "ب" * 1000
+
+
+def test_the_first_of_equal_documents_is_kept_across_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.arrow", sentences(40, name="a"), batch=7)
+    second = write(tmp_path / "b.arrow", [*sentences(40, name="b"), *sentences(5, seed=1, name="b")], batch=11)
+    facts = prepare([first, second], part(), tmp_path / "out")
+    assert facts["sources"]["a"] == {"read": 40, "kept": 40, "repaired": 0, "rejected": {}}
+    assert facts["sources"]["b"] == {"read": 45, "kept": 5, "repaired": 0, "rejected": {"duplicate": 40}}
+
+
+def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WRITE_BYTES", 100_000)
+    documents = [("news", f"{'كلمة ' * 500}{n}") for n in range(1000)]  # 4.5 kB each
+    facts = run(tmp_path, documents, part(shard_mb=1), batch=64)
+    shards = read_split(tmp_path / "out", "train")
+    assert [shard.name for shard in shards] == [f"train-{n:05}.arrow" for n in range(len(shards))]
+    sizes = [
+        sum(len(text.as_py().encode()) for batch in read_texts(shard) for text in batch["text"]) for shard in shards
+    ]
+    assert all(500_000 <= size <= 2_000_000 for size in sizes[:-1])
+    assert len(sizes) == facts["splits"]["train"]["shards"] > 2
+    assert sum(sizes) == facts["splits"]["train"]["bytes"]
+
+
+def test_progress_is_in_bytes_and_ends_full(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.arrow", sentences(50), batch=5)
+    seen: list[tuple[int, int]] = []
+    prepare([path, path], part(), tmp_path / "out", lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1] == (2 * path.stat().st_size,) * 2
+
+
+# -- near-duplicates ------------------------------------------------------------------------------
+
+
+def page(rng: random.Random, words: int = 120) -> list[str]:
+    return ["".join(rng.choices("ابتثجحخدرسشصطعفقكلمنهوي", k=5)) for _ in range(words)]
+
+
+def family(rng: random.Random, size: int) -> list[str]:
+    """Texts that are all nearly the same: a word differs."""
+    words = page(rng)
+    return [" ".join([*words[:60], "".join(rng.choices("ابتث", k=6)), *words[60:]]) for _ in range(size)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(3, 40))
+def test_no_family_reaches_over_splits_and_the_smallest_digest_stays(seed: int, batch: int) -> None:
+    rng = random.Random(seed)
+    families = [family(rng, rng.randint(1, 5)) for _ in range(20)]
+    documents = [(rng.choice("ab"), text) for texts in families for text in texts] + SEEDS["a"] + SEEDS["b"]
+    corpus = part(near_duplicates=True, validation=0.3, test=0.3)
+    with tempfile.TemporaryDirectory() as name:
+        facts = run(Path(name, "1"), documents, corpus, batch=batch)
+        splits = kept(Path(name, "1"))
+        where = {text: split for split, rows in splits.items() for _, _, text in rows}
+        for texts in families:
+            stayed = [text for text in texts if text in where]
+            assert stayed == [min(texts, key=lambda text: hashlib.sha256(text.encode()).digest())]
+        assert facts["rejected"].get("near_duplicate", 0) == sum(len(set(texts)) - 1 for texts in families)
+
+        rng.shuffle(documents)
+        run(Path(name, "2"), documents, corpus, batch=11)
+        again = {text: split for split, rows in kept(Path(name, "2")).items() for _, _, text in rows}
+        assert again == where
+
+        # what joins a held-out document's family later goes, or takes its place in the same split
+        more = [("a", texts[0] + " زيادة") for texts in families]
+        run(Path(name, "3"), [*more, *documents], corpus, batch=11)
+        later = {text: split for split, rows in kept(Path(name, "3")).items() for _, _, text in rows}
+        for texts, (_, added) in zip(families, more, strict=True):
+            [before], [after] = ([t for t in [*texts, added] if t in found] for found in (where, later))
+            assert SPLITS.index(later[after]) >= SPLITS.index(where[before])  # towards test, never towards train
+            assert after in (before, added)
+
+
+def test_the_spool_is_gone_and_rejects_are_spread(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    documents = [("news", text) for _ in range(30) for text in family(rng, 3)] + [("news", "ab")] * 9
+    facts = run(tmp_path, documents, part(near_duplicates=True), batch=4)
+    assert sorted(content(tmp_path)) == [REJECTS, *(f"{split}-00000.arrow" for split in sorted(SPLITS))]
+    assert facts["rejected"] == {"not_arabic": 9, "near_duplicate": 60}
+    near = [row["text"] for row in rejected(tmp_path) if row["reason"] == "near_duplicate"]
+    assert [text for _, text in read_rejects(tmp_path / "out", "near_duplicate", 100)] == near
+    assert list(read_rejects(tmp_path / "out", "near_duplicate", 2)) == [("news", near[0]), ("news", near[-1])]
+    assert list(read_rejects(tmp_path / "out", "empty", 5)) == []
+
+
+# -- filters and repair ---------------------------------------------------------------------------
+
+
+def test_each_source_has_its_filters(tmp_path: Path) -> None:
+    long = "جملة قصيرة من كلمات قليلة في سطر"
+    documents = [(name, f"{long} {n}") for n in range(40) for name in ("web", "verse", "x")]
+    documents += [("x", "*** --- !!! سلام ... ??? ///"), ("x", "سلام عليكم")]
+    sources = (Source(path="a", name="web", filters="web"), Source(path="b", name="verse", filters="none"))
+    corpus = part(filters="short", thresholds={"min_words": 9}).model_copy(update={"sources": sources})
+    documents += [("web", "من قال " + " ".join(page(random.Random(n), 60)) + " في البيت.") for n in range(10)]
+    facts = run(tmp_path, documents, corpus)
+    assert facts["sources"]["web"]["rejected"]["min_words"] == 40
+    assert facts["sources"]["verse"]["kept"] == 40
+    assert facts["sources"]["x"]["rejected"]["min_alphabetic"] == 1
+
+
+def test_sources_of_one_name_cannot_differ_in_filters(tmp_path: Path) -> None:
+    sources = (Source(path="a", name="n", filters="web"), Source(path="b", name="n"))
+    corpus = part().model_copy(update={"sources": sources})
+    with pytest.raises(RecipeError, match=r'"n" names two sources with different filters \(web and none\)'):
+        run(tmp_path, sentences(10), corpus)
+    with pytest.raises(RecipeError, match=r'"arr" is not known; did you mean "ar[yz]?"'):
+        run(tmp_path, sentences(10), part(filters="web", languages=("arr",)))
+
+
+def test_repaired_documents_are_counted(tmp_path: Path) -> None:
+    good = sentences(60)
+    damaged = [("old", text.encode().decode("latin-1")) for _, text in sentences(30, seed=1)]
+    facts = run(tmp_path, good + damaged, part(repair=True))
+    assert facts["repaired"] == facts["sources"]["old"]["repaired"] == 30
+    assert facts["sources"]["news"]["repaired"] == 0
+    assert facts["kept"] == 90
+    with pytest.raises(CorpusError, match="old: a source with no usable documents"):
+        run(tmp_path / "off", good + damaged, part())
+
+
+# -- shards ---------------------------------------------------------------------------------------
+
+
+def test_another_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WRITE_BYTES", 20_000)
+    rng = random.Random(0)
+    vocabulary = page(rng, 5000)
+
+    def file(name: str, count: int) -> Path:
+        texts = (" ".join(rng.choices(vocabulary, k=rng.randint(20, 400))) for _ in range(count))
+        return write(tmp_path / f"{name}.arrow", [(name, text) for text in texts])
+
+    def shards(files: list[Path]) -> set[str]:
+        prepare(files, part(near_duplicates=True, shard_mb=1), tmp_path / "out")
+        found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in read_split(tmp_path / "out", "train")}
+        for path in (tmp_path / "out").iterdir():
+            path.unlink()
+        return found
+
+    files, more = [file(f"n{n}", 1200) for n in range(4)], file("more", 200)  # 11 MB
+    before = shards(files)
+    assert len(before) >= 7
+    for place in (0, 2, 4):
+        assert len(before - shards([*files[:place], more, *files[place:]])) <= 3
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=200), st.integers(1, 30), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_shards_hold_the_documents_in_order_whatever_the_batches(sizes: list[int], batch: int, seed: int) -> None:
+    rng = random.Random(seed)
+    documents = ["a" * size for size in sizes]
+    digests = np.array([rng.randbytes(16) for _ in sizes], "S16").view("V16").view("S16")
+    written = []
+    for step in (batch, len(documents)):
+        with tempfile.TemporaryDirectory() as name:
+            shards = Shards(Path(name), "train", 1000)
+            for start in range(0, len(documents), step):
+                texts = pa.array(documents[start : start + step], pa.large_string())
+                shards.write(texts, pa.array(["n"] * len(texts)), digests[start : start + step])
+            shards.close()
+            files = read_split(Path(name), "train")
+            found = [[t.as_py() for b in read_texts(path) for t in b["text"]] for path in files]
+            written.append([path.read_bytes() for path in files])
+        assert [text for shard in found for text in shard] == documents
+        assert all(500 <= sum(map(len, shard)) <= 2000 for shard in found[:-1])
+        assert sum(map(len, found[-1])) <= 2000
+        assert shards.counts["shards"] == len(found)
+    assert written[0] == written[1]
+
+
+# -- small corpora --------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(3, 30), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
+def test_no_split_of_a_small_corpus_is_empty(count: int, seed: int, order: random.Random) -> None:
+    documents = sentences(count, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run(Path(folder, "a"), documents, part())
+        first = kept(Path(folder, "a"))
+        assert all(first.values())
+        assert sum(len(rows) for rows in first.values()) == count
+        shuffled = documents.copy()
+        order.shuffle(shuffled)
+        run(Path(folder, "b"), shuffled, part())
+        second = kept(Path(folder, "b"))
+        assert {split: set(rows) for split, rows in first.items()} == {s: set(rows) for s, rows in second.items()}
+
+
+def test_a_split_without_a_share_has_no_file(tmp_path: Path) -> None:
+    facts = run(tmp_path, sentences(30), part(validation=0.0))
+    assert read_split(tmp_path / "out", "validation") == []
+    assert facts["splits"]["validation"] == {"documents": 0, "characters": 0, "bytes": 0, "shards": 0}
+
+
+# -- what cannot be prepared ----------------------------------------------------------------------
+
+
+def fails(folder: Path, documents: Sequence[Document], corpus: Corpus, *parts: str) -> None:
+    with pytest.raises(CorpusError) as caught:
+        run(folder, documents, corpus)
+    assert "\n" not in str(caught.value)
+    for text in parts:
+        assert text in str(caught.value)
+
+
+def test_a_source_that_leaves_nothing_is_named(tmp_path: Path) -> None:
+    documents = [*sentences(30), ("books", "abc"), ("books", "def"), ("books", "قصير")]
+    parts = (
+        "books",
+        "no usable documents",
+        "2 not_arabic (corpus.min_arabic is 0.5",
+        "1 too_short (corpus.min_chars is 5",
+    )
+    fails(tmp_path, documents, part(min_chars=5, min_arabic=0.5), "books", "3 too_short")
+    fails(
+        tmp_path,
+        [*documents[:30], ("books", "abc def"), ("books", "def abc"), ("books", "قصير")],
+        part(min_chars=5),
+        *parts,
+    )
+    fails(tmp_path, [*sentences(30), *sentences(3, name="copy")], part(), "copy", "3 duplicate")
+
+
+def test_too_few_documents(tmp_path: Path) -> None:
+    fails(tmp_path, [*sentences(2), ("news", "x")], part(), "2 documents are too few", "1 not_arabic")
+    fails(tmp_path, [], part(), "0 documents are too few", "train and validation and test would be empty")
+
+
+# -- properties -----------------------------------------------------------------------------------
+
+texts = st.one_of(
+    st.text(alphabet="ابتثج حخد\u064b\u200f\u0640", max_size=30),
+    st.text(alphabet="abAB 12é漢", max_size=30),
+    st.text(max_size=30),
+    st.sampled_from(["ﷺ", "لا إله إلا الله", "\x00", "e\u0301", "ﻻ", "👩‍👩‍👧", "\ufeff"]),
+)
+corpora = st.lists(st.tuples(st.sampled_from(["a", "b"]), texts), max_size=60)
+SEEDS = {name: sentences(40, seed, name) for seed, name in enumerate(["a", "b"])}  # no slice is left empty
+
+
+@settings(max_examples=25, deadline=None)
+@given(documents=corpora, batch=st.integers(5, 50), shuffle=st.randoms(use_true_random=False))
+def test_every_document_is_kept_or_rejected_and_splits_hold(
+    documents: list[Document], batch: int, shuffle: random.Random
+) -> None:
+    documents = [*SEEDS["a"], *documents, *SEEDS["b"]]
+    corpus = part(validation=0.3, test=0.3, max_chars=60)
+    with tempfile.TemporaryDirectory() as name:
+        first, again, other = (Path(name, place) for place in "123")
+        facts = run(first, documents, corpus, batch=batch)
+        splits, rejects = kept(first), rejected(first)
+
+        assert facts["read"] == len(documents) == facts["kept"] + len(rejects)
+        assert facts["kept"] == sum(len(rows) for rows in splits.values())
+        assert Counter(row["reason"] for row in rejects) == facts["rejected"]
+        read = Counter(normalise(text) for _, text in documents)
+        out = Counter(text for rows in splits.values() for _, _, text in rows)
+        assert max(out.values()) == 1
+        assert read == out + Counter(normalise(row["text"]) for row in rejects)
+
+        run(again, documents, corpus, batch=batch)
+        assert content(first) == content(again)
+
+        shuffled = documents.copy()
+        shuffle.shuffle(shuffled)
+        run(other, shuffled, corpus, batch=batch)
+        for split in SPLITS:
+            assert {text for _, _, text in kept(other)[split]} == {text for _, _, text in splits[split]}
+
+
+@settings(max_examples=30, deadline=None)
+@given(documents=corpora, added=texts)
+def test_adding_a_document_moves_no_other(documents: list[Document], added: str) -> None:
+    documents = [*SEEDS["a"], *SEEDS["b"], *documents]
+    corpus = part(validation=0.3, test=0.3)
+    with tempfile.TemporaryDirectory() as name:
+        run(Path(name, "a"), documents, corpus)
+        run(Path(name, "b"), [("a", added), *documents], corpus)
+        before, after = (
+            {text: split for split, rows in kept(Path(name, place)).items() for _, _, text in rows} for place in "ab"
+        )
+        assert {text: after[text] for text in before} == before
+        assert set(after) - set(before) <= {normalise(added)}
+
+
+def test_from_a_file_to_the_splits(tmp_path: Path) -> None:
+    path = tmp_path / "news.txt"
+    path.write_text("\n".join(text for _, text in sentences(200)), encoding="utf-8")
+    [file] = resolve([Source(path=str(path))])
+    ingest(file, tmp_path / "in")
+    facts = prepare([tmp_path / "in" / "documents.arrow"], part(), tmp_path / "out")
+    assert facts["kept"] == 200
+    assert {source for rows in kept(tmp_path).values() for _, source, _ in rows} == {"news"}

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pytest
+
+from qalam_core.corpus import sample as module
+from qalam_core.corpus.sample import sample
+from qalam_core.pipeline import build as stages
+from qalam_core.store import Artifact, Store
+from tests.conftest import sentences, tiny_recipe
+
+TEXTS = sentences(300)
+
+
+def shards(folder: Path, texts: list[str], per_shard: int, per_batch: int = 7) -> list[Path]:
+    """Corpus shards; an id is a function of its text, as a corpus's are."""
+    folder.mkdir()
+    paths = []
+    for start in range(0, len(texts), per_shard):
+        path = folder / f"train-{start:05d}.arrow"
+        table = pa.table({
+            "id": [f"{random.Random(text).getrandbits(64):016x}" for text in texts[start : start + per_shard]],
+            "text": pa.array(texts[start : start + per_shard], pa.large_string()),
+        })  # fmt: skip
+        with ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, per_batch)
+        paths.append(path)
+    return paths
+
+
+def drawn(paths: list[Path], limit: int, seed: int = 1) -> list[str]:
+    return [text for batch in sample(paths, limit, seed) for text in batch.to_pylist()]
+
+
+@pytest.mark.parametrize("limit", [500, 5_000, 20_000])
+def test_a_sample_is_full_and_never_over(tmp_path: Path, limit: int) -> None:
+    texts = drawn(shards(tmp_path / "a", TEXTS, 100), limit)
+    size = sum(len(text.encode()) for text in texts)
+    assert limit - max(len(text.encode()) for text in TEXTS) < size <= limit
+
+
+def test_a_sample_depends_on_texts_and_seed_alone(tmp_path: Path) -> None:
+    shuffled = random.Random(5).sample(TEXTS, len(TEXTS))
+    one, two = shards(tmp_path / "a", TEXTS, 100), shards(tmp_path / "b", shuffled, 37, 11)
+    assert sorted(drawn(one, 9_000)) == sorted(drawn(two, 9_000))
+    assert sorted(drawn(one, 9_000)) != sorted(drawn(one, 9_000, seed=2))
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one(tmp_path: Path) -> None:
+    paths = shards(tmp_path / "a", TEXTS, 100)
+    assert set(drawn(paths, 2_000)) < set(drawn(paths, 9_000))
+
+
+def test_a_sample_larger_than_the_split_is_the_split(tmp_path: Path) -> None:
+    assert drawn(shards(tmp_path / "a", TEXTS, 100), 1 << 30) == TEXTS
+
+
+def test_a_text_longer_than_the_sample_is_taken_alone(tmp_path: Path) -> None:
+    assert len(drawn(shards(tmp_path / "a", TEXTS, 100), 1)) == 1
+
+
+def test_what_cannot_be_drawn_any_more_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded memory: the list of candidates is cut as it grows, to what the sample holds."""
+    lengths = []
+    argsort = module.np.argsort
+    monkeypatch.setattr(module.np, "argsort", lambda a, **kw: lengths.append(len(a)) or argsort(a, **kw))
+    drawn(shards(tmp_path / "a", TEXTS, 100), 2_000)
+    assert len(lengths) > 3
+    assert max(lengths) < 60
+
+
+def test_limit_and_seed_decide_only_where_something_is_left_out(store: Store) -> None:
+    texts = [f"{text} {number}" for number in range(30) for text in TEXTS]
+    size = sum(len(text.encode()) for text in texts)
+    assert size > 1_000_000
+
+    def make(out: Path) -> dict[str, Any]:
+        for path in shards(out / "made", texts, 4_000, 1_000):
+            path.rename(out / path.name)
+        (out / "made").rmdir()
+        return {"splits": {"train": {"bytes": size}}}
+
+    corpus = store.build("prepare", 0, {}, {}, make)
+
+    def vocab(seed: int, megabytes: int) -> Artifact:
+        recipe = tiny_recipe(Path("x"), tokenizer={"sample_mb": megabytes}).model_copy(update={"seed": seed})
+        return stages.vocab(store, recipe, corpus)
+
+    assert vocab(1, 2) == vocab(2, 3)
+    assert vocab(1, 2).facts["bytes"] == size
+    assert len({vocab(1, 2).digest, vocab(1, 1).digest, vocab(2, 1).digest}) == 3
+    assert 990_000 < vocab(1, 1).facts["bytes"] <= 1_000_000

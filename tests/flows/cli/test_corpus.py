@@ -1,0 +1,99 @@
+"""Corpora as a user meets them: what is built again when something changes, and the verb `qalam corpus`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qalam_core.pipeline import build as stages
+from qalam_core.recipe import Recipe
+from qalam_core.store import Artifact, Store
+from tests.conftest import sentences, tiny_recipe
+from tests.flows.processes import qalam
+
+
+def prepared(root: Path, folder: Path, **options: Any) -> tuple[list[Artifact], Artifact]:
+    recipe = tiny_recipe(folder)
+    recipe = Recipe.parse({**recipe.model_dump(), "corpus": {**recipe.corpus.model_dump(), **options}})
+    store = Store(root)
+    documents = [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)]
+    return documents, stages.prepare(store, recipe, documents)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for n, name in enumerate("bdf"):
+        lines = [
+            *sentences(200, seed=n),
+            "An English line among them",
+            "<b>سلام & تحية</b> مع English words that are more",
+        ]
+        (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_what_a_change_builds_again(tmp_path: Path, folder: Path) -> None:
+    root = tmp_path / "store"
+    documents, corpus = prepared(root, folder)
+    assert not corpus.cached
+    documents, corpus = prepared(root, folder)
+    assert corpus.cached
+    for name in "ace":  # before, between, after
+        (folder / f"{name}.txt").write_text("\n".join(sentences(50, seed=ord(name))), encoding="utf-8")
+        documents, corpus = prepared(root, folder)
+        fresh = [artifact for artifact in documents if not artifact.cached]
+        assert len(fresh) == 1
+        assert not corpus.cached
+    for options in (
+        {"thresholds": {"min_alphabetic": 0.6}}, {"filters": "none"}, {"near_duplicates": False}, {"repair": True},
+        {"sources": [{"path": str(folder), "name": "stories", "filters": "prose"}], "thresholds": {"min_words": 3}},
+    ):  # fmt: skip
+        documents, corpus = prepared(root, folder, **options)
+        assert all(artifact.cached for artifact in documents)
+        assert not corpus.cached
+
+
+def test_the_table_and_the_rejects(tmp_path: Path, folder: Path) -> None:
+    root = tmp_path / "store"
+    _, corpus = prepared(root, folder)
+    done = qalam("corpus", root)
+    assert done.returncode == 0, done.stderr
+    rows = {line.rpartition("  ")[0].strip(): line.split()[-1] for line in done.stdout.splitlines()[1:]}
+    facts = corpus.facts
+    assert (rows["read"], rows["kept"]) == (f"{facts['read']}", f"{facts['kept']}")
+    assert rows["not arabic"] == f"{facts['rejected']['not_arabic']}" == "6"
+    assert f"{facts['splits']['test']['documents']}" in done.stdout
+
+    counts = json.loads(qalam("corpus", "--json", "--store", root).stdout)
+    assert counts == {"corpus": corpus.digest, **facts}
+
+    done = qalam("corpus", root, "--rejects", "not_arabic", "--count", "2")
+    assert done.stdout.splitlines()[0] == "not_arabic: 6 documents"
+    assert "stories: \u2067<b>سلام & تحية</b> مع English words that are more\u2069" in done.stdout
+    shown = json.loads(qalam("corpus", root, "--rejects", "not arabic", "--json").stdout)
+    assert len(shown) == 5  # unless --count says another number
+    assert {row["source"] for row in shown} == {"stories"}
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    for arguments, part in (
+        (["--store", tmp_path / "none"], "holds no prepared corpus yet; `qalam build RECIPE` makes one"),
+        (["no-run", "--store", tmp_path / "none"], "run 'no-run' is not in"),
+        (["--rejects", "min_wrds"], "--rejects min_wrds: there is no such rule"),
+    ):
+        done = qalam("corpus", *arguments)
+        assert done.returncode == 2
+        assert part in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_overlap_of_a_run_is_told(tmp_path: Path, corpus_file: Path) -> None:
+    published = stages.build(tiny_recipe(corpus_file, train={"steps": 2}), Store(tmp_path / "store"))
+    done = qalam("corpus", published.run, "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    assert "lie in runs of 13 words that the training text has too" in done.stdout

@@ -1,0 +1,261 @@
+"""Reads config.py, vocab.py and knowledge_map.py by the line, without executing anything.
+Takes paths, gives plain values or one `FormatError` line; the writer's quoting of strings lives here too.
+It does not know tensors, nor how a tokenizer uses its vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from .weights_reader import HIDDEN, FormatError
+
+__all__ = [
+    "ACTIVATIONS", "SPECIALS", "Words", "check_config", "check_knowledge", "is_usable", "quote", "read_config",
+    "read_vocabulary",
+]  # fmt: skip
+
+SPECIALS = ("<PAD>", "<UNK>", "<START>", "<END>")
+CONFIG_MAGIC, VOCAB_MAGIC, KNOWLEDGE_MAGIC = (
+    "# qalam config 1", "# qalam vocab 1", "# qalam knowledge 1",
+)  # fmt: skip
+INVERSE = "IDX2WORD = {index: word for word, index in WORD2IDX.items()}"
+"""The only line of a package's data files that computes; it is compared, never run."""
+
+SIZE_LIMIT = 64 << 20
+CONFIG_LIMITS = {
+    "FORMAT": 1, "VOCAB_SIZE": 10**8, "DIM": 10**6, "NUM_HEADS": 10**5, "NUM_LAYERS": 10**4,
+    "MAX_SEQ_LEN": 10**8, "TIED": True, "ACTIVATION": "gelu", "PARAMETERS": 10**12,
+}  # fmt: skip
+"""Every key of config.py, in order: the largest value of a count, or an example of another kind."""
+ACTIVATIONS = ("gelu", "gelu_tanh")
+
+_HIDDEN = re.compile(f"[{HIDDEN}]")
+_UNSAFE = re.compile(f'["\\\\{HIDDEN}]')
+_HIDDEN_IN_FILE = re.compile("[" + HIDDEN.replace("\x00-\x1f", "\x00-\t\x0b-\x1f", 1) + "]")
+_NAMED = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
+_STRING = r'"((?:[^"\\]|\\["\\nt]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*+)"'
+_ESCAPE = re.compile(r"\\(?:([\"\\nt])|u(.{4})|U(.{8}))")
+_TAIL = r" *(?:#.*)?"
+_COMMENT = re.compile(_TAIL)
+_ASSIGNMENT = re.compile(rf"([A-Z0-9_]+) = (?:(0|[1-9][0-9]{{0,17}})|(True|False)|{_STRING}){_TAIL}")
+_WORD = re.compile(rf" *{_STRING}: (0|[1-9][0-9]{{0,8}}),{_TAIL}")
+_PAIR = re.compile(rf" *\({_STRING}, {_STRING}\),{_TAIL}")
+_DECIMAL = r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-][0-9]{1,3})?"
+_NUMBERS = rf"{_DECIMAL}(?:, {_DECIMAL})*+"
+_NEAREST = rf'(?:\("(?:[^"\\]|\\.)*+", {_DECIMAL}\),(?: (?=\())?)*+'
+_FACT = re.compile(rf" *{_STRING}: \((?:{_NUMBERS}|{_NEAREST})\),{_TAIL}")
+# A normalisation pattern is a run of literals and classes, each repeated or not: no groups, no
+# alternatives, no escapes, so what it costs to match stays tame and every engine reads it alike.
+_PATTERN = re.compile(r"(?:(?:[^\\\[\](){}.|^$?*+]|\[[^\\\[\]^][^\\\[\]]*\])[?*+]?)+")
+
+
+class Words(NamedTuple):
+    """What vocab.py says: the algorithm, words in id order, merges in rank order, normalisation rules."""
+
+    algorithm: str
+    words: tuple[str, ...]
+    merges: tuple[tuple[str, str], ...]
+    rules: tuple[tuple[str, str], ...]
+
+
+def quote(text: str) -> str:
+    """A Python string literal that hides nothing: whatever an editor would not show is escaped."""
+    if not _UNSAFE.search(text):
+        return f'"{text}"'
+    text = re.sub(r'["\\\n\t]', lambda found: _NAMED[found[0]], text)
+    return f'"{_HIDDEN.sub(_code, text)}"'
+
+
+def _code(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xD800 <= code <= 0xDFFF:
+        raise ValueError(f"surrogate U+{code:04X} is not text")
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class _Source:
+    """A small file as checked lines; iterating skips blanks and comments."""
+
+    def __init__(self, path: Path, magic: str) -> None:
+        self.name, self.number = path.name, 0
+        try:
+            with path.open("rb") as file:
+                raw = file.read(SIZE_LIMIT + 1)
+        except OSError as error:
+            self.refuse(f"cannot be read ({error.strerror}); export again")
+        if len(raw) > SIZE_LIMIT:
+            self.refuse(f"larger than {SIZE_LIMIT} bytes")
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            self.number = raw.count(b"\n", 0, error.start) + 1
+            self.refuse("not UTF-8; save the file as UTF-8")
+        if found := _HIDDEN_IN_FILE.search(text):
+            self.number = text.count("\n", 0, found.start()) + 1
+            if found[0] == "\r":
+                self.refuse("Windows line end; check out with LF, as .gitattributes asks")
+            self.refuse(f"hidden character U+{ord(found[0]):04X}; delete it or write it as an escape")
+        self.lines = text.split("\n")
+        if self.lines.pop():
+            self.number = len(self.lines) + 1
+            self.refuse("the last line has no line end; the file was cut off")
+        if not self.lines or self.lines[0] != magic:
+            self.number = 1
+            self.refuse(f'the first line must be "{magic}"')
+        if len(self.lines) > 1 and re.search(r"#.*coding[:=]", self.lines[1]):
+            self.number = 2
+            self.refuse("a coding line changes how Python reads the file; delete it")
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise FormatError(f"{self.name}:{self.number}: {reason}")
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.lines[self.number :]:
+            self.number += 1
+            if not _COMMENT.fullmatch(line):
+                yield line
+
+    def section(self, opening: str, closing: str) -> Iterator[str]:
+        """The lines between an exact opening line and an exact closing line."""
+        self.expect(opening)
+        for line in self:
+            if line == closing:
+                return
+            yield line
+        self.refuse(f'"{closing}" is missing; the file was cut off')
+
+    def expect(self, wanted: str) -> None:
+        line = next(iter(self), None)
+        if line != wanted:
+            self.refuse(f'"{wanted}" must stand here, and only comments before it')
+
+    def finish(self) -> None:
+        if next(iter(self), None) is not None:
+            self.refuse("nothing may follow here")
+
+    def string(self, text: str) -> str:
+        """What the inside of a literal means."""
+        if "\\" not in text:
+            return text
+        return _ESCAPE.sub(self._unescape, text)
+
+    def _unescape(self, found: re.Match[str]) -> str:
+        if found[1]:
+            return {"n": "\n", "t": "\t"}.get(found[1], found[1])
+        code = int(found[2] or found[3], 16)
+        if 0xD800 <= code <= 0xDFFF or code > 0x10FFFF:
+            self.refuse(f"\\u{code:04x} is no character")
+        return chr(code)
+
+
+def read_config(path: Path) -> dict[str, int | float | str | bool]:
+    """The constants of config.py, checked one by one and against each other."""
+    source = _Source(path, CONFIG_MAGIC)
+    config: dict[str, int | float | str | bool] = {}
+    for line in source:
+        match = _ASSIGNMENT.fullmatch(line)
+        if match is None:
+            source.refuse('not a setting; write NAME = 1, NAME = True or NAME = "text"')
+        name = match[1]
+        if name in config:
+            source.refuse(f"{name} stands twice; delete one")
+        if match[2]:
+            config[name] = int(match[2])
+        else:
+            config[name] = match[3] == "True" if match[3] else source.string(match[4])
+        if reason := _wrong(name, config[name]):
+            source.refuse(reason)
+    if reason := check_config(config):
+        source.refuse(reason)
+    return config
+
+
+def _wrong(name: str, value: int | float | str | bool) -> str | None:
+    limit = CONFIG_LIMITS.get(name)
+    if limit is None:
+        return f"{name} is no setting; known are {', '.join(CONFIG_LIMITS)}"
+    if type(value) is not type(limit):
+        return f"{name} must be of type {type(limit).__name__}"
+    if name == "ACTIVATION" and value not in ACTIVATIONS:
+        return f"ACTIVATION is one of {', '.join(ACTIVATIONS)}"
+    if type(value) is int and type(limit) is int and not 1 <= value <= limit:
+        return f"{name} must be between 1 and {limit}"
+    return None
+
+
+def check_config(config: Mapping[str, int | float | str | bool]) -> str | None:
+    """What is wrong with a config as a whole, or None."""
+    for name in CONFIG_LIMITS:
+        if name not in config:
+            return f"{name} is missing"
+    for name, value in config.items():
+        if reason := _wrong(name, value):
+            return reason
+    if int(config["DIM"]) % int(config["NUM_HEADS"]):
+        return f"DIM {config['DIM']} is not divisible by NUM_HEADS {config['NUM_HEADS']}"
+    return None
+
+
+def read_vocabulary(path: Path, size: int) -> Words:
+    """vocab.py, whose WORD2IDX must hold exactly `size` words in id order."""
+    source = _Source(path, VOCAB_MAGIC)
+    match = _ASSIGNMENT.fullmatch(next(iter(source), ""))
+    if match is None or match[1] != "ALGORITHM" or match[4] not in ("bpe", "word"):
+        source.refuse('ALGORITHM = "bpe" or "word" must stand here')
+    algorithm: str = match[4]
+    rules = tuple(_pairs(source, source.section("NORMALISE = (", ")")))
+    for pattern, _ in rules:
+        if not is_usable(pattern):
+            source.refuse("a NORMALISE pattern may hold literals, [classes] and the signs ?, *, + only")
+    words = dict[str, int]()
+    for line in source.section("WORD2IDX = {", "}"):
+        found = _WORD.fullmatch(line)
+        if found is None:
+            source.refuse('not a word; write "word": id, with a comma at the end')
+        word = source.string(found[1])
+        if int(found[2]) != len(words):
+            source.refuse(f"id {found[2]} where {len(words)} is due; ids count up by one a line")
+        if word in words:
+            source.refuse(f"a word that has id {words[word]} already")
+        words[word] = len(words)
+    if len(words) != size or tuple(words)[:4] != SPECIALS:
+        source.refuse(f"{len(words)} words, VOCAB_SIZE is {size}; the first four are {', '.join(SPECIALS)}")
+    merges = tuple(_pairs(source, source.section("MERGES = (", ")")))
+    if len(set(merges)) != len(merges) or (merges and algorithm == "word"):
+        source.refuse("MERGES may hold each pair once, and none in a word vocabulary")
+    source.expect(INVERSE)
+    source.finish()
+    return Words(algorithm, tuple(words), merges, rules)
+
+
+def _pairs(source: _Source, lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        match = _PAIR.fullmatch(line)
+        if match is None:
+            source.refuse('not a pair; write ("left", "right"), with a comma at the end')
+        yield source.string(match[1]), source.string(match[2])
+
+
+def is_usable(pattern: str) -> bool:
+    """Whether a normalisation pattern is a run of literals and classes, as every engine reads alike."""
+    if not _PATTERN.fullmatch(pattern):
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def check_knowledge(path: Path) -> None:
+    """Refuse a knowledge_map.py that is not plain facts, one a line."""
+    source = _Source(path, KNOWLEDGE_MAGIC)
+    for section in ("STATISTICS", "NEIGHBOURS"):
+        for line in source.section(f"{section} = {{", "}"):
+            match = _FACT.fullmatch(line)
+            if match is None:
+                source.refuse('not a fact; write "name": (numbers or (word, number) pairs), with a comma')
+    source.finish()

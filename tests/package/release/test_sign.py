@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from qalam_core.errors import PackageError
+from qalam_core.package.editing.rows import scale_row
+from qalam_core.package.release.sign import sign, signature_path, verify_signature
+from tests.importing import import_it
+from tests.small_package import export
+
+PKCS8 = PrivateFormat.PKCS8
+
+
+def write_key(folder: Path, key: Any, name: str = "key", password: bytes | None = None) -> tuple[Path, Path]:
+    locked = BestAvailableEncryption(password) if password else NoEncryption()
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PKCS8, locked))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    return write_key(tmp_path, ec.derive_private_key(1234567, ec.SECP256R1()))
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return export(tmp_path / "model")
+
+
+def payload(signature: Path) -> dict[str, Any]:
+    bundle = json.loads(signature.read_bytes())
+    statement: dict[str, Any] = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    return statement
+
+
+def test_a_signature_lists_every_file_and_repeats(package: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    path = sign(package, keys[0])
+    assert path == signature_path(package) == tmp_path / "model.sig"
+    first = path.read_bytes()
+    assert verify_signature(package, keys[1]) == verify_signature(package, keys[1], path)
+    bundle = json.loads(first)
+    assert bundle["mediaType"] == "application/vnd.dev.sigstore.bundle.v0.3+json"
+    assert bundle["verificationMaterial"]["publicKey"]["hint"] == verify_signature(package, keys[1])
+    statement = payload(path)
+    assert statement["predicateType"] == "https://model_signing/signature/v1.0"
+    names = [resource["name"] for resource in statement["predicate"]["resources"]]
+    assert names == sorted(path.name for path in package.iterdir() if path.name != ".gitattributes")
+    assert sign(package, keys[0]).read_bytes() == first
+    assert str(tmp_path) not in json.dumps(statement)
+    package.rename(tmp_path / "renamed")
+    verify_signature(tmp_path / "renamed", keys[1], path)
+
+
+def plant(folder: Path, text: str, name: str) -> None:
+    """A compilation of other source, as if it were the interpreter's of `name`."""
+    source = folder / "planted.py"
+    source.write_text(text, encoding="utf-8")
+    script = (
+        "import py_compile, sys, importlib.util as u, pathlib\n"
+        "cache = u.cache_from_source(sys.argv[2])\n"
+        "py_compile.compile(sys.argv[1], cache, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
+    )
+    subprocess.run([sys.executable, "-c", script, source, folder / name], check=True)
+    source.unlink()
+
+
+def change(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: change(p / "weights.py"), "'weights.py' is not as signed"),
+        (lambda p: change(p / "MODEL_CARD.md"), "'MODEL_CARD.md' is not as signed"),
+        (lambda p: change(p / "manifest.json"), r"manifest.json.* (not as signed|not valid JSON)"),
+        (lambda p: change(p / ".gitattributes"), "'.gitattributes' is not as signed"),
+        (lambda p: (p / "more.txt").write_bytes(b""), "'more.txt' was not signed"),
+        (lambda p: (p / ".gitignore").write_bytes(b"*.py"), "'.gitignore' was not signed"),
+        (lambda p: (p / "rows.json").unlink(), "'rows.json' was signed and is missing"),
+        (lambda p: (p / "manifest.json").unlink(), "'manifest.json' was signed and is missing"),
+        (lambda p: plant(p, "print('planted')\n", "loader.py"), r"'__pycache__/loader\.cpython.*' was not signed"),
+        (lambda p: ((p / "sub").mkdir(), (p / "sub/x").touch()), "'sub/x' was not signed"),
+        (lambda p: (p / "link").symlink_to(p / "config.py"), "'link' is a link"),
+        (lambda p: shutil.rmtree(p), "not a folder"),
+    ],
+)  # fmt: skip
+def test_whatever_is_not_as_signed_is_refused(
+    package: Path, keys: tuple[Path, Path], damage: Callable[[Path], Any], message: str
+) -> None:
+    sign(package, keys[0])
+    verify_signature(package, keys[1])
+    damage(package)
+    with pytest.raises(PackageError, match=message) as caught:
+        verify_signature(package, keys[1])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_interpreters_own_cache_may_stay(package: Path, keys: tuple[Path, Path]) -> None:
+    import_it(package)
+    assert (package / "__pycache__").is_dir()
+    sign(package, keys[0])
+    verify_signature(package, keys[1])
+
+
+def test_a_signature_inside_the_package_leaves_itself_out(package: Path, keys: tuple[Path, Path]) -> None:
+    (package / ".git").mkdir()
+    (package / ".git" / "config").touch()
+    path = sign(package, keys[0], package / "model.sig")
+    verify_signature(package, keys[1], path)
+    assert payload(path)["predicate"]["serialization"]["ignore_paths"][-1] == "model.sig"
+    (package / "other.sig").write_bytes(path.read_bytes())
+    with pytest.raises(PackageError, match=r"'other\.sig' was not signed"):
+        verify_signature(package, keys[1], path)
+    with pytest.raises(PackageError, match=r"inside a package a signature is named model\.sig"):
+        verify_signature(package, keys[1], package / "other.sig")
+
+
+def test_another_key_and_a_forged_bundle_are_refused(package: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    path = sign(package, keys[0])
+    _, other = write_key(tmp_path, ec.derive_private_key(7654321, ec.SECP256R1()), "other")
+    with pytest.raises(PackageError, match="signed with another key"):
+        verify_signature(package, other)
+    honest = path.read_text(encoding="utf-8")
+    bundle = json.loads(honest)
+    del bundle["verificationMaterial"]["publicKey"]["hint"]
+    path.write_text(json.dumps(bundle), encoding="utf-8")
+    verify_signature(package, keys[1])
+    with pytest.raises(PackageError, match="did not make this signature"):
+        verify_signature(package, other)
+    change(package / "weights.py")
+    statement = payload(path)
+    statement["predicate"]["resources"].pop()
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
+    path.write_text(json.dumps(bundle), encoding="utf-8")
+    with pytest.raises(PackageError, match="did not make this signature"):
+        verify_signature(package, keys[1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda bundle: bundle.update(mediaType="x"), "another kind"),
+        (lambda bundle: bundle["dsseEnvelope"].update(payloadType="x"), "another kind"),
+        (lambda bundle: bundle["dsseEnvelope"].update(signatures=[]), "not a signature made with a key"),
+        (lambda bundle: bundle["dsseEnvelope"].update(payload="é"), "not a signature made with a key"),
+        (lambda bundle: bundle.pop("verificationMaterial"), "not a signature made with a key"),
+        (lambda bundle: bundle["dsseEnvelope"]["signatures"][0].update(sig="AAAA"), "did not make"),
+        (lambda bundle: bundle.update(dsseEnvelope=[1]), "not a signature made with a key"),
+    ],
+)  # fmt: skip
+def test_bundles_of_another_kind(package: Path, keys: tuple[Path, Path], spoil: Any, message: str) -> None:
+    path = sign(package, keys[0])
+    bundle = json.loads(path.read_bytes())
+    spoil(bundle)
+    path.write_text(json.dumps(bundle), encoding="utf-8")
+    with pytest.raises(PackageError, match=message):
+        verify_signature(package, keys[1])
+    for text, reason in (("[" * 100000, "not valid JSON"), ("", "not valid JSON"), ("[]", "not a signature")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(PackageError, match=reason):
+            verify_signature(package, keys[1])
+
+
+def leave_out(statement: dict[str, Any], name: str) -> None:
+    predicate = statement["predicate"]
+    predicate["serialization"]["ignore_paths"].append(name)
+    predicate["resources"] = [resource for resource in predicate["resources"] if resource["name"] != name]
+    digests = b"".join(bytes.fromhex(resource["digest"]) for resource in predicate["resources"])
+    statement["subject"][0]["digest"]["sha256"] = hashlib.sha256(digests).hexdigest()
+
+
+def resign(path: Path, key: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """The signature of a statement that no honest signer makes."""
+    from qalam_core.package.release.sign import _private_key, _signature
+
+    bundle, statement = json.loads(path.read_bytes()), payload(path)
+    edit(statement)
+    raw = json.dumps(statement).encode()
+    signature = _signature(_private_key(key, None), raw)
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(raw).decode()
+    bundle["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+    path.write_text(json.dumps(bundle), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda s: s.update(predicateType="https://slsa.dev/provenance/v1"), "does not list files"),
+        (lambda s: s["predicate"]["serialization"].update(method="shards"), "does not list files"),
+        (lambda s: s["predicate"]["resources"].pop(), "does not list files"),
+        (lambda s: s["subject"].append({}), "does not list files"),
+        (lambda s: leave_out(s, "weights.py"), "'weights.py' was not signed"),
+        (lambda s: s.clear(), "does not list files"),
+    ],
+)  # fmt: skip
+def test_a_statement_that_promises_less_is_refused(
+    package: Path, keys: tuple[Path, Path], edit: Any, message: str
+) -> None:
+    path = sign(package, keys[0])
+    resign(path, keys[0], edit)
+    with pytest.raises(PackageError, match=message):
+        verify_signature(package, keys[1])
+
+
+def test_a_signature_replaces_no_file_of_the_package(package: Path, keys: tuple[Path, Path]) -> None:
+    with pytest.raises(PackageError, match="inside a package a signature is named"):
+        sign(package, keys[0], package / "weights.py")
+
+
+def test_only_what_verifies_is_signed(package: Path, keys: tuple[Path, Path]) -> None:
+    scale_row(package, "embedding.weight", 5, 2)
+    with pytest.raises(PackageError, match="seal or restore it, then sign"):
+        sign(package, keys[0])
+    assert not signature_path(package).exists()
+
+
+def test_keys_that_will_not_do(package: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    sign(package, keys[0])
+    wide, wide_public = write_key(tmp_path, ec.derive_private_key(5, ec.SECP384R1()), "wide")
+    other, other_public = write_key(tmp_path, ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)), "other")
+    locked, _ = write_key(tmp_path, ec.derive_private_key(5, ec.SECP256R1()), "locked", b"secret")
+    for key, password, message in (
+        (wide, None, "not a key of the curve P-256"),
+        (other, None, "not a key of the curve P-256"),
+        (keys[1], None, "not a private key in PEM form"),
+        (tmp_path / "none.pem", None, "cannot be read"),
+        (locked, None, "locked with a password"),
+        (locked, b"guess", "or the password is wrong"),
+        (keys[0], b"secret", "has no password"),
+    ):
+        with pytest.raises(PackageError, match=message):
+            sign(package, key, password=password)
+    sign(package, locked, tmp_path / "locked.sig", b"secret")
+    for key, message in (
+        (wide_public, "not a key of the curve P-256"),
+        (other_public, "not a key of the curve P-256"),
+        (keys[0], "not a public key in PEM form"),
+    ):
+        with pytest.raises(PackageError, match=message):
+            verify_signature(package, key)
+
+
+def test_without_cryptography_there_is_one_line(
+    package: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    for call in (lambda: sign(package, keys[0]), lambda: verify_signature(package, keys[1])):
+        with pytest.raises(PackageError, match="need the package cryptography"):
+            call()

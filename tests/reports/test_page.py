@@ -1,0 +1,208 @@
+"""The HTML report: complete in itself, safe whatever stands in it, and looked at by a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from qalam_core.pipeline import build as stages
+from qalam_core.recipe import Recipe
+from qalam_core.reports import page as pages
+from qalam_core.reports import plots
+from qalam_core.store import Store
+from tests.conftest import sentences, tiny_recipe
+from tests.flows.processes import qalam
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = '<img src="https://example.org/x.png" onerror=alert(1)>'
+
+
+class Parsed(HTMLParser):
+    """The page's tags, and whatever its attributes point at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.places: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.places += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")
+        ]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+
+class Run:
+    def __init__(self, folder: Path) -> None:
+        """Two sources, one with a hostile name, and a second run that the champion judged."""
+        texts = sentences(300, 3)
+        for name, part in (("a", texts[:200]), ("b", texts[200:])):
+            lines = (json.dumps({"text": text}, ensure_ascii=False) for text in part)
+            (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        sources = [{"path": str(folder / "a.jsonl"), "name": HOSTILE}, {"path": str(folder / "b.jsonl"), "name": "قصص"}]
+        plain = tiny_recipe(folder / "a.jsonl", train={"steps": 40}).model_dump()
+        recipe = Recipe.parse({**plain, "corpus": {**plain["corpus"], "sources": sources, "test": 0.2}})
+        self.store = Store(folder / "store")
+        stages.build(recipe, self.store)
+        weaker = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 30})})
+        self.published = stages.build(weaker, self.store)
+        self.run, self.folder = self.published.run, self.published.folder
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "report.html"
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("page"))
+
+
+def test_the_page_is_complete_in_itself(run: Run) -> None:
+    text = run.file.read_text(encoding="utf-8")
+    parsed = Parsed(text)
+    assert not parsed.tags & {"script", "iframe", "object", "embed", "img", "image", "video", "audio", "base", "form"}
+    assert parsed.places
+    assert all(place.startswith(("#", "data:")) for place in parsed.places), parsed.places
+    assert "@import" not in text
+    assert "url(" not in re.sub(r"url\(#", "", text)
+    assert HOSTILE not in text
+    assert text.count("<svg ") == 5
+    assert str(run.store.root) not in text
+
+
+def test_the_page_says_what_there_is_to_say(run: Run) -> None:
+    text = html.unescape(run.file.read_text(encoding="utf-8"))
+    record = run.store.run_record(run.run)
+    for heading in ("Checks", "Training", "What it writes", "Data", "Tokenizer", "Tensors", "Time", "Lineage"):
+        assert f"<h2>{heading}</h2>" in text
+    for digests in record["artifacts"].values():
+        assert all(digest in text for digest in digests)
+    assert record["rival"] in text
+    assert f"qalam reproduce {run.run}" in text
+    assert all(check["sentence"] in text for check in record["verdict"]["checks"])
+    assert ("Refused by the gate" in text) == (not run.published.verdict.passed)
+    assert run.published.verdict.comparison is not None
+    assert f"{run.published.verdict.comparison.overall.champion:.4f}" in text
+    assert 'dir="rtl" lang="ar"' in text
+    assert re.search(r'class="piece heat-[0-4]" title="[0-9.]+%">', text)
+    assert "embedding.weight" in text
+
+
+def test_the_page_is_the_same_every_time(run: Run) -> None:
+    record = run.store.run_record(run.run)
+    again = pages.page(run.store, run.run, run.folder, record)
+    assert again == run.file.read_text(encoding="utf-8")
+
+
+def test_what_was_collected_is_left_out(run: Run, tmp_path: Path) -> None:
+    empty = Store(tmp_path)
+    text = pages.page(empty, run.run, run.folder, run.store.run_record(run.run))
+    assert "no longer in the store" in text
+    assert text.count("<svg ") == 1
+
+
+def test_a_package_that_cannot_be_read_is_said(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "run" / "model" / "weights.py").write_text("import os\n", encoding="utf-8")
+    text = pages.page(run.store, run.run, tmp_path / "run", run.store.run_record(run.run))
+    assert "The package cannot be read: weights.py" in html.unescape(text)
+    assert str(tmp_path) not in text
+
+
+def test_a_diverged_model_has_a_page(run: Run, tmp_path: Path) -> None:
+    """Its figures are NaN, which JSON holds as text."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
+    for part in (report["overall"], *report["sources"].values()):
+        part["bits_per_byte"]["model"] = "NaN"
+        part["intervals"]["model"] = {"low": "NaN", "high": "NaN"}
+    report["samples"] = []
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    record = run.store.run_record(run.run)
+    record["verdict"]["checks"][1]["value"] = "NaN"
+    text = pages.page(run.store, run.run, tmp_path / "run", record)
+    assert "<b>nan</b>" in text
+    assert 'id="bits-' not in text
+
+
+def test_plots_take_their_colours_from_the_page() -> None:
+    drawn = plots.funnel({"read": 10, "<b>": 3, "kept": 7})
+    assert drawn == plots.funnel({"read": 10, "<b>": 3, "kept": 7})
+    assert "var(--ink)" in drawn
+    assert "&lt;b&gt;" in drawn
+    assert "<b>" not in drawn
+    assert not re.search(r"#0[1-6]0[1-6]0[1-6]", drawn)
+    assert "<metadata" not in drawn
+
+
+def test_report_prints_where_it_is_and_writes_a_missing_one(run: Run, tmp_path: Path) -> None:
+    told = qalam("report", run.run, "--store", run.store.root)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == str(run.file)
+    copy = qalam("report", run.run, "--store", run.store.root, "--out", tmp_path / "copy.html")
+    assert copy.returncode == 0
+    assert (tmp_path / "copy.html").read_bytes() == run.file.read_bytes()
+
+
+# -- in a browser -----------------------------------------------------------------------------------
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const samples = [...document.querySelectorAll(".sample")];
+  const first = samples[0].querySelector(".piece").getBoundingClientRect();
+  const style = getComputedStyle(samples[0]);
+  document.documentElement.dataset.found = JSON.stringify({
+    direction: samples.map(s => getComputedStyle(s).direction),
+    startsRight: samples[0].querySelector(".prompt").getBoundingClientRect().right > first.right,
+    font: style.fontFamily,
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    plots: [...document.querySelectorAll("svg.plot")].map(s => s.getBoundingClientRect().width),
+    background: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.querySelector("svg.plot text")).fill,
+    width: innerWidth,
+  });
+});
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+def test_a_browser_shows_it(run: Run, tmp_path: Path, width: int, dark: bool) -> None:
+    text = run.file.read_text(encoding="utf-8")
+    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", PROBE + "</body>")
+    assert "Content-Security-Policy" not in probed
+    for name, content in (("report.html", text), ("probed.html", probed)):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+
+    def browse(name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--enable-logging=stderr", f"--window-size={width},900", "--virtual-time-budget=2000",
+             f"--blink-settings=preferredColorScheme={int(not dark)}", "--dump-dom", (tmp_path / name).as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+
+    assert "CONSOLE" not in browse("report.html").stderr
+    dom = browse("probed.html").stdout
+    match = re.search(r'data-found="([^"]*)"', dom)
+    assert match, dom[:500]
+    found = json.loads(html.unescape(match[1]))
+    assert found["direction"] == ["rtl"] * 3
+    assert found["startsRight"]
+    assert "Naskh" in found["font"]
+    assert found["overflow"] <= 0, "the page scrolls sideways"
+    assert len(found["plots"]) == 5
+    assert all(200 < plot <= found["width"] for plot in found["plots"])
+    assert found["background"] == ("rgb(23, 22, 20)" if dark else "rgb(253, 252, 249)")
+    assert found["ink"] == ("rgb(236, 232, 223)" if dark else "rgb(29, 28, 26)")
