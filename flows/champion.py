@@ -1,5 +1,5 @@
-"""The flows that look after a champion: `evaluate_champion` measures it anew, `reproduce_champion` builds it again.
-They take a recipe's name or the recipe, and a store; they end Failed when the champion is not what it was.
+"""The flows that audit a champion: `evaluate_champion` measures it again, `reproduce_champion` builds it again.
+They take a recipe or its name, and a store; they end Failed when the champion is not what it was.
 They change nothing: whether a champion that failed is rolled back is a person's decision.
 """
 
@@ -8,16 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, unmapped
+from prefect import flow
 from prefect.states import Completed, Failed
 
-from al_qalam.flows.build_model import one_of
 from al_qalam.tasks import champion as tasks
 from al_qalam.tasks import stages
+from al_qalam.tasks.executor import AsTasks
 from al_qalam.tasks.policy import confined
 from al_qalam.tasks.runners import workers
-from qalam_core.pipeline.build import shards
+from qalam_core.pipeline.build import tokenized
 from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
 from qalam_core.store import Store
 
 __all__ = ["evaluate_champion", "reproduce_champion"]
@@ -25,22 +26,20 @@ __all__ = ["evaluate_champion", "reproduce_champion"]
 
 @flow(name="evaluate_champion", flow_run_name="evaluate champion of {recipe.name}", persist_result=False)
 def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
-    """Measure the champion anew on the corpus as it is now; Failed when the gate would refuse it today.
+    """Measure the champion again on the corpus as it is now; Failed when the gate would refuse it today.
 
     Args:
-        recipe: names the champion and its corpus, and says what is asked of it
+        recipe: names the champion and its corpus, and what is required of it
         store: folder of artifacts and runs, on the machine that runs the flow
     """
     store = confined(store)
-    run = Store(Path(store)).champion(recipe.name)
+    run = Runs(Store(Path(store))).champion(recipe.name)
     if run is None:
         return Completed(message=f"{recipe.name} has no champion yet")
+    files = stages.resolve(recipe.corpus)
     with workers(recipe.runner) as pool:
-        documents = pool.map(stages.ingest, store=unmapped(store), file=stages.resolve(recipe.corpus))
-        corpus = one_of(stages.prepare(store, recipe, documents))
-        names, words = shards(corpus), unmapped(tasks.tokenizer(store, run))
-        tokens = pool.map(stages.tokenize, store=unmapped(store), corpus=unmapped(corpus), shard=names, tokenizer=words)
-    verdict = tasks.remeasure(store, recipe, run, corpus, tokens)
+        text = tokenized(recipe, files, AsTasks(store, pool, recipe), tasks.tokenizer(store, run))
+    verdict = tasks.remeasure(store, recipe, run, text.corpus, text.tokens)
     if not verdict.passed:
         return Failed(message=f"{run} would not pass today: " + " ".join(verdict.reasons()), data=verdict)
     return Completed(message=f"{run} is still good", data=verdict)
@@ -55,7 +54,7 @@ def reproduce_champion(name: str, store: str = ".qalam") -> Any:
         store: folder of artifacts and runs, on the machine that runs the flow
     """
     store = confined(store)
-    run = Store(Path(store)).champion(name)
+    run = Runs(Store(Path(store))).champion(name)
     if run is None:
         return Completed(message=f"{name} has no champion yet")
     found = tasks.reproduce(store, run)

@@ -1,6 +1,6 @@
-"""Arabic text -> normalised Arabic text, by named profiles.
-Takes strings or Arrow string arrays and gives the same kind back; the rules are data, so that a
-tokenizer.json and a package carry exactly the rules that cleaned the corpus.
+"""Normalisation of Arabic text.
+Takes strings or Arrow string arrays, and rules; gives the same kind back. The rules are data, so that a tokenizer.json
+and a package carry exactly the rules that cleaned the corpus.
 It does not know files, documents or tokens.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["PROFILES", "Rules", "normalise", "normalise_array"]
+__all__ = ["NORMALISATIONS", "Rules", "normalise", "normalise_array"]
 
 Rules = tuple[tuple[str, str], ...]
-"""(pattern, replacement) pairs. A profile means: NFKC, each pair in order, NFKC, strip.
+"""(pattern, replacement) pairs. A text is normalised by NFKC, each pair in order, NFKC again, and strip.
 
-NFKC stands on both sides: deleting a joiner can bring a letter and its mark together, and only a
-second pass makes the whole idempotent. Patterns use literal characters in classes and nothing else,
-which RE2 (Arrow), Oniguruma (tokenizers) and Python's `re` read alike.
+The second NFKC makes the whole idempotent: deleting a joiner can bring a letter and its mark together. Patterns use
+literal characters in classes and nothing else, which RE2 (Arrow), Oniguruma (tokenizers) and Python's `re` interpret
+alike.
 """
 
 _CONTROLS = (
@@ -36,22 +36,22 @@ _VOCALISED: Rules = ((f"[{_CONTROLS}{_TATWEEL}]+", ""), *_SPACES)
 _STANDARD: Rules = ((f"[{_CONTROLS}{_TATWEEL}{_MARKS}]+", ""), *_SPACES)
 _SEARCH: Rules = (*_STANDARD, ("[أإآٱ]", "ا"), ("ى", "ي"), ("ة", "ه"))
 
-PROFILES: dict[str, Rules] = {
-    "standard": _STANDARD,  # letters kept; vowel marks, tatweel and invisible controls dropped
-    "vocalised": _VOCALISED,  # as standard, but vowel marks stay
-    "search": _SEARCH,  # as standard, and folds alef, ya and ta marbuta as the original did
+NORMALISATIONS: dict[str, Rules] = {
+    "standard": _STANDARD,  # letters are kept; vowel marks, tatweel and invisible controls are removed
+    "vocalised": _VOCALISED,  # as standard, with vowel marks
+    "search": _SEARCH,  # as standard, and folds alef, ya and ta marbuta, as the original did
 }
 
 
-def normalise_array(texts: pa.Array, profile: str) -> pa.Array:
-    """A string array -> one of the same length and type, each text normalised by `profile`."""
+def normalise_array(texts: pa.Array, rules: Rules) -> pa.Array:
+    """A string array -> one of the same length and type, each text normalised by `rules`."""
     texts = pc.utf8_normalize(texts, form="NFKC")
-    for pattern, replacement in PROFILES[profile]:
+    for pattern, replacement in rules:
         texts = pc.replace_substring_regex(texts, pattern=pattern, replacement=replacement)
     return pc.utf8_trim_whitespace(pc.utf8_normalize(texts, form="NFKC"))
 
 
-def normalise(text: str, profile: str = "standard") -> str:
-    """One text, normalised by `profile`."""
-    result: str = normalise_array(pa.array([text], pa.large_string()), profile)[0].as_py()
+def normalise(text: str, rules: Rules = _STANDARD) -> str:
+    """One text, normalised by `rules`."""
+    result: str = normalise_array(pa.array([text], pa.large_string()), rules)[0].as_py()
     return result

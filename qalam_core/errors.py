@@ -1,5 +1,5 @@
-"""The errors a user can cause. Each message is one line that names the thing, the place and the cure.
-Takes nothing, gives exception classes; knows nothing of terminals or exit codes.
+"""The errors that a user can cause. Each message is one line that names the thing, the place and the cure.
+Gives exception classes, and the hint for a misspelt name. It does not know terminals or exit codes.
 
     QalamError
     +-- RecipeError     a recipe value is unknown, of the wrong type, or contradicts another
@@ -9,7 +9,12 @@ Takes nothing, gives exception classes; knows nothing of terminals or exit codes
     +-- StoreError      the store cannot be written, or an artifact or run is missing or damaged
 """
 
-__all__ = ["CorpusError", "PackageError", "QalamError", "RecipeError", "StoreError", "TrainingError"]
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+__all__ = ["CorpusError", "PackageError", "QalamError", "RecipeError", "StoreError", "TrainingError", "did_you_mean"]
 
 
 class QalamError(Exception):
@@ -34,3 +39,9 @@ class PackageError(QalamError):
 
 class StoreError(QalamError):
     """The store cannot be written, or something in it is missing or damaged."""
+
+
+def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:
+    """The end of a message about an unknown name: the nearest of `known`, or else `otherwise`."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'did you mean "{found[0]}"?' if found else otherwise

@@ -1,9 +1,9 @@
 """Filter profiles: which rules a document must pass, each rule by its name and its threshold.
-Gives plain data: profile -> rule -> threshold, in the order in which the rules are tried.
-It does not know how anything is measured (filters.py does), nor which source has which profile.
+Gives plain data: profile -> rule -> threshold, in the order in which the rules are applied.
+It does not know how anything is measured (corpus/filters.py does), nor which source has which profile.
 
-A rule's name says what it is: `min_words` refuses a document whose measure `words` lies below its threshold,
-`max_newlines` one whose measure `newlines` lies above.
+A rule's name says what it does: `min_words` rejects a document whose measure `words` is below the threshold,
+`max_newlines` one whose measure `newlines` is above it.
 
 Sources: FineWeb2's settings for arb_Arab (Penedo et al. 2025, arXiv 2506.20920, configs/arb_Arab.yml, Apache-2.0),
 whose repetition rules are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1).
@@ -11,7 +11,9 @@ whose repetition rules are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1
 
 from __future__ import annotations
 
-__all__ = ["PROFILES", "RULES"]
+from collections.abc import Mapping
+
+__all__ = ["FILTER_PROFILES", "RULES", "rules_of"]
 
 _REPETITION = {
     "max_top_2gram": 0.197,
@@ -25,11 +27,11 @@ _REPETITION = {
     "max_duplicate_10gram": 0.109,
 }
 
-PROFILES: dict[str, dict[str, float]] = {
+FILTER_PROFILES: dict[str, dict[str, float]] = {
     "none": {},
-    # sentences, verses, titles: too short for shares to mean much, so only what is no language at all goes
+    # sentences, verses, titles: too short for shares to mean much; only what is not language is rejected
     "short": {"min_average_word": 1.5, "max_average_word": 15, "min_alphabetic": 0.5},
-    # books and news: lines are wrapped as a page was, and need not end in a full stop
+    # books and news: lines are wrapped as on a page, and need not end in punctuation
     "prose": {
         "min_words": 20,
         "max_words": 1_000_000,
@@ -56,4 +58,15 @@ PROFILES: dict[str, dict[str, float]] = {
     },
 }
 
-RULES = tuple(PROFILES["web"])  # every rule, in the order in which they are tried
+
+def rules_of(profiles: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    """Every rule of some profiles, each once.
+
+    In the order of the profiles, longest first, so that an order which all of them share is kept.
+    """
+    longest_first = sorted(profiles.values(), key=len, reverse=True)
+    return tuple(dict.fromkeys(rule for profile in longest_first for rule in profile))
+
+
+RULES = rules_of(FILTER_PROFILES)
+"""Every rule of any profile, in the order in which they are applied."""

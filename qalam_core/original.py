@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qalam_core import model as models
-from qalam_core import package as packages
 from qalam_core.errors import CorpusError, PackageError, TrainingError
-from qalam_core.recipe import Train
+from qalam_core.package.runtime.architecture import ModelConfig
+from qalam_core.package.write import write
+from qalam_core.recipe import Optimisation
 from qalam_core.tokens.shards import Batches, flattened, write_shard
 from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer, WordIndex
 from qalam_core.training.hardware import choose_device
-from qalam_core.training.loop import Training, weights_of
+from qalam_core.training.step import Training, weights_of
 
 __all__ = ["PureCodeTrainer", "PureDynamicTransformer"]
 
@@ -29,13 +30,13 @@ Nothing is recorded of its data or its training.
 
 
 class PureDynamicTransformer(models.PureDynamicTransformer):
-    """The model, and the way to write it down."""
+    """The model, with a method to write it as a package."""
 
     def to_python_code(self, save_dir: str | os.PathLike[str], word2idx: Mapping[str, int]) -> None:
         """Write the model as a package into `save_dir`, replacing a package that is there.
 
-        `word2idx` is `ArabicTokenizer.word2idx`; a plain dict is taken as a word vocabulary of the
-        standard profile. Raises PackageError when the folder holds something else.
+        `word2idx` is `ArabicTokenizer.word2idx`; a plain dict is taken as a word vocabulary with the standard
+        normalisation. Raises PackageError when the folder holds something else.
         """
         if isinstance(word2idx, WordIndex):
             tokenizer = word2idx.tokenizer
@@ -48,12 +49,9 @@ class PureDynamicTransformer(models.PureDynamicTransformer):
             raise PackageError(f"{folder} holds files that are no package; name another folder")
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
-        vocabulary = packages.Vocabulary(
-            tokenizer.algorithm, tokenizer.words, tokenizer.merges, tokenizer.rules, tokenizer.to_json()
-        )
+        config = ModelConfig(**{name: getattr(self, name) for name in ModelConfig.names()})
         weights = {name: tensor.numpy() for name, tensor in weights_of(self).items()}
-        config = packages.config_of(vars(self), self.vocab_size)
-        packages.write(partial, config=config, vocabulary=vocabulary, weights=weights, card=_CARD, provenance={})
+        write(partial, config=config, vocabulary=tokenizer.vocabulary, weights=weights, card=_CARD, provenance={})
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
@@ -96,7 +94,7 @@ class PureCodeTrainer:
         encoded = (flattened(self.tokenizer.encode_batch(lines)) for lines in batches_of_lines)
         write_shard(shard, encoded, len(self.tokenizer), START, END)
         batches = Batches([shard], batch_size, seq_len, seed=0)
-        settings = Train(
+        settings = Optimisation(
             steps=epochs * batches.per_epoch, batch_size=batch_size, learning_rate=learning_rate,
         )  # fmt: skip
         print(f"{self.model.count_parameters():,} parameters, {batches.tokens:,} tokens, {settings.steps:,} steps")
@@ -123,7 +121,7 @@ class PureCodeTrainer:
 
 
 def lines_of(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The lines of a UTF-8 text file, stripped, blank ones left out."""
+    """The lines of a UTF-8 text file, stripped, without blank ones."""
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             for line in file:

@@ -1,65 +1,62 @@
-"""The recipe: every knob of a build, once, as frozen models.
-Takes TOML (or a mapping, or Prefect's form) and gives a validated `Recipe`; each stage is handed only
-the part that it reads, so that an unrelated edit rebuilds nothing.
-It does not know what any stage does with its part.
+"""The recipe: every setting of a build, once, as frozen models.
+Takes TOML (or a mapping, or Prefect's form) and gives a validated `Recipe`. Each stage takes from it the settings
+that its result depends on, so that an unrelated edit rebuilds nothing.
+It does not know what any stage does with its settings.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from qalam_core.errors import RecipeError
-from qalam_core.filter_profiles import PROFILES, RULES
+from qalam_core.errors import RecipeError, did_you_mean
+from qalam_core.filter_profiles import RULES
 
 __all__ = [
-    "SIZES", "STAGES", "Corpus", "Filters", "Gate", "Model", "Package", "Recipe", "Source", "Storage", "Tokenizer",
-    "Train", "digest", "near", "to_toml",
+    "SIZES", "Corpus", "Filters", "Frozen", "Gate", "Model", "Monitoring", "Normalisation", "Optimisation", "Package",
+    "Recipe", "Requirements", "Source", "Storage", "Tokenizer", "Train", "to_toml",
 ]  # fmt: skip
 
 Storage = Literal["f32", "f16", "bf16", "i8", "q8"]
 """How a package stores its matrices."""
 
 Filters = Literal["none", "short", "prose", "web"]
-"""Which rules a document must pass; a key of thresholds.PROFILES."""
+"""Which rules a document must pass; a key of filter_profiles.FILTER_PROFILES."""
 
-STAGES = ("ingest", "prepare", "vocab", "tokenize", "train", "export", "evaluate", "gate")
-"""What a build goes through, in order."""
+Normalisation = Literal["standard", "vocalised", "search"]
+"""How text is normalised; a key of arabic.NORMALISATIONS."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-def digest(value: object) -> str:
-    """sha256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+Narrow = TypeVar("Narrow", bound="Frozen")
 
 
-def near(name: str, known: Sequence[str], otherwise: str) -> str:
-    """The end of a message about an unknown name: the one of `known` that was meant, or else `otherwise`."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f'did you mean "{found[0]}"?' if found else otherwise
+class Frozen(BaseModel):
+    """A frozen record; an unknown key is an error. NaN and infinity survive JSON, as strings."""
 
-
-class Part(BaseModel):
-    """A frozen part of the recipe; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     def canonical(self) -> dict[str, Any]:
-        """The part as plain JSON values: what goes into the digests of the stages that read it."""
+        """The record as plain JSON values: what is hashed, and what is written to files."""
         return self.model_dump(mode="json")
 
+    def narrowed(self, base: type[Narrow]) -> Narrow:
+        """The fields that it inherits from `base`, as a `base`."""
+        return base.model_validate({name: getattr(self, name) for name in base.model_fields})
 
-class Source(Part):
+    def to_json(self) -> bytes:
+        """The record as the text of a JSON file; keys keep their order, so that reading it gives the same record."""
+        return (json.dumps(self.canonical(), ensure_ascii=False, indent=1) + "\n").encode()
+
+
+class Source(Frozen):
     """Where text comes from: files of one kind, a Hugging Face data set, or an installed package's data."""
 
     path: str = Field(
@@ -88,13 +85,11 @@ class Source(Part):
         return self
 
 
-class Corpus(Part):
+class Corpus(Frozen):
     """What is read and which documents are kept."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
-    profile: Literal["standard", "vocalised", "search"] = Field(
-        "standard", description="normalisation; see qalam_core/arabic.py"
-    )
+    normalisation: Normalisation = Field("standard", description="how text is normalised; see docs/corpus.md")
     repair: bool = Field(False, description="undo Arabic that was decoded by the wrong table; see docs/corpus.md")
     min_chars: Positive = Field(20, description="shorter documents are rejected")
     max_chars: Positive = Field(1_000_000, description="longer documents are rejected")
@@ -119,17 +114,9 @@ class Corpus(Part):
     def _rules_are_known(cls, thresholds: dict[str, float]) -> dict[str, float]:
         for rule in thresholds:
             if rule not in RULES:
-                hint = near(rule, RULES, f"the rules are {', '.join(RULES)}")
+                hint = did_you_mean(rule, RULES, f"the rules are {', '.join(RULES)}")
                 raise ValueError(f'there is no rule "{rule}"; {hint}')
         return dict(sorted(thresholds.items()))
-
-    def limits(self, filters: Filters) -> dict[str, float]:
-        """Rule -> threshold of a filter profile as this recipe has it."""
-        return {
-            rule: self.thresholds.get(rule, limit)
-            for rule, limit in PROFILES[filters].items()
-            if self.languages or rule != "min_language"
-        }
 
     @model_validator(mode="after")
     def _splits_leave_training_text(self) -> Self:
@@ -142,7 +129,7 @@ class Corpus(Part):
         return self
 
 
-class Tokenizer(Part):
+class Tokenizer(Frozen):
     """How text becomes tokens."""
 
     algorithm: Literal["bpe", "word"] = Field("bpe", description="bpe is lossless; word is the original's")
@@ -151,7 +138,7 @@ class Tokenizer(Part):
     sample_mb: Positive = Field(32, description="text that the vocabulary is trained on, in MB; drawn by the seed")
 
 
-class Model(Part):
+class Model(Frozen):
     """The shape of PureDynamicTransformer."""
 
     dim: Positive = Field(128, description="width C")
@@ -165,63 +152,54 @@ class Model(Part):
     def _heads_divide_dim(self) -> Self:
         if self.dim % self.num_heads:
             divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
-            near = min(divisors, key=lambda h: abs(h - self.num_heads))
-            raise ValueError(f"num_heads {self.num_heads} does not divide dim {self.dim}; {near} does")
+            nearest = min(divisors, key=lambda h: abs(h - self.num_heads))
+            raise ValueError(f"num_heads {self.num_heads} does not divide dim {self.dim}; {nearest} does")
         return self
 
 
-class Train(Part):
-    """How the model is trained. What "auto" came to is recorded beside the weights, and kept on resume."""
+class Optimisation(Frozen):
+    """The settings of training that the weights depend on."""
 
     steps: Positive = Field(1000, description="optimizer steps")
-    batch_size: Positive = Field(32, description="sequences per step, over all parts and processes")
-    accumulate: Positive = Field(1, description="parts that a process computes its share of a batch in, to save memory")
-    processes: Positive = Field(1, description="processes that share each batch (one a GPU), over all machines")
+    batch_size: Positive = Field(32, description="sequences per step, over all micro-batches and processes")
+    accumulate: Positive = Field(1, description="micro-batches per step in each process, to save memory")
+    processes: Positive = Field(1, description="data-parallel processes (one a GPU), over all machines")
     distributed: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="with several processes: ddp keeps the whole model in each, fsdp a share of it"
-    )
-    warm_start: str = Field(
-        "", description='where the weights start: "" at random, "champion" from the last one, or a run\'s id'
+        "ddp", description="with several processes: ddp replicates the model, fsdp shards it"
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "muon", description="muon turns the blocks' matrices, the rest is AdamW's; adamw turns all"
+        "muon", description="muon for the blocks' matrices with adamw for the rest, or adamw for all"
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(
-        1e-2, description="peak; adamw alone wants less, about a third"
+        1e-2, description="peak learning rate; adamw alone wants about a third of muon's"
     )
     schedule: Literal["cosine", "wsd"] = Field(
-        "wsd", description="after the warm-up: the peak until a straight line down (wsd), or a cosine down"
+        "wsd", description="after the warm-up: constant, then linear decay (wsd), or cosine decay"
     )
-    warmup: Fraction = Field(0.05, description="share of the steps spent warming up")
-    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the steps that wsd's line down takes")
-    final: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the peak that the schedule ends at")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="on matrices only")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's averaging factors")
-    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest gradient norm")
+    warmup: Fraction = Field(0.05, description="share of the steps with a linear warm-up")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the steps in wsd's linear decay")
+    final: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="final learning rate as a share of the peak")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="weight decay, on matrices only")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's betas")
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm clipping")
     z_loss: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the squared log of the softmax's denominator, which keeps logits small"
+        0.0, description="weight of the squared log-partition term, which keeps logits small"
     )
     spike: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="a step is left out when its gradient norm is this many times the average, or no number; 0: never",
+        description="skip steps whose gradient norm is non-finite or this many times the running average; 0: never",
     )
     patience: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="looks at the validation split without a gain until training stops with the best weights; 0: never",
+        0, description="early stopping: validation passes without improvement, the best weights are kept; 0: off"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses a GPU when there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the matrix products (autocast); auto: bfloat16 where the hardware computes in it"
+        "auto", description="dtype of matrix products (autocast); auto: bfloat16 where the hardware supports it"
     )
-    compile: Literal["auto", "on", "off", "graphs"] = Field(
-        "auto", description="torch.compile; auto: when the run is long enough to pay; graphs: CUDA graphs too"
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: when the run is long enough to pay for it"
     )
     threads: Positive = Field(2, description="CPU threads of each process; another number gives other bits")
-    log_every: Positive = Field(20, description="steps between two lines of metrics.jsonl")
-    validate_every: Positive = Field(200, description="steps between two looks at the validation split")
-    checkpoint_every: Positive = Field(200, description="steps between two checkpoints")
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="longest time between two checkpoints")
-    tensorboard: str = Field("", description="folder for TensorBoard's event files; needs al-qalam[tensorboard]")
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -229,62 +207,95 @@ class Train(Part):
         return ("off", "on")[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _batch_divides(self) -> Self:
         parts = self.accumulate * self.processes
         if self.batch_size % parts:
             several = f" x processes {self.processes}" if self.processes > 1 else ""
             raise ValueError(f"accumulate {self.accumulate}{several} does not divide batch_size {self.batch_size}")
         if self.distributed == "fsdp" and self.optimizer == "muon":
-            raise ValueError('muon needs whole matrices, and fsdp cuts them; set optimizer = "adamw", or take ddp')
+            raise ValueError('muon needs whole matrices, and fsdp shards them; set optimizer = "adamw", or use ddp')
         return self
 
-    def deciding(self) -> dict[str, Any]:
-        """The settings that the weights depend on; the others say how training is watched and saved."""
-        watching = {"log_every", "checkpoint_every", "checkpoint_minutes", "tensorboard"}
-        if not self.patience:  # else the looks decide when training stops
-            watching.add("validate_every")
-        return {key: value for key, value in self.canonical().items() if key not in watching}
+
+class Monitoring(Frozen):
+    """The settings of training that only say how it is logged, validated and saved."""
+
+    log_every: Positive = Field(20, description="steps between two lines of metrics.jsonl")
+    validate_every: Positive = Field(200, description="steps between two validation passes")
+    checkpoint_every: Positive = Field(200, description="steps between two checkpoints")
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="longest time between two checkpoints")
+    tensorboard: str = Field("", description="folder for TensorBoard's event files; needs al-qalam[tensorboard]")
 
 
-class Package(Part):
-    """How the weights are written."""
+class Train(Monitoring, Optimisation):
+    """How the model is trained. What "auto" resolved to is recorded beside the weights, and kept on resume."""
 
-    dtype: Storage = Field("f32", description="storage type of the matrices; f32 is exact, q8 is readable decimals")
+    warm_start: str = Field(
+        "", description='initial weights: "" at random, "champion" from the last champion, or a run\'s id'
+    )
+
+    @property
+    def optimisation(self) -> Optimisation:
+        """What the weights depend on."""
+        return self.narrowed(Optimisation)
+
+    @property
+    def monitoring(self) -> Monitoring:
+        """What they do not depend on."""
+        return self.narrowed(Monitoring)
 
 
-class Gate(Part):
-    """What a model must show before it may become champion."""
+class Package(Frozen):
+    """How the weights are stored."""
+
+    dtype: Storage = Field("f32", description="storage type of the matrices: f32 is exact, q8 is readable decimals")
+
+
+class Requirements(Frozen):
+    """What a model must achieve before it may become champion."""
 
     beat_unigram: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="least share of the unigram baseline's bits per byte that must be saved"
+        0.0, description="required improvement over the unigram baseline, as a share of its bits per byte"
     )
-    beat_trigram: bool = Field(False, description="whether the Kneser-Ney trigram is a floor too")
+    beat_trigram: bool = Field(False, description="require the model to beat the Kneser-Ney trigram too")
     tolerance: Annotated[float, Field(ge=0)] = Field(
-        0.02, description="share by which bits per byte may be worse than the champion's; covers another seed's luck"
+        0.02, description="how much worse than the champion bits per byte may be, as a share; covers seed variance"
     )
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
-        0.95, description="of the interval that must lie above the tolerance for a model to be refused"
+        0.95, description="confidence of the interval; a model is refused when all of it is above the tolerance"
     )
     max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="largest share of unknown tokens")
     max_repeated: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.3, description="largest share of 4-grams that samples repeat"
+        0.3, description="largest share of repeated 4-grams in samples"
     )
     max_copied: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.02, description="largest share of test documents that stand in the training text"
+        0.02, description="largest share of test documents contained in the training text"
     )
     max_package_mb: Annotated[float, Field(gt=0)] = Field(2000.0, description="largest package, in MB")
-    max_load_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="slowest load without execution")
-    prompts: tuple[str, ...] = Field(("في", "من", "قال"), description="samples are shown for these")
+    max_load_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="longest load time without execution, in seconds"
+    )
 
 
-class Recipe(Part):
+class Gate(Requirements):
+    """What the gate demands, and which samples the report shows."""
+
+    prompts: tuple[str, ...] = Field(("في", "من", "قال"), description="prompts of the samples in the report")
+
+    @property
+    def requirements(self) -> Requirements:
+        """What the gate's decision depends on."""
+        return self.narrowed(Requirements)
+
+
+class Recipe(Frozen):
     """One build, from text to verdict."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="champions are kept by this name")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of every random choice")
-    # in no stage's part, and so in no digest: the same bytes come out anywhere
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="seed of every random choice")
+    # not part of any digest: the results are the same bytes wherever they are computed
     runner: str = Field(
-        "threads", description='where files and shards are worked on: threads, processes, dask, or "tcp://HOST:8786"'
+        "threads", description='where files and shards are processed: threads, processes, dask, or "tcp://HOST:8786"'
     )
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
@@ -363,7 +374,7 @@ def _explain(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         parent = _part_at(problem["loc"][:-1])
         known = "known here: " + ", ".join(sorted(parent.model_fields))
-        return f"{place}: unknown key; {near(str(problem['loc'][-1]), list(parent.model_fields), known)}"
+        return f"{place}: unknown key; {did_you_mean(str(problem['loc'][-1]), list(parent.model_fields), known)}"
     if problem["type"] == "missing":
         return f"{place}: missing; every recipe needs it"
     message = problem["msg"].removeprefix("Value error, ")
@@ -408,7 +419,7 @@ def to_toml(recipe: Recipe) -> str:
         f"seed = {recipe.seed}  # {Recipe.model_fields['seed'].description}",
         f"runner = {_toml(recipe.runner)}  # {Recipe.model_fields['runner'].description}",
     ]  # fmt: skip
-    sections: list[tuple[str, Part]] = [("[corpus]", recipe.corpus)]
+    sections: list[tuple[str, Frozen]] = [("[corpus]", recipe.corpus)]
     sections += [("[[corpus.sources]]", source) for source in recipe.corpus.sources]
     sections += [(f"[{name}]", getattr(recipe, name)) for name in ("tokenizer", "model", "train", "package", "gate")]
     for header, part in sections:

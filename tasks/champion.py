@@ -1,5 +1,5 @@
-"""The tasks that look after a champion: its tokenizer, measuring it anew, building it again.
-Each takes the store's path and a run, gives what qalam_core.pipeline.audit found, and shows it as a table.
+"""The tasks that audit a champion: its tokenizer, measuring it again, building it again.
+Each takes the store's path and a run, and shows what was found as a table.
 They do not know what follows from it.
 """
 
@@ -14,10 +14,11 @@ from prefect.artifacts import create_table_artifact
 
 from al_qalam.tasks.policy import POLICY, training_slot
 from al_qalam.tasks.progress import watch
-from qalam_core.evaluation.gate import Verdict
-from qalam_core.pipeline import audit as registry
+from qalam_core.evaluation.results import Verdict
+from qalam_core.pipeline import audit
 from qalam_core.pipeline.audit import Reproduction
 from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 
 __all__ = ["remeasure", "reproduce", "tokenizer"]
@@ -27,16 +28,16 @@ __all__ = ["remeasure", "reproduce", "tokenizer"]
 def tokenizer(store: str, run: str) -> Artifact:
     """The tokenizer that a run was built with."""
     home = Store(Path(store))
-    return home.artifact("vocab", home.run_record(run)["artifacts"]["vocab"][0])
+    return home.artifact("vocab", Runs(home).record(run).artifacts["vocab"][0])
 
 
-@task(name="remeasure", task_run_name="measure {run} anew", **POLICY)
+@task(name="remeasure", task_run_name="measure {run} again", **POLICY)
 def remeasure(store: str, recipe: Recipe, run: str, corpus: Artifact, tokens: Sequence[Artifact]) -> Verdict:
-    """Evaluate a run's package on a corpus, and judge it."""
+    """Evaluate a run's package on a corpus, and apply the gate."""
     progress = watch("evaluate", f"evaluate {run}", "tokens")
-    verdict = registry.remeasure(Store(Path(store)), recipe, run, corpus, tokens, progress)
+    verdict = audit.remeasure(Store(Path(store)), recipe, run, corpus, tokens, progress)
     rows = [{"check": check.name, "passed": check.passed, "what": check.sentence} for check in verdict.checks]
-    create_table_artifact(rows, key="champion", description=f"{run} against the gate of today")
+    create_table_artifact(rows, key="champion", description=f"{run} at today's gate")
     return verdict
 
 
@@ -45,7 +46,7 @@ def reproduce(store: str, run: str) -> Reproduction:
     """Build a run again in a store of its own beside this one, and compare."""
     home = Store(Path(store))
     with tempfile.TemporaryDirectory(prefix=".reproducing-", dir=home.root) as folder, training_slot():
-        found = registry.reproduce(home, run, Store(Path(folder)), watch("train", f"reproduce {run}", "steps"))
+        found = audit.reproduce(home, run, Store(Path(folder)), watch("train", f"reproduce {run}", "steps"))
     rows = [
         {"artifact": row.stage, "then": row.then[-12:], "now": row.now[-12:], "same": row.matches,
          "differing": ", ".join(row.differing)}

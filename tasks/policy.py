@@ -1,5 +1,4 @@
-"""Policy that tasks and flows share: caching, retries, which store a run may touch, how many trainings run at once.
-Takes what a run asks for, gives it or refuses it in one line.
+"""Policy that tasks and flows share: caching, retries, which store a run may use, how many trainings run at once.
 It does not know what a stage does.
 """
 
@@ -38,12 +37,12 @@ TRAINING_SLOTS = "qalam-training"
 """The global concurrency limit around training: as many trainings at once as it has slots, one a GPU."""
 
 SLOT_SECONDS = 60
-"""How long a slot outlives a holder that was killed; the least that Prefect allows."""
+"""How long a training slot outlives a holder that was killed; the least that Prefect allows."""
 
 
 def confined(store: str) -> str:
-    """The absolute path of `store`. Raises StoreError when a run that was asked for over the API wants another
-    folder than the one that its worker serves ($QALAM_STORE)."""
+    """The absolute path of `store`. Raises StoreError when a run that was started over the API wants another folder
+    than the one that its worker serves ($QALAM_STORE)."""
     root, served = Path(store).resolve(), os.environ.get("QALAM_STORE")
     if runtime.deployment.id and served and root != Path(served).resolve():
         raise StoreError(f"store {root}: this worker serves {Path(served).resolve()} alone; run with store={served}")
@@ -52,11 +51,10 @@ def confined(store: str) -> str:
 
 @contextmanager
 def training_slot() -> Iterator[None]:
-    """Wait for one of the server's training slots, and hold it.
+    """Context manager that acquires a training slot of the server.
 
-    Without a server nobody else is to be waited for but through the store's locks. A server without the
-    limit lets everybody train, and Prefect says so in the run's log. A server that is gone for a while does not
-    end a training.
+    Without a server only the store's locks apply. A server without the limit does not restrict training, and Prefect
+    says so in the run's log. A server that is unavailable for a while does not end a training.
     """
     if not get_current_settings().api.url:
         yield

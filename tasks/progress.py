@@ -1,5 +1,5 @@
-"""Progress of a running stage, told to whoever watches: a terminal, and Prefect's progress artifacts.
-Takes (done, total) calls from a stage and passes them on, thinned out; gives nothing back.
+"""Progress of a running stage, for watchers in this process (a terminal) and Prefect's progress artifacts.
+Takes (done, total) calls from a stage and passes them on, at a bounded rate.
 It does not know what a stage does, nor how a terminal draws.
 """
 
@@ -16,8 +16,9 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed
 
-from qalam_core.pipeline.build import speed
-from qalam_core.store import Artifact, Progress
+from qalam_core.pipeline.stage import Stage, throughput
+from qalam_core.progress import Progress
+from qalam_core.store import Artifact
 
 __all__ = ["Watcher", "shown", "watch", "watchers"]
 
@@ -27,21 +28,21 @@ ARTIFACT_SECONDS = 2.0  # an update is an API call of some 20 ms
 
 
 class Watcher(Protocol):
-    """Somebody who wants to see stages move, in the process that runs them."""
+    """Something in the flow's process that shows progress."""
 
     def moved(self, stage: str, label: str, unit: str, done: int, total: int) -> None:
         """`label` of `stage` did `done` of `total` units; 0 means the total is not known yet."""
 
-    def finished(self, label: str, artifact: Artifact) -> None:
-        """`label` is done."""
+    def finished(self, stage: Stage, artifact: Artifact) -> None:
+        """`stage` is done."""
 
 
 watchers: list[Watcher] = []
-"""Who watches in this process; the command line adds its progress bars."""
+"""The watchers of this process; the command line adds its progress bars."""
 
 
 def watch(stage: str, label: str, unit: str) -> Progress:
-    """The callback to hand to a stage; inside a task run it also keeps a Prefect progress artifact."""
+    """The callback to pass to a stage; inside a task run it also updates a Prefect progress artifact."""
     logging.getLogger("qalam_core").setLevel(logging.INFO)  # here, as a worker's process runs tasks alone
     artifact: UUID | None = None
     since = time.monotonic()
@@ -62,19 +63,18 @@ def watch(stage: str, label: str, unit: str) -> Progress:
                 else:
                     update_progress_artifact(artifact, percent)
             except (HTTPError, PrefectHTTPStatusError) as error:
-                # a server that restarts costs a look at the bar, not the training
+                # a server that restarts costs an update of the bar, not the training
                 log.warning("the progress of %s cannot be shown: %s", label, type(error).__name__)
 
     return moved
 
 
-def shown(label: str, artifact: Artifact) -> Any:
-    """Tell everyone who watches that `label` is done; the artifact, in the state that tells whether it was built
-    or reused."""
+def shown(stage: Stage, artifact: Artifact) -> Any:
+    """Tell the watchers that `stage` is done; -> the artifact, in the state that says whether it was reused."""
     for watcher in watchers:
-        watcher.finished(label, artifact)
+        watcher.finished(stage, artifact)
     if artifact.cached:
         return Completed(name="Cached", message=f"{artifact.stage} {artifact.digest[:12]} reused", data=artifact)
-    fast = speed([artifact])
-    log.info("%s: built in %.1f s%s", label, artifact.seconds, f", {fast}" if fast else "")
+    speed = throughput([artifact])
+    log.info("%s: built in %.1f s%s", stage.label, artifact.seconds, f", {speed}" if speed else "")
     return artifact

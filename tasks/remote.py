@@ -1,5 +1,6 @@
 """Training in another work pool: a task that runs the deployment `train_model` and waits for it.
-Takes artifacts of a store that both machines see, and hands over their digests; gives the checkpoint's artifact.
+Takes a training stage over artifacts of a store that both machines see, and sends their digests; gives the checkpoint's
+artifact.
 It does not know how training is done, and never trains by itself.
 """
 
@@ -18,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from al_qalam.tasks.policy import POLICY
 from al_qalam.tasks.progress import shown
 from qalam_core.errors import RecipeError, TrainingError
-from qalam_core.pipeline import build as stages
+from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
 
@@ -26,15 +27,15 @@ __all__ = ["found", "train"]
 
 
 @task(name="train", task_run_name="train in {deployment}", tags=["training"], **POLICY)
-def train(deployment: str, store: str, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> Any:
+def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
     """Run `deployment` to train, unless the store has what it would make. Raises TrainingError."""
     home = Store(Path(store))
-    ready = stages.trained(home, recipe, tokenizer, tokens)
+    ready = home.find(stage.identity)
     if ready:
-        return shown("train", ready)
+        return shown(stage, ready)
     parameters = {
-        "recipe": recipe.canonical(), "store": store, "tokenizer": tokenizer.digest,
-        "tokens": [artifact.digest for artifact in tokens],
+        "recipe": recipe.canonical(), "store": store, "tokenizer": stage.tokenizer.digest,
+        "tokens": [artifact.digest for artifact in stage.tokens],
     }  # fmt: skip
     try:
         run = run_deployment(deployment, parameters=parameters, poll_interval=5)
@@ -44,9 +45,9 @@ def train(deployment: str, store: str, recipe: Recipe, tokenizer: Artifact, toke
     assert run.state  # it has ended
     if not run.state.is_completed():
         raise TrainingError(
-            f"run {run.name} of {deployment} ended {run.state.name}: {run.state.message}; a new run goes on from there"
+            f"run {run.name} of {deployment} ended {run.state.name}: {run.state.message}; a new run continues it"
         )
-    return shown("train", replace(home.artifact("train", run.state.message or ""), cached=False))
+    return shown(stage, replace(home.artifact("train", run.state.message or ""), cached=False))
 
 
 def found(store: str, tokenizer: str, tokens: Sequence[str]) -> tuple[Artifact, list[Artifact]]:

@@ -1,6 +1,6 @@
 """Where mapped tasks run: on threads of the flow's process, on processes of its machine, or on a Dask cluster.
-Takes the recipe's runner, or $QALAM_RUNNER, which wins; maps a task over its parameters and gives the artifacts.
-It does not know what a task does: the bytes that come out are the same wherever they were made.
+Takes the recipe's runner, or $QALAM_RUNNER, which overrides it; maps a task over stages and gives the artifacts.
+It does not know what a stage does: the result is the same bytes wherever it was made.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import Task, unmapped
+from prefect import Task
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from al_qalam.tasks.progress import watchers
 from qalam_core.errors import RecipeError, StoreError
+from qalam_core.pipeline.stage import Stage
 from qalam_core.store import Artifact
 
 __all__ = ["Workers", "workers"]
@@ -35,16 +36,16 @@ class Workers:
     elsewhere: bool
 
     def map(self, task: Task[..., Any], **parameters: Any) -> list[Artifact]:
-        """Run `task` once for each item of its mapped parameters; the first error is raised as it was.
+        """Run `task` once for each stage in `parameters["stage"]`; the first error is raised unchanged.
 
         Raises StoreError when a worker's artifacts are not seen from here, or when its process was killed.
         """
         try:
             futures = self.runner.map(task, parameters)
             if self.elsewhere:
-                # in turn: Prefect's as_completed waits for ever for what a broken pool was to do
-                for label, future in zip(_labels(task, parameters), futures, strict=True):
-                    _told(label, future.result())
+                # in order: Prefect's as_completed waits forever for the tasks of a broken pool
+                for stage, future in zip(parameters["stage"], futures, strict=True):
+                    _report(stage, future.result())
             results: list[Artifact] = futures.result()
         except BrokenProcessPool:
             raise StoreError(
@@ -55,14 +56,14 @@ class Workers:
 
 
 @contextmanager
-def workers(wish: str) -> Iterator[Workers]:
+def workers(requested: str) -> Iterator[Workers]:
     """Start what the recipe's `runner` names, or $QALAM_RUNNER, and stop it at the end; a cluster goes on.
 
     Raises RecipeError for an unknown name, a missing extra, or a scheduler that does not answer.
     """
     environment = os.environ.get("QALAM_RUNNER", "")
-    chosen, source = environment or wish, "QALAM_RUNNER" if environment else "runner"
-    if chosen == "threads":  # the mapped stages run in native code that frees the interpreter
+    chosen, source = environment or requested, "QALAM_RUNNER" if environment else "runner"
+    if chosen == "threads":  # mapped stages run native code that releases the interpreter lock
         threads: ThreadPoolTaskRunner[Any]
         with ThreadPoolTaskRunner(max_workers=min(os.cpu_count() or 1, THREADS)) as threads:
             yield Workers(threads, elsewhere=False)
@@ -119,19 +120,12 @@ def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
             ) from None
 
 
-def _labels(task: Task[..., Any], parameters: dict[str, Any]) -> list[str]:
-    """What each run of the mapped task is called."""
-    mapped = {name: value for name, value in parameters.items() if not isinstance(value, unmapped)}
-    items = zip(*mapped.values(), strict=True)
-    return [str(task.task_run_name).format(**dict(zip(mapped, item, strict=True))) for item in items]
-
-
-def _told(label: str, artifact: Artifact) -> None:
-    """Tell who watches here that a worker elsewhere is done, and see that its artifact is here too."""
+def _report(stage: Stage, artifact: Artifact) -> None:
+    """Tell the watchers here that a worker elsewhere is done, and check that its artifact is visible here."""
     if not artifact.path.exists():
         raise StoreError(
             f"{artifact.path}: a worker built this, but it is not here; the flow and all workers need one store, "
             "shared under one path"
         )
     for watcher in watchers:
-        watcher.finished(label, artifact)
+        watcher.finished(stage, artifact)

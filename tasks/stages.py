@@ -1,97 +1,68 @@
-"""The nine tasks of a build: qalam_core.pipeline.build with Prefect's policy around each.
-Takes the store's path, the recipe and artifacts; gives artifacts.
-It does not know their order, and holds no logic.
+"""The tasks of a build: a stage of the pipeline with Prefect's policy around it, and its two ends, resolve and publish.
+Takes the store's path and a stage; gives its artifact, in the state Cached when it was reused.
+It does not know the order of the stages, nor what any of them does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import Task, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from al_qalam.tasks.events import announce
 from al_qalam.tasks.policy import POLICY, RETRIES, training_slot
 from al_qalam.tasks.progress import shown, watch
 from qalam_core.corpus.sources import SourceFile
-from qalam_core.pipeline import build as stages
-from qalam_core.pipeline.build import Published
+from qalam_core.corpus.sources import resolve as resolve_sources
+from qalam_core.pipeline.publish import Published
+from qalam_core.pipeline.publish import publish as publish_run
+from qalam_core.pipeline.stage import Stage, throughput
 from qalam_core.recipe import Corpus, Recipe
+from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
+
+__all__ = ["publish", "resolve", "task_of"]
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "ingest": {"tags": ["data"], **RETRIES},
+    "prepare": {"tags": ["data"]},
+    "vocab": {"tags": ["data"]},
+    "tokenize": {"tags": ["data"]},
+    "train": {"tags": ["training"]},
+}
+"""What is particular to a stage's task; a stage that is not here has the common policy."""
 
 
 @task(name="resolve", task_run_name="resolve", **RETRIES, **POLICY)
 def resolve(corpus: Corpus) -> list[SourceFile]:
     """Find the files behind the sources and digest their content."""
-    return stages.resolve(corpus)
+    return resolve_sources(corpus.sources)
 
 
-@task(name="ingest", task_run_name="ingest {file.name}", tags=["data"], **RETRIES, **POLICY)
-def ingest(store: str, file: SourceFile) -> Any:
-    """Read one source file into Arrow documents."""
-    label = f"ingest {file.name}"
-    return shown(label, stages.ingest(Store(Path(store)), file, watch("ingest", label, "bytes")))
+@task(name="stage", **POLICY)
+def run_stage(store: str, stage: Stage) -> Any:
+    """Build a stage's artifact, or reuse it."""
+    progress = watch(stage.name, stage.label, stage.unit)
+    slot = training_slot if stage.name == "train" else nullcontext
+    return shown(stage, Store(Path(store)).build(stage, progress, slot))
 
 
-@task(name="prepare", task_run_name="prepare", tags=["data"], **POLICY)
-def prepare(store: str, recipe: Recipe, documents: Sequence[Artifact]) -> Any:
-    """Normalise, filter, deduplicate and split."""
-    return shown("prepare", stages.prepare(Store(Path(store)), recipe, documents, watch("prepare", "prepare", "bytes")))
-
-
-@task(name="vocab", task_run_name="vocab", tags=["data"], **POLICY)
-def vocab(store: str, recipe: Recipe, corpus: Artifact) -> Any:
-    """Train the tokenizer."""
-    return shown("vocab", stages.vocab(Store(Path(store)), recipe, corpus, watch("vocab", "vocab", "bytes")))
-
-
-@task(name="tokenize", task_run_name="tokenize {shard}", tags=["data"], **POLICY)
-def tokenize(store: str, corpus: Artifact, shard: str, tokenizer: Artifact) -> Any:
-    """Turn one corpus shard into one token shard."""
-    label = f"tokenize {shard}"
-    progress = watch("tokenize", label, "bytes")
-    return shown(label, stages.tokenize(Store(Path(store)), corpus, shard, tokenizer, progress))
-
-
-@task(name="train", task_run_name="train", tags=["training"], **POLICY)
-def train(store: str, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact]) -> Any:
-    """Train in a process of its own, from the last checkpoint if there is one."""
-    progress = watch("train", "train", "steps")
-    return shown("train", stages.train(Store(Path(store)), recipe, tokenizer, tokens, progress, training_slot))
-
-
-@task(name="export", task_run_name="export", **POLICY)
-def export(store: str, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact) -> Any:
-    """Write the model as Python source."""
-    return shown("export", stages.export(Store(Path(store)), recipe, corpus, tokenizer, checkpoint))
-
-
-@task(name="evaluate", task_run_name="evaluate", **POLICY)
-def evaluate(
-    store: str,
-    recipe: Recipe,
-    package: Artifact,
-    checkpoint: Artifact,
-    corpus: Artifact,
-    tokens: Sequence[Artifact],
-) -> Any:
-    """Measure the package on the held-out split."""
-    progress = watch("evaluate", "evaluate", "documents")
-    return shown("evaluate", stages.evaluate(Store(Path(store)), recipe, package, checkpoint, corpus, tokens, progress))
-
-
-@task(name="gate", task_run_name="gate", **POLICY)
-def gate(store: str, recipe: Recipe, evaluation: Artifact) -> Any:
-    """Judge the report."""
-    return shown("gate", stages.gate(Store(Path(store)), recipe, evaluation))
+@cache
+def task_of(kind: type[Stage]) -> Task[..., Any]:
+    """The task that runs stages of a kind, under the stage's name."""
+    options = {"description": kind.__doc__, **_OPTIONS.get(kind.name, {})}
+    return run_stage.with_options(name=kind.name, task_run_name="{stage.label}", **options)
 
 
 @task(name="publish", task_run_name="publish", **POLICY)
 def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
     """Create the run, move the champion on a pass, show the report in Prefect, and tell the server's automations."""
-    published = stages.publish(Store(Path(store)), recipe, artifacts)
+    published = publish_run(Runs(Store(Path(store))), recipe, artifacts)
     report = (published.folder / "report.md").read_text(encoding="utf-8")
     create_markdown_artifact(report, key="report", description=published.run)
     page = published.folder / "report.html"
@@ -104,5 +75,5 @@ def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publis
 def _row(artifact: Artifact) -> dict[str, Any]:
     return {
         "stage": artifact.stage, "result": "cached" if artifact.cached else "built",
-        "seconds": round(artifact.seconds, 1), "speed": stages.speed([artifact]), "digest": artifact.digest[:12],
+        "seconds": round(artifact.seconds, 1), "speed": throughput([artifact]), "digest": artifact.digest[:12],
     }  # fmt: skip

@@ -1,5 +1,5 @@
-"""The verb of `qalam` that looks at prepared corpora: corpus.
-Takes run ids and stores, gives a table of what became of the documents, or rejected documents themselves.
+"""The command that looks at prepared corpora: corpus.
+Takes run ids and stores; gives a table of what became of the documents, or rejected documents themselves.
 It does not know Prefect, and changes nothing.
 """
 
@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from al_qalam.flows.cli.packages import StoreOption
+from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import out
 from qalam_core.errors import CorpusError
+from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Artifact, Store
 
-__all__ = ["register"]
+__all__ = ["corpus"]
 
 _SHOWN = 300  # characters of a rejected document
 
@@ -33,8 +34,8 @@ def corpus(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, one line for each RUN or STORE.")] = False,
 ) -> None:
     """Show what became of a corpus: documents read, rejected by each rule, and kept, by source and split."""
-    from qalam_core.corpus.prepare import REASONS
-    from qalam_core.pipeline import audit as registry
+    from qalam_core.corpus.judge import REASONS
+    from qalam_core.pipeline.audit import corpus_of
 
     rule = rejects.replace(" ", "_")
     if rule and rule not in REASONS:
@@ -43,26 +44,26 @@ def corpus(
         is_store = (Path(name) / "artifacts").is_dir() and name != ""
         run = "" if is_store else name
         home = Store(Path(name)) if is_store else Store(store)
-        found = registry.corpus_of(home, run)
+        found = corpus_of(home, run)
         if rule:
             _show_rejects(found, rule, count, as_json)
         elif as_json:
-            typer.echo(json.dumps({"corpus": found.digest, **found.facts}, ensure_ascii=False))
+            typer.echo(json.dumps({"corpus": found.digest, **found.manifest.facts}, ensure_ascii=False))
         else:
             out.print(f"corpus {found.digest[:12]} in {home.root}", soft_wrap=True, markup=False)
             _show_counts(found)
             if run:
-                _show_overlap(home.run_folder(run))
+                _show_overlap(Runs(home), run)
 
 
 def _show_rejects(found: Artifact, rule: str, count: int, as_json: bool) -> None:
-    from qalam_core.corpus.prepare import read_rejects
+    from qalam_core.corpus.prepare import CorpusFacts, read_rejects
 
     rows = list(read_rejects(found.path, rule, count))
     if as_json:
         typer.echo(json.dumps([{"source": source, "text": text} for source, text in rows], ensure_ascii=False))
         return
-    out.print(f"{rule}: {found.facts['rejected'].get(rule, 0):,} documents")
+    out.print(f"{rule}: {found.facts(CorpusFacts).rejected.get(rule, 0):,} documents")
     for source, text in rows:
         line = "".join(char if char.isprintable() else " " for char in text[:_SHOWN])
         # isolated, so that Arabic runs from right to left whatever stands beside it
@@ -70,23 +71,25 @@ def _show_rejects(found: Artifact, rule: str, count: int, as_json: bool) -> None
 
 
 def _show_counts(found: Artifact) -> None:
-    from qalam_core.reports.markdown import corpus_table
+    from qalam_core.corpus.prepare import CorpusFacts
+    from qalam_core.reports.tables import corpus_rows
 
-    _print_table(*corpus_table(found.facts))
+    facts = found.facts(CorpusFacts)
+    _print_table(*corpus_rows(facts))
     splits = (
-        (split, f"{part['documents']:,}", f"{part['bytes'] / 1e6:.2f}", str(part["shards"]))
-        for split, part in found.facts["splits"].items()
+        (split, f"{part.documents:,}", f"{part.bytes / 1e6:.2f}", str(part.shards))
+        for split, part in facts.splits.items()
     )
     _print_table(("split", "documents", "MB", "shards"), splits)
 
 
-def _show_overlap(run: Path) -> None:
-    """How much of the test documents stands in the training text; figures that the run's evaluation took."""
-    overlap = json.loads((run / "report.json").read_text(encoding="utf-8")).get("contamination")
+def _show_overlap(runs: Runs, run: str) -> None:
+    """How much of the test documents occurs in the training text, as the run's evaluation measured it."""
+    overlap = runs.report(run).contamination
     if overlap:
         out.print(
-            f"{overlap['covered']:.1%} of the words of {overlap['documents']:,} test documents lie in runs of 13 words "
-            f"that the training text has too; {overlap['copied']:.1%} of the documents do for more than half",
+            f"{overlap.covered:.1%} of the words of {overlap.documents:,} test documents are in 13-grams that also "
+            f"occur in the training text; {overlap.copied:.1%} of the documents have more than half of theirs in such",
             soft_wrap=True,
         )
 
@@ -99,8 +102,3 @@ def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     out.print(table)
-
-
-def register(app: typer.Typer) -> None:
-    """Add this verb to the command line."""
-    app.command()(corpus)

@@ -1,6 +1,6 @@
-"""The verbs of `qalam` that work on one package: show, verify, generate, edit, diff, seal, wheel, sign, export, import.
-Takes paths and names, gives text; nothing in a package is executed by any of them.
-It does not know Prefect, recipes or the pipeline.
+"""The commands that work on one package: show, verify, generate, edit, diff, seal, wheel, sign, export, import.
+Take paths and names, give text; none of them executes anything in a package.
+They do not know Prefect or the pipeline.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
+from al_qalam.flows.cli.options import ModelArgument, StoreOption, package_folder
 from al_qalam.flows.cli.terminal import out
 from qalam_core.errors import PackageError
 from qalam_core.recipe import Storage
+from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
 
-__all__ = ["StoreOption", "register"]
+__all__ = ["diff", "edit", "export", "generate", "import_", "seal", "show", "sign", "verify", "wheel"]
 
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="QALAM_STORE", help="Folder of artifacts and runs.", show_default=True)
-]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; must not be there yet.")]
 
@@ -40,44 +39,60 @@ def show(
     what: Annotated[str, typer.Argument(help="A run id, or a package folder.")],
     tensor: Annotated[str, typer.Argument(help="A tensor of the package.")] = "",
     row: Annotated[str, typer.Option(help="Show this row: a number, or a token.")] = "",
-    near: Annotated[str, typer.Option(help="Show the tokens whose rows point most nearly the same way.")] = "",
+    near: Annotated[str, typer.Option(help="Show the tokens with the most similar embeddings.")] = "",
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show a run's report, what is in a package, or one row of it."""
-    if not Path(what).is_dir():
-        folder = Store(store).run_folder(what)
-        if not (tensor or near):
-            out.print(Markdown((folder / "report.md").read_text(encoding="utf-8")))
-            return
-        what = str(folder / "model")
-    from qalam_core import package as packages
-    from qalam_core.package import statistics as knowledge
-    from qalam_core.package.editing import rows as edit
-
-    found = packages.read(Path(what))
-    words = found.vocabulary.words
-    if near:
-        index = edit.find_row(found.vocabulary, "embedding.weight", near)
-        (nearest,) = (others for _, others in knowledge.near(found.weights["embedding.weight"], words, [index]))
-        for word, cosine in nearest:
-            out.print(f"{cosine:6.3f}  {word}", markup=False)
+    folder = package_folder(what, store)
+    if not (tensor or near or Path(what).is_dir()):
+        report = Runs(Store(store)).folder(what) / "report.md"
+        out.print(Markdown(report.read_text(encoding="utf-8")))
+    elif near:
+        _show_neighbours(folder, near)
     elif tensor:
-        values = found.weights.get(tensor)
-        if values is None:
-            raise PackageError(f'{what}: no tensor "{tensor}"; there are {", ".join(found.weights)}')
-        if row:
-            values = values[edit.find_row(found.vocabulary, tensor, row)].reshape(-1)
-        out.print(" x ".join(map(str, values.shape)) + "  " + "  ".join(_figures(values)), markup=False)
-        if row:
-            out.print(" ".join(f"{value:.6g}" for value in values.tolist()), soft_wrap=True, markup=False)
+        _show_tensor(folder, tensor, row)
     else:
-        for key, value in found.config.items():
-            out.print(f"{key:<14}{value}")
-        table = Table("tensor", "shape", "mean", "std", "least", "largest", "", box=None)
-        for name, values in found.weights.items():
-            edited = "edited" if name in found.edited else ""
-            table.add_row(name, " x ".join(map(str, values.shape)), *_figures(values), edited)
-        out.print(table)
+        _show_package(folder)
+
+
+def _show_neighbours(folder: Path, token: str) -> None:
+    from qalam_core.package.editing.rows import find_row
+    from qalam_core.package.read import read_tensor_rows, read_vocabulary_of
+    from qalam_core.package.statistics import nearest_tokens
+
+    vocabulary = read_vocabulary_of(folder)
+    index = find_row(vocabulary, "embedding.weight", token)
+    rows = read_tensor_rows(folder, "embedding.weight")
+    for word, cosine in next(iter(nearest_tokens(rows, vocabulary.words, [index])))[1]:
+        out.print(f"{cosine:6.3f}  {word}", markup=False)
+
+
+def _show_tensor(folder: Path, tensor: str, row: str) -> None:
+    """A tensor's statistics, or one row; read by seeking, so that a row of gigabytes takes milliseconds."""
+    from qalam_core.package.editing.rows import find_row
+    from qalam_core.package.read import read_tensor_rows, read_vocabulary_of
+
+    if not row:
+        values = read_tensor_rows(folder, tensor)
+    else:
+        number = int(row) if row.isascii() and row.isdigit() else find_row(read_vocabulary_of(folder), tensor, row)
+        values = read_tensor_rows(folder, tensor, number, number + 1).reshape(-1)
+    out.print(" x ".join(map(str, values.shape)) + "  " + "  ".join(_figures(values)), markup=False)
+    if row:
+        out.print(" ".join(f"{value:.6g}" for value in values.tolist()), soft_wrap=True, markup=False)
+
+
+def _show_package(folder: Path) -> None:
+    from qalam_core.package.read import read
+
+    found = read(folder)
+    for key, value in found.config.constants().items():
+        out.print(f"{key:<14}{value}")
+    table = Table("tensor", "shape", "mean", "std", "min", "max", "", box=None)
+    for name, values in found.weights.items():
+        edited = "edited" if name in found.edited else ""
+        table.add_row(name, " x ".join(map(str, values.shape)), *_figures(values), edited)
+    out.print(table)
 
 
 def _figures(values: object) -> list[str]:
@@ -92,7 +107,7 @@ def verify(
     key: Annotated[Path | None, typer.Option(help="Public key (PEM): check the signature too.")] = None,
     signature: Annotated[Path | None, typer.Option(help="The signature; PACKAGE.sig when not given.")] = None,
 ) -> None:
-    """Say what was changed since the export (status 1), and check a signature."""
+    """List what changed since the export (status 1), and check a signature."""
     from qalam_core import package as packages
 
     if key:
@@ -110,7 +125,7 @@ def verify(
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
+    model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
     store: StoreOption = DEFAULT_STORE,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 60,
@@ -122,7 +137,9 @@ def generate(
     """Continue a prompt."""
     from qalam_core import package as packages
 
-    text = packages.generate(packages.read(_package(model, store)), prompt, tokens, temperature, top_k, seed, top_p)
+    text = packages.generate(
+        packages.read(package_folder(model, store)), prompt, tokens, temperature, top_k, seed, top_p
+    )
     out.print(text, soft_wrap=True, markup=False)
 
 
@@ -143,7 +160,7 @@ def edit(
 
     asked = [bool(values), value is not None or column is not None, scale is not None, bool(copy), bool(add_token)]
     if sum(asked) != 1:
-        raise PackageError("say one thing to do: --set, --column with --value, --scale, --copy or --add-token")
+        raise PackageError("choose one thing to do: --set, --column with --value, --scale, --copy or --add-token")
     if add_token:
         changes = edits.add_token(package, add_token, like or ())
     elif not row:
@@ -163,17 +180,17 @@ def edit(
 
 
 def diff(
-    first: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
-    second: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
-    prompt: Annotated[str | None, typer.Option(help="Show also how each goes on with this.")] = None,
+    first: ModelArgument,
+    second: ModelArgument,
+    prompt: Annotated[str | None, typer.Option(help="Show how each continues this, too.")] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Name what differs between two packages: tensors, rows by their token, words (status 1)."""
+    """List what differs between two packages: tensors, rows by their token, words (status 1)."""
     from qalam_core import package as packages
     from qalam_core.package.editing.diff import diff as compare
     from qalam_core.package.editing.diff import render
 
-    old, new = (packages.read(_package(name, store)) for name in (first, second))
+    old, new = (packages.read(package_folder(name, store)) for name in (first, second))
     difference = compare(old, new, prompt)
     out.print(render(difference), soft_wrap=True, markup=False)
     if difference:
@@ -217,7 +234,7 @@ def sign(
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A package folder, or a run id.")],
+    model: ModelArgument,
     target: Out,
     to: Annotated[Foreign, typer.Option(help="package, gpt2 or safetensors.")] = Foreign.package,
     dtype: Annotated[Storage, typer.Option(help="With a package: how its matrices are stored.")] = "f32",
@@ -228,7 +245,7 @@ def export(
     from qalam_core.package.interop import safetensors_file as interop
     from qalam_core.package.interop.storage import convert
 
-    folder = _package(model, store)
+    folder = package_folder(model, store)
     if to is Foreign.package:
         convert(folder, target, dtype)
     elif to is Foreign.gpt2:
@@ -245,7 +262,7 @@ def import_(
     target: Out,
     of: Annotated[Foreign, typer.Option("--from", help="gpt2, safetensors or original.")],
     like: Annotated[
-        Path | None, typer.Option(help="A package that lends its words (gpt2), or its shape and words (safetensors).")
+        Path | None, typer.Option(help="A package to take the words from (gpt2), or the shape and words (safetensors).")
     ] = None,
     dtype: Annotated[Storage, typer.Option(help="How the matrices are stored.")] = "f32",
 ) -> None:
@@ -270,19 +287,8 @@ def import_(
     out.print(str(target), soft_wrap=True)
 
 
-def _package(name: str, store: Path) -> Path:
-    return Path(name) if Path(name).is_dir() else Store(store).run_folder(name) / "model"
-
-
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise PackageError(f"--set {text[:40]}: numbers with commas between, please") from None
-
-
-def register(app: typer.Typer) -> None:
-    """Add these verbs to the command line."""
-    for command in (show, verify, generate, edit, diff, seal, wheel, sign, export):
-        app.command()(command)
-    app.command("import")(import_)
+        raise PackageError(f"--set {text[:40]}: give numbers separated by commas") from None

@@ -16,11 +16,13 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
-from al_qalam.flows.cli.packages import StoreOption
+from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import bars, out
-from qalam_core.store import DEFAULT_STORE, Store, replace_file
+from qalam_core.files import replace_file
+from qalam_core.runs import Promotion, Runs
+from qalam_core.store import DEFAULT_STORE, Store
 
-__all__ = ["register"]
+__all__ = ["gc", "history", "promote", "report", "reproduce", "rollback", "runs"]
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `qalam runs` lists them.")]
 Why = Annotated[str, typer.Option(help="Kept in the champion's history.")]
@@ -29,24 +31,22 @@ Who = Annotated[str, typer.Option(help="Kept in the champion's history; you, whe
 
 def runs(store: StoreOption = DEFAULT_STORE) -> None:
     """List the runs of a store, oldest first."""
-    home = Store(store)
+    home = Runs(Store(store))
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("", "run", "date", "params", "bits/byte", "unigram", "trigram", "MB", "gate"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("", "run", "gate") else "right")
-    for run in home.runs():
-        record = home.run_record(run)
-        bits = record["bits_per_byte"]
-        champion = home.champion(record["recipe"]["name"]) == run
+    for run, record in home.records().items():
+        bits, champion = record.bits_per_byte, home.champion(record.recipe.name) == run
         table.add_row(
-            "[yellow]*[/]" if champion else "", run, record["created"][:10], f"{record['parameters']:,}",
-            *(f"{float(bits[name]):.3f}" for name in ("model", "unigram", "trigram")), f"{record['package_mb']:.1f}",
-            "passed" if record["verdict"]["passed"] else "[red]refused[/]",
+            "[yellow]*[/]" if champion else "", run, record.created[:10], f"{record.parameters:,}",
+            *(f"{value:.3f}" for value in (bits.model, bits.unigram, bits.trigram)), f"{record.package_mb:.1f}",
+            "passed" if record.verdict.passed else "[red]refused[/]",
         )  # fmt: skip
     if table.row_count:
         out.print(table)
         out.print("* champion of its recipe", style="dim")
     else:
-        out.print(f"no runs in {home.root} yet; `qalam build demo` makes one", soft_wrap=True)
+        out.print(f"no runs in {home.store.root} yet; `qalam build demo` makes one", soft_wrap=True)
 
 
 def report(
@@ -56,13 +56,12 @@ def report(
     target: Annotated[Path | None, typer.Option("--out", help="Write it here, not into the run's folder.")] = None,
 ) -> None:
     """Print where the HTML report of a run is; one that is missing is written first."""
-    home = Store(store)
-    folder = home.run_folder(run)
-    file = target or folder / "report.html"
+    home = Runs(Store(store))
+    file = target or home.folder(run) / "report.html"
     if target or not file.exists():
-        from qalam_core.reports.page import page
+        from qalam_core.pipeline.publish import render_page
 
-        replace_file(file, page(home, run, folder, home.run_record(run)).encode())
+        replace_file(file, render_page(home, run).encode())
     out.print(str(file), soft_wrap=True, markup=False)
     if show and not webbrowser.open(file.resolve().as_uri()):
         out.print("no browser was found; open that file in one")
@@ -70,17 +69,16 @@ def report(
 
 def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store: StoreOption = DEFAULT_STORE) -> None:
     """Show every champion of a recipe, oldest first: when, which run, who and why."""
-    for line in Store(store).promotions(name):
-        action = line.get("action", "promote")
-        text = f"{line['when']}  {line['run']}  {action} by {line.get('who', 'unknown')}: {line['why']}"
+    for line in Runs(Store(store)).promotions(name):
+        text = f"{line.when}  {line.run}  {line.action} by {line.who}: {line.why}"
         out.print(text, soft_wrap=True, markup=False)
 
 
 def promote(run: RunArgument, store: StoreOption = DEFAULT_STORE, why: Why = "promoted by hand", who: Who = "") -> None:
     """Make an earlier run the champion of its recipe."""
-    home = Store(store)
-    name = home.run_record(run)["recipe"]["name"]
-    home.promote(name, run, _now(), why, who or getpass.getuser())
+    home = Runs(Store(store))
+    name = home.record(run).recipe.name
+    home.promote(name, Promotion(run=run, when=_now(), why=why, who=who or getpass.getuser()))
     out.print(f"{run} is the champion of {name}")
 
 
@@ -91,12 +89,10 @@ def rollback(
     who: Who = "",
 ) -> None:
     """Undo the last promotion of a recipe: the champion before it is champion again."""
-    from qalam_core.pipeline import audit as registry
-
-    home = Store(store)
-    if home.has_run(name):
-        name = home.run_record(name)["recipe"]["name"]
-    run = registry.rollback(home, name, _now(), why, who or getpass.getuser())
+    home = Runs(Store(store))
+    if name in home:
+        name = home.record(name).recipe.name
+    run = home.rollback(name, _now(), why, who or getpass.getuser())
     out.print(f"{run} is the champion of {name} again")
 
 
@@ -104,15 +100,15 @@ def reproduce(
     run: RunArgument,
     store: StoreOption = DEFAULT_STORE,
     fresh: Annotated[
-        Path | None, typer.Option("--in", help="An empty folder to build in and keep; else a passing one.")
+        Path | None, typer.Option("--in", help="An empty folder to build in and keep; a temporary one when not given.")
     ] = None,
 ) -> None:
     """Build a run again in a fresh store, and compare artifact by artifact (status 1: something differs)."""
-    from qalam_core.pipeline import audit as registry
+    from qalam_core.pipeline.audit import reproduce as build_again
 
-    with tempfile.TemporaryDirectory(prefix="qalam-") as passing, bars() as terminal:
-        found = registry.reproduce(
-            Store(store), run, Store(fresh or Path(passing)),
+    with tempfile.TemporaryDirectory(prefix="qalam-") as temporary, bars() as terminal:
+        found = build_again(
+            Store(store), run, Store(fresh or Path(temporary)),
             lambda done, total: terminal.moved("train", "train", "steps", done, total),
         )  # fmt: skip
     table = Table("artifact", "then", "now", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -130,30 +126,24 @@ def reproduce(
 
 
 def gc(
-    keep: Annotated[int, typer.Option(min=1, help="How many of the last runs of each recipe stay.")] = 5,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it, only say what would go.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the last runs of each recipe are kept.")] = 5,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete, instead of listing what would be deleted.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Make room: delete runs but the champions and the last ones, and artifacts that no run needs."""
-    from qalam_core.pipeline import audit as registry
+    """Delete runs but the champions and the last ones, and artifacts that no run needs."""
+    from qalam_core.pipeline.collect import collect
 
-    found = registry.collect(Store(store), keep, delete)
+    found = collect(Store(store), keep, delete)
     for name in (*found.runs, *found.artifacts):
         out.print(name, soft_wrap=True, markup=False)
     if found.busy:
-        out.print(f"a build is at work ({found.busy[0][:24]}): artifacts stay until it has ended")
+        out.print(f"a build is running ({found.busy[0][:24]}): artifacts are kept until it has ended")
     did = "deleted" if delete else "would be deleted; --delete does it"
     out.print(
         f"{len(found.runs)} runs and {len(found.artifacts)} artifacts, {decimal(found.bytes)}: {did}; "
-        f"{len(found.kept)} runs stay", soft_wrap=True,
+        f"{len(found.kept)} runs are kept", soft_wrap=True,
     )  # fmt: skip
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def register(app: typer.Typer) -> None:
-    """Add these verbs to the command line."""
-    for command in (runs, report, history, promote, rollback, reproduce, gc):
-        app.command()(command)

@@ -1,6 +1,6 @@
-"""The verbs of `qalam` about what runs by itself: up, down, deploy, watch.
-Takes names and addresses, gives a running stack, a server with deployments, events when a corpus changes.
-It does not know what a deployment does.
+"""The commands about what runs by itself: up, down, deploy, watch.
+Take names and addresses; give a running stack, a server with deployments, events when a corpus changes.
+They do not know what a deployment does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from al_qalam.flows.cli.packages import StoreOption
+from al_qalam.flows.cli.options import RecipeArgument, StoreOption
 from al_qalam.flows.cli.terminal import out
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.prefect_env import CALLER
@@ -20,14 +20,13 @@ from qalam_core.errors import QalamError
 from qalam_core.recipe import Recipe
 from qalam_core.store import DEFAULT_STORE, Store
 
-__all__ = ["register"]
+__all__ = ["deploy", "down", "up", "watch"]
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a name: demo, small, medium, large.")]
 Notify = Annotated[
     str,
     typer.Option(
         envvar="QALAM_NOTIFY", metavar="TARGET", show_default=False, show_envvar=True,
-        help="Who is told of refusals, champions and crashes: a webhook's URL, or TYPE/NAME of a notification block.",
+        help="Where to send refusals, champions and crashes: a webhook's URL, or TYPE/NAME of a notification block.",
     ),
 ]  # fmt: skip
 Slots = Annotated[int, typer.Option(min=1, help="Trainings that may run at once: one for each GPU.")]
@@ -42,7 +41,7 @@ def up(
     """Start a local stack: a Prefect server, the deployments of a recipe, one worker."""
     from al_qalam.flows.serving.stack import Stack
 
-    Recipe.load(recipe_path(recipe))  # a mistake is told before anything is started
+    Recipe.load(recipe_path(recipe))  # a mistake is reported before anything is started
     Store(store).ensure_writable()
     os.environ.setdefault("PREFECT_HOME", str(store.resolve() / "server"))
 
@@ -78,7 +77,7 @@ def deploy(
     slots: Slots = 1,
     notify: Notify = "",
 ) -> None:
-    """Put pools, limits, deployments and automations on the server of $PREFECT_API_URL; again changes nothing."""
+    """Put work pools, limits, deployments and automations on the server of $PREFECT_API_URL (idempotent)."""
     _server()
     _deploy(recipe, store, training, slots, notify)
 
@@ -87,25 +86,19 @@ def watch(
     folder: Annotated[Path, typer.Argument(help="A folder that text is put into.")],
     recipe: Annotated[str, typer.Option(help="The recipe whose corpus it is.")] = "demo",
     store: StoreOption = DEFAULT_STORE,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 10.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once: for a timer of your own.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two scans.")] = 10.0,
+    once: Annotated[bool, typer.Option("--once", help="Scan once: for a timer of your own.")] = False,
 ) -> None:
-    """Say on the server that a corpus has new text, whenever files in FOLDER change and have come to rest."""
+    """Send an event that a corpus has new text, whenever files in FOLDER changed and are complete."""
     _server()
-    from al_qalam.flows.serving.watch import watch as look
+    from al_qalam.flows.serving.watch import watch as scan
 
     name = Recipe.load(recipe_path(recipe)).name
     out.print(f"watching {folder} for {name}, every {every:g} s", soft_wrap=True)
-    for changed in look(folder, Store(store), name, every, once):
+    for changed in scan(folder, Store(store), name, every, once):
         out.print(
             f"{len(changed)} changed: {', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}", soft_wrap=True
         )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module to the command line."""
-    for verb in (up, down, deploy, watch):
-        app.command()(verb)
 
 
 def _server() -> None:
@@ -120,9 +113,8 @@ def _server() -> None:
 def _deploy(recipe: str, store: Path, training: str, slots: int, notify: str) -> None:
     for name, value in CALLER.items():
         os.environ.setdefault(name, value)
-    from al_qalam.flows.serving.deploy import (
-        deploy as put,  # takes seconds, and reads its settings from the environment
-    )
+    # takes seconds, and reads its settings from the environment
+    from al_qalam.flows.serving.deploy import deploy as deploy_to_server
 
-    for line in asyncio.run(put(recipe, store, training, slots, notify)):
+    for line in asyncio.run(deploy_to_server(recipe, store, training, slots, notify)):
         out.print(line, soft_wrap=True)

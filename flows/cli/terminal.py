@@ -1,11 +1,10 @@
 """What a build looks like on a terminal: bars while stages run, a line when one is done, a summary.
-Takes progress calls and a published run; gives text on standard error and standard output.
+Takes progress calls and a published run; writes to standard error and standard output.
 It does not know Prefect, and decides nothing.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,13 @@ from rich.text import Text
 from qalam_core.store import Artifact
 
 if TYPE_CHECKING:
-    from qalam_core.pipeline.build import Published
+    from qalam_core.pipeline.plan import Plan, Reasons
+    from qalam_core.pipeline.publish import Published
+    from qalam_core.pipeline.stage import Stage
+    from qalam_core.recipe import Recipe
+    from qalam_core.store import Store
 
-__all__ = ["Bars", "bars", "out", "summary"]
+__all__ = ["Bars", "bars", "err", "out", "plan_table", "reused", "summary"]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -46,10 +49,10 @@ class _Amount(ProgressColumn):
 
 
 class Bars:
-    """Watches stages (tasks.progress.Watcher): a bar for each that runs, a line for each that ended."""
+    """Watches stages (tasks.progress.Watcher): a bar for each that runs, a line for each that is done."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, reasons: Reasons | None = None) -> None:
+        self._progress, self._reasons = progress, reasons
         self._bars: dict[str, int] = {}
 
     def moved(self, stage: str, label: str, unit: str, done: int, total: int) -> None:
@@ -58,19 +61,32 @@ class Bars:
             self._bars[label] = self._progress.add_task(label, total=total or None, unit=unit)
         self._progress.update(self._bars[label], completed=done, total=total or None)  # type: ignore[arg-type]
 
-    def finished(self, label: str, artifact: Artifact) -> None:
-        """Replace the bar of `label` by one line."""
-        from qalam_core.pipeline.publish import speed  # whoever builds has it loaded, and `qalam --help` does without
+    def finished(self, stage: Stage, artifact: Artifact) -> None:
+        """Replace the bar of `stage` by one line, which says why it was built."""
+        if stage.label in self._bars:
+            self._progress.remove_task(self._bars.pop(stage.label))  # type: ignore[arg-type]
+        line = _line(stage.label, artifact)
+        if self._reasons and not artifact.cached:
+            line += f"  [dim]{escape('; '.join(self._reasons.why(stage)))}[/]"
+        self._progress.console.print(line, soft_wrap=True)
 
-        if label in self._bars:
-            self._progress.remove_task(self._bars.pop(label))  # type: ignore[arg-type]
-        how = "[cyan]cached[/]" if artifact.cached else "[green]built [/]"
-        line = f"  {how}  {label:<28}{artifact.seconds:8.1f} s  {speed([artifact]):>11}   {artifact.digest[:12]}"
-        self._progress.console.print(line)
+
+def reused(label: str, artifact: Artifact) -> None:
+    """The line of a stage that was reused without being watched."""
+    err.print(_line(label, artifact), soft_wrap=True)
+
+
+def _line(label: str, artifact: Artifact) -> str:
+    from qalam_core.pipeline.stage import throughput  # whoever builds has it loaded, and `qalam --help` does without
+
+    how = "[cyan]cached[/]" if artifact.cached else "[green]built [/]"
+    return (
+        f"  {how}  {escape(label):<28}{artifact.seconds:8.1f} s  {throughput([artifact]):>11}   {artifact.digest[:12]}"
+    )
 
 
 class _Notes(logging.Handler):
-    """The library's warnings (a damaged artifact, another build at work) as lines above the bars."""
+    """The library's warnings (a damaged artifact, another running build) as lines above the bars."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
@@ -81,8 +97,17 @@ class _Notes(logging.Handler):
 
 
 @contextmanager
-def bars() -> Iterator[Bars]:
-    """Bars on standard error for as long as the block runs; only lines when it is no terminal."""
+def bars(store: Store | None = None, recipe: Recipe | None = None) -> Iterator[Bars]:
+    """Context manager that shows bars on standard error; only lines when it is not a terminal.
+
+    With a store and a recipe, lines say why a stage was built: what differs from the last run of the recipe's name.
+    """
+    reasons = None
+    if store and recipe:
+        from qalam_core.pipeline.plan import Reasons
+        from qalam_core.runs import Runs
+
+        reasons = Reasons(Runs(store), recipe.name)
     columns = (
         TextColumn("  {task.description:<20}"),
         BarColumn(24),
@@ -93,30 +118,43 @@ def bars() -> Iterator[Bars]:
         notes = _Notes(progress.console)
         logging.getLogger("qalam_core").addHandler(notes)
         try:
-            yield Bars(progress)
+            yield Bars(progress, reasons)
         finally:
             logging.getLogger("qalam_core").removeHandler(notes)
 
 
-def summary(published: Published) -> None:
-    """Print what came out: run, package, bits per byte against the baselines, samples, time per stage."""
-    record = json.loads((published.folder / "run.json").read_text(encoding="utf-8"))
-    report = json.loads((published.folder / "report.json").read_text(encoding="utf-8"))
-    bits = record["bits_per_byte"]
+def plan_table(plan: Plan) -> None:
+    """Print a plan: each stage, whether it is reused or built, and why."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("stage", "action", "digest", "why"):
+        table.add_column(column, no_wrap=column != "why")
+    for row in plan.rows:
+        action = "[cyan]reuse[/]" if row.action == "reuse" else "[green]build[/]"
+        table.add_row(escape(row.label), action, row.digest[:12], escape("; ".join(row.reasons)))
+    out.print(table)
+    built = sum(row.action == "build" for row in plan.rows)
+    against = f", compared with {plan.against}" if plan.against else ""
+    out.print(f"{built} to build, {len(plan.rows) - built} to reuse{against}", soft_wrap=True)
 
+
+def summary(published: Published) -> None:
+    """Print the result: run, package, bits per byte against the baselines, samples, time per stage."""
+    from qalam_core.evaluation.results import Report
+
+    report = Report.model_validate_json((published.folder / "report.json").read_bytes())
+    slices = [("all", report.bits_per_byte), *((name, part.bits_per_byte) for name, part in report.sources.items())]
     out.print()
     table = Table(title="bits per byte on the held-out split (lower is better)", title_justify="left")
     table.add_column("")
     for column in ("model", "unigram", "trigram", "model against unigram"):
         table.add_column(column, justify="right")
-    slices = [("all", bits), *((name, part["bits_per_byte"]) for name, part in report["sources"].items())]
-    for name, row in slices if len(slices) > 2 else slices[:1]:
-        saved = row["model"] / row["unigram"] - 1
-        table.add_row(name, f"{row['model']:.3f}", f"{row['unigram']:.3f}", f"{row['trigram']:.3f}", f"{saved:+.1%}")
+    for name, bits in slices if len(slices) > 2 else slices[:1]:
+        change = bits.model / bits.unigram - 1
+        table.add_row(name, f"{bits.model:.3f}", f"{bits.unigram:.3f}", f"{bits.trigram:.3f}", f"{change:+.1%}")
     out.print(table)
     out.print("\nsamples (a statistical model's text, not statements)")
-    for sample in report["samples"][:3]:
-        out.print("  " + " ".join(sample["text"].split()), soft_wrap=True, markup=False)
+    for sample in report.samples[:3]:
+        out.print("  " + " ".join(sample.text.split()), soft_wrap=True, markup=False)
     out.print("\ntime: " + _timings(published))
     if published.cached:
         out.print("every stage was cached: nothing had to be built")
@@ -130,12 +168,12 @@ def summary(published: Published) -> None:
 
 
 def _timings(published: Published) -> str:
-    from qalam_core.pipeline.publish import speed
+    from qalam_core.pipeline.stage import throughput
 
     stages: dict[str, list[Artifact]] = {}
     for artifact in published.artifacts:
         stages.setdefault(artifact.stage, []).append(artifact)
     return ", ".join(
-        f"{stage} {sum(artifact.seconds for artifact in artifacts):.1f} s" + (f" ({fast})" if fast else "")
-        for stage, artifacts in stages.items() for fast in [speed(artifacts)]
+        f"{stage} {sum(artifact.seconds for artifact in artifacts):.1f} s" + (f" ({speed})" if speed else "")
+        for stage, artifacts in stages.items() for speed in [throughput(artifacts)]
     )  # fmt: skip

@@ -1,5 +1,5 @@
 """What `qalam deploy` puts on a server: work pools, the training limit, deployments/prefect.yaml, automations.
-Takes a recipe and what the configuration says, gives a server on which doing it again changes nothing.
+Takes a recipe and options; doing it again changes nothing.
 It does not start anything, and knows no more of a deployment than its name.
 """
 
@@ -39,12 +39,12 @@ from qalam_core.store import DEFAULT_STORE
 __all__ = ["POOLS", "ZOMBIE_SECONDS", "deploy", "settings"]
 
 POOLS = {
-    "qalam-cpu": "Reads, prepares, tokenizes, evaluates; trains where no other pool is told to.",
+    "qalam-cpu": "Reads, prepares, tokenizes, evaluates; trains where no other pool is configured to.",
     "qalam-gpu": "Trains. Its machines have a GPU and see the same store.",
 }
 
 ZOMBIE_SECONDS = 95
-"""A run that gave no sign of life for so long is marked Crashed: three heartbeats of 30 s, and a little."""
+"""A run without heartbeats for so long is marked Crashed: three heartbeats of 30 s, and a margin."""
 
 
 def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
 
     `recipe` is a recipe file or the name of one that comes with the project; `set` are `section.key=value`
     strings, as of `qalam build --set`. $QALAM_RECIPE, $QALAM_STORE and $QALAM_TRAINING, which `qalam deploy` sets,
-    win over the file. Raises RecipeError.
+    override the file. Raises RecipeError.
     """
     chosen = os.environ.get("QALAM_RECIPE") or recipe
     parsed = Recipe.load(recipe_path(chosen), set)
@@ -68,7 +68,7 @@ def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _version() -> str:
-    """The commit that is deployed, when the project is a checkout; else its release."""
+    """The deployed commit, when the project is a checkout; else its release."""
     home = Path(__file__).resolve().parents[2]
     if (home / ".git").exists():
         described = subprocess.run(
@@ -80,7 +80,7 @@ def _version() -> str:
 
 
 async def deploy(recipe: str, store: Path, training: str, slots: int, notify: str) -> list[str]:
-    """Bring the server to what is described here, and say in lines what it has now.
+    """Bring the server to the state described here; -> lines that say what it has now.
 
     `training` is "" (train where a build runs) or a deployment that trains. `slots` trainings run at once.
     `notify` is "", the URL of a webhook, or TYPE/NAME of a notification block that the server has. Doing it again
@@ -168,7 +168,7 @@ async def _target(notify: str) -> UUID:
 
 
 def _automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
-    """Ours, by name; those that notify are there when there is somebody to notify."""
+    """Ours, by name; notifications only where there is a target."""
     ended: set[str] = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
     every = {"prefect.resource.id": "prefect.flow-run.*"}
     found = [
@@ -185,26 +185,26 @@ def _automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
             actions=[
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
-                    message=f"no heartbeat for {ZOMBIE_SECONDS} s: the process is gone; a new run goes on from there",
+                    message=f"no heartbeat for {ZOMBIE_SECONDS} s: the process is gone; a new run continues from there",
                 )
             ],
         )
     ]  # fmt: skip
     if target is None:
         return found
-    mine = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
+    ours = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
     link = "{{ event.payload.report }}"
     bits = "{{ event.payload.bits_per_byte }} bits per byte"
     return [
         *found,
-        _notice(f"qalam: tell when the gate refuses {recipe}", mine, GATE_REFUSED, target,
+        _notice(f"qalam: notify when the gate refuses {recipe}", ours, GATE_REFUSED, target,
                 f"{recipe}: the gate refused {{{{ event.payload.run }}}}",
                 f"{bits}. {{{{ event.payload.reasons }}}} The champion stays. Report: {link}"),
-        _notice(f"qalam: tell when {recipe} has a new champion", mine, PROMOTED, target,
+        _notice(f"qalam: notify when {recipe} has a new champion", ours, PROMOTED, target,
                 f"{recipe}: {{{{ event.payload.run }}}} is champion", f"{bits}. Report: {link}"),
-        _notice("qalam: tell when a run crashes", every, "prefect.flow-run.Crashed", target,
+        _notice("qalam: notify when a run crashes", every, "prefect.flow-run.Crashed", target,
                 "{{ flow.name }}: {{ flow_run.name }} crashed",
-                "{{ flow_run.state.message }} A new run goes on from what is finished. {{ flow_run|ui_url }}"),
+                "{{ flow_run.state.message }} A new run continues from what is finished. {{ flow_run|ui_url }}"),
     ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ import psutil
 
 from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
 from qalam_core.errors import QalamError
-from qalam_core.store import replace_file
+from qalam_core.files import replace_file
 
 __all__ = ["Stack"]
 

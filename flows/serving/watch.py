@@ -1,6 +1,6 @@
-"""Watching a folder: an event when files in it have changed and come to rest.
-Takes a folder and a recipe's name, gives the changed files, each change once, also over a restart.
-It does not read the files: a build digests them, and an event too many costs it seconds.
+"""Watching a folder: an event when files in it have changed and are complete.
+Takes a folder and a recipe's name; gives the changed files, each change once, also over a restart.
+It does not read the files: a build digests them, and a superfluous event costs it seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from al_qalam.tasks.events import corpus_updated
 from qalam_core.errors import CorpusError
-from qalam_core.store import Store, replace_file
+from qalam_core.files import replace_file
+from qalam_core.store import Store
 
 __all__ = ["watch"]
 
@@ -21,37 +22,37 @@ Seen = dict[str, list[int]]
 
 
 def watch(folder: Path, store: Store, name: str, every: float, once: bool = False) -> Iterator[list[str]]:
-    """Tell the server of new, changed and deleted files of `folder`; yields their names each time.
+    """Send an event for new, changed and deleted files of `folder`; yields their names each time.
 
-    A change counts when two looks, `every` seconds apart, see the same: a file that is being copied grows. What was
-    told is kept in the store, so that what changed while nobody watched is told at the start. With `once` it looks
-    at a folder at rest and ends. Raises CorpusError.
+    A change counts when two scans, `every` seconds apart, see the same: a file that is being copied grows. What was
+    sent is recorded in the store, so that changes while nothing watched are sent at the start. With `once` it scans a
+    folder that is not being written, and ends. Raises CorpusError.
     """
     if not folder.is_dir():
         raise CorpusError(f"{folder}: not a folder; name the one that text is put into")
     key = hashlib.sha256(f"{name} {folder.resolve()}".encode()).hexdigest()[:16]
     record = store.root / "watched" / f"{key}.json"
     try:
-        told: Seen = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # told once too often is harmless
-        told = {}
-    before = _look(folder)
+        sent: Seen = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # sending an event twice is harmless
+        sent = {}
+    before = _scan(folder)
     while True:
         time.sleep(every)
-        now = _look(folder)
+        now = _scan(folder)
         if now == before:
-            changed = sorted(file for file in now.keys() | told.keys() if now.get(file) != told.get(file))
+            changed = sorted(file for file in now.keys() | sent.keys() if now.get(file) != sent.get(file))
             if changed:
                 corpus_updated(name, changed)
                 replace_file(record, (json.dumps(now, indent=1, sort_keys=True) + "\n").encode())
-                told = now
+                sent = now
                 yield changed
             if once:
                 return
         before = now
 
 
-def _look(folder: Path) -> Seen:
+def _scan(folder: Path) -> Seen:
     """File -> [size in bytes, time of change in ns], hidden files and partial downloads aside."""
     if not folder.is_dir():
         raise CorpusError(f"{folder}: the folder is gone; mount it, or put it back")

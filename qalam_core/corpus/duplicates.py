@@ -1,17 +1,17 @@
 """Duplicates: which documents are the same as another, or nearly, in a corpus of any size.
-Takes digests and words of documents, batch by batch; says which digests came before, and at the end which documents
-must go so that no two that are alike stay.
+Takes digests and words of documents, batch by batch; says which digests are new, and at the end which documents to
+drop so that no two near-duplicates remain.
 It does not know texts, files, or which split a document is in.
 
-Near-duplicates are found by MinHash and banding: 14 bands of 8 values over runs of 5 words, as in FineWeb2 (Penedo et
-al. 2025, arXiv 2506.20920), so that two documents meet with a chance of 1 - (1 - s^8)^14 when a share s of their runs
-is common: two in three at s = 0.72, 92 in 100 at 0.8. Documents that meet, directly or over others, are one cluster,
-and the one with the smallest digest stays. Since the held-out splits take the lowest digests, no cluster reaches from
-the training split into one that is held out, in whatever order the files were read; and whatever joins a held-out
-document's cluster later either goes, or is held out in its place.
+Near-duplicates are found by MinHash and banding: 14 bands of 8 values over 5-grams of words, as in FineWeb2 (Penedo et
+al. 2025, arXiv 2506.20920), so that two documents share a band with probability 1 - (1 - s^8)^14 when their 5-grams
+have Jaccard similarity s: two in three at s = 0.72, 92 in 100 at 0.8. Documents that share a band, directly or through
+others, form one cluster, of which the one with the smallest digest is kept. Since the held-out splits take the lowest
+digests, no cluster reaches from the training split into a held-out one, in whatever order the files were read; and a
+document that joins a held-out document's cluster later is either dropped, or held out in its place.
 
 Memory: 16 bytes a document for the digests, three times that while they are merged, and at most 56 while clusters are
-found, one after the other; on disk 136 bytes a document, in files that are gone afterwards.
+found, one after the other; on disk 136 bytes a document, in temporary files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import rensa
 from numpy.typing import NDArray
 
-from qalam_core.corpus.words import Hashes, Numbers, Words, hashed_runs, mixed, runs
+from qalam_core.corpus.words import Hashes, Numbers, Words, hash_ngrams, mixed, ngrams
 
 __all__ = ["BANDS", "GRAM", "ROWS", "Clusters", "Digests", "Seen", "band_keys"]
 
@@ -43,7 +43,7 @@ class Seen:
         self._levels: list[Digests] = []
 
     def add(self, digests: Digests, candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Add the digests of `candidates`; says which of them came for the first time."""
+        """Add the digests of `candidates`; -> which of them are new."""
         rows = np.flatnonzero(candidates)
         unique, first = np.unique(digests[rows], return_index=True)
         new = np.ones(len(unique), np.bool_)
@@ -65,13 +65,13 @@ class Seen:
 
 
 def band_keys(words: Words) -> tuple[NDArray[np.bool_], Hashes]:
-    """Which documents have a run of GRAM words, and (those, BANDS) numbers; two that share one in a column meet."""
-    starts, borders = runs(words, GRAM)
+    """Which documents have GRAM words or more, and their band keys, (documents, BANDS)."""
+    starts, borders = ngrams(words, GRAM)
     long = np.diff(borders) > 0
     if not long.any():
         return long, np.zeros((0, BANDS), np.uint64)
     rows = np.append(borders[:-1][long], borders[-1]).astype(np.uint64)
-    hashes = mixed(hashed_runs(words.hashes, starts, GRAM))
+    hashes = mixed(hash_ngrams(words.hashes, starts, GRAM))
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, rows, BANDS * ROWS, _SEED)
     values = np.array(matrix.to_rows(), np.uint64).reshape(-1, BANDS, ROWS)
     keys = np.zeros(values.shape[:2], np.uint64)
@@ -107,7 +107,7 @@ class Clusters:
             file.write(np.ascontiguousarray(values).tobytes())
 
     def finish(self) -> tuple[Digests, NDArray[np.bool_]]:
-        """(all digests, which documents must go), in the order in which they were added."""
+        """(all digests, which documents to drop), in the order in which they were added."""
         for file in self._files:
             file.close()
         rows = np.fromfile(self._rows, np.int64)
@@ -115,19 +115,19 @@ class Clusters:
         for path in self._paths:
             _join(labels, np.fromfile(path, np.uint64))
         digests = np.fromfile(self._digests, "S16")
-        goes = np.zeros(self._count, np.bool_)
+        dropped = np.zeros(self._count, np.bool_)
         members = np.flatnonzero(np.bincount(labels, minlength=1)[labels] > 1) if len(labels) else labels
         by_digest = members[np.argsort(digests[rows[members]], kind="stable")]
         _, first = np.unique(labels[by_digest], return_index=True)
-        goes[rows[members]] = True
-        goes[rows[by_digest[first]]] = False
-        return digests, goes
+        dropped[rows[members]] = True
+        dropped[rows[by_digest[first]]] = False
+        return digests, dropped
 
 
 def _join(labels: Numbers, keys: Hashes) -> None:
-    """Give every two documents whose keys are equal the same label, the smaller one; in place.
+    """Give documents with equal keys the same label, the smaller one; in place (union-find over arrays).
 
-    Labels are rows: each points at a smaller or equal one, and in the end at its cluster's smallest.
+    Labels are rows: each points to a smaller or equal one, and in the end to its cluster's smallest.
     """
     order = np.argsort(keys)
     ordered = keys[order]
@@ -140,7 +140,7 @@ def _join(labels: Numbers, keys: Hashes) -> None:
         low = np.minimum(a, b)
         np.minimum.at(labels, a, low)
         np.minimum.at(labels, b, low)
-        while (flat := labels[labels] != labels).any():  # every label straight at the end of its chain
+        while (flat := labels[labels] != labels).any():  # path compression
             labels[flat] = labels[labels[flat]]
         apart = labels[one] != labels[other]
         one, other = one[apart], other[apart]

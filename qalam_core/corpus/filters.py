@@ -1,30 +1,29 @@
-"""Filters: which normalised documents read like text, and which like a menu, a list or a machine's output.
-Takes texts as an Arrow array, their words, and thresholds by rule; gives for each text the first rule that it
-breaks, or "". Everything but the language is counted over whole batches: no step runs once per document.
-It does not know files, sources or what becomes of a refused document.
+"""Quality filters: which normalised documents are prose, and which are menus, lists or machine output.
+Takes texts as an Arrow array, their words, and rules with thresholds; gives for each text the first rule that it
+violates, or "". Everything but the language is counted over whole batches: no step runs once per document.
+It does not know files or sources, nor what happens to a rejected document.
 
 The measures are those of Gopher (Rae et al. 2021, arXiv 2112.11446) and FineWeb2 (Penedo et al. 2025, arXiv
 2506.20920), with two differences. Repetition is the share of a document's letters (white space does not count) in
-runs of words that stood before in it, overlaps counted once, where datatrove leaps over a found run before it looks
-on. And runs are of words as white space separates them, where FineWeb2 has spaCy's. Words and symbols are told
-apart for the other measures, as there.
+n-grams that occur earlier in it, overlaps counted once, where datatrove skips past a match before it searches on. And
+these n-grams are of words as white space separates them, where FineWeb2 uses spaCy's. The other measures tell words and
+symbols apart, as there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from qalam_core.arabic import normalise
+from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus.language import likelihood
 from qalam_core.corpus.words import Numbers, Words
-from qalam_core.filter_profiles import RULES
 
-__all__ = ["STOP_WORDS", "broken", "measures"]
+__all__ = ["MEASURES", "STOP_WORDS", "first_violation", "measures"]
 
 Floats = NDArray[np.float64]
 
@@ -39,53 +38,40 @@ _LETTERS = r"\p{L}\p{M}\p{N}_"
 _TERMINAL = r"""[.!?؟۔:؛][)\]"'»”’]*$"""
 
 
-def broken(
+def first_violation(
     texts: pa.Array,
     words: Words,
-    thresholds: Mapping[str, float],
+    rules: Sequence[tuple[str, float]],
     languages: Collection[str] = (),
     reasons: NDArray[np.object_] | None = None,
 ) -> NDArray[np.object_]:
-    """For each text the first of RULES in `thresholds` that it breaks, or ""; those with one in `reasons` keep it."""
+    """For each text the first of `rules` (name, threshold) that it violates, or ""; an entry in `reasons` is kept."""
     reasons = np.full(len(texts), "", np.object_) if reasons is None else reasons.copy()
-    if not thresholds or not len(texts):
+    if not rules or not len(texts):
         return reasons
-    found = measures(texts, words, {rule[4:] for rule in thresholds})
-    for rule in RULES:
-        if rule not in thresholds:
-            continue
+    found = measures(texts, words, {rule[4:] for rule, _ in rules} - {"language"})
+    for rule, threshold in sorted(rules, key=lambda pair: pair[0] == "min_language"):  # last: a step for each text
         left = np.flatnonzero(reasons == "")
-        if rule == "min_language":  # it takes a step for each text, and so comes last
-            found["language"] = np.ones(len(texts))
-            found["language"][left] = likelihood(texts.take(pa.array(left)), languages)
-        value = found[rule[4:]][left]
-        breaks = value < thresholds[rule] if rule.startswith("min_") else value > thresholds[rule]
-        reasons[left[breaks]] = rule
+        by_text = rule == "min_language"
+        value = likelihood(texts.take(pa.array(left)), languages) if by_text else found[rule[4:]][left]
+        violated = value < threshold if rule.startswith("min_") else value > threshold
+        reasons[left[violated]] = rule
     return reasons
 
 
-def measures(texts: pa.Array, words: Words, wanted: set[str]) -> dict[str, Floats]:
+def measures(texts: pa.Array, words: Words, wanted: Collection[str]) -> dict[str, Floats]:
     """Measure (a rule's name without min_ or max_) -> its value for each text; at least those that are wanted."""
     found: dict[str, Floats] = {}
-    makers: tuple[Callable[[], dict[str, Floats]], ...] = (
-        lambda: _shape(words), lambda: _lines(texts, words), lambda: _repetition(words),
-    )  # fmt: skip
-    for names, make in zip((_SHAPE, _LINES, _REPEATED), makers, strict=True):
-        if wanted & names:
-            found |= make()
+    for measure in dict.fromkeys(MEASURES[name] for name in sorted(wanted)):
+        found |= measure(texts, words)
     return found
-
-
-_SHAPE = {"words", "average_word", "alphabetic", "stop_words"}
-_LINES = {"line_punctuation", "newlines", "duplicate_lines", "duplicate_line_chars"}
-_REPEATED = {rule[4:] for rule in RULES} - _SHAPE - _LINES - {"language"}
 
 
 # -- words ----------------------------------------------------------------------------------------
 
 
-def _shape(words: Words) -> dict[str, Floats]:
-    """What can be told from each spelling apart, and is then summed over a document's words."""
+def _shape(texts: pa.Array, words: Words) -> dict[str, Floats]:
+    """What is computed once per distinct spelling, and summed over a document's words."""
     spelling = words.distinct
     parts = pc.count_substring_regex(spelling, pattern=f"[{_LETTERS}]+").to_numpy()
     symbols = pc.count_substring_regex(spelling, pattern=rf"[^{_LETTERS}\s]").to_numpy()
@@ -105,9 +91,9 @@ def _shape(words: Words) -> dict[str, Floats]:
 
 
 def _stop_words(words: Words) -> Floats:
-    """How many different stop words each document has, in full spelling or folded as the profile `search` does."""
+    """How many different stop words each document has, as spelled or as the normalisation `search` folds them."""
     bare = pc.replace_substring_regex(words.distinct, pattern=r"\PL+", replacement="")
-    folded = [normalise(word, "search") for word in STOP_WORDS]
+    folded = [normalise(word, NORMALISATIONS["search"]) for word in STOP_WORDS]
     which = pc.index_in(bare, value_set=pa.array([*STOP_WORDS, *folded], pa.large_string())).fill_null(-1).to_numpy()
     bits = np.where(which >= 0, np.int64(1) << (which % len(STOP_WORDS)), 0)
     bits |= pc.match_substring(words.distinct, STOP_WORDS[0]).to_numpy(zero_copy_only=False)
@@ -145,24 +131,24 @@ def _lines(texts: pa.Array, words: Words) -> dict[str, Floats]:
 # -- repetition -----------------------------------------------------------------------------------
 
 
-def _repetition(words: Words) -> dict[str, Floats]:
-    """Of each document's letters, the share in its most frequent n-gram, and in n-grams that stood before.
+def _repetition(texts: pa.Array, words: Words) -> dict[str, Floats]:
+    """The share of each document's letters in its most frequent n-gram, and in n-grams that occur earlier in it.
 
-    A run of n words that recurs is made of two runs of n - 1 words that do, so each length looks only where the
-    one before it found something. Runs are compared by numbers of their parts: exactly, not by hash. A run over a
-    border of documents cannot recur, as its words' numbers are their documents' own.
+    A recurring n-gram consists of two recurring (n-1)-grams, so each length searches only where the one before it found
+    something. N-grams are compared by the numbers of their parts: exactly, not by hash. An n-gram across a border of
+    documents cannot recur, because its words' numbers are specific to their documents.
     """
     chars = pc.utf8_length(words.distinct).to_numpy().astype(np.int64)[words.ids]
     ends = np.concatenate([[0], np.cumsum(chars)])
     totals = np.maximum(ends[words.borders[1:]] - ends[words.borders[:-1]], 1)
     documents, count = words.documents, len(words.ids)
     starts, kinds, _ = _recurring(np.arange(count), documents * max(len(words.distinct), 1) + words.ids)
-    single = np.full(count + 1, -1)  # the number of each recurring word, -1 elsewhere and behind the end
+    single = np.full(count + 1, -1)  # the number of each recurring word; -1 elsewhere and past the end
     single[starts] = kinds
     found: dict[str, Floats] = {}
     for n in range(2, 11):
         last = np.append(starts[1:] == starts[:-1] + 1, False) if len(starts) else np.zeros(0, np.bool_)
-        starts, kinds = starts[last], kinds[last]  # a run of n - 1 recurring ones begins at the next word too
+        starts, kinds = starts[last], kinds[last]  # an (n-1)-gram that recurs begins at the next word too
         starts, kinds, again = _recurring(starts, kinds * (count + 1) + single[starts + n - 1])
         if n <= 4:
             found[f"top_{n}gram"] = _top(starts, kinds, ends[starts + n] - ends[starts], documents, totals)
@@ -196,3 +182,13 @@ def _top(starts: Numbers, kinds: Numbers, chars: Numbers, documents: Numbers, to
     if len(value):
         np.maximum.at(best, documents[starts[first]], (counts << 32) + chars[first])
     return np.minimum((best >> 32) * (best & 0xFFFFFFFF) / totals, 1.0)
+
+
+MEASURES: dict[str, Callable[[pa.Array, Words], dict[str, Floats]]] = {
+    **dict.fromkeys(("words", "average_word", "alphabetic", "stop_words"), _shape),
+    **dict.fromkeys(("line_punctuation", "newlines", "duplicate_lines", "duplicate_line_chars"), _lines),
+    **dict.fromkeys((f"top_{n}gram" for n in range(2, 5)), _repetition),
+    **dict.fromkeys((f"duplicate_{n}gram" for n in range(5, 11)), _repetition),
+}
+"""Measure -> the function that computes it (and what comes with it): a rule is one entry here, and its threshold one in
+filter_profiles.py. The language alone is not here, as it takes a step for each text."""

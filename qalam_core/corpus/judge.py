@@ -1,13 +1,12 @@
-"""Judging: a batch of documents as read -> their normalised text, and what speaks against each.
-Takes record batches of documents.arrow and the recipe's corpus part; gives texts, digests, reasons and the keys that
-near-duplicates are found by.
+"""Judging: a batch of documents as read -> their normalised text, and why each is rejected, if it is.
+Takes record batches of documents.arrow and the settings; gives texts, digests, reasons, and the keys by which
+near-duplicates are found.
 It does not know other batches: duplicates are found later, in order.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,27 +15,79 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from qalam_core.arabic import normalise_array
+from qalam_core.arabic import NORMALISATIONS, Rules, normalise_array
 from qalam_core.corpus import language
 from qalam_core.corpus.duplicates import BANDS, Digests, band_keys
-from qalam_core.corpus.filters import broken
+from qalam_core.corpus.filters import first_violation
 from qalam_core.corpus.mojibake import repair_array
 from qalam_core.corpus.sources import slice_name
 from qalam_core.corpus.words import Hashes, Words, words
-from qalam_core.errors import RecipeError
-from qalam_core.filter_profiles import RULES
-from qalam_core.recipe import Corpus, Filters, near
+from qalam_core.errors import RecipeError, did_you_mean
+from qalam_core.filter_profiles import FILTER_PROFILES, RULES
+from qalam_core.recipe import Corpus, Filters, Frozen
 
-__all__ = ["REASONS", "Judged", "check_languages", "digests_of", "filters_by_slice", "judge"]
+__all__ = ["REASONS", "JudgeSettings", "Judged", "check_languages", "digests_of", "judge"]
 
-# in the order in which they are tried
 REASONS = ("empty", "too_short", "too_long", "not_arabic", *RULES, "duplicate", "near_duplicate")
+"""Why a document is rejected, in the order in which that is checked."""
 
-# Letters of the Arabic script (Arabic, Supplement, Extended-A and -B) as they stand after NFKC.
+Thresholds = tuple[tuple[str, float], ...]
+"""(rule, threshold), in the order in which they are applied."""
+
+# Letters of the Arabic script (Arabic, Supplement, Extended-A and -B) as they are after NFKC.
 _ARABIC = (
     "[\u0620-\u063f\u0641-\u064a\u066e\u066f\u0671-\u06d3\u06d5\u06ee\u06ef\u06fa-\u06fc\u06ff"
     "\u0750-\u077f\u0870-\u0887\u0889-\u088f\u08a0-\u08c9]+"
 )
+
+
+class JudgeSettings(Frozen):
+    """Everything that the judgement of a document depends on, beside its text."""
+
+    normalisation: Rules
+    repair: bool
+    min_chars: int
+    max_chars: int
+    min_arabic: float
+    rules: Thresholds  # of all slices but these:
+    slice_rules: dict[str, Thresholds]
+    languages: tuple[str, ...]  # () where no rule asks for them
+    near_duplicates: bool
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> JudgeSettings:
+        """What the recipe's corpus section says. Raises RecipeError where two sources of one name contradict."""
+        rules = _thresholds(corpus, corpus.filters)
+        filters: dict[str, Filters] = {}
+        for source in corpus.sources:
+            chosen, name = source.filters or corpus.filters, slice_name(source)
+            if filters.setdefault(name, chosen) != chosen:
+                raise RecipeError(
+                    f'corpus.sources: "{name}" names two sources with different filters ({filters[name]} and '
+                    f"{chosen}); give one of them another name"
+                )
+        by_slice = {name: _thresholds(corpus, profile) for name, profile in filters.items()}
+        needs_language = any("min_language" in dict(found) for found in (rules, *by_slice.values()))
+        return cls(
+            normalisation=NORMALISATIONS[corpus.normalisation],
+            repair=corpus.repair,
+            min_chars=corpus.min_chars,
+            max_chars=corpus.max_chars,
+            min_arabic=corpus.min_arabic,
+            rules=rules,
+            slice_rules={name: found for name, found in by_slice.items() if found != rules},
+            languages=corpus.languages if needs_language else (),
+            near_duplicates=corpus.near_duplicates,
+        )
+
+
+def _thresholds(corpus: Corpus, filters: Filters) -> Thresholds:
+    """The rules of a filter profile, with the recipe's thresholds where it has its own."""
+    return tuple(
+        (rule, corpus.thresholds.get(rule, threshold))
+        for rule, threshold in FILTER_PROFILES[filters].items()
+        if corpus.languages or rule != "min_language"
+    )
 
 
 @dataclass
@@ -44,72 +95,55 @@ class Judged:
     """A batch of documents, and what was found about each."""
 
     read: pa.Array
-    names: pa.Array  # of their slices
+    slices: pa.Array  # their names
     texts: pa.Array  # normalised
     digests: Digests
-    reasons: NDArray[np.object_]  # "" for what is kept
+    reasons: NDArray[np.object_]  # "" for documents that are kept
     repaired: NDArray[np.bool_]
-    long: NDArray[np.bool_]  # enough words for near-duplicates
-    keys: Hashes  # of those
+    long: NDArray[np.bool_]  # enough words for near-duplicate detection
+    keys: Hashes  # band keys of those
 
 
-def filters_by_slice(corpus: Corpus) -> dict[str, Filters]:
-    """Slice name -> its filter profile, where that is not the corpus's.
-
-    Raises RecipeError where two sources of one name differ.
-    """
-    chosen: dict[str, Filters] = {}
-    for source in corpus.sources:
-        filters = source.filters or corpus.filters
-        name = slice_name(source)
-        if chosen.setdefault(name, filters) != filters:
-            raise RecipeError(
-                f'corpus.sources: "{name}" names two sources with different filters ({chosen[name]} and {filters}); '
-                "give one of them another name"
-            )
-    return {name: filters for name, filters in chosen.items() if filters != corpus.filters}
-
-
-def check_languages(corpus: Corpus, filters: Mapping[str, Filters]) -> None:
-    """Raises RecipeError for languages that are to be told and cannot be."""
-    if not any("min_language" in corpus.limits(profile) for profile in (corpus.filters, *filters.values())):
-        return
-    for code in corpus.languages:
+def check_languages(settings: JudgeSettings) -> None:
+    """Raises RecipeError for languages that cannot be identified."""
+    for code in settings.languages:
         if code not in language.known():
-            hint = near(code, language.known(), "they are ISO 639 codes such as ar, arz, fa")
+            hint = did_you_mean(code, language.known(), "they are ISO 639 codes such as ar, arz, fa")
             raise RecipeError(f'corpus.languages: "{code}" is not known; {hint}')
 
 
-def judge(batch: pa.RecordBatch, corpus: Corpus, filters: Mapping[str, Filters]) -> Judged:
-    """Everything that can be said about documents by themselves; `filters` as of `filters_by_slice`."""
-    read, names = batch.column("text"), batch.column("source")
-    texts, repaired = repair_array(read) if corpus.repair else (read, np.zeros(len(read), np.bool_))
-    texts = normalise_array(texts, corpus.profile)
+def judge(batch: pa.RecordBatch, settings: JudgeSettings) -> Judged:
+    """Everything that can be said about documents by themselves."""
+    read, slices = batch.column("text"), batch.column("source")
+    texts, repaired = repair_array(read) if settings.repair else (read, np.zeros(len(read), np.bool_))
+    texts = normalise_array(texts, settings.normalisation)
     found = words(texts)
-    reasons = _basic(texts, found, batch.column("cut").to_numpy(zero_copy_only=False), corpus)
-    profiles = [filters.get(name, corpus.filters) for name in names.to_pylist()] if filters else [corpus.filters]
-    for profile in sorted(set(profiles)):
-        mine = np.array([profile == other for other in profiles])
-        reasons = np.where(mine, broken(texts, found, corpus.limits(profile), corpus.languages, reasons), reasons)
-    if corpus.near_duplicates:
+    reasons = _basic(texts, found, batch.column("cut").to_numpy(zero_copy_only=False), settings)
+    names = np.array(slices.to_pylist(), np.object_) if settings.slice_rules else np.zeros(len(texts), np.object_)
+    for name in dict.fromkeys(names.tolist()):
+        rules = settings.slice_rules.get(name, settings.rules)
+        violated = first_violation(texts, found, rules, settings.languages, reasons)
+        reasons = np.where(names == name, violated, reasons)
+    if settings.near_duplicates:
         long, keys = band_keys(found)
     else:
         long, keys = np.zeros(len(texts), np.bool_), np.zeros((0, BANDS), np.uint64)
-    return Judged(read, names, texts, digests_of(texts), reasons, repaired, long, keys)
+    return Judged(read, slices, texts, digests_of(texts), reasons, repaired, long, keys)
 
 
-def _basic(texts: pa.Array, found: Words, cut: NDArray[np.bool_], corpus: Corpus) -> NDArray[np.object_]:
+def _basic(texts: pa.Array, found: Words, cut: NDArray[np.bool_], settings: JudgeSettings) -> NDArray[np.object_]:
+    """The reason from length and script alone."""
     characters = pc.utf8_length(texts).to_numpy()
     letters = pc.replace_substring_regex(found.distinct, pattern=r"\PL+", replacement="")
     foreign = pc.replace_substring_regex(letters, pattern=_ARABIC, replacement="")
-    among = found.summed(pc.utf8_length(letters).to_numpy())
-    arabic = among - found.summed(pc.utf8_length(foreign).to_numpy())
+    total = found.summed(pc.utf8_length(letters).to_numpy())
+    arabic = total - found.summed(pc.utf8_length(foreign).to_numpy())
     conditions = [
         cut,
         characters == 0,
-        characters < corpus.min_chars,
-        characters > corpus.max_chars,
-        arabic < corpus.min_arabic * np.maximum(among, 1),  # no letters at all: no Arabic
+        characters < settings.min_chars,
+        characters > settings.max_chars,
+        arabic < settings.min_arabic * np.maximum(total, 1),  # a text without letters is not Arabic
     ]
     reasons = np.select(conditions, ["too_long", "empty", "too_short", "too_long", "not_arabic"], default="")
     return reasons.astype(np.object_)

@@ -1,6 +1,6 @@
 """Lines: one source file's bytes -> decompressed, checked and decoded whole lines.
-Takes a `SourceFile` and gives its text a block at a time, in memory that no file can blow up; whatever is
-not readable UTF-8 text is one CorpusError line that names the place.
+Takes a `SourceFile` and gives its text a block at a time, in memory that no file can exceed; whatever is not readable
+UTF-8 text is a CorpusError of one line that names the place.
 It does not know formats or documents.
 """
 
@@ -25,14 +25,14 @@ HEAD = 4000  # bytes kept of a longer one
 
 @contextmanager
 def reading(file: SourceFile) -> Iterator[None]:
-    """Around reading only: a full disk on the writing side is no fault of the file's."""
+    """For reading alone: a full disk on the writing side is not the file's fault."""
     try:
         yield
     except (OSError, EOFError, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno:
             raise CorpusError(f"{file.path}: cannot be read ({error.strerror}); check its permissions") from None
         reason = "it ends too early" if "end" in str(error) or "runcated" in str(error) else "it is damaged"
-        kind = f"{file.compression} file" if file.compression else "file"
+        kind = f"{file.settings.compression} file" if file.settings.compression else "file"
         raise CorpusError(
             f"{file.path}: not a whole {kind} ({reason}); fetch it again, or correct its suffix"
         ) from None
@@ -43,7 +43,7 @@ class Input:
 
     def __init__(self, file: SourceFile) -> None:
         self.file = file
-        self.lossy = file.source.encoding_errors == "replace"
+        self.lossy = file.settings.encoding_errors == "replace"
         self.done = 0
 
     def chunks(self) -> Iterator[bytes]:
@@ -52,10 +52,11 @@ class Input:
             with reading(self.file):
                 raw = stack.enter_context(pa.OSFile(self.file.path))
                 stream: Any = raw
-                if self.file.compression == "xz":  # the one that Arrow does not know
+                compression = self.file.settings.compression
+                if compression == "xz":  # the one that Arrow does not support
                     stream = stack.enter_context(lzma.open(raw))
-                elif self.file.compression:
-                    stream = stack.enter_context(pa.CompressedInputStream(raw, self.file.compression))
+                elif compression:
+                    stream = stack.enter_context(pa.CompressedInputStream(raw, compression))
             while True:
                 with reading(self.file):
                     chunk: bytes = stream.read(CHUNK)

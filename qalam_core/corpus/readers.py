@@ -1,10 +1,10 @@
-"""Documents: one source file -> one Arrow file with a row per document, as read.
-Takes a `SourceFile` (text, JSON, CSV, Parquet, Arrow, compressed or not, or a Hugging Face data set) and
-streams it in bounded memory; what cannot be read is one CorpusError line with file, place and cure.
-It does not know which documents are worth keeping; `corpus` decides that.
+"""Readers: one source file -> one Arrow file with a row per document, as read.
+Takes a `SourceFile` (text, JSON, CSV, Parquet, Arrow, compressed or not, or a Hugging Face data set) and streams it in
+bounded memory; what cannot be read is a CorpusError of one line with file, place and cure.
+It does not know which documents are kept; judge.py decides that.
 
-A document of more than MAX_CHARS characters, or on a line of more than MAX_LINE bytes, is not carried
-whole: its first HEAD characters stand for it, marked `cut`, and `corpus` rejects it as too long.
+Of a document of more than MAX_CHARS characters, or on a line of more than MAX_LINE bytes, only the first HEAD
+characters are kept, marked `cut`, and it is rejected later as too long.
 """
 
 from __future__ import annotations
@@ -25,42 +25,49 @@ import pyarrow.parquet as pq
 from qalam_core.corpus.lines import MAX_LINE, Input, reading, split
 from qalam_core.corpus.sources import SourceFile, data_files
 from qalam_core.errors import CorpusError
-from qalam_core.store import Progress, file_sha256, silent
+from qalam_core.files import sha256_file
+from qalam_core.progress import Progress, no_progress
+from qalam_core.recipe import Frozen
 
-__all__ = ["DOCUMENTS", "HEAD", "SCHEMA", "ingest"]
+__all__ = ["DOCUMENTS", "HEAD", "SCHEMA", "IngestFacts", "ingest"]
 
 DOCUMENTS = "documents.arrow"
 SCHEMA = pa.schema([("text", pa.large_string()), ("source", pa.string()), ("cut", pa.bool_())])
 
-HEAD = 1000  # characters that stand for a document that is too long to carry
+HEAD = 1000  # characters kept of a document that is too long
 MAX_CHARS = 8 << 20  # one document
 MAX_JSON = 512 << 20  # bytes of one .json file, which is parsed at once
 BATCH_CHARS = 2 << 20  # text per record batch...
 BATCH_ROWS = 16384  # ...and documents
 
 
-def ingest(file: SourceFile, out: Path, progress: Progress = silent) -> dict[str, Any]:
-    """Read one file into `out`/documents.arrow, in its order; gives counts.
+class IngestFacts(Frozen):
+    """Counts of the documents of a file. Blank lines are neither documents nor counted."""
 
-    `documents` and their UTF-8 `bytes`; `cut` of them too long to carry; `replaced` of them with bytes
-    that were not UTF-8; and `skipped_null`, records whose text is null, which are no documents. Blank
-    lines are neither. Progress is in bytes of the file. Raises CorpusError.
-    """
+    documents: int
+    bytes: int  # UTF-8
+    cut: int  # documents that are too long
+    replaced: int  # documents with bytes that were not UTF-8
+    skipped_null: int  # records whose text is null, which are no documents
+
+
+def ingest(file: SourceFile, out: Path, progress: Progress = no_progress) -> IngestFacts:
+    """Read one file into `out`/documents.arrow, in its order. Progress is in bytes of the file. Raises CorpusError."""
     out.mkdir(parents=True, exist_ok=True)
     with _Writer(out / DOCUMENTS, file, progress) as writer:
-        _READERS[file.format](file, writer)
+        _READERS[file.settings.format](file, writer)
         writer.flush()
-    counts = writer.counts
-    if not counts["documents"]:
-        nulls = f" (the field {file.source.text!r} is null in every record)" if counts["skipped_null"] else ""
+    facts = IngestFacts(**writer.counts)
+    if not facts.documents:
+        nulls = f" (the field {file.settings.text!r} is null in every record)" if facts.skipped_null else ""
         raise CorpusError(f"{file.path}: holds no documents{nulls}; remove it from the sources, or fill it")
     # Its digest names the artifact: text that changed since then must not be kept under it.
     with reading(file):
-        same = file.format == "hf" or file_sha256(Path(file.path)) == file.sha256
+        same = file.hub is not None or sha256_file(Path(file.path)) == file.sha256
     if not same:
         raise CorpusError(f"{file.path}: changed while it was read; run again when nothing writes to it")
     progress(file.size, file.size)
-    return counts
+    return facts
 
 
 class _Writer:
@@ -68,7 +75,7 @@ class _Writer:
 
     def __init__(self, path: Path, file: SourceFile, progress: Progress) -> None:
         self.file = file
-        self.folder = path.parent  # for what a reader must put aside
+        self.folder = path.parent  # for temporary files
         self.counts = {"documents": 0, "bytes": 0, "cut": 0, "replaced": 0, "skipped_null": 0}
         self._progress = progress
         self.input = Input(file)
@@ -95,7 +102,7 @@ class _Writer:
             self.flush()
 
     def add_head(self, head: bytes) -> None:
-        """The start of a line that is too long to carry."""
+        """Add the start of a line that is too long."""
         self.add(head.decode("utf-8", "ignore"), cut=True)
 
     def skip_null(self) -> None:
@@ -107,8 +114,8 @@ class _Writer:
         try:
             texts = pa.array(self._texts, pa.large_string())
         except UnicodeEncodeError:
-            texts = pa.array([self._mended(text, row) for row, text in enumerate(self._texts)], pa.large_string())
-        names = pa.repeat(pa.scalar(self.file.name, pa.string()), len(texts))
+            texts = pa.array([self._repaired(text, row) for row, text in enumerate(self._texts)], pa.large_string())
+        names = pa.repeat(pa.scalar(self.file.settings.name, pa.string()), len(texts))
         self._arrow.write_batch(pa.record_batch([texts, names, pa.array(self._cuts)], schema=SCHEMA))
         self.counts["documents"] += len(texts)
         self.counts["bytes"] += pc.sum(pc.binary_length(texts)).as_py()
@@ -116,23 +123,23 @@ class _Writer:
         self._texts, self._cuts, self._chars = [], [], 0
         self._progress(min(self.input.done, self.file.size), self.file.size)
 
-    def _mended(self, text: str, row: int) -> str:
+    def _repaired(self, text: str, row: int) -> str:
         """A text whose lone surrogates (bytes that were not UTF-8, or halves of JSON escapes) are U+FFFD."""
-        mended = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        if mended != text and not self.input.lossy:
+        repaired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        if repaired != text and not self.input.lossy:
             raise CorpusError(
                 f"{self.file.path}: document {self.counts['documents'] + row + 1} holds half of a surrogate "
-                f'pair, which is no character; mend it, or set encoding_errors = "replace" on its source'
+                f'pair, which is no character; correct it, or set encoding_errors = "replace" on its source'
             )
-        self.counts["replaced"] += mended != text
-        return mended
+        self.counts["replaced"] += repaired != text
+        return repaired
 
 
 # -- readers: one a format ------------------------------------------------------------------------
 
 
 def _read_text(file: SourceFile, writer: _Writer) -> None:
-    unit = file.source.unit
+    unit = file.settings.unit
     if unit == "line":
         for text, head in writer.input.blocks():
             if head:
@@ -142,7 +149,7 @@ def _read_text(file: SourceFile, writer: _Writer) -> None:
                     writer.add(line)
         return
 
-    # Lines gathered until a blank one, or the end of the file; past MAX_CHARS they are no longer kept.
+    # Lines are gathered until a blank one, or the end of the file; past MAX_CHARS they are no longer kept.
     gathered: list[str] = []
     chars, cut = 0, False
 
@@ -178,7 +185,7 @@ def _read_jsonl(file: SourceFile, writer: _Writer) -> None:
             number += 1
             if line.strip():
                 place = f"{file.path}:{number}"
-                _add_field(_parsed(line, place, "mend or remove this line"), place, file, writer)
+                _add_field(_parsed(line, place, "correct or remove this line"), place, file, writer)
 
 
 def _read_json(file: SourceFile, writer: _Writer) -> None:
@@ -197,7 +204,7 @@ def _read_json(file: SourceFile, writer: _Writer) -> None:
     value = _parsed(text, file.path, 'for one record a line set format = "jsonl" on its source')
     del text
     way = "the top"
-    for key in file.source.records.split(".") if file.source.records else ():
+    for key in file.settings.records.split(".") if file.settings.records else ():
         if not isinstance(value, dict) or key not in value:
             raise CorpusError(f"{file.path}: {way} has no key {key!r} ({_fields(value)}); correct records")
         value, way = value[key], repr(key)
@@ -221,7 +228,7 @@ def _parsed(text: str, place: str, cure: str) -> Any:
 
 def _add_field(record: Any, place: str, file: SourceFile, writer: _Writer) -> None:
     """The text of one record, which must be there and be text; null is counted and left out."""
-    field = file.source.text
+    field = file.settings.text
     if not isinstance(record, dict) or field not in record:
         raise CorpusError(f"{place}: no field {field!r} ({_fields(record)}); set text to the one that holds the text")
     value = record[field]
@@ -261,7 +268,7 @@ def _read_csv(file: SourceFile, writer: _Writer) -> None:
 
     csv.field_size_limit(MAX_CHARS)  # of this process, the module knows no other; the default is 128 KiB
     rows = csv.reader(lines(), strict=True)
-    field = file.source.text
+    field = file.settings.text
     try:
         header = next(rows, [])
         if field not in header:
@@ -275,7 +282,7 @@ def _read_csv(file: SourceFile, writer: _Writer) -> None:
             elif row:
                 raise CorpusError(
                     f"{file.path}:{rows.line_num}: the row has {len(row)} of {len(header)} cells, "
-                    f"and {field!r} is not among them; mend or remove it"
+                    f"and {field!r} is not among them; correct or remove it"
                 )
     except csv.Error as error:
         raise CorpusError(f"{file.path}:{rows.line_num}: not CSV ({error}); is a quote left open?") from None
@@ -285,7 +292,7 @@ def _read_parquet(file: SourceFile, writer: _Writer) -> None:
     with _plain(file, writer) as path, _parsing(file, "Parquet"), pq.ParquetFile(path) as table:
         _check_type(file, table.schema_arrow)
         rows = 0
-        for batch in table.iter_batches(1024, columns=[file.source.text]):
+        for batch in table.iter_batches(1024, columns=[file.settings.text]):
             _add_column(batch.column(0), rows, file, writer)
             rows += len(batch)
             writer.input.done = file.size * rows // table.metadata.num_rows
@@ -300,7 +307,7 @@ def _read_arrow(file: SourceFile, writer: _Writer) -> None:
         batches = (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else table
         rows = 0
         for batch in batches:
-            column = batch.column(file.source.text)
+            column = batch.column(file.settings.text)
             for start in range(0, len(column), 1024):  # a batch may be the whole file
                 _add_column(column.slice(start, 1024), rows + start, file, writer)
             rows += len(column)
@@ -310,7 +317,7 @@ def _read_arrow(file: SourceFile, writer: _Writer) -> None:
 @contextmanager
 def _plain(file: SourceFile, writer: _Writer) -> Iterator[Path]:
     """The file where it can be sought in: itself, or decompressed into a temporary file."""
-    if not file.compression:
+    if not file.settings.compression:
         yield Path(file.path)
         return
     with tempfile.TemporaryDirectory(dir=writer.folder) as folder:
@@ -336,7 +343,7 @@ def _parsing(file: SourceFile, kind: str) -> Iterator[None]:
 
 
 def _check_type(file: SourceFile, schema: pa.Schema) -> None:
-    field = file.source.text
+    field = file.settings.text
     if schema.get_field_index(field) < 0:
         raise CorpusError(f"{file.path}: no column {field!r} ({_listed(schema.names)}); set text to one of them")
     kind = schema.field(field).type
@@ -360,9 +367,10 @@ def _add_column(column: pa.Array, before: int, file: SourceFile, writer: _Writer
 def _read_hub(file: SourceFile, writer: _Writer) -> None:
     import datasets  # slow to import, and most corpora are plain files
 
-    source = file.source
+    source = file.hub
+    assert source is not None
     name = file.path.removeprefix("hf:")
-    # What the library keeps of its own goes with this folder; offline it obeys HF_HUB_OFFLINE.
+    # The library's cache is deleted with this folder; offline it obeys HF_HUB_OFFLINE.
     with tempfile.TemporaryDirectory(dir=writer.folder) as cache:
         try:
             rows = datasets.load_dataset(
@@ -379,7 +387,7 @@ def _read_hub(file: SourceFile, writer: _Writer) -> None:
             rows = iter(rows)
         except CorpusError:
             raise
-        except Exception as error:  # whatever its many builders raise, it is the data set that cannot be read
+        except Exception as error:  # builders raise many types; in any case the data set cannot be read
             raise _unusable(file, error) from None
         number = 0
         while True:

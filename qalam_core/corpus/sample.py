@@ -1,5 +1,5 @@
-"""A sample of a split: the documents that a vocabulary is trained on when the corpus is larger than it need see.
-Takes corpus shards, a number of bytes and a seed; gives the texts, in the shards' order, never more than that.
+"""A sample of a split: the documents that a vocabulary is trained on when the corpus is larger than it needs.
+Takes corpus shards, a number of bytes and a seed; gives texts, in the shards' order, never more than that.
 It does not know what the texts are for.
 
 A document is drawn by the hash of (seed, its id), and its id is the digest of its text: the same documents are
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qalam_core.corpus.prepare import read_texts
+from qalam_core.corpus.splits import read_texts
 
 __all__ = ["sample"]
 
@@ -29,36 +29,36 @@ def sample(shards: Sequence[Path], limit: int, seed: int) -> Iterator[pa.LargeSt
 
     Reads ids and lengths once, then the texts. Memory: 16 bytes a drawn document, and a batch.
     """
-    bar = _bar(shards, limit, seed)
+    threshold = _threshold(shards, limit, seed)
     for shard in shards:
         for batch in read_texts(shard):
-            yield batch.column("text").filter(pa.array(_draws(batch, seed) < bar))
+            yield batch.column("text").filter(pa.array(_draws(batch, seed) < threshold))
 
 
-def _bar(shards: Sequence[Path], limit: int, seed: int) -> np.uint64:
-    """The draw at which the sample is full: those below it fit into `limit` bytes."""
+def _threshold(shards: Sequence[Path], limit: int, seed: int) -> np.uint64:
+    """The draw below which documents fit into `limit` bytes."""
     drawn, sizes = np.empty(0, np.uint64), np.empty(0, np.int64)
-    bar = np.uint64(2**64 - 1)
+    threshold = np.uint64(2**64 - 1)
 
     def cut() -> None:
-        nonlocal drawn, sizes, bar
+        nonlocal drawn, sizes, threshold
         order = np.argsort(drawn, kind="stable")
         drawn, sizes = drawn[order], sizes[order]
         fits = max(1, int(np.searchsorted(np.cumsum(sizes), limit, side="right")))
         if fits < len(drawn):
-            bar = drawn[fits]
+            threshold = drawn[fits]
             drawn, sizes = drawn[:fits], sizes[:fits]
 
     for shard in shards:
         for batch in read_texts(shard):
             draws = _draws(batch, seed)
-            below = draws < bar
+            below = draws < threshold
             drawn = np.append(drawn, draws[below])
             sizes = np.append(sizes, pc.binary_length(batch.column("text")).to_numpy()[below])
             if sizes.sum() > 2 * limit:  # not at each batch: sorting would take longer than reading
                 cut()
     cut()
-    return bar
+    return threshold
 
 
 def _draws(batch: pa.RecordBatch, seed: int) -> Draws:

@@ -1,7 +1,7 @@
-"""Sources: what a recipe names -> the files that will be read, each with a digest of its content.
-Takes `Source` parts (a file, folder, glob, an installed package's data file, a Hugging Face data set) and
-gives `SourceFile`s in a fixed order; an unusable source is one CorpusError line.
-It does not know what is inside a file; `documents` reads them.
+"""Sources: what a recipe names -> the files to read, each with a digest of its content.
+Takes `Source`s (a file, folder, glob, an installed package's data file, a Hugging Face data set) and gives
+`SourceFile`s in a fixed order; an unusable source is a CorpusError of one line.
+It does not know what is inside a file; readers.py reads them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qalam_core.errors import CorpusError
-from qalam_core.recipe import Source, digest
-from qalam_core.store import file_sha256
+from qalam_core.files import digest, sha256_file
+from qalam_core.recipe import Frozen, Source
 
-__all__ = ["COMPRESSIONS", "FORMATS", "SourceFile", "data_files", "resolve", "slice_name"]
+__all__ = ["COMPRESSIONS", "FORMATS", "ReadSettings", "SourceFile", "data_files", "resolve", "slice_name"]
 
 FORMATS = {
     ".txt": "text",
@@ -34,8 +33,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
-# The keys of a source that change what is read from a file of each format; the others must not cause a
-# second reading of the same text.
+# The keys of a source that each format's documents depend on; the others must not cause the same text to be read again.
 _READ_BY = {
     "text": ("unit", "encoding_errors"),
     "jsonl": ("text", "encoding_errors"),
@@ -47,37 +45,43 @@ _READ_BY = {
 }
 
 
+class ReadSettings(Frozen):
+    """Everything that a file's documents depend on, beside its content: no path, host or time among them.
+
+    What a format does not read has its default value, whatever the source says.
+    """
+
+    format: str  # a key of the recipe's, or "hf"
+    compression: str  # "gzip", "bz2", "xz", "zstd", or "" for plain bytes
+    name: str  # the slice that its documents are reported under
+    text: str = "text"
+    records: str = ""
+    unit: str = "line"
+    encoding_errors: str = "refuse"
+
+    @classmethod
+    def of(cls, source: Source, path: str) -> ReadSettings:
+        """What `source` says of the file, or `hf:` data set, at `path`."""
+        suffixes = ("hf", "") if path.startswith("hf:") else _suffixes(path)
+        kind = source.format if source.format != "auto" and suffixes[0] != "hf" else suffixes[0]
+        read = {key: getattr(source, key) for key in _READ_BY[kind]}
+        return cls(format=kind, compression=suffixes[1], name=slice_name(source), **read)
+
+
 @dataclass(frozen=True)
 class SourceFile:
-    """One thing to read. `size` is in bytes on disk; 0 where it is not known (a data set on the Hub)."""
+    """One file, or data set on the Hub, to read."""
 
-    source: Source
+    settings: ReadSettings
     path: str  # absolute, or the `hf:` name
-    name: str  # the slice that its documents are reported under
-    sha256: str  # of the bytes on disk; for a data set on the Hub, of everything that pins it
-    size: int
+    sha256: str  # of the bytes on disk; of a data set on the Hub, of everything that pins it
+    size: int  # bytes on disk; 0 where it is not known (a data set on the Hub)
+    hub: Source | None = None  # which data set, where it is one
 
     @property
-    def format(self) -> str:
-        """The format that it is read as: a key of the recipe's, or "hf"."""
-        if self.path.startswith("hf:"):
-            return "hf"
-        return _suffixes(self.path)[0] if self.source.format == "auto" else self.source.format
-
-    @property
-    def compression(self) -> str:
-        """How its bytes are compressed ("gzip", "bz2", "xz", "zstd"), or "" when they are plain."""
-        return "" if self.path.startswith("hf:") else _suffixes(self.path)[1]
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that determines its documents, as JSON values: no path, host or time among them."""
-        return {
-            "format": self.format,
-            "compression": self.compression,
-            "name": self.name,
-            "sha256": self.sha256,
-            **{key: getattr(self.source, key) for key in _READ_BY[self.format]},
-        }
+    def digest(self) -> str:
+        """Of its content, as an input of a stage."""
+        return self.sha256
 
 
 def resolve(sources: Sequence[Source]) -> list[SourceFile]:
@@ -101,10 +105,11 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
                     f"{place}: unknown suffix; known are {known}, plain or with {' '.join(COMPRESSIONS)}; "
                     f'rename the file, or set format (such as "text") on its source'
                 )
-            sha256, size = _fingerprint(path)
-            file = SourceFile(source, place, slice_name(source), sha256, size)
-            read_as = tuple(getattr(source, key) for key in _READ_BY[file.format])
-            files.setdefault((os.path.realpath(path), file.format, read_as), file)
+            settings = ReadSettings.of(source, place)
+            # a file that two sources name is read once, under the first one's name
+            key = (os.path.realpath(path), settings.model_copy(update={"name": ""}))
+            if key not in files:
+                files[key] = SourceFile(settings, place, *_fingerprint(path))
     return list(files.values())
 
 
@@ -144,7 +149,7 @@ def _stem(path: Path) -> str:
 
 def _fingerprint(path: Path) -> tuple[str, int]:
     try:
-        return file_sha256(path), path.stat().st_size
+        return sha256_file(path), path.stat().st_size
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -236,7 +241,7 @@ def _hub(source: Source) -> SourceFile:
             pinned.append(sha256)
             size += length
     sha256 = digest(["hf", name, source.config, source.split, source.revision, pinned])
-    return SourceFile(source, source.path, slice_name(source), sha256, size)
+    return SourceFile(ReadSettings.of(source, source.path), source.path, sha256, size, source)
 
 
 def data_files(source: Source) -> list[str]:

@@ -1,9 +1,9 @@
-"""Splits: which of train, validation and test a document is in, and the shard files that a split is made of.
-Takes documents with their digests; gives Arrow files whose borders the documents themselves decide.
+"""Splits: which of train, validation and test a document is in, and the shard files of each split.
+Takes documents with their digests; gives Arrow files with content-defined borders.
 It does not know which documents are kept.
 
 A shard ends at a document whose digest says so, once the shard is half full. So a file that joins the corpus changes
-the shards around its own text, and those behind them find their old borders and keep their bytes.
+the shards around its own text; those after them have their old borders, and keep their bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,26 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from qalam_core.corpus.duplicates import Digests
-from qalam_core.recipe import Corpus
+from qalam_core.recipe import Frozen
 
-__all__ = ["SPLITS", "Shards", "ids", "moves", "read_split", "read_texts", "split_of", "wanted"]
+__all__ = [
+    "ENCODE_BYTES", "SPLITS", "Shards", "Shares", "ids", "read_split", "read_texts", "reassignments", "required_splits",
+    "split_of", "text_bytes", "text_chunks",
+]  # fmt: skip
 
 SPLITS = ("train", "validation", "test")
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string()), ("source", pa.string())])
 
 WRITE_BYTES = 1 << 20  # text per record batch of a shard
+ENCODE_BYTES = 8_000_000  # text that is encoded at once: about ten times as much memory, on each thread
+
+
+class Shares(Frozen):
+    """Shares of the documents that are held out."""
+
+    validation: float
+    test: float
 
 
 def read_split(folder: Path, split: str) -> list[Path]:
@@ -43,16 +54,33 @@ def read_texts(shard: Path) -> Iterator[pa.RecordBatch]:
             yield reader.get_batch(index)
 
 
+def text_chunks(shard: Path) -> Iterator[pa.LargeStringArray]:
+    """The texts of a shard, joined to about ENCODE_BYTES each: in more text, more words are known already."""
+    gathered: list[pa.Array] = []
+    for batch in read_texts(shard):
+        gathered.append(batch.column("text"))
+        if sum(map(text_bytes, gathered)) >= ENCODE_BYTES:
+            yield pa.concat_arrays(gathered)
+            gathered.clear()
+    if gathered:
+        yield pa.concat_arrays(gathered)
+
+
+def text_bytes(texts: pa.LargeStringArray) -> int:
+    """UTF-8 bytes of texts."""
+    return pc.sum(pc.binary_length(texts)).as_py() or 0
+
+
 def ids(digests: Digests) -> list[str]:
     """The first 16 hex digits of each digest."""
     return [f"{head:016x}" for head in _half(digests, 0).tolist()]
 
 
-def split_of(digests: Digests, corpus: Corpus) -> NDArray[np.int8]:
-    """Index into SPLITS by the digest's first 8 bytes, read as a share of their range: test comes lowest."""
+def split_of(digests: Digests, shares: Shares) -> NDArray[np.int8]:
+    """Index into SPLITS by the digest's first 8 bytes, as a share of their range: test takes the lowest."""
     share = _half(digests, 0) / 2.0**64
-    held_out = np.where(share < corpus.test, SPLITS.index("test"), SPLITS.index("validation"))
-    return np.where(share < corpus.test + corpus.validation, held_out, SPLITS.index("train")).astype(np.int8)
+    held_out = np.where(share < shares.test, SPLITS.index("test"), SPLITS.index("validation"))
+    return np.where(share < shares.test + shares.validation, held_out, SPLITS.index("train")).astype(np.int8)
 
 
 def _half(digests: Digests, which: int) -> NDArray[np.uint64]:
@@ -60,30 +88,30 @@ def _half(digests: Digests, which: int) -> NDArray[np.uint64]:
     return np.ascontiguousarray(digests).view(">u8").reshape(-1, 2)[:, which].astype(np.uint64)
 
 
-def wanted(corpus: Corpus) -> list[int]:
+def required_splits(shares: Shares) -> list[int]:
     """Indices of the splits that must not be empty."""
-    shares = {"train": 1.0, "validation": corpus.validation, "test": corpus.test}
-    return [index for index, split in enumerate(SPLITS) if shares[split] > 0]
+    share = {"train": 1.0, "validation": shares.validation, "test": shares.test}
+    return [index for index, split in enumerate(SPLITS) if share[split] > 0]
 
 
-def moves(digests: Digests, corpus: Corpus) -> dict[str, int]:
-    """Moves (id -> split) that leave no wanted split empty, where a small corpus has one by chance.
+def reassignments(digests: Digests, shares: Shares) -> dict[str, int]:
+    """Reassignments (id -> split) so that no required split is empty, which happens by chance in a small corpus.
 
     The fullest split gives its document with the smallest digest: a function of the texts alone.
     """
-    needed = wanted(corpus)
-    split = split_of(digests, corpus)
+    needed = required_splits(shares)
+    split = split_of(digests, shares)
     counts = np.bincount(split, minlength=len(SPLITS))[needed]
     if counts.all() or counts.sum() < len(needed):
         return {}
     members = {index: sorted(ids(digests[split == index])) for index in needed}
-    moved: dict[str, int] = {}
+    reassigned: dict[str, int] = {}
     for index in needed:
         if not members[index]:
             donor = max(needed, key=lambda other: len(members[other]))
             members[index].append(members[donor].pop(0))
-            moved[members[index][0]] = index
-    return moved
+            reassigned[members[index][0]] = index
+    return reassigned
 
 
 class Shards:
@@ -105,7 +133,7 @@ class Shards:
         self.counts["documents"] += len(texts)
         self.counts["characters"] += pc.sum(pc.utf8_length(texts)).as_py()
         self.counts["bytes"] += int(sizes.sum())
-        # with this chance a byte, shards that are half full end after as much again, on average
+        # with this probability per byte, a shard that is half full ends after as much again, on average
         ending = np.flatnonzero(_half(digests, 1) / 2.0**64 < sizes / (self._size / 2))
         batch = pa.record_batch([pa.array(ids(digests), pa.string()), texts, names], schema=SCHEMA)
         start = 0
@@ -122,7 +150,7 @@ class Shards:
             start = end
 
     def _add(self, batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> None:
-        """Add documents to the file at hand; its record batches end where its own documents say, too."""
+        """Add documents to the current file; its record batches have content-defined borders, too."""
         self._filled += int(sizes.sum())
         while len(batch):
             ends = self._waiting_bytes + np.cumsum(sizes)
@@ -140,12 +168,12 @@ class Shards:
             path = self._folder / f"{self._split}-{self.counts['shards']:05}.arrow"
             self._file = ipc.new_file(path, SCHEMA)
             self.counts["shards"] += 1
-        # joined even when it is one: the buffers of a slice would go to disk whole, with what lies around it
+        # concatenated even when it is one: a slice would be written with the whole buffers behind it
         self._file.write_batch(pa.concat_batches(self._waiting))
         self._waiting, self._waiting_bytes = [], 0
 
     def close(self) -> None:
-        """End the file at hand; what is added later begins another."""
+        """End the current file; documents added later begin another."""
         self._flush()
         if self._file is not None:
             self._file.close()

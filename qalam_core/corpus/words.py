@@ -1,6 +1,6 @@
-"""Words and runs of words (n-grams) of many texts at once, as flat arrays with document borders.
-Takes normalised texts as an Arrow array; gives words as numbers, and hashes that the same words have everywhere.
-It does not know what is made of them: filters, near-duplicates and contamination count each in its own way.
+"""Words and n-grams of words of many texts at once, as flat arrays with document borders.
+Takes normalised texts as an Arrow array; gives words as numbers, and hashes that depend on the spelling alone.
+It does not know what they are counted for: filters, near-duplicates and contamination each do it in their own way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-__all__ = ["Hashes", "Words", "hashed_runs", "mixed", "runs", "words"]
+__all__ = ["Hashes", "Words", "hash_ngrams", "mixed", "ngrams", "words"]
 
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
@@ -23,7 +23,7 @@ _BASE = 0x9E3779B97F4A7C15  # odd: a polynomial hash over 64 bits keeps every pa
 
 @dataclass(frozen=True)
 class Words:
-    """The words of D documents in a row, N together; words are what white space separates."""
+    """The N words of D documents, concatenated; words are separated by white space."""
 
     ids: Numbers  # (N,) indices into `distinct`
     borders: Numbers  # (D + 1,) where each document's words begin; the last is N
@@ -41,7 +41,7 @@ class Words:
 
     @cached_property
     def hashes(self) -> Hashes:
-        """(N,) 64 bits that depend on the word's spelling alone."""
+        """(N,) 64-bit hashes that depend on the word's spelling alone."""
         hashes: Hashes = _spellings(self.distinct)[self.ids]
         return hashes
 
@@ -67,15 +67,15 @@ def words(texts: pa.Array) -> Words:
     return Words(found, borders, coded.dictionary)
 
 
-def runs(words: Words, n: int) -> tuple[Numbers, Numbers]:
-    """Where each run of `n` words within one document begins, and (D + 1,) where each document's runs begin."""
+def ngrams(words: Words, n: int) -> tuple[Numbers, Numbers]:
+    """Where each `n`-gram within one document begins, and (D + 1,) where each document's n-grams begin."""
     counts = np.maximum(words.sizes - n + 1, 0)
     borders = np.concatenate([[0], np.cumsum(counts)])
     starts = np.repeat(words.borders[:-1] - borders[:-1], counts) + np.arange(borders[-1])
     return starts, borders
 
 
-def hashed_runs(values: Hashes, starts: Numbers, n: int) -> Hashes:
+def hash_ngrams(values: Hashes, starts: Numbers, n: int) -> Hashes:
     """A hash of the `n` values from each of `starts` on."""
     hashes = np.zeros(len(starts), np.uint64)
     for step in range(n):
@@ -84,14 +84,14 @@ def hashed_runs(values: Hashes, starts: Numbers, n: int) -> Hashes:
 
 
 def mixed(values: Hashes) -> Hashes:
-    """splitmix64's finisher: neighbouring numbers become unrelated ones."""
+    """splitmix64's finalizer: neighbouring numbers become unrelated ones."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def _spellings(strings: pa.Array) -> Hashes:
-    """A hash of each string's bytes: differences of one running polynomial, moved to where each begins."""
+    """A hash of each string's bytes: differences of one running polynomial, shifted to where each begins."""
     if not len(strings):
         return np.zeros(0, np.uint64)
     _, offsets, data = strings.buffers()

@@ -1,6 +1,6 @@
-"""Count-based models: two over token ids, floors that a trained model must beat, and one that spells words.
-Takes the training split's token arrays (START ids END per document), gives nats per token of other arrays;
-the speller takes the vocabulary's words and gives nats per word.
+"""Count-based baselines: two over token ids that a trained model must beat, and one over the letters of words.
+Takes the training split's token arrays (START ids END per document), gives nats per token of other arrays; the speller
+takes the vocabulary's words and gives nats per word.
 It does not know files, tokenizers or neural networks.
 """
 
@@ -16,12 +16,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qalam_core.package.runtime.architecture import START
+
 __all__ = ["MAX_TOKENS", "KneserNeyTrigram", "Speller", "Unigram"]
 
 MAX_TOKENS = 20_000_000
-"""Baselines are fitted on at most this many tokens, the first ones: about 1.5 GB of memory at the peak."""
+"""Baselines are fitted on at most this many tokens, the first ones: about 1.5 GB of peak memory."""
 
-START = 2  # opens every document; it is given, never predicted
 _KEY_BITS = 64
 
 Ids = NDArray[np.integer]
@@ -44,7 +45,7 @@ class Unigram:
         return cls(np.log(counts.sum() + k * vocab_size) - np.log(counts + k))
 
     def nats(self, ids: Ids) -> Floats:
-        """-ln P of each token of `ids` (documents in a row); 0 at each START, which nothing predicts."""
+        """-ln P of each token of `ids` (concatenated documents); 0 at each START, which is given, not predicted."""
         nats: Floats = np.where(ids == START, 0.0, self.nats_by_id[ids])
         return nats
 
@@ -146,7 +147,7 @@ class KneserNeyTrigram:
 
 @dataclass(frozen=True)
 class Speller:
-    """What an unknown word's letters cost: an add-one character bigram, so that <UNK> is no free ride.
+    """The cost of an unknown word's letters: an add-one character bigram, so that <UNK> is not free.
 
     nats(word) = -sum ln P(c_i | c_{i-1}) over the characters and an end symbol, from a start symbol;
     P(b | a) = (n(a b) + 1) / (n(a) + A), A the characters of the fitting words, the end symbol, and one

@@ -1,6 +1,6 @@
-"""The bootstrap: how far a ratio of sums over documents might lie elsewhere, had other documents been drawn.
+"""The bootstrap: confidence intervals for a ratio of sums over documents.
 Takes per-document sums of two quantities, gives an interval for the ratio of their totals.
-It does not know what the quantities are; nats over bytes, and nats over nats, are what it is asked about.
+It does not know what the quantities are: nats over bytes, or nats over nats.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile intervals), and
 Koehn, Statistical Significance Tests for Machine Translation Evaluation (EMNLP 2004), for pairing by document.

@@ -1,9 +1,9 @@
-"""Contamination: how much of the test documents stands in the training text, by runs of 13 words.
+"""Contamination: how much of the test documents occurs in the training text, by 13-grams of words.
 Takes texts as Arrow arrays, the training ones as a stream; gives a share per test document.
-It does not know tokenizers, so that models with different ones are held to the same figure.
+It does not know tokenizers, so that the figure is the same for models with different ones.
 
-Source: Brown et al., Language Models are Few-Shot Learners (2020), appendix C, for runs of 13 words. Counted
-is coverage rather than "any hit": formulas and quotations recur in Arabic prose, and one of them is no leak.
+Source: Brown et al., Language Models are Few-Shot Learners (2020), appendix C, for 13-grams. Coverage is counted rather
+than "any hit": formulas and quotations recur in Arabic prose, and one of them is no leak.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from qalam_core.corpus.words import Hashes, hashed_runs, mixed
+from qalam_core.corpus.words import Hashes, hash_ngrams, mixed
 
 __all__ = ["GRAM", "covered"]
 
@@ -23,18 +23,18 @@ GRAM = 13  # words
 
 
 def covered(test: Sequence[str], train: Iterable[pa.Array]) -> NDArray[np.float64]:
-    """Per test document, the share of its words that lie in a run of GRAM words of some training document.
+    """Per test document, the share of its words in a GRAM-gram that occurs in some training document.
 
-    NaN for a document of fewer words. Words are what white space separates. Only the test documents' runs
-    are kept in memory, as 64-bit hashes: a false hit needs about 10^19 comparisons. `train` is read once.
+    NaN for a document of fewer words. Words are separated by white space. Only the test documents' n-grams are kept in
+    memory, as 64-bit hashes: a false hit takes about 10^19 comparisons. `train` is read once.
     """
     words, documents = _words(pa.array(test, pa.string()))
     known = words.unique()
-    starts, hashes = _runs(words, documents, known)
+    starts, hashes = _ngrams(words, documents, known)
     distinct, place = np.unique(hashes, return_inverse=True)
     found = np.zeros(len(distinct), np.bool_)
     for batch in train if len(distinct) else ():
-        _, theirs = _runs(*_words(batch), known)
+        _, theirs = _ngrams(*_words(batch), known)
         at = np.minimum(np.searchsorted(distinct, theirs), len(distinct) - 1)
         found[at[distinct[at] == theirs]] = True
     hits = starts[found[place]]
@@ -49,14 +49,14 @@ def covered(test: Sequence[str], train: Iterable[pa.Array]) -> NDArray[np.float6
 
 
 def _words(texts: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
-    """All words in a row, and for each the number of its document."""
+    """All words, concatenated, and for each the number of its document."""
     lists = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
     sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     return lists.flatten(), np.repeat(np.arange(len(texts)), sizes)
 
 
-def _runs(words: pa.Array, documents: NDArray[np.int64], known: pa.Array) -> tuple[NDArray[np.int64], Hashes]:
-    """Where each run of GRAM known words within one document begins, and its hash."""
+def _ngrams(words: pa.Array, documents: NDArray[np.int64], known: pa.Array) -> tuple[NDArray[np.int64], Hashes]:
+    """Where each GRAM-gram of known words within one document begins, and its hash."""
     last = len(words) - GRAM + 1
     if last <= 0:
         return np.zeros(0, np.int64), np.zeros(0, np.uint64)
@@ -65,4 +65,4 @@ def _runs(words: pa.Array, documents: NDArray[np.int64], known: pa.Array) -> tup
     one = documents[:last] == documents[GRAM - 1 :]
     starts = np.flatnonzero(one & (unknown[GRAM:] == unknown[:-GRAM]))
     values = mixed(ids.astype(np.uint64))
-    return starts, hashed_runs(values, starts, GRAM)
+    return starts, hash_ngrams(values, starts, GRAM)

@@ -1,7 +1,7 @@
-"""The gate: which figures a model must show before it may become champion.
-Takes a `Report` and `Budgets` (what evaluation measured) and the champion's report, gives a `Verdict` in
-which every check is one sentence with its numbers.
-It does not know how anything was measured, reads no files, and refuses nothing itself.
+"""The gate: whether a model may become champion.
+Takes a `Report` and `Budgets` (what evaluation measured), the recipe's requirements and the champion's report; gives a
+`Verdict` in which every check is one sentence with its numbers.
+It does not know how anything was measured, and reads no files.
 """
 
 from __future__ import annotations
@@ -9,199 +9,27 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from qalam_core.evaluation.bootstrap import intervals
-from qalam_core.recipe import Gate
+from qalam_core.evaluation.results import (
+    Bits,
+    Budgets,
+    Check,
+    Compared,
+    Comparison,
+    Integrity,
+    Interval,
+    Report,
+    Verdict,
+    rounded,
+)
+from qalam_core.recipe import Requirements
 
-__all__ = [
-    "COPIED", "Bits", "Budgets", "Check", "Compared", "Comparison", "Contamination", "Generation", "Integrity",
-    "Interval", "Intervals", "Piece", "Report", "Sample", "Slice", "Verdict", "judge",
-]  # fmt: skip
-
-COPIED = 0.5
-"""A test document counts as copied when more than this share of its words lies in runs of the training text."""
-
-
-class _Value(BaseModel):
-    """Frozen; NaN and infinity survive JSON as strings, because a diverged model must still be reported."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Bits(_Value):
-    """Bits per byte of the same token sequences under three models; unknown words pay for their spelling."""
-
-    model: float
-    unigram: float
-    trigram: float
+__all__ = ["decide"]
 
 
-class Interval(_Value):
-    """Both ends of a bootstrap interval over documents; see docs/metrics.md."""
-
-    low: float
-    high: float
-
-
-class Intervals(_Value):
-    """How sure a slice's figures are."""
-
-    model: Interval  # of the model's bits per byte
-    unigram: Interval  # of the change against the baseline, paired by document: -0.2 is 20% fewer bits
-    trigram: Interval
-
-
-class Slice(_Value):
-    """Figures over some of the test documents."""
-
-    documents: int
-    bytes: int  # UTF-8, of the normalised text
-    tokens: int  # predicted ones: every document's ids and its <END>
-    words: int  # whitespace-separated
-    bits_per_byte: Bits
-    unknown_rate: float  # share of the ids (without <END>) that are <UNK>
-    tokens_per_word: float  # ids (without <END>) per word
-    next_token_accuracy: float  # share of predicted tokens that the model ranks first
-    intervals: Intervals | None = None  # reports of earlier releases have none
-
-
-class Piece(_Value):
-    """A part of a sample, whole characters, and the probability that the model gave it at temperature 1."""
-
-    text: str
-    probability: float
-
-
-class Sample(_Value):
-    """A prompt and what the model made of it."""
-
-    prompt: str
-    text: str
-    pieces: tuple[Piece, ...] = ()  # what follows the prompt
-
-
-class Contamination(_Value):
-    """How much of the test documents stands in the training text, by runs of 13 words."""
-
-    documents: int  # those long enough to hold a run
-    copied: float  # share of them of whose words more than half are covered
-    covered: float  # share of their words that lie in such a run
-
-
-class Generation(_Value):
-    """What unprompted samples look like: `samples` of them, at most `length` tokens each."""
-
-    samples: int
-    length: int
-    repeated_4grams: float  # share of 4-grams that occurred before in the same sample
-    distinct_2grams: float  # distinct ones over all of them, all samples together
-    end_rate: float  # share of samples that reached <END>
-    longest_copy: int  # tokens: the longest run of a sample that stands in the training text, too
-
-
-class Integrity(_Value):
-    """Whether the package is the trained model, by every way in; differences are the largest in logits."""
-
-    verifies: bool  # every file and tensor is what the manifest says
-    loads_without_execution: bool
-    tensors_agree: bool  # each is the checkpoint's, rounded to the storage type
-    loads_by_import: bool  # in a fresh interpreter without this project
-    checkpoint_difference: float  # the reader's logits against the checkpoint's
-    checkpoint_limit: float  # 0 for an exact storage type; else what rounding the checkpoint to it costs
-    import_difference: float  # the imported torch model's logits against the reader's
-    numpy_difference: float  # the imported numpy model's logits against the torch model's
-    numpy_backend_agrees: bool
-    tokenizer_agrees: bool  # the package's own tokenizer gives the ids that were scored
-    trained_ids_agree: bool = True  # it gives training documents the ids that were trained on
-    storage_agrees: bool = True  # matrices are stored as the recipe asks
-    problem: str = ""  # the first error that was met, one line
-
-    @property
-    def whole(self) -> bool:
-        """Whether everything holds; a difference that is NaN does not."""
-        return (
-            self.verifies
-            and self.loads_without_execution
-            and self.tensors_agree
-            and self.loads_by_import
-            and self.checkpoint_difference <= self.checkpoint_limit
-            and self.import_difference == 0
-            and self.numpy_backend_agrees
-            and self.tokenizer_agrees
-            and self.trained_ids_agree
-            and self.storage_agrees
-        )
-
-
-class Report(_Value):
-    """What evaluation found: the same for the same package, test documents and training tokens."""
-
-    test_digest: str  # sha256 of the test documents in order; reports compare only when it is the same
-    overall: Slice
-    sources: dict[str, Slice]  # by source name, sorted
-    samples: tuple[Sample, ...]
-    generation: Generation
-    integrity: Integrity
-    document_nats: tuple[float, ...]  # the model's, in test order: for a paired bootstrap
-    document_bytes: tuple[int, ...]
-    document_digests: tuple[str, ...] = ()  # 48 bits each: enough to find the same document in another report
-    document_slices: tuple[int, ...] = ()  # which of `sources` each belongs to
-    contamination: Contamination | None = None
-
-    @property
-    def bits_per_byte(self) -> Bits:
-        """Of all test documents."""
-        return self.overall.bits_per_byte
-
-
-class Budgets(_Value):
-    """What the package costs on the machine that measured it; kept apart because it holds times."""
-
-    package_mb: float  # all files, in 10^6 bytes
-    load_seconds: float  # reading it without execution, once
-
-
-class Check(_Value):
-    """One thing that was looked at; `limit` is None where it is only stated."""
-
-    name: str
-    value: float | None
-    limit: float | None
-    passed: bool
-    sentence: str
-
-
-class Compared(_Value):
-    """Model and champion on the documents that both were measured on, all of them or a slice."""
-
-    documents: int
-    model: float  # bits per byte
-    champion: float
-    change: Interval  # of model / champion - 1, paired by document
-
-
-class Comparison(_Value):
-    """The model beside the champion."""
-
-    overall: Compared
-    sources: dict[str, Compared]
-
-
-class Verdict(_Value):
-    """Every check, and whether all of them passed."""
-
-    passed: bool
-    checks: tuple[Check, ...]
-    comparison: Comparison | None = None
-
-    def reasons(self) -> list[str]:
-        """The sentences of the checks that failed."""
-        return [check.sentence for check in self.checks if not check.passed]
-
-
-def judge(report: Report, budgets: Budgets, gate: Gate, champion: Report | None) -> Verdict:
-    """All checks in a fixed order; a figure that is NaN fails every limit it meets."""
+def decide(report: Report, budgets: Budgets, gate: Requirements, champion: Report | None) -> Verdict:
+    """All checks in a fixed order; a figure of NaN fails every limit."""
     bits = report.bits_per_byte
     written = report.generation
     comparison = _compare(report, champion, gate.confidence) if champion else None
@@ -216,12 +44,12 @@ def judge(report: Report, budgets: Budgets, gate: Gate, champion: Report | None)
         _at_most("repetition", "The share of repeated 4-grams", written.repeated_4grams, gate.max_repeated),
     ]
     if (found := report.contamination) is not None:
-        subject = f"The share of test documents that stand in the training text ({found.covered:.1%} of all words do)"
+        subject = f"The share of test documents contained in the training text ({found.covered:.1%} of all words are)"
         checks.append(_at_most("contamination", subject, found.copied, gate.max_copied))
     checks.append(
         Check(
             name="verbatim copy", value=written.longest_copy, limit=None, passed=True,
-            sentence=f"The longest run that samples copy from the training text is {written.longest_copy} tokens; "
+            sentence=f"The longest span that samples copy from the training text is {written.longest_copy} tokens; "
             "stated, not required.",
         )
     )  # fmt: skip
@@ -229,7 +57,7 @@ def judge(report: Report, budgets: Budgets, gate: Gate, champion: Report | None)
 
 
 def _integrity(found: Integrity) -> Check:
-    """The first thing that does not hold is the sentence: later ones often follow from it."""
+    """The sentence names the first fault: later ones often follow from it."""
     difference, limit = found.checkpoint_difference, found.checkpoint_limit
     faults = [
         (not found.loads_without_execution, "The package cannot be read without executing it"),
@@ -286,7 +114,7 @@ def _baseline(name: str, bits: Bits, share: float, required: bool) -> Check:
 
 
 def _compare(report: Report, champion: Report, confidence: float) -> Comparison | None:
-    """Both on the documents that both have; None when there is none."""
+    """Both models on the documents that both reports have; None when there are none."""
     if report.test_digest == champion.test_digest:
         here = there = np.arange(len(report.document_nats))
     else:
@@ -295,18 +123,18 @@ def _compare(report: Report, champion: Report, confidence: float) -> Comparison 
         here, there = np.array(shared, np.int64).reshape(-1, 2).T
     if not len(here):
         return None
-    nats, rival = np.array(report.document_nats)[here], np.array(champion.document_nats)[there]
+    nats, theirs = np.array(report.document_nats)[here], np.array(champion.document_nats)[there]
     size = np.array(report.document_bytes)[here]
     slices = np.array(report.document_slices or [0] * len(report.document_nats))[here]
     # over all of them first, then over each slice
     chosen = [np.ones(len(here), np.bool_), *(slices == number for number in range(len(report.sources)))]
 
     def compared(of: np.ndarray) -> Compared:
-        ((low, high),) = intervals([nats[of]], [rival[of]], confidence)
+        ((low, high),) = intervals([nats[of]], [theirs[of]], confidence)
         bits = math.log(2) * size[of].sum()
         return Compared(
-            documents=int(of.sum()), model=_rounded(nats[of].sum() / bits), champion=_rounded(rival[of].sum() / bits),
-            change=Interval(low=_rounded(low - 1), high=_rounded(high - 1)),
+            documents=int(of.sum()), model=rounded(nats[of].sum() / bits), champion=rounded(theirs[of].sum() / bits),
+            change=Interval(low=rounded(low - 1), high=rounded(high - 1)),
         )  # fmt: skip
 
     if not report.document_slices:
@@ -315,16 +143,16 @@ def _compare(report: Report, champion: Report, confidence: float) -> Comparison 
     return Comparison(overall=compared(chosen[0]), sources=parts)
 
 
-def _champion(report: Report, champion: Report | None, comparison: Comparison | None, gate: Gate) -> Check:
-    """Refused is what is worse than the tolerance with the recipe's confidence: not what merely may be."""
+def _champion(report: Report, champion: Report | None, comparison: Comparison | None, gate: Requirements) -> Check:
+    """A model is refused when it is worse than the tolerance with the recipe's confidence."""
     value = report.bits_per_byte.model
     if champion is None or comparison is None:
-        sentence = "There is no champion yet, so there is nothing to be worse than."
+        sentence = "There is no champion yet to compare with."
         if champion is not None:
             sentence = (
                 f"The champion's {champion.bits_per_byte.model:.4f} bits per byte cannot be compared with "
                 f"{value:.4f}: none of the {report.overall.documents} test documents is among its "
-                f"{champion.overall.documents}. Only the floors were held against the model."
+                f"{champion.overall.documents}. Only the absolute requirements were checked."
             )
         return Check(name="champion", value=value, limit=None, passed=True, sentence=sentence)
     found, change = comparison.overall, comparison.overall.change
@@ -341,12 +169,8 @@ def _champion(report: Report, champion: Report | None, comparison: Comparison | 
         passed=change.low <= gate.tolerance,
         sentence=f"The model needs {found.model:.4f} bits per byte, the champion {found.champion:.4f} on "
         f"{documents}: a change of {change.low:+.2%} to {change.high:+.2%} ({gate.confidence:.0%} confidence); "
-        f"refused is what is above {gate.tolerance:+.2%} altogether.",
+        f"the model is refused when all of that is above {gate.tolerance:+.2%}.",
     )
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 6)
 
 
 def _at_most(name: str, subject: str, value: float, limit: float, unit: str = "") -> Check:

@@ -25,12 +25,11 @@ from lm_eval.api.registry import register_model
 
 from qalam_core.errors import PackageError
 from qalam_core.package import read
+from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
 __all__ = ["QalamLM", "main"]
-
-START, END = 2, 3
 
 
 @register_model("qalam")
@@ -43,8 +42,7 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
         if not path:
             raise PackageError("name the package: --model_args path=PKG")
         package = read(Path(path))
-        words = package.vocabulary
-        self.tokenizer = Tokenizer(words.algorithm, words.words, words.merges, words.rules)
+        self.tokenizer = Tokenizer(package.vocabulary)
         self.model = NumpyTransformer(package.config, package.weights)
         self.max_gen_toks = int(max_gen_toks)
 

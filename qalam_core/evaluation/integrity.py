@@ -1,7 +1,7 @@
-"""Integrity: whether a package is the model that was trained, by every way in.
-Takes the package as the reader gave it, the checkpoint that it was written from, and some tokens to try;
-gives an `Integrity` of booleans and differences.
-It does not know what the model is worth, nor what the gate allows.
+"""Integrity: whether a package is the model that was trained, however it is loaded.
+Takes the package as read, the checkpoint that it was written from, and some tokens to probe it with; gives an
+`Integrity` of booleans and differences.
+It does not know how good the model is, nor what the gate allows.
 
 Shapes: B batch, T time.
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qalam_core.errors import PackageError
-from qalam_core.evaluation.gate import Integrity
+from qalam_core.evaluation.results import Integrity
 from qalam_core.model import PureDynamicTransformer
-from qalam_core.package import Package, verify
+from qalam_core.package import Package, changes
+from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.recipe import Storage
 
@@ -46,7 +47,6 @@ NONE: Logits = np.empty(0, np.float32)
 @torch.inference_mode()
 def check(
     package: Package,
-    folder: Path,
     checkpoint: Path,
     model: PureDynamicTransformer,
     stream: NDArray[np.int64],
@@ -54,15 +54,15 @@ def check(
     trained_ids_agree: bool,
     storage: Storage,
 ) -> Integrity:
-    """Compare the package at `folder`, as read, with its checkpoint and with a plain import of it.
+    """Compare a package with its checkpoint, and with what a plain import of it gives.
 
-    `model` is `transformer` of the package; the probe is the beginning of `stream`; `tokenized` are texts
-    with the ids that tokenizer.json gives them; `storage` is how the recipe wants matrices stored. The
-    package's matrices must be the checkpoint's as its storage type rounds them, and its logits may differ
-    by what that very rounding costs: nothing for f32.
+    `model` is `transformer` of the package; the probe is the beginning of `stream`; `tokenized` are texts with the ids
+    that tokenizer.json gives them; `storage` is how the recipe wants matrices stored. The package's matrices must be
+    the checkpoint's, rounded to the storage type, and its logits may differ by what that rounding changes: nothing for
+    f32.
     """
     stored = load_file(checkpoint)
-    if package.config["TIED"]:
+    if package.config.tied:
         stored.pop("lm_head.weight", None)
     stored_as = MATRIX_TYPES[package.manifest["dtype"]]
     rounded = {
@@ -73,12 +73,12 @@ def check(
     logits = model(probe_BT)[0].numpy()
     trained = _logits(package.config, stored, probe_BT)
     limit = _difference(_logits(package.config, rounded, probe_BT), trained)
-    changes = _changes(folder)
-    imported = _import(folder, probe_BT, list(tokenized))
+    changed = _changes(package)
+    imported = _import(package.path, probe_BT, list(tokenized))
     numpy_difference = _difference(imported.numpy, imported.torch)
     largest = float(np.abs(logits).max())
     return Integrity(
-        verifies=not changes,
+        verifies=not changed,
         loads_without_execution=True,
         tensors_agree=_same(package.weights, rounded),
         loads_by_import=not imported.problem,
@@ -91,17 +91,14 @@ def check(
         tokenizer_agrees=imported.ids == [list(ids) for ids in tokenized.values()],
         trained_ids_agree=trained_ids_agree,
         storage_agrees=package.manifest["dtype"] == storage,
-        problem="; ".join([*changes[:1], *([imported.problem] if imported.problem else [])]),
+        problem="; ".join([*changed[:1], *([imported.problem] if imported.problem else [])]),
     )
 
 
-def transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PureDynamicTransformer:
-    """The model that a package's config and tensors make, ready to be asked."""
-    model = PureDynamicTransformer(
-        config["VOCAB_SIZE"], config["DIM"], config["NUM_HEADS"], config["NUM_LAYERS"], config["MAX_SEQ_LEN"],
-        dropout=0.0, tied=config["TIED"], activation=config["ACTIVATION"],
-    )  # fmt: skip
-    shared = {"lm_head.weight": weights["embedding.weight"]} if config["TIED"] else {}
+def transformer(config: ModelConfig, weights: Mapping[str, Tensor]) -> PureDynamicTransformer:
+    """The model of a configuration and tensors, in evaluation mode."""
+    model = PureDynamicTransformer(**asdict(config), dropout=0.0)
+    shared = {"lm_head.weight": weights["embedding.weight"]} if config.tied else {}
     model.load_state_dict({**weights, **shared})
     return model.eval()
 
@@ -135,12 +132,12 @@ out = io.BytesIO()  # not a file: a full disk is no fault of the package's
 np.savez(out, **answers)
 sys.stdout.buffer.write(out.getvalue())
 """
-"""What a fresh interpreter does with a copy of the package: load it, answer the probe, tokenize."""
+"""What a fresh interpreter does with a copy of the package: load it, evaluate the probe, tokenize."""
 
 
 @dataclass(frozen=True)
 class _Imported:
-    """What the imported package answered; empty with a problem when it did not."""
+    """What the imported package gave; empty, with a problem, when it gave nothing."""
 
     torch: Logits
     numpy: Logits
@@ -149,7 +146,7 @@ class _Imported:
 
 
 def _import(folder: Path, probe_BT: Tensor, texts: Sequence[str]) -> _Imported:
-    """Import a copy of the package where neither this project nor the environment's settings are seen."""
+    """Import a copy of the package where neither this project nor the environment's settings are visible."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, "measured")
         copy.mkdir()
@@ -161,7 +158,7 @@ def _import(folder: Path, probe_BT: Tensor, texts: Sequence[str]) -> _Imported:
             [sys.executable, "-I", "-c", _IMPORTED, scratch],
             input=json.dumps(task).encode(), capture_output=True, check=False,
         )  # fmt: skip
-        if child.returncode == -signal.SIGKILL:  # says nothing about the package, and must not be kept as if it did
+        if child.returncode == -signal.SIGKILL:  # says nothing about the package, and must not be recorded as if it did
             raise PackageError("importing the package was killed, most likely for memory; run the same command again")
         if child.returncode:
             errors = child.stderr.decode(errors="replace").strip().splitlines()
@@ -177,16 +174,16 @@ def _probe(stream: NDArray[np.int64], context: int) -> Tensor:
     return torch.from_numpy(np.resize(stream, (rows, context)))
 
 
-def _changes(folder: Path) -> list[str]:
-    """What is not as it was exported; a folder that verification refuses is one sentence."""
+def _changes(package: Package) -> list[str]:
+    """What changed since export; a folder that verification refuses is one sentence."""
     try:
-        return verify(folder)
+        return changes(package)
     except PackageError as error:
-        return [one_line(error, folder)]
+        return [one_line(error, package.path)]
 
 
 def one_line(error: PackageError, folder: Path) -> str:
-    """The error without the place of the package, which a report must not depend on."""
+    """The error without the package's path, which a report must not depend on."""
     return str(error).replace(f"{folder}/", "").replace(str(folder), "the package")
 
 
@@ -196,7 +193,7 @@ def _same(weights: Mapping[str, NDArray[Any]], tensors: Mapping[str, Tensor]) ->
     )
 
 
-def _logits(config: Mapping[str, Any], weights: Mapping[str, Tensor], probe_BT: Tensor) -> Logits:
+def _logits(config: ModelConfig, weights: Mapping[str, Tensor], probe_BT: Tensor) -> Logits:
     """The logits of the model with these tensors; none when they do not fit its shape."""
     try:
         model = transformer(config, weights)

@@ -1,31 +1,18 @@
-"""Text from a package that was read, not imported: the released runtime over the package's values.
+"""Text generation from a package that was read, not imported: this release's runtime over the package's values.
 Takes a `Package` and a prompt, gives the continuation.
-It does not know files, and runs no code that came with the package.
+It does not know files, and executes no code of the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from qalam_core.package.read import Package
+from qalam_core.package.runtime.architecture import START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
-__all__ = ["config_of", "generate"]
-
-START = 2
-
-
-def config_of(model: Mapping[str, Any], vocab_size: int) -> dict[str, int | str | bool]:
-    """The constants of config.py for a model's settings; dropout is training's affair."""
-    return {
-        "VOCAB_SIZE": vocab_size, "DIM": model["dim"], "NUM_HEADS": model["num_heads"],
-        "NUM_LAYERS": model["num_layers"], "MAX_SEQ_LEN": model["max_seq_len"], "TIED": model["tied"],
-        "ACTIVATION": model.get("activation", "gelu"),
-    }  # fmt: skip
+__all__ = ["generate"]
 
 
 def generate(
@@ -38,8 +25,7 @@ def generate(
     top_p: float = 1.0,
 ) -> str:
     """`prompt` and its continuation; an empty prompt starts a document."""
-    words = package.vocabulary
-    tokenizer = Tokenizer(words.algorithm, words.words, words.merges, words.rules)
+    tokenizer = Tokenizer(package.vocabulary)
     model = NumpyTransformer(package.config, package.weights)
     ids = np.array([[START, *tokenizer.encode(prompt)]])
     generated = model.generate(ids, max_new_tokens, temperature, top_k, seed, top_p)

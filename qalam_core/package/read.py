@@ -6,9 +6,6 @@ It does not know torch, nor how to run the model.
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
-import math
 import re
 import stat
 from collections.abc import Iterator
@@ -22,23 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
+from qalam_core.files import TEXT_LIMIT, json_object, read_bytes, sha256_bytes, sha256_file
 from qalam_core.package.bytecode import is_own_cache
-from qalam_core.package.runtime import data_reader as settings
-from qalam_core.package.runtime import weights_reader as reader
+from qalam_core.package.releases import CODE, FORMAT, changed_code
+from qalam_core.package.runtime.architecture import ModelConfig
+from qalam_core.package.runtime.data_reader import check_knowledge, quote, read_config, read_vocabulary
 from qalam_core.package.runtime.rows import MATRIX_TYPES
-from qalam_core.package.runtime.tokenizer import Tokenizer
-from qalam_core.package.seek import read_row, read_rows
-from qalam_core.package.write import CODE, FORMAT, Vocabulary, code_digests, row_checksums, tensor_digest
+from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
+from qalam_core.package.runtime.weights_reader import FormatError, read_weights
+from qalam_core.package.seek import read_rows
+from qalam_core.package.write import row_checksums, tensor_digest
 
-__all__ = ["Package", "read", "read_tensor", "read_tensor_row", "read_tensor_rows", "verify"]
+__all__ = ["Package", "changes", "read", "read_tensor_rows", "read_vocabulary_of", "verify"]
+
+TOKEN_TENSORS = ("embedding.weight", "lm_head.weight")
+"""Tensors with one row a token."""
 
 _DATA = (".gitattributes", "MODEL_CARD.md", "config.py", "knowledge_map.py", "rows.json", "tokenizer.json",
          "vocab.py", "weights.py")  # fmt: skip
 _SHARD = re.compile(r"weights_([0-9]{3})\.py")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_IGNORED = (".git", "__pycache__")  # neither is read; what lies in __pycache__ is verify's to judge
-_FILE_LIMIT = 64 << 20
-_RELEASES = Path(__file__).with_name("releases.json")  # release -> file -> sha256 of what its packages carry
+_IGNORED = (".git", "__pycache__")  # neither is read; `verify` checks what is in __pycache__
 _SHOWN = 8
 
 
@@ -47,8 +48,9 @@ class Package:
     """A package as plain values. `edited` names the tensors whose values differ from the manifest's."""
 
     path: Path
-    config: dict[str, int | float | str | bool]
+    config: ModelConfig
     vocabulary: Vocabulary
+    tokenizer_json: str
     weights: dict[str, NDArray[np.float32]]
     manifest: dict[str, Any]
     edited: tuple[str, ...]
@@ -59,7 +61,7 @@ def read(folder: Path, *, strict: bool = False) -> Package:
     folder = Path(folder)
     manifest = _manifest(folder)
     _check_folder(folder, manifest)
-    config, vocabulary, weights = _contents(folder)
+    config, vocabulary, tokenizer_json, weights = _contents(folder)
     if set(manifest["tensors"]) != set(weights):
         raise PackageError("manifest.json:0: lists other tensors than config.py demands; export again")
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
@@ -70,22 +72,25 @@ def read(folder: Path, *, strict: bool = False) -> Package:
             raise PackageError(f'{folder}: tensor "{edited[0]}" changed since export; verify says where')
         for name in _changed_files(folder, manifest):
             raise PackageError(f"{name}:0: changed since export; restore it, or read without strict")
-    return Package(folder, config, vocabulary, weights, manifest, edited)
+    return Package(folder, config, vocabulary, tokenizer_json, weights, manifest, edited)
 
 
 def verify(folder: Path) -> list[str]:
-    """One sentence for each thing that changed since export; empty when all is as it was.
+    """Read a package; -> `changes` of it."""
+    return changes(read(folder))
 
-    Raises PackageError when the folder is no package, or holds anything that could run when imported
-    and is not this release's code.
+
+def changes(package: Package) -> list[str]:
+    """One sentence for each change since export; empty when the package is as exported.
+
+    Raises PackageError when the folder holds anything that could run when imported and is not this release's code.
     """
-    package = read(folder)
     folder, manifest = package.path, package.manifest
     changed = _changed_files(folder, manifest)
     _check_caches(folder, manifest, changed)
     sentences = []
     for name in changed:
-        if (name == "weights.py" or _SHARD.fullmatch(name)):
+        if name == "weights.py" or _SHARD.fullmatch(name):
             if not package.edited:
                 sentences.append(f"{name}: the text changed, every value is as exported")
         else:
@@ -93,40 +98,34 @@ def verify(folder: Path) -> list[str]:
     checksums = _row_checksums(folder, changed)
     for name in package.edited:
         rows = _changed_rows(package.weights[name], checksums.get(name))
-        words = package.vocabulary.words if name in ("embedding.weight", "lm_head.weight") else ()
+        words = package.vocabulary.words if name in TOKEN_TENSORS else ()
         sentences.append(_tensor_sentence(name, rows, len(package.weights[name]), words))
     return sentences
 
 
-def read_tensor_row(folder: Path, name: str, row: int) -> NDArray[np.float32]:
-    """One row (for one dimension, one value) of a tensor, by seek and not by reading what precedes it."""
+def read_tensor_rows(folder: Path, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+    """The rows `start` to `stop` (exclusive; all by default) of a tensor, from the files and bytes that hold them.
+
+    By seeking, not by reading what precedes them; the rest of the package is not checked.
+    """
     folder = Path(folder)
     with _one_line_errors():
-        shapes = reader.tensor_shapes(settings.read_config(folder / "config.py"))
-        return read_row(folder, shapes, name, row)
+        shapes = read_config(folder / "config.py").tensor_shapes()
+        return read_rows(folder, shapes, name, start, shapes.get(name, (0,))[0] if stop is None else stop)
 
 
-def read_tensor_rows(folder: Path, name: str, start: int, stop: int) -> NDArray[np.float32]:
-    """The rows `start` to `stop` (without it) of a tensor, from the files and bytes that hold them."""
+def read_vocabulary_of(folder: Path) -> Vocabulary:
+    """The vocabulary of a package, without reading its weights."""
     folder = Path(folder)
     with _one_line_errors():
-        shapes = reader.tensor_shapes(settings.read_config(folder / "config.py"))
-        return read_rows(folder, shapes, name, start, stop)
-
-
-def read_tensor(folder: Path, name: str) -> NDArray[np.float32]:
-    """One whole tensor, from the files and bytes that hold it."""
-    folder = Path(folder)
-    with _one_line_errors():
-        shapes = reader.tensor_shapes(settings.read_config(folder / "config.py"))
-        return read_rows(folder, shapes, name, 0, shapes.get(name, (0,))[0])
+        return read_vocabulary(folder / "vocab.py", read_config(folder / "config.py").vocab_size)
 
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except reader.FormatError as error:
+    except FormatError as error:
         raise PackageError(str(error)) from None
 
 
@@ -136,17 +135,15 @@ def _refuse(file: str, reason: str) -> NoReturn:
 
 def _bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(_FILE_LIMIT + 1)
+        return read_bytes(path)
     except OSError as error:
         _refuse(path.name, f"cannot be read ({error.strerror}); export again")
-    if len(raw) > _FILE_LIMIT:
-        _refuse(path.name, f"larger than {_FILE_LIMIT} bytes; a package's files are small")
-    return raw
+    except ValueError:
+        _refuse(path.name, f"larger than {TEXT_LIMIT} bytes; a package's files are small")
 
 
 def _regular(path: Path) -> None:
-    """Refuse whatever is not a plain file of its own: it could lead out of the package."""
+    """Refuse anything but a regular file with one name: it could lead out of the package."""
     try:
         status = path.lstat()
     except OSError as error:
@@ -181,22 +178,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            _refuse(path.name, "holds a key twice; parsers disagree about which counts")
-        return dict(pairs)
-
     try:
-        value = json.loads(_bytes(path).decode(), object_pairs_hook=once)
-    except (ValueError, RecursionError):
-        _refuse(path.name, "not valid JSON")
-    if not isinstance(value, dict):
-        _refuse(path.name, "must be a JSON object")
-    return value
+        return json_object(_bytes(path))
+    except ValueError as error:
+        _refuse(path.name, str(error))
 
 
 def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
-    """Exactly the listed files, each a plain file, and the code among them byte for byte ours."""
+    """Exactly the listed files, each a regular file, and the code among them byte for byte a release's."""
     listed = set(manifest["files"])
     shards = sorted(name for name in listed if _SHARD.fullmatch(name))
     if shards != [f"weights_{number + 1:03d}.py" for number in range(len(shards))]:
@@ -213,41 +202,31 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
             _refuse(ascii(path.name)[1:-1][:80], "not listed in manifest.json; delete it or move it elsewhere")
     for name in sorted(listed):
         _regular(folder / name)
-    known = [code_digests(), *json.loads(_RELEASES.read_text(encoding="utf-8")).values()]
-    found = {name: hashlib.sha256(_bytes(folder / name)).hexdigest() for name in CODE}
-    if found not in known:
-        nearest = min(known, key=lambda release: sum(release.get(name) != found[name] for name in CODE))
-        changed = next(name for name in CODE if nearest.get(name) != found[name])
+    found = {name: sha256_bytes(_bytes(folder / name)) for name in CODE}
+    if (changed := changed_code(found)) is not None:
         _refuse(changed, "not the code of a release known here; restore it (weights, config and words may be edited)")
 
 
-def _contents(folder: Path) -> tuple[dict[str, Any], Vocabulary, dict[str, NDArray[np.float32]]]:
+def _contents(folder: Path) -> tuple[ModelConfig, Vocabulary, str, dict[str, NDArray[np.float32]]]:
     with _one_line_errors():
-        config = settings.read_config(folder / "config.py")
-        words = settings.read_vocabulary(folder / "vocab.py", int(config["VOCAB_SIZE"]))
-        settings.check_knowledge(folder / "knowledge_map.py")
-        shapes = reader.tensor_shapes(config)
-        if config["PARAMETERS"] != sum(math.prod(shape) for shape in shapes.values()):
-            _refuse("config.py", "PARAMETERS does not follow from the other settings")
+        config = read_config(folder / "config.py")
+        vocabulary = read_vocabulary(folder / "vocab.py", config.vocab_size)
+        check_knowledge(folder / "knowledge_map.py")
         try:
-            Tokenizer(*words)
+            Tokenizer(vocabulary)
             tokenizer_json = _bytes(folder / "tokenizer.json").decode()
             _bytes(folder / "MODEL_CARD.md").decode()
         except UnicodeDecodeError:
             _refuse("tokenizer.json", "it and MODEL_CARD.md must be UTF-8")
         except ValueError as error:
             _refuse("vocab.py", f"{error}; restore MERGES")
-        return config, Vocabulary(*words, tokenizer_json), reader.read_weights(folder, shapes)
+        return config, vocabulary, tokenizer_json, read_weights(folder, config.tensor_shapes())
 
 
 def _changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     names = sorted(manifest["files"])
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(digest, names))
+        digests = list(pool.map(sha256_file, (folder / name for name in names)))
     return [name for name, found in zip(names, digests, strict=True) if found != manifest["files"][name]]
 
 
@@ -271,13 +250,13 @@ def _changed_rows(tensor: NDArray[np.float32], exported: NDArray[np.uint32] | No
 def _tensor_sentence(name: str, rows: list[int], total: int, words: tuple[str, ...]) -> str:
     if not rows:
         return f"{name}: values changed since export"
-    shown = [f"{row} ({settings.quote(words[row])})" if words else str(row) for row in rows[:_SHOWN]]
+    shown = [f"{row} ({quote(words[row])})" if words else str(row) for row in rows[:_SHOWN]]
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"{name}: {len(rows)} of {total} rows changed since export: {', '.join(shown)}{more}"
 
 
 def _check_caches(folder: Path, manifest: dict[str, Any], changed: list[str]) -> None:
-    """Plain import runs what lies in __pycache__, so only true compilations of unchanged files may."""
+    """Plain import runs what is in __pycache__, so only true compilations of unchanged files may be there."""
     caches = folder / "__pycache__"
     if not caches.exists():
         return

@@ -1,6 +1,6 @@
-"""Finds rows of one tensor by stepping over whole tensors, without reading what precedes or follows them.
-Takes a package folder, the shapes its config demands, a name and rows, gives these rows' float32 values.
-It does not know whether the rest of the files is in order: that is for a whole read to say.
+"""Reads rows of one tensor by seeking, without reading what precedes or follows them.
+Takes a package folder, the tensors' shapes, a name and a range of rows, gives float32 values.
+It does not check the rest of the files; reading the whole package does.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
 from qalam_core.package.runtime.weights_reader import (
     BLOCK,
     END_OF_TENSOR,
+    HEADER,
     FormatError,
     Lines,
-    _read_rows,
-    _read_values,
     weight_files,
 )
+from qalam_core.package.runtime.weights_reader import read_rows as decode_rows
+from qalam_core.package.runtime.weights_reader import read_values as decode_values
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["read_row", "read_rows"]
+__all__ = ["read_rows"]
 
-_HEADER = re.compile(
-    rb'^    "([A-Za-z0-9_.]+)": \("([a-z0-9]+)", (\([0-9, ]+\)), ([0-9]{1,9}), ([0-9]{1,9}), \(\n', re.MULTILINE
-)
+_HEADER = re.compile(b"^" + HEADER.pattern.encode() + b"\n", re.MULTILINE)
 _LONGEST_VALUE = 25  # bytes of a vector's value on its line, as exported
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class _Part(NamedTuple):
+class _Extent(NamedTuple):
     """Where some rows of a tensor stand: the bytes `start` to `end` of a file are their lines."""
 
     path: Path
@@ -52,13 +51,6 @@ class _Part(NamedTuple):
     rows: int
     matrix: RowType | None
     whole: bool  # as many bytes as exported, so that a row's place follows from its number
-
-
-def read_row(folder: Path, shapes: Shapes, name: str, row: int) -> NDArray[np.float32]:
-    """One row of one tensor, found by stepping over whole tensors; for untouched files in microseconds."""
-    if name not in shapes or not 0 <= row < shapes[name][0]:
-        raise FormatError(f'weights.py:0: there is no row {row} of "{name}"')
-    return read_rows(folder, shapes, name, row, row + 1).reshape(-1)
 
 
 def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) -> NDArray[np.float32]:
@@ -78,13 +70,13 @@ def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) ->
     return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
 
-def _find_part(files: list[Path], shapes: Shapes, name: str, row: int) -> _Part:
+def _find_part(files: list[Path], shapes: Shapes, name: str, row: int) -> _Extent:
     places = {tensor: place for place, tensor in enumerate(shapes)}
 
     def begins_after(path: Path) -> bool:  # as exported, parts stand in the order of the shapes
         with _mapped(path) as text:
             found = _HEADER.search(text)
-            return found is not None and (places.get(found[1].decode(), -1), int(found[4])) > (places[name], row)
+            return found is not None and (places.get(found[1].decode(), -1), int(found[5])) > (places[name], row)
 
     likely = files[max(0, bisect_left(files, True, key=begins_after) - 1)]
     for path in (likely, *files):  # all of them only for tensors that somebody put into another order
@@ -108,11 +100,12 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
             yield text
 
 
-def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -> _Part | None:
+def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -> _Extent | None:
     position = 0
     closing = f"{END_OF_TENSOR}\n".encode()
     while match := _HEADER.search(text, position):
-        here, dtype, first, rows = match[1].decode(), match[2].decode(), int(match[4]), int(match[5])
+        here, dtype, first, rows = match[1].decode(), match[2].decode(), int(match[5]), int(match[6])
+        stated = (int(match[3]),) if match[4] is None else (int(match[3]), int(match[4]))
         position = match.end()
         shape = shapes.get(here, ())
         matrix = MATRIX_TYPES.get(dtype) if len(shape) == 2 else None
@@ -122,15 +115,15 @@ def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -
             end = _end(text, position, rows, closing)
         if here == name and first <= row < first + rows:
             reason = ""
-            if match[3].decode() != str(shape):
-                reason = f"is {match[3].decode()[:80]}, but config.py demands {shape}"
+            if stated != shape:
+                reason = f"is {stated}, but config.py demands {shape}"
             elif matrix is None and (len(shape) == 2 or dtype != "dec"):
                 reason = f'cannot be stored as "{dtype[:80]}"'
             elif first + rows > shape[0]:
                 reason = f"has {shape[0]} rows, not {first} + {rows}"
             if reason:
                 raise FormatError(f'{path.name}:0: "{name}" {reason}')
-            return _Part(path, position, end if end >= 0 else len(text), first, rows, matrix, whole)
+            return _Extent(path, position, end if end >= 0 else len(text), first, rows, matrix, whole)
         if end < 0:
             break
         position = end
@@ -143,34 +136,34 @@ def _end(text: mmap.mmap, position: int, rows: int, closing: bytes) -> int:
     return found + 1 if found >= 0 else -1
 
 
-def _decode(part: _Part, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
-    """Some rows of a part, by its own count, decoded by the whole reader's code."""
+def _decode(part: _Extent, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
+    """Some rows of a part, by its own count, decoded by the reader's own code."""
     if part.whole and part.matrix is not None and (start, stop) != (0, part.rows):
         width = part.matrix.width(shape[0])
         near = part._replace(start=part.start + start * width, end=part.start + stop * width, rows=stop - start)
         try:
             return _decode(near, shape, 0, near.rows)
         except FormatError:
-            pass  # rows of other widths that add up to the usual bytes, or a row that is wrong: by the book
+            pass  # rows of other widths with the usual sum of bytes, or a wrong row: read the part from its start
     # every value takes more than one byte of text: what cannot be there is not allocated
     if stop * (shape[0] if shape else 1) > part.end - part.start:
         raise FormatError(f"{part.path.name}:0: a row is missing; read the whole package to learn where")
     values = np.empty((stop, *shape), np.float32)
-    with _PartLines(part) as lines:
+    with _ExtentLines(part) as lines:
         if part.matrix is not None:
-            _read_rows(lines, values, part.matrix, BLOCK)
+            decode_rows(lines, values, part.matrix, BLOCK)
         else:
-            _read_values(lines, values, BLOCK)
+            decode_values(lines, values, BLOCK)
         while stop == part.rows and (line := lines.line()) is not None:
             if not COMMENT.fullmatch(line):
                 lines.refuse("a row too many; read the whole package to learn where")
     return values[start:].copy() if start else values
 
 
-class _PartLines(Lines):
+class _ExtentLines(Lines):
     """The lines of a part and nothing else of its file; refusals name no line, as lines were stepped over."""
 
-    def __init__(self, part: _Part) -> None:
+    def __init__(self, part: _Extent) -> None:
         super().__init__(part.path)
         self._file.close()
         self._file = _Span(part.path, part.start, part.end)

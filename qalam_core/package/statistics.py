@@ -1,4 +1,4 @@
-"""What can be read off a model's weights: knowledge_map.py, and the figures above each tensor.
+"""Statistics of a model's weights: knowledge_map.py, and the comment above each tensor.
 Takes tensors and words, gives four numbers a tensor, or the file's text.
 It does not know how weights are stored.
 """
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from qalam_core.package.runtime.data_reader import KNOWLEDGE_MAGIC, quote
 
-__all__ = ["PREAMBLE", "Measured", "knowledge_text", "near", "statistics"]
+__all__ = ["PREAMBLE", "Measured", "header_comment", "knowledge_text", "nearest_tokens", "statistics"]
 
 PREAMBLE = "# fmt: off\n# ruff: noqa\n"
-"""Follows the magic line of every data file, so that no tool wraps or judges it."""
+"""Follows the magic line of every data file, so that formatters and linters leave it alone."""
 
 NEIGHBOUR_WORDS, NEIGHBOURS = 32, 8
 NEIGHBOUR_RANGE = 8192  # rows of rarer tokens say little, and comparing with all took half of an export
@@ -27,12 +27,18 @@ Measured = Mapping[str, tuple[float, float, float, float]]
 
 
 def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, least, largest) in float64, block by block."""
+    """(mean, standard deviation, minimum, maximum) in float64, block by block."""
     flat = tensor.reshape(-1)
     blocks = [flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK)]
     mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / len(flat)
     squares = sum(float(np.square(block - np.float64(mean)).sum()) for block in blocks)
     return mean, float(np.sqrt(squares / len(flat))), float(flat.min()), float(flat.max())
+
+
+def header_comment(figures: tuple[float, float, float, float]) -> str:
+    """The comment above a tensor in a weights file, of its `statistics`."""
+    mean, std, low, high = figures
+    return f"# mean={mean:.3e} std={std:.3e} min={low:.3e} max={high:.3e} (as exported)"
 
 
 def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
@@ -43,22 +49,22 @@ def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words:
     facts = [f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)})," for name, four in measured.items()]
     neighbours = [
         f"    {quote(word)}: ({' '.join(f'({quote(other)}, {cosine:.3f}),' for other, cosine in nearest)}),"
-        for word, nearest in near(embedding_VC, words, chosen)
+        for word, nearest in nearest_tokens(embedding_VC, words, chosen)
     ]
     lines = [
-        "# what can be read off the weights, as exported",
-        "# tensor: (mean, standard deviation, least, largest)",
+        "# statistics of the weights, as exported",
+        "# tensor: (mean, standard deviation, minimum, maximum)",
         *("STATISTICS = {", *facts, "}"),
-        "# frequent word: the frequent tokens whose embeddings point most nearly the same way, with the cosine",
+        "# frequent word: the frequent tokens with the most similar embeddings, by cosine similarity",
         *("NEIGHBOURS = {", *neighbours, "}", ""),
     ]
     return f"{KNOWLEDGE_MAGIC}\n{PREAMBLE}" + "\n".join(lines)
 
 
-def near(
+def nearest_tokens(
     embedding_VC: NDArray[np.float32], words: tuple[str, ...], chosen: list[int]
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """For each chosen id its word, and the words whose rows point most nearly the same way, with the cosine."""
+    """For each chosen id its word, and the words with the most similar rows, by cosine similarity."""
     length_V = np.sqrt(np.einsum("vc,vc->v", embedding_VC, embedding_VC, dtype=np.float64))
     length_V = np.maximum(length_V, 1e-30)
     cosines_NV = np.empty((len(chosen), len(words)))

@@ -1,6 +1,6 @@
-"""A package's vocabulary in the Hugging Face form, tokenizer.json, there and back.
-Takes words, merges and rules in readable form, gives the text `tokenizers` loads; or takes such a text.
-It does not know the `tokenizers` library: a tokenizer.json from elsewhere reaches no parser but JSON's.
+"""The vocabulary of a package in the Hugging Face form, tokenizer.json, and back.
+Takes a `Vocabulary`, gives the text that the `tokenizers` library loads; or takes such a text.
+It does not use the `tokenizers` library: a tokenizer.json from elsewhere reaches no parser but JSON's.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from qalam_core.errors import PackageError
-from qalam_core.package.interop.safetensors_file import json_object
-from qalam_core.package.runtime.data_reader import SPECIALS, is_usable
-from qalam_core.package.runtime.tokenizer import token_bytes
-from qalam_core.package.write import Vocabulary
+from qalam_core.files import json_object
+from qalam_core.package.runtime.architecture import SPECIALS
+from qalam_core.package.runtime.data_reader import is_usable
+from qalam_core.package.runtime.tokenizer import Vocabulary, token_bytes
 
-__all__ = ["tokenizer_json", "vocabulary", "vocabulary_of"]
+__all__ = ["ALPHABET", "readable", "tokenizer_json", "vocabulary_of"]
 
+# A word keeps its vowel marks: letter classes hold \p{M}. Digits are split in threes, so that numbers share tokens; the
+# last two branches leave one space with the word that follows it.
 _BPE_SPLIT = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 _WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
 
@@ -24,44 +26,40 @@ _FIRST, _SECOND = ({"Sequence": {"id": name, "type_id": number}} for number, nam
 _ADDS_NOTHING = {
     "type": "TemplateProcessing", "single": [_FIRST], "pair": [_FIRST, _SECOND], "special_tokens": {},
 }  # fmt: skip
-"""What transformers puts in when it saves a tokenizer that adds no special tokens to a text."""
-
-Pairs = Sequence[tuple[str, str]]
+"""What transformers inserts when it saves a tokenizer that adds no special tokens to a text."""
 
 
-def vocabulary(algorithm: str, words: Sequence[str], merges: Pairs, rules: Pairs) -> Vocabulary:
-    """The parts with the tokenizer.json that says the same."""
-    text = tokenizer_json(algorithm, words, merges, rules)
-    return Vocabulary(algorithm, tuple(words), tuple(merges), tuple(rules), text)
-
-
-def tokenizer_json(algorithm: str, words: Sequence[str], merges: Pairs, rules: Pairs) -> str:
+def tokenizer_json(vocabulary: Vocabulary) -> str:
     """The text that `tokenizers` would save for this vocabulary, byte for byte."""
-    return json.dumps(_parts(algorithm, words, merges, rules), ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(_document(vocabulary), ensure_ascii=False, indent=2) + "\n"
 
 
 def vocabulary_of(text: str) -> Vocabulary:
-    """The vocabulary that a tokenizer.json of this project's kind says; any other is refused.
+    """The vocabulary that a tokenizer.json of this project's kind states; PackageError for any other.
 
-    Ours is told by making it again from its words, merges and rules: all else in it must come out the same.
+    Ours is recognised by writing it again from its words, merges and rules: everything else must be the same.
     """
-    data = json_object(text, "tokenizer.json")
+    try:
+        data = json_object(text)
+    except ValueError as error:
+        raise PackageError(f"tokenizer.json:0: {error}; fetch the file again") from None
     try:
         model = data["model"]
         algorithm = {"BPE": "bpe", "WordLevel": "word"}[model["type"]]
         spelled = sorted(model["vocab"], key=model["vocab"].__getitem__)
         steps = data["normalizer"]["normalizers"]
-        rules = [(step["pattern"]["Regex"], step["content"]) for step in steps if step["type"] == "Replace"]
-        words, merges = spelled, []
+        rules = tuple((step["pattern"]["Regex"], step["content"]) for step in steps if step["type"] == "Replace")
+        words = tuple(spelled)
+        merges: tuple[tuple[str, str], ...] = ()
         if algorithm == "bpe":
-            words = [*spelled[: len(SPECIALS)], *(_readable(token) for token in spelled[len(SPECIALS) :])]
-            merges = [(_readable(left), _readable(right)) for left, right in model["merges"]]
-        again = _parts(algorithm, words, merges, rules)
-        # how long a batch may become is no part of what a text's tokens are
-        silent = {"truncation": None, "padding": None}
+            words = (*spelled[: len(SPECIALS)], *(readable(token) for token in spelled[len(SPECIALS) :]))
+            merges = tuple((readable(left), readable(right)) for left, right in model["merges"])
+        vocabulary = Vocabulary(algorithm, words, merges, rules)
+        # batching options do not change what the tokens of a text are
+        ignored = {"truncation": None, "padding": None}
         if data["post_processor"] == _ADDS_NOTHING:
-            silent["post_processor"] = None
-        same = again == {**data, **silent}
+            ignored["post_processor"] = None
+        same = _document(vocabulary) == {**data, **ignored}
         if not (same and all(is_usable(pattern) for pattern, _ in rules)):
             raise ValueError("not ours")
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -69,10 +67,11 @@ def vocabulary_of(text: str) -> Vocabulary:
             "tokenizer.json:0: it normalises, splits or numbers its special tokens in another way than packages do; "
             "name a package to take the words from"
         ) from None
-    return vocabulary(algorithm, words, merges, rules)
+    return vocabulary
 
 
-def _parts(algorithm: str, words: Sequence[str], merges: Pairs, rules: Pairs) -> dict[str, Any]:
+def _document(vocabulary: Vocabulary) -> dict[str, Any]:
+    algorithm, words, merges, rules = vocabulary
     replaced = [{"type": "Replace", "pattern": {"Regex": left}, "content": right} for left, right in rules]
     strip = {"type": "Strip", "strip_left": True, "strip_right": True}
     bytes_as_text = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -95,7 +94,8 @@ def _parts(algorithm: str, words: Sequence[str], merges: Pairs, rules: Pairs) ->
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": index, "content": name, **flags} for index, name in enumerate(SPECIALS)],
+        # a vocabulary that is yet to be trained gets its special tokens from the trainer
+        "added_tokens": [{"id": index, "content": name, **flags} for index, name in enumerate(words[: len(SPECIALS)])],
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, *replaced, {"type": "NFKC"}, strip]},
         "pre_tokenizer": splitter,
         "post_processor": None,
@@ -113,23 +113,27 @@ def _numbered(words: Sequence[str]) -> dict[str, int]:
 
 
 def _alphabet() -> dict[int, str]:
-    """Byte -> the printable character that byte-level tokenizers write for it: itself where it is printable
-    Latin-1, else the next code point from 256 on."""
+    """Byte -> the printable character that byte-level tokenizers (GPT-2's) write for it.
+
+    A byte that is printable Latin-1 stands for itself, the others take the code points from 256 on, in order.
+    """
     plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
     return {byte: chr(byte if byte in plain else next(others)) for byte in range(256)}
 
 
-_CHARACTERS = _alphabet()
-_BYTES = {character: byte for byte, character in _CHARACTERS.items()}
+ALPHABET = _alphabet()
+"""Byte -> its character in the byte-level alphabet."""
+
+_BYTES = {character: byte for byte, character in ALPHABET.items()}
 
 
 def _spelled(token: str) -> str:
-    """A readable token in the byte alphabet."""
-    return "".join(_CHARACTERS[byte] for byte in token_bytes(token))
+    """A readable token in the byte-level alphabet."""
+    return "".join(ALPHABET[byte] for byte in token_bytes(token))
 
 
-def _readable(token: str) -> str:
-    """The inverse; see runtime/tokenizer.py for the readable form."""
+def readable(token: str) -> str:
+    """A token in the byte-level alphabet -> in readable form; see runtime/tokenizer.py."""
     raw = bytes(_BYTES[character] for character in token)
     return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
-"""Writes a model as a folder of Python source: the same input gives the same bytes, always.
-Takes a config, a vocabulary, weights and two texts, gives the files described in docs/package_format.md.
-It does not know how any of them came about, nor does it read a package back.
+"""Writes a model as a folder of Python source: the same input always gives the same bytes.
+Takes a configuration, a vocabulary, weights and a card, writes the files described in docs/package_format.md.
+It does not read a package back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.package.runtime.data_reader import (
-    CONFIG_LIMITS,
-    CONFIG_MAGIC,
-    INVERSE,
-    SPECIALS,
-    VOCAB_MAGIC,
-    check_config,
-    quote,
-)
+from qalam_core.files import sha256_bytes
+from qalam_core.package.releases import FORMAT, code_files
+from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
+from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, INVERSE, VOCAB_MAGIC, quote
 from qalam_core.package.runtime.rows import MATRIX_TYPES, RowType, shortest
-from qalam_core.package.runtime.tokenizer import Tokenizer
-from qalam_core.package.runtime.weights_reader import MAGIC, tensor_shapes
-from qalam_core.package.statistics import PREAMBLE, Measured, knowledge_text, statistics
+from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
+from qalam_core.package.runtime.weights_reader import MAGIC
+from qalam_core.package.statistics import PREAMBLE, Measured, header_comment, knowledge_text, statistics
+from qalam_core.package.vocabulary import tokenizer_json
 
-__all__ = [
-    "CODE", "FORMAT", "Vocabulary", "code_digests", "code_files", "ended", "json_bytes", "row_checksums", "rows_json",
-    "tensor_digest", "write",
-]  # fmt: skip
+__all__ = ["json_bytes", "replace_card", "row_checksums", "rows_json", "tensor_digest", "with_newline", "write"]
 
-FORMAT = 1
 SHARD_LIMIT = 16_000_000
-CODE = ("__init__.py", "__main__.py", "codings.py", "data_reader.py", "loader.py", "model.py", "numpy_model.py",
-        "rows.py", "tokenizer.py", "weights_reader.py")  # fmt: skip
-
 _GITATTRIBUTES = "*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n"
 _BLOCK = 1 << 20
 
 Weights = Mapping[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """A tokenizer as data; tokens and merges are in the readable form that runtime/tokenizer.py explains."""
-
-    algorithm: str
-    words: tuple[str, ...]
-    merges: tuple[tuple[str, str], ...]
-    rules: tuple[tuple[str, str], ...]
-    tokenizer_json: str
-
-
 def write(
     folder: Path,
     *,
-    config: Mapping[str, int | float | str | bool],
+    config: ModelConfig,
     vocabulary: Vocabulary,
     weights: Mapping[str, NDArray[Any]],
     card: str,
@@ -74,18 +51,17 @@ def write(
 ) -> None:
     """Write a package into `folder`, which must be absent or empty; manifest.json comes last.
 
-    FORMAT and PARAMETERS may be left out of `config`. `dtype` is the storage type of the matrices;
-    what it rounds is rounded here, and the manifest speaks of the rounded values.
+    `weights` are the tensors that `config` demands. `dtype` is the storage type of the matrices: values are rounded to
+    it here, and the manifest holds digests of the rounded values. Raises PackageError.
     """
     row_type = MATRIX_TYPES.get(dtype)
     if row_type is None:
         raise PackageError(f'dtype "{dtype}": known are {", ".join(MATRIX_TYPES)}')
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # what it does releases the interpreter lock, and each part
         values = _checked_weights(pool, config, weights, row_type)  # of the output is one thread's
-        full = _full_config(config, values)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise PackageError(f"{folder}: not an empty folder; choose another name or delete it")
-        _check_vocabulary(vocabulary, int(full["VOCAB_SIZE"]))
+        _check_vocabulary(vocabulary, config.vocab_size)
         folder.mkdir(parents=True, exist_ok=True)
         measured = dict(zip(values, pool.map(statistics, values.values()), strict=True))
         weight_files = _write_weights(pool, folder, values, row_type, measured)
@@ -93,10 +69,10 @@ def write(
         texts = {
             **code_files(),
             ".gitattributes": _GITATTRIBUTES.encode(),
-            "MODEL_CARD.md": ended(card).encode(),
-            "config.py": _config_text(full).encode(),
+            "MODEL_CARD.md": with_newline(card).encode(),
+            "config.py": _config_text(config).encode(),
             "knowledge_map.py": knowledge_text(measured, values["embedding.weight"], vocabulary.words).encode(),
-            "tokenizer.json": vocabulary.tokenizer_json.encode(),
+            "tokenizer.json": tokenizer_json(vocabulary).encode(),
             "vocab.py": _vocab_text(vocabulary).encode(),
             "rows.json": rows_json(values),
         }
@@ -104,7 +80,7 @@ def write(
         tensors = dict(zip(values, digests, strict=True))
     for name, text in texts.items():
         (folder / name).write_bytes(text)
-        files[name] = hashlib.sha256(text).hexdigest()
+        files[name] = sha256_bytes(text)
     manifest = {
         "dtype": dtype,
         "files": files,
@@ -118,21 +94,10 @@ def write(
 def replace_card(folder: Path, card: str) -> None:
     """Give a package another card, and its manifest the card's digest; the rest stays to the byte."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    text = ended(card).encode()
-    manifest["files"]["MODEL_CARD.md"] = hashlib.sha256(text).hexdigest()
+    text = with_newline(card).encode()
+    manifest["files"]["MODEL_CARD.md"] = sha256_bytes(text)
     (folder / "MODEL_CARD.md").write_bytes(text)
     (folder / "manifest.json").write_bytes(json_bytes(manifest))
-
-
-def code_files() -> dict[str, bytes]:
-    """The source files every package carries, as this release writes them."""
-    here = Path(__file__).parent
-    return {name: (here.parent / name if name == "model.py" else here / "runtime" / name).read_bytes() for name in CODE}
-
-
-def code_digests() -> dict[str, str]:
-    """sha256 of each of those files: an exported package depends on them as on its weights."""
-    return {name: hashlib.sha256(text).hexdigest() for name, text in code_files().items()}
 
 
 def tensor_digest(tensor: NDArray[np.float32]) -> str:
@@ -156,23 +121,23 @@ def rows_json(weights: Weights) -> bytes:
 
 
 def json_bytes(value: object) -> bytes:
-    """The JSON of a package: sorted, ended by a newline."""
+    """JSON as packages hold it: keys sorted, ending in a newline."""
     return (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
-def ended(text: str) -> str:
-    """The text, ended by a newline."""
+def with_newline(text: str) -> str:
+    """The text, ending in a newline."""
     return text if text.endswith("\n") else text + "\n"
 
 
 def _checked_weights(
     pool: ThreadPoolExecutor,
-    config: Mapping[str, int | float | str | bool],
+    config: ModelConfig,
     weights: Mapping[str, NDArray[Any]],
     row_type: RowType,
 ) -> dict[str, NDArray[np.float32]]:
-    """The values a reader will find: float32, the matrices rounded to what their storage type holds."""
-    shapes = tensor_shapes(config)
+    """The values that a reader will find: float32, the matrices rounded to their storage type."""
+    shapes = config.tensor_shapes()
     if extra := sorted(set(weights) - set(shapes)):
         raise PackageError(f'"{extra[0]}" is no tensor of this model; its config has no place for it')
     for name, shape in shapes.items():
@@ -200,19 +165,6 @@ def _checked_weights(
     return dict(zip(shapes, pool.map(stored, shapes), strict=True))
 
 
-def _full_config(
-    config: Mapping[str, int | float | str | bool], values: Weights
-) -> dict[str, int | float | str | bool]:
-    facts = {"FORMAT": FORMAT, "PARAMETERS": sum(tensor.size for tensor in values.values())}
-    for name, value in facts.items():
-        if config.get(name, value) != value:
-            raise PackageError(f"config {name} is {config[name]}, but this package's is {value}; leave it out")
-    merged: dict[str, int | float | str | bool] = {**config, **facts}
-    if reason := check_config(merged):
-        raise PackageError(f"config: {reason}")
-    return {name: merged[name] for name in CONFIG_LIMITS}
-
-
 def _check_vocabulary(vocabulary: Vocabulary, size: int) -> None:
     words = vocabulary.words
     if len(words) != size:
@@ -221,14 +173,15 @@ def _check_vocabulary(vocabulary: Vocabulary, size: int) -> None:
         raise PackageError(f"vocabulary: words must differ, and the first four be {', '.join(SPECIALS)}")
     texts = [*words, *(text for pair in (*vocabulary.merges, *vocabulary.rules) for text in pair)]
     try:
-        "".join([*texts, vocabulary.tokenizer_json]).encode()
-        Tokenizer(vocabulary.algorithm, words, vocabulary.merges, vocabulary.rules)
+        "".join(texts).encode()
+        Tokenizer(vocabulary)
     except ValueError as error:
         raise PackageError(f"vocabulary: {error}") from None
 
 
-def _config_text(config: Mapping[str, int | float | str | bool]) -> str:
-    lines = [f"{key} = {quote(value) if isinstance(value, str) else value}" for key, value in config.items()]
+def _config_text(config: ModelConfig) -> str:
+    constants = {"FORMAT": FORMAT, **config.constants()}
+    lines = [f"{key} = {quote(value) if isinstance(value, str) else value}" for key, value in constants.items()]
     return "\n".join([CONFIG_MAGIC, *lines, ""])
 
 
@@ -261,7 +214,7 @@ def _write_weights(
 ) -> Iterator[tuple[str, str]]:
     """weights.py and its continuations, each at most SHARD_LIMIT bytes; their names and digests, when done."""
 
-    def write_shard(numbered: tuple[int, list[Part]]) -> tuple[str, str]:
+    def write_shard(numbered: tuple[int, list[_Rows]]) -> tuple[str, str]:
         number, shard = numbered
         name = f"weights_{number:03d}.py" if number else "weights.py"
         digest = hashlib.sha256()
@@ -274,12 +227,12 @@ def _write_weights(
     return pool.map(write_shard, enumerate(_shards(values, row_type)))
 
 
-Part = tuple[str, int, int]  # tensor, first row, rows
+_Rows = tuple[str, int, int]  # tensor, first row, rows
 
 
-def _shards(values: Weights, row_type: RowType) -> Iterator[list[Part]]:
+def _shards(values: Weights, row_type: RowType) -> Iterator[list[_Rows]]:
     """Fill each file with whole rows, in tensor order, up to the limit."""
-    shard: list[Part] = []
+    shard: list[_Rows] = []
     room = SHARD_LIMIT
     for name, tensor in values.items():
         first, rows = 0, len(tensor)
@@ -299,14 +252,13 @@ def _shards(values: Weights, row_type: RowType) -> Iterator[list[Part]]:
 
 
 def _shard_text(
-    values: Weights, row_type: RowType, measured: Measured, shard: list[Part]
+    values: Weights, row_type: RowType, measured: Measured, shard: list[_Rows]
 ) -> Iterator[bytes | memoryview]:
     yield f"{MAGIC}\n{PREAMBLE}WEIGHTS = {{\n".encode()
     for name, first, rows in shard:
         tensor = values[name]
         if not first:
-            mean, std, low, high = measured[name]
-            yield f"    # mean={mean:.3e} std={std:.3e} min={low:.3e} max={high:.3e} (as exported)\n".encode()
+            yield f"    {header_comment(measured[name])}\n".encode()
         kind = row_type.name if tensor.ndim == 2 else "dec"
         yield f'    "{name}": ("{kind}", {tensor.shape}, {first}, {rows}, (\n'.encode()
         part = tensor[first : first + rows]

@@ -1,9 +1,9 @@
-"""Publishing: all artifacts of a build become a run that people can read, and on a pass the champion.
-Takes a store, the recipe and the artifacts; gives the run folder: package, tokenizer, reports, run.json.
+"""Publishing: the artifacts of a build become a run that people can read, and on a pass the champion.
+Takes runs, the recipe and the artifacts; gives the run's folder: package, tokenizer, reports, run.json.
 It does not know how any of them was made.
 
-The package's card is written here, because its figures are measured on the exported package: weights, code and
-vocabulary are the export's to the byte, and the manifest vouches for the card that is shipped.
+The published package's card is written here, because its figures are measured on the exported package: weights, code
+and vocabulary are the export's to the byte, and the manifest holds the digest of the published card.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qalam_core import package as packages
-from qalam_core.evaluation.gate import Budgets, Report, Verdict
-from qalam_core.recipe import Recipe, digest
-from qalam_core.reports import markdown as reports
-from qalam_core.store import Artifact, Store
+from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.evaluation.results import Verdict
+from qalam_core.files import digest
+from qalam_core.package.write import replace_card
+from qalam_core.pipeline.evaluate import measured
+from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.gate import GateFacts, verdict_of
+from qalam_core.pipeline.vocab import TOKENIZER
+from qalam_core.recipe import Recipe
+from qalam_core.reports.card import model_card
+from qalam_core.reports.markdown import markdown
+from qalam_core.runs import Promotion, RunRecord, Runs, TrainFacts
+from qalam_core.store import Artifact
 
-__all__ = ["Published", "measured", "publish"]
+__all__ = ["Published", "publish", "render_page"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,15 @@ class Published:
 
     run: str
     folder: Path
-    verdict: Verdict
+    record: RunRecord
     champion: bool  # whether the run is the champion now
-    promoted: bool  # whether it has become so by this very call
+    promoted: bool  # whether this very call made it champion
     artifacts: tuple[Artifact, ...]  # of every stage, in order
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gate's decision."""
+        return self.record.verdict
 
     @property
     def cached(self) -> bool:
@@ -45,90 +58,93 @@ class Published:
         return all(artifact.cached for artifact in self.artifacts)
 
 
-def publish(store: Store, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
-    """All artifacts of a build -> a run folder, and on a pass the champion's place.
+def publish(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
+    """All artifacts of a build -> a run, which becomes champion on a pass.
 
     A run that was champion before is not promoted again: a rollback stands until a new model wins.
     """
     last = {artifact.stage: artifact for artifact in artifacts}
-    package, evaluation, judged = last["export"], last["evaluate"], last["gate"]
-    verdict = Verdict.model_validate_json((judged.path / "verdict.json").read_text(encoding="utf-8"))
-    report, budgets = measured(evaluation)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    timings: dict[str, float] = {}
-    for artifact in artifacts:
-        timings[artifact.stage] = round(timings.get(artifact.stage, 0.0) + artifact.seconds, 3)
-    key = digest({"package": package.digest, "verdict": judged.digest})
-    began = last["train"].facts["warm_start"]
-
-    def fill(folder: Path) -> None:
-        from qalam_core.reports.page import (
-            page,  # brings jinja2 and matplotlib, which a fully cached build does without
-        )
-
-        (folder / "model").mkdir()
-        for file in (package.path / "model").iterdir():  # not copytree, whose error has no errno for the store
-            shutil.copy(file, folder / "model")
-        facts = {
-            "corpus": last["prepare"].facts, "train": last["train"].facts, "entries": last["vocab"].facts["entries"],
-        }  # fmt: skip
-        packages.replace_card(folder / "model", reports.model_card(recipe, facts, report))
-        shutil.copy(package.path / "model" / "tokenizer.json", folder)
-        shutil.copy(evaluation.path / "report.json", folder)
-        text = reports.markdown(recipe, report, budgets, verdict, last["prepare"].facts, timings)
-        (folder / "report.md").write_text(text, encoding="utf-8")
-        digests: dict[str, list[str]] = {}
-        for artifact in artifacts:
-            digests.setdefault(artifact.stage, []).append(artifact.digest)
-        record = {
-            "created": created, "recipe": recipe.canonical(), "artifacts": digests, "timings": timings,
-            # runs that a reproduction needs: the champion of that time, and whose weights training began with
-            "rival": judged.facts["rival"], "parent": began["run"] if began else "",
-            "verdict": verdict.model_dump(mode="json"), "bits_per_byte": report.bits_per_byte.model_dump(mode="json"),
-            "package_mb": budgets.package_mb, "parameters": last["train"].facts["parameters"],
-            "code": metadata.version("al-qalam"), "machine": _machine(), "dependencies": _dependencies(),
-        }  # fmt: skip
-        (folder / "run.json").write_text(
-            json.dumps(record, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
-        html = page(store, store.run_id(recipe.name, key), folder, record)
-        (folder / "report.html").write_text(html, encoding="utf-8")
-
-    run, _ = store.publish(recipe.name, key, fill)
-    promoted = verdict.passed and run not in {promotion["run"] for promotion in store.promotions(recipe.name)}
+    verdict, created = verdict_of(last["gate"]), datetime.now(UTC).isoformat(timespec="seconds")
+    run = runs.run_id(recipe.name, digest({"package": last["export"].digest, "verdict": last["gate"].digest}))
+    runs.publish(run, lambda folder: _fill(folder, run, recipe, artifacts, created))
+    promoted = verdict.passed and run not in {promotion.run for promotion in runs.promotions(recipe.name)}
     if promoted:
-        store.promote(recipe.name, run, created, "passed the gate", "gate")
-    champion = store.champion(recipe.name) == run
-    return Published(run, store.run_folder(run), verdict, champion, promoted, tuple(artifacts))
+        runs.promote(recipe.name, Promotion(run=run, when=created, why="passed the gate", who="gate"))
+    champion = runs.champion(recipe.name) == run
+    return Published(run, runs.folder(run), runs.record(run), champion, promoted, tuple(artifacts))
 
 
-def measured(evaluation: Artifact) -> tuple[Report, Budgets]:
-    """What an evaluation found."""
-    report = (evaluation.path / "report.json").read_text(encoding="utf-8")
-    budgets = (evaluation.path / "budgets.json").read_text(encoding="utf-8")
-    return Report.model_validate_json(report), Budgets.model_validate_json(budgets)
+def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str) -> None:
+    """Write a run's folder."""
+    from qalam_core.reports.page import page  # brings jinja2 and matplotlib, which a cached build does without
+
+    digests: dict[str, tuple[str, ...]] = {}
+    timings: dict[str, float] = {}
+    last: dict[str, Artifact] = {}
+    for artifact in artifacts:
+        digests[artifact.stage] = (*digests.get(artifact.stage, ()), artifact.digest)
+        timings[artifact.stage] = round(timings.get(artifact.stage, 0.0) + artifact.seconds, 3)
+        last[artifact.stage] = artifact
+    package, evaluation = last["export"].path / PACKAGE, last["evaluate"]
+    corpus, training = last["prepare"].facts(CorpusFacts), last["train"].facts(TrainFacts)
+    report, budgets = measured(evaluation)
+    record = RunRecord(
+        created=created,
+        recipe=recipe,
+        artifacts=digests,
+        timings=timings,
+        incumbent=last["gate"].facts(GateFacts).incumbent,
+        parent=training.warm_start.run if training.warm_start else "",
+        verdict=verdict_of(last["gate"]),
+        bits_per_byte=report.bits_per_byte,
+        package_mb=budgets.package_mb,
+        parameters=training.parameters,
+        code=metadata.version("al-qalam"),
+        machine=_machine(),
+        dependencies=_dependencies(),
+    )
+    (folder / PACKAGE).mkdir()
+    for file in package.iterdir():  # not copytree, whose error has no errno for the store
+        shutil.copy(file, folder / PACKAGE)
+    replace_card(folder / PACKAGE, model_card(recipe, corpus, training, report))
+    shutil.copy(package / TOKENIZER, folder)
+    shutil.copy(evaluation.path / "report.json", folder)
+    text = markdown(recipe, report, budgets, record.verdict, corpus, timings)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "run.json").write_bytes(record.to_json())
+    html = page(run, record, report, corpus, training, _metrics(last["train"].path))
+    (folder / "report.html").write_text(html, encoding="utf-8")
 
 
-def speed(artifacts: Sequence[Artifact]) -> str:
-    """Megabytes of text a second of work that went into artifacts of one stage, as "12.3 MB/s".
+def render_page(runs: Runs, run: str) -> str:
+    """The HTML report of a run, rendered again; what was garbage-collected since is left out, and said."""
+    from qalam_core.reports.page import page
 
-    Empty where nothing was built, or too little text was read to tell. Of shards worked on side by side the
-    seconds add up, so this is the speed of one worker.
-    """
-    built = [(_text_bytes(artifact), artifact.seconds) for artifact in artifacts if not artifact.cached]
-    size, seconds = (sum(column) for column in zip(*built, strict=True)) if built else (0, 0.0)
-    return f"{size / 1e6 / seconds:.1f} MB/s" if size >= 100_000 and seconds else ""
+    record, store = runs.record(run), runs.store
+
+    def kept(stage: str) -> Artifact | None:
+        key = record.artifacts[stage][0]
+        folder = store.artifact_folder(stage, key)
+        return Artifact(stage, key, folder) if (folder / "manifest.json").is_file() else None
+
+    corpus, training = kept("prepare"), kept("train")
+    return page(
+        run,
+        record,
+        runs.report(run),
+        corpus.facts(CorpusFacts) if corpus else None,
+        training.facts(TrainFacts) if training else None,
+        _metrics(training.path) if training else (),
+    )
 
 
-def _text_bytes(artifact: Artifact) -> int:
-    """Bytes of text that a stage gave (ingest, prepare) or read (vocab, tokenize); 0 for the others."""
-    if artifact.stage == "prepare":
-        return sum(split["bytes"] for split in artifact.facts["splits"].values())
-    return int(artifact.facts.get("bytes", 0)) if artifact.stage in ("ingest", "vocab", "tokenize") else 0
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def _machine() -> dict[str, Any]:
-    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
+def _machine() -> dict[str, str]:
+    return {"system": platform.system(), "processor": platform.machine(), "cores": str(os.cpu_count()),
             "python": platform.python_version()}  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Token shards on disk, and the batches that training draws from them.
-Takes documents' ids and gives Arrow files of uint16/uint32, memory-mapped without a copy; a batch is a
-pure function of (seed, step), so that a resumed run reads what an uninterrupted one would have read.
+Takes documents' ids and gives Arrow files of uint16/uint32, memory-mapped without a copy; a batch is a pure function
+of (seed, step), so that a resumed run reads what an uninterrupted one would have read.
 It does not know text, tokenizers or torch.
 
 A shard is one Arrow IPC file with one record batch and one column, `tokens`: a large list per document,
@@ -93,7 +93,7 @@ class Batches:
         self._batch_size, self._length, self._seed = batch_size, length, seed
         self.tokens = sum(map(len, self._ids))
         longest = max(map(len, self._ids), default=0)
-        # One window is given up in each shard, so that every offset fits the same number of windows.
+        # One window less in each shard, so that every offset fits the same number of windows.
         self._windows = np.array([max(0, len(ids) // length - 1) for ids in self._ids], np.int64)
         if not self._windows.sum():
             raise TrainingError(
@@ -105,7 +105,7 @@ class Batches:
 
     @cached_property
     def per_epoch(self) -> int:
-        """Batches that one pass over the tokens gives; at least 1."""
+        """Batches in one pass over the tokens; at least 1."""
         return max(1, int(self._first[-1]) // self._batch_size)
 
     def __getitem__(self, step: int) -> npt.NDArray[np.int64]:

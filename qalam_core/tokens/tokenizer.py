@@ -5,7 +5,6 @@ It does not know corpora, shards or models.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -16,20 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, trainers
 
-from qalam_core.arabic import PROFILES, Rules, normalise
-from qalam_core.errors import CorpusError, QalamError
+from qalam_core.arabic import NORMALISATIONS, Rules, normalise
+from qalam_core.errors import CorpusError, PackageError, QalamError
+from qalam_core.package.runtime.architecture import END, PAD, SPECIALS, START, UNK
+from qalam_core.package.runtime.tokenizer import Vocabulary
+from qalam_core.package.vocabulary import ALPHABET, tokenizer_json, vocabulary_of
 
 __all__ = ["END", "PAD", "SPECIALS", "START", "UNK", "ArabicTokenizer", "WordIndex"]
-
-SPECIALS = ("<PAD>", "<UNK>", "<START>", "<END>")
-PAD, UNK, START, END = range(4)
-
-# A word keeps its vowel marks: letter classes hold \p{M}. Digits are cut in threes, so that numbers
-# share tokens; the last two branches leave one space with the word that follows it.
-_BPE_SPLIT = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
-_WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
 
 Algorithm = Literal["bpe", "word"]
 
@@ -40,7 +34,7 @@ _SIGN = "!-/:-@\\[-`{-~\u00ab\u00bb\u060c\u061b\u061f\u2013\u2014\u2018\u2019\u2
 _PLAIN = f"^[{_LETTER}{_DIGIT}{_SIGN}]+$"
 _PLAIN_WORD = f"([{_LETTER}]+|[{_DIGIT}]+|[{_SIGN}])"
 
-_TOGETHER = 512  # pieces handed to Hugging Face's encoder as one item: an item costs as much as ten pieces
+_TOGETHER = 512  # pieces given to Hugging Face's encoder as one item: an item costs as much as ten pieces
 _AT_ONCE = 64 * _TOGETHER
 
 
@@ -64,17 +58,16 @@ class ArabicTokenizer:
     >>> tokenizer.encode("القط يأكل السمك")
     """
 
-    def __init__(self, vocab_size: int = 32000, algorithm: Algorithm = "word", profile: str = "standard") -> None:
+    def __init__(
+        self, vocab_size: int = 32000, algorithm: Algorithm = "word", rules: Rules = NORMALISATIONS["standard"]
+    ) -> None:
         self.vocab_size = vocab_size
-        self.algorithm: Algorithm = algorithm
-        self.profile = profile
-        self._adopt(_assemble(algorithm, {word: i for i, word in enumerate(SPECIALS)}, [], PROFILES[profile]))
+        self._adopt(Vocabulary(algorithm, SPECIALS, (), rules))
 
-    def _adopt(self, tokenizer: Tokenizer) -> None:
-        # Ordinary text that spells "<END>" is text: a special token comes from us, never from a corpus.
-        tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        for name in ("words", "merges", "word2idx", "idx2word", "_bare", "_entries"):
+    def _adopt(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._tokenizer = _loaded(vocabulary)
+        for name in ("word2idx", "idx2word", "_bare", "_entries"):
             self.__dict__.pop(name, None)
 
     # -- making ---------------------------------------------------------------------------------
@@ -82,10 +75,10 @@ class ArabicTokenizer:
     def build_vocab(self, texts: Iterable[str], min_freq: int = 2, normalised: bool = False) -> None:
         """Train on `texts`: at most `vocab_size` entries, none rarer than `min_freq`.
 
-        Texts that `normalised` says are so already are not normalised again, which would take most of the time.
-        Raises CorpusError when the texts hold nothing to learn from.
+        With `normalised`, the texts are not normalised again, which would take most of the time. Raises CorpusError
+        when the texts hold nothing to learn from.
         """
-        trained = _assemble(self.algorithm, {}, [], PROFILES[self.profile])
+        trained = _loaded(self.vocabulary._replace(words=(), merges=()))
         normalizer = trained.normalizer
         if normalised:
             trained.normalizer = None
@@ -95,78 +88,64 @@ class ArabicTokenizer:
         }  # fmt: skip
         trainer: trainers.Trainer
         if self.algorithm == "bpe":
-            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-            trainer = trainers.BpeTrainer(**options, initial_alphabet=alphabet)
+            trainer = trainers.BpeTrainer(**options, initial_alphabet=sorted(ALPHABET.values()))
         else:
             trainer = trainers.WordLevelTrainer(**options)
         trained.train_from_iterator(texts, trainer)
         trained.normalizer = normalizer
-        found = trained.get_vocab_size()
-        if found <= len(SPECIALS):
+        if trained.get_vocab_size() <= len(SPECIALS):
             raise CorpusError(f"no word occurs {min_freq} times in the text; lower tokenizer.min_freq, or add text")
-        self._adopt(trained)
+        self._adopt(vocabulary_of(trained.to_str()))
 
     @classmethod
-    def from_words(cls, words: Sequence[str], profile: str = "standard") -> ArabicTokenizer:
-        """A word tokenizer over a given list, id order; the list opens with the four specials."""
-        if tuple(words[:4]) != SPECIALS:
-            raise QalamError(f"a vocabulary opens with {' '.join(SPECIALS)}, not with {' '.join(words[:4])!r}")
-        tokenizer = cls(len(words), "word", profile)
-        vocabulary = {word: index for index, word in enumerate(words)}
-        tokenizer._adopt(_assemble("word", vocabulary, [], PROFILES[profile]))
+    def from_vocabulary(cls, vocabulary: Vocabulary) -> ArabicTokenizer:
+        """The tokenizer of a vocabulary, which begins with the four special tokens."""
+        if vocabulary.words[:4] != SPECIALS:
+            raise QalamError(
+                f"a vocabulary begins with {' '.join(SPECIALS)}, not with {' '.join(vocabulary.words[:4])!r}"
+            )
+        tokenizer = cls(len(vocabulary.words))
+        tokenizer._adopt(vocabulary)
         return tokenizer
 
     @classmethod
-    def from_json(cls, text: str) -> ArabicTokenizer:
-        """From the text of a tokenizer.json that this class wrote."""
+    def from_words(cls, words: Sequence[str], rules: Rules = NORMALISATIONS["standard"]) -> ArabicTokenizer:
+        """A word tokenizer over a given list, in id order."""
+        return cls.from_vocabulary(Vocabulary("word", tuple(words), (), rules))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> ArabicTokenizer:
+        """The tokenizer of a tokenizer.json that `save` wrote."""
         try:
-            data = json.loads(text)
-            algorithm: Algorithm = {"BPE": "bpe", "WordLevel": "word"}[data["model"]["type"]]  # type: ignore[assignment]
-            rules = _rules(data["normalizer"])
-            profile = next(name for name, known in PROFILES.items() if known == rules)
-            tokenizer = cls(len(data["model"]["vocab"]), algorithm, profile)
-            tokenizer._adopt(Tokenizer.from_str(text))
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise QalamError(f"not a tokenizer.json of this project: {error}") from None
-        return tokenizer
+            return cls.from_vocabulary(vocabulary_of(Path(path).read_text(encoding="utf-8")))
+        except (PackageError, UnicodeDecodeError) as error:
+            raise QalamError(f"{path}: not a tokenizer.json of this project: {error}") from None
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Become the tokenizer saved at `path`."""
-        other = self.from_json(Path(path).read_text(encoding="utf-8"))
-        self.vocab_size, self.algorithm, self.profile = other.vocab_size, other.algorithm, other.profile
-        self._adopt(other._tokenizer)
+        other = self.from_file(path)
+        self.vocab_size = other.vocab_size
+        self._adopt(other.vocabulary)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.json; transformers.PreTrainedTokenizerFast(tokenizer_file=path) reads it."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-
-    def to_json(self) -> str:
-        """The tokenizer.json text; the same tokenizer gives the same bytes."""
-        return self._tokenizer.to_str(pretty=True) + "\n"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(tokenizer_json(self.vocabulary), encoding="utf-8")
 
     # -- using ----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return self._tokenizer.get_vocab_size()
+        return len(self.vocabulary.words)
 
     @property
-    def rules(self) -> Rules:
-        """The normalisation rules, as in qalam_core/arabic.py."""
-        return PROFILES[self.profile]
+    def algorithm(self) -> str:
+        """ "bpe" or "word"."""
+        return self.vocabulary.algorithm
 
-    @cached_property
+    @property
     def words(self) -> tuple[str, ...]:
-        """Every token in id order, readable: see `_readable`."""
-        by_id = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
-        if self.algorithm == "word":
-            return tuple(token for token, _ in by_id)
-        return tuple(token if token in SPECIALS else _readable(token) for token, _ in by_id)
-
-    @cached_property
-    def merges(self) -> tuple[tuple[str, str], ...]:
-        """The BPE merges in rank order, readable; none for a word tokenizer."""
-        model = json.loads(self._tokenizer.to_str())["model"]
-        return tuple((_readable(left), _readable(right)) for left, right in model.get("merges", []))
+        """Every token in id order, in readable form."""
+        return self.vocabulary.words
 
     @cached_property
     def word2idx(self) -> WordIndex:
@@ -180,7 +159,7 @@ class ArabicTokenizer:
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer sees it."""
-        return normalise(text, self.profile)
+        return normalise(text, self.vocabulary.rules)
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text; for a word tokenizer also words that have no id."""
@@ -201,9 +180,9 @@ class ArabicTokenizer:
     def encode_normalised(self, texts: pa.LargeStringArray) -> tuple[Encoded, Counts]:
         """Ids of all `texts` in one flat array, and how many of them each text has, as `encode` would give them.
 
-        The texts, without nulls, must be normalised by this tokenizer's profile, as a corpus shard's are; any
-        others may come out differently. Each distinct piece of text is encoded once, the rest is looked up.
-        Memory: some ten bytes per byte of text.
+        The texts, without nulls, must be normalised by this tokenizer's rules, as a corpus shard's are; others may give
+        other ids. Each distinct piece of text is encoded once and then looked up. Memory: about ten bytes per byte of
+        text.
         """
         pieces, per_text = _pieces(texts)
         coded = pieces.dictionary_encode()
@@ -233,7 +212,7 @@ class ArabicTokenizer:
         if self.algorithm == "bpe":
             ids, counts = self._encode_anything(pieces.to_pylist())
             return ids, np.cumsum(counts) - counts, counts
-        # Words need no more than a look into the vocabulary, where nobody can doubt what a word is.
+        # Words need only a look-up in the vocabulary, where it is certain what a word is.
         words = pc.utf8_trim(pieces, " \n")
         plain = pc.match_substring_regex(words, _PLAIN)
         cut = pc.utf8_rtrim(pc.replace_substring_regex(words.filter(plain), _PLAIN_WORD, "\\1\n"), "\n")
@@ -264,23 +243,10 @@ class ArabicTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
-def _assemble(algorithm: Algorithm, words: dict[str, int], merges: list[tuple[str, str]], rules: Rules) -> Tokenizer:
-    steps: list[normalizers.Normalizer] = [normalizers.NFKC()]
-    steps += [normalizers.Replace(Regex(pattern), replacement) for pattern, replacement in rules]
-    steps += [normalizers.NFKC(), normalizers.Strip()]
-    if algorithm == "bpe":
-        tokenizer = Tokenizer(models.BPE(words, merges))
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(_BPE_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])  # fmt: skip
-        tokenizer.decoder = decoders.ByteLevel()
-    else:
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token=SPECIALS[UNK]))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_SPLIT), "removed", invert=True)
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    if words:
-        tokenizer.add_special_tokens(list(SPECIALS))
+def _loaded(vocabulary: Vocabulary) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(tokenizer_json(vocabulary))
+    # Ordinary text that spells "<END>" is text: a special token comes from us, never from a corpus.
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
@@ -303,27 +269,3 @@ def _pieces(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, npt.NDArra
     borders = np.append(starts, last - first) + first
     pieces = pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(borders), data_buffer)
     return pieces, np.diff(np.searchsorted(starts, offsets - first))
-
-
-def _rules(normalizer: dict[str, Any]) -> Rules:
-    """The (pattern, replacement) pairs of a tokenizer.json's normalizer."""
-    steps = normalizer["normalizers"]
-    return tuple((step["pattern"]["Regex"], step["content"]) for step in steps if step["type"] == "Replace")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, character -> byte: a byte that is a printable
-    Latin-1 character stands for itself, the others take code points from 256 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
-
-
-def _readable(token: str) -> str:
-    """A byte-alphabet token as text a person reads: its UTF-8, backslash doubled, and bytes that are
-    no UTF-8 of their own as \\xNN. The doubling makes it one-to-one."""
-    raw = bytes(_BYTES[character] for character in token)
-    return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")

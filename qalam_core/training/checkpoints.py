@@ -1,5 +1,5 @@
-"""Checkpoints: files of named tensors that are whole or absent, and that name the conditions they hold for.
-Takes tensors and what must be the same when training goes on; gives the newest file that can be gone on from.
+"""Checkpoints: files of named tensors, written atomically, that state the conditions under which they may be resumed.
+Takes tensors and what must be the same on resume; gives the newest usable checkpoint.
 It does not know what the tensors mean.
 """
 
@@ -19,17 +19,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qalam_core.errors import TrainingError
+from qalam_core.files import replacing
 
 __all__ = ["Checkpoint", "find", "newest_step", "write", "write_tensors"]
 
 log = logging.getLogger(__name__)
 
-_KEPT = 2  # should the disk lose bytes of one, the other is as good
+_KEPT = 2  # should one be damaged, the other is usable
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: after how many steps, and the numbers that were kept beside its tensors."""
+    """A checkpoint on disk: after how many steps, and the plain numbers beside its tensors."""
 
     path: Path
     done: int
@@ -60,22 +61,15 @@ def write(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file: whole, on the disk, or not at all. OSError when the disk fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-    except SafetensorError as error:  # it keeps the disk's errno in its text only
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        temporary.unlink(missing_ok=True)  # a full disk needs the room
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    """Write a safetensors file atomically and durably. OSError when the disk fails."""
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # the disk's errno is in its text only
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def find(folder: Path, conditions: Mapping[str, str]) -> Checkpoint | None:
@@ -84,8 +78,8 @@ def find(folder: Path, conditions: Mapping[str, str]) -> Checkpoint | None:
         try:
             with safe_open(path, "pt") as file:
                 found = file.metadata()
-        except SafetensorError:  # a disk that lost bytes: the one before it is as good, a few steps older
-            log.warning("%s is damaged and left aside", path.name)
+        except SafetensorError:  # a damaged file: the one before it is usable, a few steps older
+            log.warning("%s is damaged and was deleted", path.name)
             path.unlink()
             continue
         changed = [f"{key} {found.get(key)} -> {value}" for key, value in conditions.items() if found.get(key) != value]

@@ -1,4 +1,4 @@
-"""The processes that train one model: how they start, what they tell each other, how they are asked to end.
+"""The processes that train one model: starting, collective operations, and stopping.
 Takes torchrun's environment variables, or starts the processes itself; gives a `World` of ranks.
 It does not know models, batches or files.
 """
@@ -24,34 +24,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from qalam_core.errors import TrainingError
+from qalam_core.training.spec import PEER_LOST, USER_ERROR
 
 __all__ = [
-    "PEER_LOST",
-    "Stop",
-    "World",
-    "is_peer_loss",
-    "launch",
-    "leave",
-    "leave_message",
-    "like",
-    "mine",
-    "shard",
-    "whole",
-]
-
-PEER_LOST = 76  # exit status of a process whose peer vanished: not its own fault
+    "Stop", "World", "exit_process", "gather", "is_peer_loss", "launch", "local_shard", "report_error", "shard",
+    "shard_like",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share each batch; alone, everything here costs nothing."""
+    """The data-parallel processes; with one process, everything here costs nothing."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls, processes: int, device: str) -> World:
-        """Meet the other processes that torchrun started; TrainingError when they are not `processes`."""
+        """Join the processes that torchrun started; TrainingError when they are not `processes`."""
         if processes == 1:
             return cls()
         size = int(os.environ["WORLD_SIZE"])
@@ -70,9 +60,9 @@ class World:
         return cls(dist.get_rank(), size)
 
     def any(self, *flags: bool) -> list[bool]:
-        """Each flag, raised if any process raises it: so that all stop, or save, after the same step.
+        """Each flag, true if it is true in any process: so that all stop, or save, after the same step.
 
-        The flags travel over the processors: no GPU is waited for.
+        The flags are reduced on the CPU: no GPU is synchronised.
         """
         if self.size == 1:
             return list(flags)
@@ -87,16 +77,17 @@ class World:
             values = values / self.size
         return values
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
+    def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             self.any(False)
 
 
 class Stop:
-    """Becomes true on SIGTERM, on SIGINT, or when whoever started us is gone.
+    """Becomes true on SIGTERM, on SIGINT, or when the parent process dies.
 
-    Then the pipe of our input ends; of several processes, the parent is their launcher, which may be killed alone.
+    The latter closes the pipe on standard input; with several processes the parent is their launcher, which may be
+    killed alone.
     """
 
     def __init__(self) -> None:
@@ -122,21 +113,21 @@ class Stop:
         return self._asked.is_set()
 
 
-# torch's sharded tensors are known by what they can do: importing them costs every training half a second
+# sharded tensors are recognised by their methods: importing their class costs every training half a second
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that fsdp cut up, put together again (all processes must ask); others as they are."""
+def gather(tensor: Tensor) -> Tensor:
+    """The full tensor of one that fsdp sharded (all processes must call it); others as they are."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def mine(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor that fsdp cut up; others as they are."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor that fsdp sharded; others as they are."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor cut up as `parameter` is."""
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A full tensor, sharded as `parameter` is."""
     if not hasattr(parameter, "full_tensor") or value.dim() != parameter.dim():
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -146,7 +137,7 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def shard(blocks: Iterable[nn.Module], root: nn.Module) -> nn.Module:
-    """Cut up the weights among the processes (FSDP2): each of `blocks` is put together only while it works."""
+    """Shard the weights over the processes (FSDP2): each of `blocks` is gathered only while it computes."""
     from torch.distributed.fsdp import fully_shard
 
     for block in blocks:
@@ -156,7 +147,7 @@ def shard(blocks: Iterable[nn.Module], root: nn.Module) -> nn.Module:
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether an error says that another process is gone, and nothing about this one."""
+    """Whether an error means that another process is gone, rather than a fault of this one."""
     text = str(error)
     known = ("gloo", "Connection", "NCCL", "Socket", "peer", "recv", "Timed out")
     return isinstance(error, dist.DistError) or (
@@ -168,17 +159,17 @@ def launch(command: Sequence[str], processes: int, stopped: int) -> int:
     """Start `python COMMAND` in each of `processes` processes, as torchrun does, and wait; -> exit status.
 
     Over several machines: run the same on each, with PET_NNODES and PET_RDZV_ENDPOINT set as for torchrun.
-    A process that was stopped by a signal and saved ends with status `stopped`, and so does this. Raises
-    TrainingError when a process was killed, or met a user's mistake (status 2).
+    A process that was stopped by a signal ends with status `stopped`, and so does this. Raises TrainingError when a
+    process was killed, or reported a mistake of the user.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # what matters of torchrun's talk is said below, in one line
+    logging.disable(logging.ERROR)  # what matters of torchrun's output is said below, in one line
     machines = int(os.environ.get("PET_NNODES", "1"))
     if processes % machines:
-        raise TrainingError(f"train.processes {processes} is no multiple of the {machines} machines of PET_NNODES")
+        raise TrainingError(f"train.processes {processes} is not a multiple of the {machines} machines of PET_NNODES")
     config = LaunchConfig(
         min_nodes=machines, max_nodes=machines, nproc_per_node=processes // machines, rdzv_backend="c10d",
         rdzv_endpoint=os.environ.get("PET_RDZV_ENDPOINT", "localhost:0"),
@@ -197,9 +188,9 @@ def launch(command: Sequence[str], processes: int, stopped: int) -> int:
                     f"process {failure.local_rank} of {processes} was killed ({name}); "
                     "run the same command again to go on from the last checkpoint"
                 ) from None
-        # the others were ended for the sake of these
+        # the others were ended because of these
         own = [failure for failure in failures if failure.exitcode not in (PEER_LOST, -signal.SIGTERM)] or failures
-        if own[0].exitcode == 2:
+        if own[0].exitcode == USER_ERROR:
             raise TrainingError(_message(own[0].error_file)) from None
         if own[0].exitcode == PEER_LOST:
             raise TrainingError(
@@ -209,8 +200,8 @@ def launch(command: Sequence[str], processes: int, stopped: int) -> int:
     return 0
 
 
-def leave(status: int) -> NoReturn:
-    """End this process; one of several at once, as the threads under gloo may abort an orderly end."""
+def exit_process(status: int) -> NoReturn:
+    """Exit; one of several processes at once, because gloo's threads may abort an orderly exit."""
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -218,8 +209,8 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def leave_message(text: str) -> None:
-    """Keep a user's mistake for `launch`, where torchrun keeps errors."""
+def report_error(text: str) -> None:
+    """Report a mistake of the user to `launch`, in the file that torchrun provides."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": text}), encoding="utf-8")
 
@@ -228,4 +219,4 @@ def _message(file: str) -> str:
     try:
         return str(json.loads(Path(file).read_text(encoding="utf-8"))["message"])
     except (OSError, ValueError, KeyError):
-        return "training ended with a mistake that standard error tells above"
+        return "training failed; see standard error above"

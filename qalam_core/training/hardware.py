@@ -1,5 +1,5 @@
-"""What this machine can do: which device, in which number format, compiled or not, and how fast at best.
-Takes the recipe's wishes and the size of the work, gives settings that training records and keeps.
+"""The hardware: which device, which dtype, compiled or not, and its peak speed.
+Takes the requested settings and the size of the work, gives resolved settings that training records and keeps.
 It does not know models or data.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from qalam_core.errors import TrainingError
-from qalam_core.recipe import Train
+from qalam_core.recipe import Optimisation
 
 __all__ = ["Numerics", "choose_device", "choose_numerics", "memory_mb", "peak_flops"]
 
@@ -25,7 +25,7 @@ __all__ = ["Numerics", "choose_device", "choose_numerics", "memory_mb", "peak_fl
 _COMPILING_PAYS = 8e13
 _COMPILING_PAYS_CUDA = 1e16
 
-# Dense bfloat16 operations per second, from the makers' data sheets; by a part of the device's name.
+# Dense bfloat16 FLOP/s, from the manufacturers' data sheets; by a part of the device's name.
 _PEAKS = {
     "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12,
@@ -34,38 +34,34 @@ _PEAKS = {
 
 @dataclass(frozen=True)
 class Numerics:
-    """What decides the last bits of a result, with every "auto" replaced by what it came to."""
+    """What the last bits of a result depend on, with every "auto" resolved."""
 
     device: str  # torch's kind of device, and a GPU's name
     dtype: str
     compile: str
 
 
-def choose_device(wish: str) -> torch.device:
+def choose_device(requested: str) -> torch.device:
     """The device for `auto`, `cpu` or `cuda`; TrainingError when there is no GPU to be had."""
-    if wish == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device is cuda, and torch sees no GPU here; set train.device to auto or cpu")
-    return torch.device("cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def choose_numerics(settings: Train, device: torch.device, parameters: int, context: int) -> Numerics:
-    """The number format and whether to compile, for a model of so many parameters.
+def choose_numerics(settings: Optimisation, device: torch.device, parameters: int, context: int) -> Numerics:
+    """The dtype and whether to compile, for a model of so many parameters.
 
-    A function of the recipe and the kind of machine alone: never of timings or of what is in a cache.
-    Raises TrainingError for what the recipe demands and the machine lacks.
+    A function of the recipe and the kind of machine alone: never of timings or caches. Raises TrainingError for what
+    the recipe demands and the machine lacks.
     """
     cuda = device.type == "cuda"
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "bfloat16" if (torch.cuda.is_bf16_supported(False) if cuda else _cpu_has_bfloat16()) else "float32"
     compile_ = settings.compile
-    if compile_ == "graphs" and not cuda:
+    if compile_ == "on" and not cuda and not _can_compile():
         raise TrainingError(
-            'train.compile is "graphs", which are of CUDA, and this trains on a CPU; set "on" or "auto"'
-        )
-    if compile_ in ("on", "graphs") and not cuda and not _can_compile():
-        raise TrainingError(
-            f'train.compile is "{compile_}", and torch finds no C++ compiler or no Python.h here; install g++ and '
+            'train.compile is "on", and torch finds no C++ compiler or no Python.h here; install g++ and '
             'Python\'s headers, or set "auto"'
         )
     if compile_ == "auto":

@@ -1,11 +1,11 @@
-"""The loss that training descends: next-token cross-entropy through a head that never holds all its logits.
+"""The training loss: next-token cross-entropy through a head that never materialises all its logits.
 Takes windows of token ids, gives the mean loss in nats, with gradients for every weight of the model.
 It does not know optimizers, batches or processes.
 
-At the sizes of this project the head and the loss are most of a step, and their logits most of its memory. So
-the head works piece by piece while the piece is in the cache: logits, loss and the gradient of both, in one go.
+At the sizes of this project the head and the loss are most of a step, and their logits most of its memory. So the head
+works in chunks that stay in the cache: logits, loss and the gradients of both, in one pass.
 
-Shapes: N tokens, R rows of a piece, C channels (dim), V vocabulary, B batch, T time.
+Shapes: N tokens, R rows of a chunk, C channels (dim), V vocabulary, B batch, T time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from qalam_core.model import PureDynamicTransformer
 
 __all__ = ["Objective"]
 
-_CUDA_PIECE = 1 << 26  # logits a piece; a GPU wants few large ones
+_CUDA_CHUNK = 1 << 26  # logits a chunk; a GPU wants few large ones
 
-Piece = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Chunk = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
-def _piece(logits_RV: Tensor, labels_R: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+def _chunk(logits_RV: Tensor, labels_R: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
     """-> the summed loss in nats, and the gradient of its sum (z-loss included) by the logits."""
     labels_R1 = labels_R[:, None]
     log_RV = F.log_softmax(logits_RV, -1, dtype=torch.float32)
@@ -41,12 +41,12 @@ def _piece(logits_RV: Tensor, labels_R: Tensor, z_loss: float) -> tuple[Tensor, 
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of `features @ weight.T`, times `share`; the gradients are made on the way forward."""
+    """Mean cross-entropy of `features @ weight.T`, times `share`; the gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, x_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, share: float, z_loss: float, rows: int,
-        dtype: torch.dtype, piece: Piece,
+        dtype: torch.dtype, chunk: Chunk,
     ) -> Tensor:  # fmt: skip
         x_NC, weight_VC = x_NC.detach(), weight_VC.detach()
         xs_NC, ws_VC = x_NC.to(dtype), weight_VC.to(dtype)
@@ -57,7 +57,7 @@ class _HeadLoss(torch.autograd.Function):
         dweight_VC: Tensor | None = None
         for begin in range(0, len(x_NC), rows):
             here = slice(begin, begin + rows)
-            loss, grad_RV = piece(xs_NC[here] @ ws_VC.T, labels_N[here], z_loss)
+            loss, grad_RV = chunk(xs_NC[here] @ ws_VC.T, labels_N[here], z_loss)
             total += loss
             dx_NC[here] = grad_RV @ ws_VC
             part_VC = grad_RV.T @ scaled_NC[here]
@@ -69,39 +69,38 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         dx_NC, dweight_VC = ctx.gradients
-        del ctx.gradients  # nobody else holds them, so that autograd may take them without a copy
-        if grad.device.type != "cpu" or grad.item() != 1:  # a look is cheaper than a pass, but not on a GPU
+        del ctx.gradients  # no other reference, so that autograd may use them without a copy
+        if grad.device.type != "cpu" or grad.item() != 1:  # cheaper to read than to multiply, but not on a GPU
             dx_NC, dweight_VC = dx_NC * grad, dweight_VC * grad
         return dx_NC, dweight_VC, None, None, None, None, None, None
 
 
 class Objective(nn.Module):
-    """A model with its loss, as one module: what gradients are taken of, and what processes share."""
+    """A model with its loss, as one module: what autograd and data parallelism wrap."""
 
     def __init__(
         self, model: PureDynamicTransformer, dtype: torch.dtype = torch.float32, compiled: str = "off",
         z_loss: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.dtype, self.z_loss, self.graphs = model, dtype, z_loss, compiled == "graphs"
-        self._piece: Piece = _piece
+        self.model, self.dtype, self.z_loss = model, dtype, z_loss
+        self._chunk: Chunk = _chunk
         self._features: Callable[[Tensor], Tensor] = model.features
         if compiled != "off":
-            self._piece = torch.compile(_piece, dynamic=False)
-            mode = "reduce-overhead" if self.graphs else None
-            self._features = torch.compile(model.features, dynamic=False, mode=mode)
+            self._chunk = torch.compile(_chunk, dynamic=False)
+            self._features = torch.compile(model.features, dynamic=False)
 
     def _rows(self, x_NC: Tensor) -> int:
-        """Rows of a piece.
+        """Rows of a chunk.
 
-        As many as the model is wide: then the gradient of the head's matrix, which each piece rewrites, is no
-        larger than the piece itself, which should stay in the cache.
+        As many as the model is wide: then the gradient of the head's matrix, which each chunk rewrites, is no larger
+        than the chunk itself, which should stay in the cache.
         """
         cuda = x_NC.device.type == "cuda"
-        return max(self.model.dim, _CUDA_PIECE // self.model.vocab_size if cuda else 0)
+        return max(self.model.dim, _CUDA_CHUNK // self.model.vocab_size if cuda else 0)
 
     def forward(self, windows_BT: Tensor, share: float = 1.0) -> Tensor:
-        """(B, T + 1) token ids -> the mean loss in nats, times `share` (a part of a batch counts as that).
+        """(B, T + 1) token ids -> the mean loss in nats, times `share` (of a micro-batch in its batch).
 
         In evaluation mode, without gradients or compilation.
         """
@@ -109,15 +108,13 @@ class Objective(nn.Module):
             return self._measure(windows_BT)
         # THE shift, the only one: the label of a token is the token after it.
         ids_BT, labels_BT = windows_BT[:, :-1], windows_BT[:, 1:]
-        if self.graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # results of the last are done with
         with torch.autocast(windows_BT.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             x_BTC = self._features(ids_BT)
         with torch.autocast(windows_BT.device.type, enabled=False):
             x_NC = x_BTC.flatten(0, 1)
             loss: Tensor = _HeadLoss.apply(
                 x_NC, self.model.lm_head.weight, labels_BT.flatten(), share, self.z_loss, self._rows(x_NC),
-                self.dtype, self._piece,
+                self.dtype, self._chunk,
             )  # type: ignore[no-untyped-call]  # fmt: skip
         return loss
 

@@ -1,4 +1,4 @@
-"""What training says while it runs: metrics.jsonl, its listeners, TensorBoard; and how fast it goes.
+"""Training metrics: metrics.jsonl, the same lines on standard output, TensorBoard; and throughput.
 Takes lines of numbers by name, gives files and text.
 It does not know what the numbers mean.
 """
@@ -19,28 +19,28 @@ import torch
 from qalam_core.errors import TrainingError
 from qalam_core.training.hardware import memory_mb, peak_flops
 
-__all__ = ["Journal", "Meter", "Silence"]
+__all__ = ["Meter", "MetricsLog", "NullMetrics"]
 
 
-class Journal:
-    """metrics.jsonl, the same lines for whoever listens, and TensorBoard's files where the recipe asks."""
+class MetricsLog:
+    """metrics.jsonl, the same lines on standard output, and TensorBoard's files where the recipe asks."""
 
     def __init__(self, path: Path, done: int, tensorboard: str) -> None:
         self._path = path
         path.write_text("".join(list(_earlier_metrics(path, done))), encoding="utf-8")
         self._board = _tensorboard(tensorboard, done) if tensorboard else None
 
-    def tell(self, line: dict[str, Any]) -> None:
-        """To whoever listens alone."""
-        # they may be gone: that asks us to stop, and must not keep us from the checkpoint
+    def send(self, line: dict[str, Any]) -> None:
+        """Write a line to standard output alone."""
+        # the reader may be gone: that asks us to stop, and must not prevent the checkpoint
         with suppress(BrokenPipeError):
             os.write(sys.stdout.fileno(), (json.dumps(line) + "\n").encode())
 
     def write(self, line: dict[str, Any]) -> None:
-        """To the file, and to whoever listens."""
+        """Write a line to the file, and to standard output."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.tell(line)
+        self.send(line)
         if self._board is not None:
             for name, value in line.items():
                 if name != "step":
@@ -48,17 +48,17 @@ class Journal:
             self._board.flush()
 
 
-class Silence(Journal):
-    """The journal of every process but the first."""
+class NullMetrics(MetricsLog):
+    """For every process but the first: writes nothing."""
 
     def __init__(self) -> None:
         pass
 
-    def tell(self, line: dict[str, Any]) -> None:
-        """Nothing."""
+    def send(self, line: dict[str, Any]) -> None:
+        """Do nothing."""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _tensorboard(folder: str, done: int) -> Any:
@@ -72,13 +72,13 @@ def _tensorboard(folder: str, done: int) -> Any:
 
 
 def _earlier_metrics(path: Path, done: int) -> Iterator[str]:
-    """The lines of an interrupted run up to step `done`; what came later will come again."""
+    """The lines of an interrupted run up to step `done`; later ones will be written again."""
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 if json.loads(line)["step"] <= done:
                     yield line + "\n"
-            except ValueError:  # the line that the kill cut short
+            except ValueError:  # the kill cut this line short
                 return
 
 
@@ -91,7 +91,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Count from now on."""
+        """Start counting now."""
         self._since = time.monotonic()
 
     def read(self, tokens: int) -> dict[str, float]:

@@ -1,5 +1,5 @@
-"""What moves the weights: the learning rate of each step, and AdamW, alone or beside Muon.
-Takes the recipe's train part and a model's named parameters, gives optimizers and their state by name.
+"""Optimizers: the learning rate of each step, and AdamW, alone or beside Muon.
+Takes the optimisation settings and a model's named parameters, gives optimizers and their state by name.
 It does not know losses, batches or files.
 """
 
@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qalam_core.recipe import Train
+from qalam_core.recipe import Optimisation
 
 __all__ = ["Optimizers", "learning_rate"]
 
 
-def learning_rate(settings: Train, number: int) -> float:
-    """Of step `number` (from 0): linear up over the warm-up, then down to `final` of the peak.
+def learning_rate(settings: Optimisation, number: int) -> float:
+    """The learning rate of step `number` (from 0): linear warm-up, then decay to `final` of the peak.
 
-    "cosine" goes down all the way; "wsd" (warm-up, stable, decay) stays at the peak and takes a straight
-    line over the last `decay` of the steps.
+    "cosine" decays all the way; "wsd" (warm-up, stable, decay) stays at the peak and decays linearly over the last
+    `decay` of the steps.
     """
     warmup = max(1, round(settings.warmup * settings.steps))
     if number < warmup:
@@ -34,19 +34,22 @@ def learning_rate(settings: Train, number: int) -> float:
 
 
 class Optimizers:
-    """Every parameter in exactly one group of one optimizer; vectors do not decay."""
+    """Muon optimises 2-D block weights, AdamW the rest; every parameter is in one group of one of them.
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], settings: Train) -> None:
+    Vectors have no weight decay.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], settings: Optimisation) -> None:
         self._named = list(named)
         self._settings = settings
         matrices = [p for _, p in named if p.dim() >= 2]
         vectors = [p for _, p in named if p.dim() < 2]
         self.all: list[torch.optim.Optimizer] = []
         if settings.optimizer == "muon":
-            # the embedding is a table of rows, not a map from vectors to vectors: that stays AdamW's
+            # the embedding is a table of rows, not a linear map: AdamW optimises it
             hidden = [p for name, p in named if p.dim() == 2 and "blocks." in name]
             matrices = [p for p in matrices if all(p is not other for other in hidden)]
-            # scaled so that an update is as large as AdamW's: one learning rate and decay serve both
+            # scaled so that an update is as large as AdamW's: one learning rate and weight decay serve both
             self.all.append(
                 torch.optim.Muon(
                     hidden, lr=settings.learning_rate, weight_decay=settings.weight_decay,
@@ -60,12 +63,12 @@ class Optimizers:
         self.all.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True))
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
 
     def step(self, number: int) -> None:
-        """Move the weights by their gradients, at the learning rate of step `number`."""
+        """Update the weights, at the learning rate of step `number`."""
         rate = learning_rate(self._settings, number)
         for optimizer in self.all:
             for group in optimizer.param_groups:
@@ -73,7 +76,7 @@ class Optimizers:
             optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the optimizers' memory, as `key.parameter`."""
+        """Every tensor of the optimizers' state, as `key.parameter`."""
         return {
             f"{key}.{name}": value
             for name, parameter in self._named
@@ -82,13 +85,11 @@ class Optimizers:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` gave."""
         owner = {
             id(p): optimizer for optimizer in self.all for group in optimizer.param_groups for p in group["params"]
         }
-        for name, parameter in self._named:
-            found = {key: state[f"{key}.{name}"] for key in _KEYS if f"{key}.{name}" in state}
-            owner[id(parameter)].state[parameter] = found
-
-
-_KEYS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+        parameters = dict(self._named)
+        for full, value in state.items():
+            key, _, name = full.partition(".")
+            owner[id(parameters[name])].state[parameters[name]][key] = value

@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.package.inference import generate
-from qalam_core.package.read import Package
+from qalam_core.package.read import TOKEN_TENSORS, Package
 from qalam_core.package.runtime.data_reader import quote
 
 __all__ = ["Difference", "RowChange", "TensorChange", "diff", "render"]
 
 SHOWN = 8
 _BLOCK = 1 << 20
-_TOKEN_TENSORS = ("embedding.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def diff(
         after = second.weights.get(name)
         if after is None:
             continue
-        by_word = name in _TOKEN_TENSORS
+        by_word = name in TOKEN_TENSORS
         if before.shape[1:] != after.shape[1:] or (not by_word and before.shape != after.shape):
             reshaped[name] = before.shape, after.shape
         elif by_word and old.words != new.words:
@@ -96,12 +95,13 @@ def diff(
     continuations = None
     if prompt is not None:
         continuations = (generate(first, prompt, tokens, 0), generate(second, prompt, tokens, 0))
-    settings = [*first.config, *(name for name in second.config if name not in first.config)]
     return Difference(
         config={
-            name: (first.config.get(name), second.config.get(name))
-            for name in settings
-            if first.config.get(name) != second.config.get(name)
+            name: (old_value, new_value)
+            for (name, old_value), new_value in zip(
+                first.config.constants().items(), second.config.constants().values(), strict=True
+            )
+            if old_value != new_value
         },
         stored=(first.manifest["dtype"], second.manifest["dtype"]),
         tokenizer=tuple(name for name in ("algorithm", "merges", "rules") if getattr(old, name) != getattr(new, name)),
@@ -154,7 +154,7 @@ def _share(change: TensorChange) -> float:
 
 def render(difference: Difference) -> str:
     """The difference as lines of text, the largest change of tensors first."""
-    lines = [f"{name}: {_said(old)} -> {_said(new)}" for name, (old, new) in difference.config.items()]
+    lines = [f"{name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in difference.config.items()]
     if difference.stored[0] != difference.stored[1]:
         lines.append(f"stored as: {difference.stored[0]} -> {difference.stored[1]}")
     lines += [f"tokenizer: other {name}" for name in difference.tokenizer]
@@ -183,8 +183,8 @@ def render(difference: Difference) -> str:
     return "\n".join(lines)
 
 
-def _said(value: Any) -> str:
-    return quote(value) if isinstance(value, str) else "nothing" if value is None else str(value)
+def _shown(value: Any) -> str:
+    return quote(value) if isinstance(value, str) else str(value)
 
 
 def _listed(texts: list[str]) -> str:

@@ -1,13 +1,10 @@
-"""Changes single rows, values and words of a package, in the very lines where they stand.
-Takes a package folder and what shall be different, gives a `Change` that says what moved and where.
-It does not know whether the change is wise, and runs no code of the package; the manifest stays as it was,
-so `verify` names the change until `seal` accepts it.
+"""Edits single rows, values and tokens of a package, in the lines that state them.
+Takes a package folder and the new values, gives a `Change` that says which line changed, and by how much.
+It executes no code of the package. The manifest stays as it was, so `verify` names the change until `seal` accepts it.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,22 +13,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qalam_core.errors import PackageError
-from qalam_core.package.editing.lines import Place, find_place, new_line, parts, replace_files
-from qalam_core.package.read import Package, read
+from qalam_core.errors import PackageError, did_you_mean
+from qalam_core.package.editing.lines import Position, find_row_line, new_line, save, tensor_parts
+from qalam_core.package.read import TOKEN_TENSORS, Package, read
+from qalam_core.package.runtime.architecture import SPECIALS, UNK
 from qalam_core.package.runtime.data_reader import quote
-from qalam_core.package.runtime.tokenizer import Tokenizer, token_bytes
-from qalam_core.package.write import Vocabulary
+from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
+from qalam_core.package.vocabulary import tokenizer_json
 
 __all__ = ["Change", "add_token", "copy_row", "find_row", "scale_row", "set_row", "set_value"]
-
-TOKEN_TENSORS = ("embedding.weight", "lm_head.weight")
-_UNKNOWN = "<UNK>"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One line that was rewritten: where it stands, whose row it is, and how far the row moved."""
+    """One line that was rewritten: where it is, which row it states, and the Euclidean distance of the change."""
 
     file: str
     line: int
@@ -61,7 +56,7 @@ def find_row(vocabulary: Vocabulary, tensor: str, row: int | str) -> int:
     for form in (row, word, f" {word}"):
         if form in vocabulary.words:
             return vocabulary.words.index(form)
-    pieces = " + ".join(map(quote, _tokenizer(vocabulary).tokenize(word)[:8]))
+    pieces = " + ".join(map(quote, Tokenizer(vocabulary).tokenize(word)[:8]))
     cure = "add it first" if vocabulary.algorithm == "word" else f"a text spells it {pieces}; name one of these"
     raise PackageError(f"{quote(word)} is no token of this model; {cure}")
 
@@ -116,23 +111,23 @@ def _rewrite(
     number = _checked_row(package, tensor, row)
     old = _row(package, tensor, number)
     wanted = _finite(make(old, package), tensor)
-    place = find_place(folder, tensor, number)
-    literal = "" if source is None else _literal(folder, place, tensor, _checked_row(package, tensor, source))
-    line = new_line(place, wanted, old, literal)
-    if line != place.line:
-        raw = place.part.raw
-        replace_files(folder, {place.part.path.name: raw[: place.at.start] + line.encode() + raw[place.at.stop :]})
+    position = find_row_line(folder, tensor, number)
+    literal = "" if source is None else _literal(folder, position, tensor, _checked_row(package, tensor, source))
+    line = new_line(position, wanted, old, literal)
+    if line != position.line:
+        raw, span = position.part.raw, position.span
+        save(folder, {position.part.path.name: raw[: span.start] + line.encode() + raw[span.stop :]})
     word = package.vocabulary.words[number] if tensor in TOKEN_TENSORS else ""
     moved = float(np.linalg.norm(wanted.astype(np.float64) - old))
-    return Change(place.part.path.name, place.number, tensor, number, word, moved)
+    return Change(position.part.path.name, position.number, tensor, number, word, moved)
 
 
 def _checked_row(package: Package, tensor: str, row: int | str) -> int:
     if tensor not in package.weights:
         if tensor == "lm_head.weight":
             raise PackageError('"lm_head.weight" is tied to "embedding.weight"; edit that one')
-        near = difflib.get_close_matches(tensor, package.weights, 1, 0)[0]
-        raise PackageError(f'"{tensor}" is no tensor of this model; did you mean "{near}"?')
+        hint = did_you_mean(tensor, list(package.weights), f"there are {', '.join(package.weights)}")
+        raise PackageError(f'"{tensor}" is no tensor of this model; {hint}')
     number = find_row(package.vocabulary, tensor, row)
     if not 0 <= number < len(package.weights[tensor]):
         last = len(package.weights[tensor]) - 1
@@ -153,21 +148,21 @@ def _finite(values: NDArray[np.float64], tensor: str) -> NDArray[np.float32]:
     return single
 
 
-def _literal(folder: Path, target: Place, tensor: str, source: int) -> str:
+def _literal(folder: Path, target: Position, tensor: str, source: int) -> str:
     """The text of another row, where it means the same in the target's line."""
-    place = find_place(folder, tensor, source)
-    return place.line.partition("#")[0].strip() if place.part.dtype == target.part.dtype else ""
+    position = find_row_line(folder, tensor, source)
+    return position.line.partition("#")[0].strip() if position.part.dtype == target.part.dtype else ""
 
 
 def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[Change]:
-    """Add a token with the next id; its row, also in a head of its own, is the mean of the rows of `like`.
+    """Add a token with the next id; its row, also in an untied head, is the mean of the rows of `like`.
 
-    A word vocabulary meets the token wherever a text has that word; the row to start from is that of <UNK>,
-    which the model saw in its place. A byte-pair vocabulary meets a token only through a merge, so the token
-    must be one that two present tokens make; the merge gets the last rank, and from then on every text where
-    these two stand together is spelled with the new one. " word" is the word inside a text, "word" the word
-    at the beginning. Several files change, one after the other: should the machine stop between two, `read`
-    says which does not fit, and a copy is the cure.
+    A word vocabulary uses the token wherever a text has that word; by default its row starts as that of <UNK>, which
+    the model saw in its place. A byte-pair vocabulary reaches a token only through a merge, so it must be the
+    concatenation of two existing tokens; the merge gets the last rank, and from then on every text in which these two
+    are adjacent is spelled with the new one. " word" is the word inside a text, "word" the word at its beginning.
+    tokenizer.json is written again from the vocabulary. Several files change, one after the other: should the machine
+    stop in between, `read` says which does not fit, and a backup copy is the cure.
     """
     folder = Path(folder)
     package = read(folder)
@@ -179,25 +174,24 @@ def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[
     else:
         readable, pair = _whole_word(words, token), None
     numbers = [_checked_row(package, "embedding.weight", row) for row in like]
-    numbers = numbers or [words.words.index(part) for part in pair or (_UNKNOWN,)]
+    numbers = numbers or [words.words.index(part) for part in pair or (SPECIALS[UNK],)]
     tensors = [name for name in TOKEN_TENSORS if name in package.weights]
     contents: dict[str, bytes] = {}
     changes = [_append(folder, contents, package, name, numbers, readable) for name in tensors]
-    contents["tokenizer.json"] = _tokenizer_json(words, readable, pair)
+    if package.tokenizer_json != tokenizer_json(words):
+        raise PackageError("tokenizer.json:0: states another tokenizer than vocab.py; restore it first")
+    merges = (*words.merges, pair) if pair else words.merges
+    contents["tokenizer.json"] = tokenizer_json(words._replace(words=(*words.words, readable), merges=merges)).encode()
     contents["vocab.py"] = _vocab(folder, words, readable, pair)
     contents["config.py"] = _config(folder, package, len(tensors))
-    replace_files(folder, contents)
+    save(folder, contents)
     return changes
-
-
-def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    return Tokenizer(vocabulary.algorithm, vocabulary.words, vocabulary.merges, vocabulary.rules)
 
 
 def _whole_word(vocabulary: Vocabulary, token: str) -> str:
     if token in vocabulary.words:
         raise PackageError(f"{quote(token)} is a token already; edit its row")
-    pieces = _tokenizer(vocabulary).tokenize(token)
+    pieces = Tokenizer(vocabulary).tokenize(token)
     if pieces != [token]:
         becomes = " + ".join(map(quote, pieces[:8])) or "nothing"
         raise PackageError(f"{quote(token)} would never be met: in a text it becomes {becomes}; add that")
@@ -206,7 +200,7 @@ def _whole_word(vocabulary: Vocabulary, token: str) -> str:
 
 def _merge_for(vocabulary: Vocabulary, token: str) -> tuple[str, tuple[str, str]]:
     """A byte-pair token in readable form, and the two tokens that make it."""
-    tokenizer = _tokenizer(vocabulary)
+    tokenizer = Tokenizer(vocabulary)
     before = "." if token.startswith(" ") else ""  # a text's own first space is dropped
     known = len(tokenizer.tokenize(before))
     pieces = tokenizer.tokenize(before + token)[known:]
@@ -223,8 +217,8 @@ def _merge_for(vocabulary: Vocabulary, token: str) -> tuple[str, tuple[str, str]
     if readable in vocabulary.words:
         raise PackageError(f"{quote(token)} is a token that no text is spelled with; choose another")
     pair = pieces[0], pieces[1]
-    grown = Vocabulary("bpe", (*vocabulary.words, readable), (*vocabulary.merges, pair), vocabulary.rules, "")
-    if _tokenizer(grown).tokenize(before + token)[known:] != [readable]:
+    grown = vocabulary._replace(words=(*vocabulary.words, readable), merges=(*vocabulary.merges, pair))
+    if Tokenizer(grown).tokenize(before + token)[known:] != [readable]:
         raise PackageError(f"{quote(token)} is two pieces of a text, which no merge joins; choose one word")
     return readable, pair
 
@@ -232,11 +226,11 @@ def _merge_for(vocabulary: Vocabulary, token: str) -> tuple[str, tuple[str, str]
 def _append(
     folder: Path, contents: dict[str, bytes], package: Package, tensor: str, like: list[int], word: str
 ) -> Change:
-    """Put one more row at a tensor's end, and its new shape into every header; into `contents`."""
+    """Append a row to a tensor and state its new shape in every header; into `contents`."""
     count, columns = package.weights[tensor].shape
     wanted = _finite(package.weights[tensor][like].mean(0, dtype=np.float64), tensor)
     literal = ""
-    for part in parts(folder, tensor):
+    for part in tensor_parts(folder, tensor):
         name = part.path.name
         raw = contents.get(name, part.raw)
         shift = len(raw) - len(part.raw)  # an earlier tensor in this file may have grown
@@ -246,34 +240,14 @@ def _append(
         rows = raw[stop:end]
         if last:
             number = raw.count(b"\n", 0, end) + 1
-            place = Place(part, slice(end, end), '        "",', number)
+            position = Position(part, slice(end, end), '        "",', number)
             if len(like) == 1:
-                literal = _literal(folder, place, tensor, like[0])
-            line = new_line(place, wanted, wanted, literal)
+                literal = _literal(folder, position, tensor, like[0])
+            line = new_line(position, wanted, wanted, literal)
             rows += f"{line}\n".encode()
             change = Change(name, number, tensor, count, word, float(np.linalg.norm(wanted.astype(np.float64))))
         contents[name] = raw[:start] + header.encode() + rows + raw[end:]
     return change
-
-
-def _tokenizer_json(vocabulary: Vocabulary, readable: str, pair: tuple[str, str] | None) -> bytes:
-    """The same addition in the Hugging Face form, whose tokens are spelled with stand-ins for bytes."""
-    try:
-        data = json.loads(vocabulary.tokenizer_json)
-        model = data["model"]
-        spelled = {index: token for token, index in model["vocab"].items()}
-        token = readable
-        if pair:
-            left, right = (spelled[vocabulary.words.index(part)] for part in pair)
-            token = left + right
-            old_style = bool(model["merges"]) and isinstance(model["merges"][0], str)
-            model["merges"].append(f"{left} {right}" if old_style else [left, right])
-        if token in model["vocab"] or sorted(spelled) != list(range(len(vocabulary.words))):
-            raise ValueError("other tokens")
-        model["vocab"][token] = len(vocabulary.words)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise PackageError("tokenizer.json:0: holds other tokens than vocab.py; restore it first") from None
-    return (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def _vocab(folder: Path, vocabulary: Vocabulary, readable: str, pair: tuple[str, str] | None) -> bytes:
@@ -293,7 +267,8 @@ def _insert(text: str, opening: str, closing: str, line: str) -> str:
 
 def _config(folder: Path, package: Package, tensors: int) -> bytes:
     text = (folder / "config.py").read_text(encoding="utf-8")
-    added = {"VOCAB_SIZE": 1, "PARAMETERS": tensors * int(package.config["DIM"])}
-    for name, more in added.items():
-        text = re.sub(rf"(?m)^{name} = [0-9]+", f"{name} = {int(package.config[name]) + more}", text, count=1)
+    config = package.config
+    grown = {"VOCAB_SIZE": config.vocab_size + 1, "PARAMETERS": config.parameters + tensors * config.dim}
+    for name, value in grown.items():
+        text = re.sub(rf"(?m)^{name} = [0-9]+", f"{name} = {value}", text, count=1)
     return text.encode()

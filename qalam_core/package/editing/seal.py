@@ -5,24 +5,23 @@ It does not know who edited, when or why; a sealed package verifies, and its car
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from qalam_core.errors import PackageError
-from qalam_core.package.editing.lines import replace_files
-from qalam_core.package.read import Package, read, verify
-from qalam_core.package.runtime.weights_reader import HIDDEN, weight_files
-from qalam_core.package.statistics import Measured, knowledge_text, statistics
-from qalam_core.package.write import ended, json_bytes, rows_json, tensor_digest
+from qalam_core.files import sha256_bytes
+from qalam_core.package.editing.lines import save
+from qalam_core.package.read import Package, changes, read
+from qalam_core.package.runtime.weights_reader import HEADER, HIDDEN, weight_files
+from qalam_core.package.statistics import Measured, header_comment, knowledge_text, statistics
+from qalam_core.package.write import json_bytes, rows_json, tensor_digest, with_newline
 
 __all__ = ["seal"]
 
 HEADING = "## Edited since export"
 _EXPLANATION = "Figures above were measured before these edits."
 _COMMENT = re.compile(
-    rb"    # mean=\S+ std=\S+ min=\S+ max=\S+ \(as exported\)"
-    rb'(?=\n    "([A-Za-z0-9_.]+)": \("[a-z0-9]+", \([0-9, ]+\), 0, )'
+    rb"    # mean=\S+ std=\S+ min=\S+ max=\S+ \(as exported\)(?=\n" + HEADER.pattern.encode() + rb"\n)"
 )
 _NUMBERED = re.compile(r"[0-9]+\. ")
 
@@ -37,10 +36,10 @@ def seal(folder: Path, note: str) -> list[str]:
     folder = Path(folder)
     if not note.strip() or re.search(f"[{HIDDEN}]", note):
         raise PackageError("note: say in one line of plain text what was edited, and why")
-    changes = verify(folder)
-    if not changes:
-        raise PackageError(f"{folder}: as exported; there is nothing to seal")
     package = read(folder)
+    changed = changes(package)
+    if not changed:
+        raise PackageError(f"{folder}: as exported; there is nothing to seal")
     measured = {name: statistics(tensor) for name, tensor in package.weights.items()}
     embedding, words = package.weights["embedding.weight"], package.vocabulary.words
     count = _count(package) + 1
@@ -48,18 +47,18 @@ def seal(folder: Path, note: str) -> list[str]:
         **_comments(package, measured),
         "knowledge_map.py": knowledge_text(measured, embedding, words).encode(),
         "rows.json": rows_json(package.weights),
-        "MODEL_CARD.md": _card(folder, count, note.strip(), changes).encode(),
+        "MODEL_CARD.md": _card(folder, count, note.strip(), changed).encode(),
     }
     manifest = {
         **package.manifest,
         "files": {
-            name: _sha256(contents.get(name) or (folder / name).read_bytes()) for name in package.manifest["files"]
+            name: sha256_bytes(contents.get(name) or (folder / name).read_bytes()) for name in package.manifest["files"]
         },
         "provenance": {**package.manifest["provenance"], "edits": str(count)},
         "tensors": {name: tensor_digest(tensor) for name, tensor in package.weights.items()},
     }
-    replace_files(folder, {**contents, "manifest.json": json_bytes(manifest)})
-    return changes
+    save(folder, {**contents, "manifest.json": json_bytes(manifest)})
+    return changed
 
 
 def _count(package: Package) -> int:
@@ -67,22 +66,15 @@ def _count(package: Package) -> int:
     return int(edits) if re.fullmatch("[0-9]{1,9}", edits) else 0
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
-    """Weights files whose statistics, where the exporter's comment still stands, are no longer true."""
+    """Weights files whose statistics comments, where they are still there, are no longer true; with new ones."""
     contents = {}
     for path in weight_files(package.path):
         raw = path.read_bytes()
 
         def current(found: re.Match[bytes]) -> bytes:
             name = found[1].decode()
-            if name not in package.edited:
-                return found[0]
-            mean, std, low, high = measured[name]
-            return f"    # mean={mean:.3e} std={std:.3e} min={low:.3e} max={high:.3e} (as exported)".encode()
+            return f"    {header_comment(measured[name])}".encode() if name in package.edited else found[0]
 
         text = _COMMENT.sub(current, raw)
         if text != raw:
@@ -91,8 +83,8 @@ def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
 
 
 def _card(folder: Path, count: int, note: str, changes: list[str]) -> str:
-    """The card with one more numbered line below its heading, which the first one brings along."""
-    lines = ended((folder / "MODEL_CARD.md").read_text(encoding="utf-8")).split("\n")[:-1]
+    """The card with one more numbered line below its heading, which is added with the first one."""
+    lines = with_newline((folder / "MODEL_CARD.md").read_text(encoding="utf-8")).split("\n")[:-1]
     said = "; ".join(change.replace(" changed since export", " changed") for change in changes)
     if HEADING not in lines:
         lines += ["", HEADING, "", _EXPLANATION, ""]

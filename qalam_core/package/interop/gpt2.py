@@ -2,7 +2,7 @@
 Takes a checkpoint folder or a package, gives the other; the mapping is one to one and loses no bit.
 It does not know transformers or torch, and runs nothing that a checkpoint brings along.
 
-A Linear of ours is a Conv1D there, with its weight lying on its side; nothing else differs but names.
+A Linear of ours is a Conv1D there, with its weight transposed; nothing else differs but names.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.package.interop.safetensors_file import (
+from qalam_core.package.interop.common import (
     card,
-    check_sizes,
-    digest,
     drop_tied_head,
     free_folder,
     json_object,
+    model_config,
+    provenance,
     read_tensors,
     save_tensors,
     small_text,
     source_folder,
 )
 from qalam_core.package.read import read
-from qalam_core.package.runtime.data_reader import SPECIALS
-from qalam_core.package.runtime.weights_reader import tensor_shapes
+from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
+from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
-from qalam_core.package.write import Vocabulary, write
+from qalam_core.package.write import write
 
 __all__ = ["export_gpt2", "from_gpt2", "import_gpt2", "to_gpt2"]
 
@@ -53,8 +53,8 @@ _BUFFER = re.compile(r"(?:transformer\.)?h\.[0-9]+\.attn\.(?:bias|masked_bias)")
 """The causal mask that old checkpoints stored; `attn.c_attn.bias` is a parameter, hence the whole name."""
 
 _SIZES = {
-    "VOCAB_SIZE": "vocab_size", "DIM": "n_embd", "NUM_HEADS": "n_head", "NUM_LAYERS": "n_layer",
-    "MAX_SEQ_LEN": "n_positions",
+    "vocab_size": "vocab_size", "dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer",
+    "max_seq_len": "n_positions",
 }  # fmt: skip
 _OTHER_NAMES = {
     "hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
@@ -66,17 +66,15 @@ _DEMANDED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }  # fmt: skip
-"""What this model does and cannot do otherwise; an absent key means the same in transformers."""
+"""What this model does, without alternatives; an absent key means the same in transformers."""
 _FOREIGN = ("auto_map", "quantization_config", "pruned_heads")
 _SHARD = re.compile(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 
-def to_gpt2(
-    weights: Mapping[str, NDArray[np.float32]], config: Mapping[str, int | float | str | bool]
-) -> dict[str, NDArray[np.float32]]:
+def to_gpt2(weights: Mapping[str, NDArray[np.float32]], config: ModelConfig) -> dict[str, NDArray[np.float32]]:
     """Our tensors -> those of GPT2LMHeadModel; a tied head has no key in either."""
     state = {}
-    for name in tensor_shapes(config):
+    for name in config.tensor_shapes():
         theirs, part = name, ""
         if name in _WHOLE:
             theirs = f"transformer.{_WHOLE[name]}"
@@ -117,18 +115,17 @@ def import_gpt2(source: Path, out: Path, *, vocabulary: Vocabulary | None = None
     """
     source = source_folder(source, "a checkpoint")
     free_folder(out)
-    config = _config_of(json_object(small_text(source / "config.json"), "config.json"))
-    check_sizes(config, "config.json")
+    config = _config_of(json_object(source / "config.json"))
     files = _weight_files(source)
     if vocabulary is None:
         vocabulary = _vocabulary(source)
-    if len(vocabulary.words) != config["VOCAB_SIZE"]:
+    if len(vocabulary.words) != config.vocab_size:
         raise PackageError(
-            f"config.json:0: vocab_size is {config['VOCAB_SIZE']}, but the tokenizer has {len(vocabulary.words)} "
+            f"config.json:0: vocab_size is {config.vocab_size}, but the tokenizer has {len(vocabulary.words)} "
             "words; they must be those the model was trained with"
         )
     weights = from_gpt2(read_tensors(files, lambda name: not _BUFFER.fullmatch(name)))
-    if config["TIED"] and "lm_head.weight" in weights:
+    if config.tied and "lm_head.weight" in weights:
         weights = drop_tied_head(weights, files[-1].name)
     read_from = [source / "config.json", *files]
     write(
@@ -137,7 +134,7 @@ def import_gpt2(source: Path, out: Path, *, vocabulary: Vocabulary | None = None
         vocabulary=vocabulary,
         weights=weights,
         card=card("It was imported from a GPT-2 checkpoint in the layout of Hugging Face transformers.", read_from),
-        provenance={f"imported {path.name}": digest(path) for path in read_from},
+        provenance=provenance(read_from),
         dtype=dtype,
     )
     return []
@@ -155,11 +152,11 @@ def export_gpt2(package: Path, out: Path) -> None:
         "config.json": _json({
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
-            **{theirs: config[ours] for ours, theirs in _SIZES.items()},
+            **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
             **_DEMANDED,
             "n_inner": None,
-            "activation_function": _ACTIVATIONS_BACK[str(config["ACTIVATION"])],
-            "tie_word_embeddings": config["TIED"],
+            "activation_function": _ACTIVATIONS_BACK[config.activation],
+            "tie_word_embeddings": config.tied,
             "attn_pdrop": 0.0,
             "embd_pdrop": 0.0,
             "resid_pdrop": 0.0,
@@ -168,7 +165,7 @@ def export_gpt2(package: Path, out: Path) -> None:
             "eos_token_id": 3,
         }),
         # made anew from vocab.py, which is what the model runs with
-        "tokenizer.json": tokenizer_json(words.algorithm, words.words, words.merges, words.rules),
+        "tokenizer.json": tokenizer_json(words),
         # without this class name transformers would build GPT-2's own tokenizer over our merges
         "tokenizer_config.json": _json({
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -176,7 +173,7 @@ def export_gpt2(package: Path, out: Path) -> None:
             "unk_token": unk,
             "bos_token": start,
             "eos_token": end,
-            "model_max_length": config["MAX_SEQ_LEN"],
+            "model_max_length": config.max_seq_len,
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,  # text that spells "<END>" is text
         }),
@@ -189,7 +186,7 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
 
-def _config_of(theirs: dict[str, Any]) -> dict[str, int | str | bool]:
+def _config_of(theirs: dict[str, Any]) -> ModelConfig:
     """config.json -> our settings; what our model cannot do is refused by name."""
     kind, architectures = theirs.get("model_type"), theirs.get("architectures") or ["GPT2LMHeadModel"]
     if kind == "aragpt2" or "AraGPT2LMHeadModel" in str(architectures):
@@ -208,12 +205,12 @@ def _config_of(theirs: dict[str, Any]) -> dict[str, int | str | bool]:
     for other, key in _OTHER_NAMES.items():
         if theirs.get(other, theirs.get(key)) != theirs.get(key):
             _refuse(f"{other} and {key} are one setting with two values; delete one")
-    config: dict[str, int | str | bool] = {}
+    sizes: dict[str, int] = {}
     for ours, key in _SIZES.items():
         if type(theirs.get(key)) is not int:
             _refuse(f"{key} must be there, and be a whole number")
-        config[ours] = theirs[key]
-    if theirs.get("n_inner") not in (None, 4 * int(config["DIM"])):
+        sizes[ours] = theirs[key]
+    if theirs.get("n_inner") not in (None, 4 * sizes["dim"]):
         _refuse(f"n_inner is {theirs['n_inner']!r}, but this model's feed-forward is 4 * n_embd wide")
     activation = theirs.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
@@ -221,7 +218,7 @@ def _config_of(theirs: dict[str, Any]) -> dict[str, int | str | bool]:
     tied = theirs.get("tie_word_embeddings", True)
     if type(tied) is not bool:
         _refuse("tie_word_embeddings must be true or false")
-    return {**config, "TIED": tied, "ACTIVATION": _ACTIVATIONS[activation]}
+    return model_config({**sizes, "tied": tied, "activation": _ACTIVATIONS[activation]}, "config.json")
 
 
 def _refuse(reason: str) -> NoReturn:

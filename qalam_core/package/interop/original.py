@@ -19,19 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.package.interop.safetensors_file import (
+from qalam_core.package.interop.common import (
     Tensors,
     card,
-    check_sizes,
-    digest,
     free_folder,
+    model_config,
+    provenance,
     small_text,
     source_folder,
 )
-from qalam_core.package.runtime.data_reader import SPECIALS
-from qalam_core.package.runtime.tokenizer import Tokenizer
-from qalam_core.package.runtime.weights_reader import tensor_shapes
-from qalam_core.package.vocabulary import vocabulary
+from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
+from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 from qalam_core.package.write import write
 
 __all__ = ["import_original"]
@@ -61,7 +59,7 @@ def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]
     punctuation and digits from letters, drops vowel marks and tatweel, and gives <UNK> for what the original drops.
     A remark says how many words cannot be reached for that reason.
     """
-    from qalam_core.arabic import PROFILES  # brings pyarrow, which nothing else of a package needs
+    from qalam_core.arabic import NORMALISATIONS  # brings pyarrow, which nothing else of a package needs
 
     folder = source_folder(folder, "a package of the original")
     free_folder(out)
@@ -69,10 +67,10 @@ def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]
         if (folder / name).is_symlink():
             raise PackageError(f"{name}:0: a link; put the file itself here")
     config = _read_config(folder / "config.py")
-    words = _read_words(folder / "vocab.py", int(config["VOCAB_SIZE"]))
+    words = _read_words(folder / "vocab.py", config.vocab_size)
     weights = _read_weights(folder / "weights.py", config)
-    words_data = vocabulary("word", words, (), PROFILES["search"])
-    tokenizer = Tokenizer("word", words, (), words_data.rules)
+    vocabulary = Vocabulary("word", words, (), NORMALISATIONS["search"])
+    tokenizer = Tokenizer(vocabulary)
     lost = sum(tokenizer.encode(word) != [index] for index, word in enumerate(words[4:], 4))
     remarks = [
         "the tokenizer parts punctuation and digits from letters, drops marks and tatweel, and gives <UNK> where "
@@ -82,10 +80,10 @@ def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]
     write(
         out,
         config=config,
-        vocabulary=words_data,
+        vocabulary=vocabulary,
         weights=weights,
         card=card(f"It was imported from a package of the original Al-Qalam. Note: {remarks[0]}.", read_from),
-        provenance={f"imported {path.name}": digest(path) for path in read_from},
+        provenance=provenance(read_from),
         dtype=dtype,
     )
     return remarks
@@ -104,7 +102,7 @@ def _statements(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line.strip() and not line.startswith("#")]
 
 
-def _read_config(path: Path) -> dict[str, int | str | bool]:
+def _read_config(path: Path) -> ModelConfig:
     found: dict[str, int] = {}
     seen: set[str] = set()
     for number, line in _statements(path):
@@ -119,12 +117,9 @@ def _read_config(path: Path) -> dict[str, int | str | bool]:
     for name in _SIZES:
         if name not in found:
             _refuse(path.name, 0, f"{name} is missing, or no whole number")
-    config: dict[str, int | str | bool] = {name: found[name] for name in _SIZES}
-    config |= {"TIED": True, "ACTIVATION": "gelu"}
-    check_sizes(config, path.name)
-    parameters = sum(math.prod(shape) for shape in tensor_shapes(config).values())
-    if found.get("PARAMETERS", parameters) != parameters:
-        _refuse(path.name, 0, f"PARAMETERS is {found['PARAMETERS']}, but the other settings make {parameters}")
+    config = model_config({name.lower(): found[name] for name in _SIZES}, path.name)
+    if found.get("PARAMETERS", config.parameters) != config.parameters:
+        _refuse(path.name, 0, f"PARAMETERS is {found['PARAMETERS']}, but the other settings make {config.parameters}")
     return config
 
 
@@ -168,8 +163,8 @@ def _unescaped(text: str, file: str, number: int) -> str:
     return _ESCAPE.sub(character, text)
 
 
-def _read_weights(path: Path, config: dict[str, int | str | bool]) -> Tensors:
-    shapes = tensor_shapes(config)
+def _read_weights(path: Path, config: ModelConfig) -> Tensors:
+    shapes = config.tensor_shapes()
     if not path.is_file():
         _refuse(path.name, 0, "no such file; the folder is incomplete")
     promised, size = 4 * sum(math.prod(shape) for shape in shapes.values()), path.stat().st_size

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qalam_core.errors import PackageError
+from qalam_core.files import replace_file, sha256_file
 from qalam_core.package.bytecode import is_own_cache
 from qalam_core.package.read import verify
-from qalam_core.store import file_sha256, replace_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -53,7 +53,7 @@ def sign(folder: Path, private_key: Path, out: Path | None = None, password: byt
     key = _private_key(private_key, password)
     left_out = [*_GIT, *_inside(folder, out)]
     names = sorted(path.name for path in folder.iterdir() if path.name not in (*left_out, "__pycache__"))
-    digests = {name: file_sha256(folder / name) for name in names}
+    digests = {name: sha256_file(folder / name) for name in names}
     payload = json.dumps(_statement(folder.resolve().name, digests, left_out), indent=2).encode()
     bundle = {
         "mediaType": _MEDIA_TYPE,
@@ -91,7 +91,7 @@ def verify_signature(folder: Path, public_key: Path, signature: Path | None = No
     held = {**_held(folder, found), **signed}
     for name, file in found.items():
         if name in held:
-            if file_sha256(file) != held[name]:
+            if sha256_file(file) != held[name]:
                 raise PackageError(f"{folder}: {name!a} is not as signed; restore it, or have it signed again")
         elif not _own_cache(folder, name, signed):
             raise PackageError(f"{folder}: {name!a} was not signed; delete it, or have it signed")

@@ -11,16 +11,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import keyword
-import os
 import re
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from qalam_core.errors import PackageError
-from qalam_core.package.read import read, verify
+from qalam_core.files import replacing
+from qalam_core.package.read import changes, read
 
 __all__ = ["wheel"]
 
@@ -53,22 +52,22 @@ def wheel(
     """
     folder, out_dir = Path(folder), Path(out_dir)
     _check_name(name)
-    changes = verify(folder)
-    if changes and not edited:
-        raise PackageError(f"{folder}: {changes[0]}; seal it, restore it, or ask for a wheel of the edited package")
+    package = read(folder)
+    changed = changes(package)
+    if changed and not edited:
+        raise PackageError(f"{folder}: {changed[0]}; seal it, restore it, or ask for a wheel of the edited package")
     if version is None:
         found = _RELEASE.search((folder / "__init__.py").read_text(encoding="utf-8"))
         version = found[1] if found else ""
     if not _VERSION.fullmatch(version):
         raise PackageError(f'version "{version}": write it as 1.0, 1.0.2, 1.0rc1 or 1.0+mine')
-    files = [*read(folder).manifest["files"], "manifest.json"]
+    files = [*package.manifest["files"], "manifest.json"]
     distribution = re.sub("_+", "_", name).lower()
     home = f"{distribution}-{version}.dist-info"
     target = out_dir / f"{distribution}-{version}-py3-none-any.whl"
-    temporary = out_dir / f".{target.name}.{os.getpid()}"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w") as archive:
+        with replacing(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             archive.compression = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
             record = [_add(archive, f"{name}/{file}", _chunks(folder / file)) for file in sorted(files)]
             card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -76,14 +75,10 @@ def wheel(
                 record.append(_add(archive, f"{home}/{file}", iter([text.encode()])))
             lines = [*record, f"{home}/RECORD,,", ""]
             _add(archive, f"{home}/RECORD", iter(["\n".join(lines).encode()]))
-        temporary.replace(target)
     except OSError as error:
         raise PackageError(
             f"{target}: cannot be written ({error.strerror}); make room, or name another folder"
         ) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return target
 
 

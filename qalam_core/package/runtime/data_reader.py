@@ -1,36 +1,29 @@
-"""Reads config.py, vocab.py and knowledge_map.py by the line, without executing anything.
-Takes paths, gives plain values or one `FormatError` line; the writer's quoting of strings lives here too.
-It does not know tensors, nor how a tokenizer uses its vocabulary.
+"""Reads config.py, vocab.py and knowledge_map.py line by line, without executing anything.
+Takes paths, gives plain values or raises `FormatError`, one line; the writer's quoting of strings is here too.
+It does not know weights, nor how a tokenizer uses its vocabulary.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
+from .architecture import SPECIALS, ModelConfig
+from .tokenizer import Vocabulary
 from .weights_reader import HIDDEN, FormatError
 
-__all__ = [
-    "ACTIVATIONS", "SPECIALS", "Words", "check_config", "check_knowledge", "is_usable", "quote", "read_config",
-    "read_vocabulary",
-]  # fmt: skip
+__all__ = ["FORMAT", "check_knowledge", "is_usable", "quote", "read_config", "read_vocabulary"]
 
-SPECIALS = ("<PAD>", "<UNK>", "<START>", "<END>")
 CONFIG_MAGIC, VOCAB_MAGIC, KNOWLEDGE_MAGIC = (
     "# qalam config 1", "# qalam vocab 1", "# qalam knowledge 1",
 )  # fmt: skip
 INVERSE = "IDX2WORD = {index: word for word, index in WORD2IDX.items()}"
-"""The only line of a package's data files that computes; it is compared, never run."""
+"""The only line of a package's data files that computes; it is compared, never executed."""
 
 SIZE_LIMIT = 64 << 20
-CONFIG_LIMITS = {
-    "FORMAT": 1, "VOCAB_SIZE": 10**8, "DIM": 10**6, "NUM_HEADS": 10**5, "NUM_LAYERS": 10**4,
-    "MAX_SEQ_LEN": 10**8, "TIED": True, "ACTIVATION": "gelu", "PARAMETERS": 10**12,
-}  # fmt: skip
-"""Every key of config.py, in order: the largest value of a count, or an example of another kind."""
-ACTIVATIONS = ("gelu", "gelu_tanh")
+FORMAT = 1
 
 _HIDDEN = re.compile(f"[{HIDDEN}]")
 _UNSAFE = re.compile(f'["\\\\{HIDDEN}]')
@@ -50,15 +43,6 @@ _FACT = re.compile(rf" *{_STRING}: \((?:{_NUMBERS}|{_NEAREST})\),{_TAIL}")
 # A normalisation pattern is a run of literals and classes, each repeated or not: no groups, no
 # alternatives, no escapes, so what it costs to match stays tame and every engine reads it alike.
 _PATTERN = re.compile(r"(?:(?:[^\\\[\](){}.|^$?*+]|\[[^\\\[\]^][^\\\[\]]*\])[?*+]?)+")
-
-
-class Words(NamedTuple):
-    """What vocab.py says: the algorithm, words in id order, merges in rank order, normalisation rules."""
-
-    algorithm: str
-    words: tuple[str, ...]
-    merges: tuple[tuple[str, str], ...]
-    rules: tuple[tuple[str, str], ...]
 
 
 def quote(text: str) -> str:
@@ -151,55 +135,40 @@ class _Source:
         return chr(code)
 
 
-def read_config(path: Path) -> dict[str, int | float | str | bool]:
-    """The constants of config.py, checked one by one and against each other."""
+def read_config(path: Path) -> ModelConfig:
+    """The configuration in config.py, which also states FORMAT and the number of PARAMETERS."""
     source = _Source(path, CONFIG_MAGIC)
-    config: dict[str, int | float | str | bool] = {}
+    stated: dict[str, int | bool | str] = {}
+    known = ("FORMAT", *(name.upper() for name in ModelConfig.names()), "PARAMETERS")
     for line in source:
         match = _ASSIGNMENT.fullmatch(line)
         if match is None:
             source.refuse('not a setting; write NAME = 1, NAME = True or NAME = "text"')
         name = match[1]
-        if name in config:
+        if name in stated:
             source.refuse(f"{name} stands twice; delete one")
+        if name not in known:
+            source.refuse(f"{name} is no setting; known are {', '.join(known)}")
         if match[2]:
-            config[name] = int(match[2])
+            stated[name] = int(match[2])
         else:
-            config[name] = match[3] == "True" if match[3] else source.string(match[4])
-        if reason := _wrong(name, config[name]):
-            source.refuse(reason)
-    if reason := check_config(config):
-        source.refuse(reason)
+            stated[name] = match[3] == "True" if match[3] else source.string(match[4])
+    for name in known:
+        if name not in stated:
+            source.refuse(f"{name} is missing")
+    if stated.pop("FORMAT") != FORMAT:
+        source.refuse(f"FORMAT must be {FORMAT}")
+    parameters = stated.pop("PARAMETERS")
+    try:
+        config = ModelConfig(**{name.lower(): value for name, value in stated.items()})  # type: ignore[arg-type]
+    except ValueError as error:
+        source.refuse(str(error))
+    if type(parameters) is not int or parameters != config.parameters:
+        source.refuse(f"PARAMETERS does not follow from the other settings, which give {config.parameters}")
     return config
 
 
-def _wrong(name: str, value: int | float | str | bool) -> str | None:
-    limit = CONFIG_LIMITS.get(name)
-    if limit is None:
-        return f"{name} is no setting; known are {', '.join(CONFIG_LIMITS)}"
-    if type(value) is not type(limit):
-        return f"{name} must be of type {type(limit).__name__}"
-    if name == "ACTIVATION" and value not in ACTIVATIONS:
-        return f"ACTIVATION is one of {', '.join(ACTIVATIONS)}"
-    if type(value) is int and type(limit) is int and not 1 <= value <= limit:
-        return f"{name} must be between 1 and {limit}"
-    return None
-
-
-def check_config(config: Mapping[str, int | float | str | bool]) -> str | None:
-    """What is wrong with a config as a whole, or None."""
-    for name in CONFIG_LIMITS:
-        if name not in config:
-            return f"{name} is missing"
-    for name, value in config.items():
-        if reason := _wrong(name, value):
-            return reason
-    if int(config["DIM"]) % int(config["NUM_HEADS"]):
-        return f"DIM {config['DIM']} is not divisible by NUM_HEADS {config['NUM_HEADS']}"
-    return None
-
-
-def read_vocabulary(path: Path, size: int) -> Words:
+def read_vocabulary(path: Path, size: int) -> Vocabulary:
     """vocab.py, whose WORD2IDX must hold exactly `size` words in id order."""
     source = _Source(path, VOCAB_MAGIC)
     match = _ASSIGNMENT.fullmatch(next(iter(source), ""))
@@ -228,7 +197,7 @@ def read_vocabulary(path: Path, size: int) -> Words:
         source.refuse("MERGES may hold each pair once, and none in a word vocabulary")
     source.expect(INVERSE)
     source.finish()
-    return Words(algorithm, tuple(words), merges, rules)
+    return Vocabulary(algorithm, tuple(words), merges, rules)
 
 
 def _pairs(source: _Source, lines: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,137 @@
+"""The commands that make a model: init, plan, build.
+Take a recipe and a store; give a recipe file, a table of what would be done, a run.
+They do not know how anything is built; they start the flow, or ask the library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption
+from al_qalam.flows.cli.terminal import bars, err, out, plan_table, reused, summary
+from al_qalam.flows.recipes import recipe_path
+from al_qalam.flows.serving.prefect_env import embedded
+from qalam_core.errors import QalamError, RecipeError, StoreError
+from qalam_core.recipe import SIZES, Recipe, Source, to_toml
+from qalam_core.store import DEFAULT_STORE, Store
+
+if TYPE_CHECKING:
+    from prefect.client.schemas import State
+
+    from qalam_core.pipeline.publish import Published
+
+__all__ = ["build", "init", "plan"]
+
+
+def plan(
+    recipe: RecipeArgument,
+    store: StoreOption = DEFAULT_STORE,
+    set_: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show which stages a build would reuse, which it would run, and why."""
+    from qalam_core.pipeline.plan import plan as make_plan
+
+    found = make_plan(Recipe.load(recipe_path(recipe), set_ or ()), Store(store))
+    if as_json:
+        rows = [
+            {"stage": row.stage, "label": row.label, "action": row.action, "reasons": row.reasons, "digest": row.digest}
+            for row in found.rows
+        ]
+        typer.echo(json.dumps({"against": found.against, "stages": rows}, ensure_ascii=False))
+    else:
+        plan_table(found)
+
+
+def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetOption = None) -> None:
+    """Build a model; what the store already holds is not built again."""
+    parsed = Recipe.load(recipe_path(recipe), set_ or ())
+    target = Store(store)
+    target.ensure_writable()
+    published = _from_plan(parsed, target) or _by_flow(parsed, target)
+    summary(published)
+    if not published.verdict.passed:
+        raise typer.Exit(1)
+
+
+def _from_plan(recipe: Recipe, store: Store) -> Published | None:
+    """The run, where nothing is to be built and no server wants to see that; then Prefect is not started."""
+    if os.environ.get("PREFECT_API_URL"):
+        return None
+    from qalam_core.pipeline.plan import plan as make_plan
+    from qalam_core.pipeline.publish import publish
+    from qalam_core.runs import Runs
+
+    found = make_plan(recipe, store)
+    if not found.complete:
+        return None
+    for row, artifact in zip(found.rows, found.artifacts, strict=True):
+        store.mark_used(artifact)
+        reused(row.label, artifact)
+    return publish(Runs(store), recipe, found.artifacts)
+
+
+def _by_flow(recipe: Recipe, store: Store) -> Published:
+    """Build by the Prefect flow: reported to the server of $PREFECT_API_URL, else embedded in this process."""
+    for name, value in embedded(store.root).items():  # before Prefect is imported; what the user has set is kept
+        os.environ.setdefault(name, value)
+    from al_qalam.flows.build_model import build_model  # takes seconds, and reads its settings from the environment
+    from al_qalam.tasks.progress import watchers
+
+    with bars(store, recipe) as terminal:
+        watchers.append(terminal)
+        try:
+            state: State[Any] = build_model(recipe, str(store.root), return_state=True)  # type: ignore[assignment]
+        except KeyboardInterrupt:
+            err.print("stopped; what is finished is kept, and the same command continues from there")
+            raise typer.Exit(130) from None
+        finally:
+            watchers.remove(terminal)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        if shutil.disk_usage(store.root).free < 1 << 20 and not isinstance(result, QalamError):
+            raise StoreError(
+                f"store {store.root}: no space left on the disk; free some, then run the same command again"
+            ) from None
+        raise result
+    published: Published = result
+    return published
+
+
+def init(
+    recipe: Annotated[Path, typer.Argument(help="The recipe file to write.")],
+    more: Annotated[list[str] | None, typer.Argument(help="More corpus files.", hidden=True)] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option("--corpus", metavar="FILES...", help="Your text: files, folders or globs."),
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="small, medium or large.")] = "small",
+) -> None:
+    """Write a recipe for your own text, with a comment on every setting."""
+    if size not in SIZES:
+        raise RecipeError(f"--size {size}: choose one of {', '.join(SIZES)}")
+    if recipe.exists():
+        raise RecipeError(f"{recipe}: exists; choose another name, or edit it")
+    if not recipe.parent.is_dir():
+        raise RecipeError(f"{recipe}: there is no folder {recipe.parent}; create it first")
+    paths = [*(corpus or []), *(more or [])]
+    if not paths:
+        raise RecipeError("which text? name it with --corpus FILES")
+    anchor = recipe.resolve().parent
+    sources = [
+        Source(
+            path=path if ":" in path else os.path.relpath(path, anchor),
+            revision="PIN" if path.startswith("hf:") else "",
+        )
+        for path in paths
+    ]
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.stem.lower()).strip("-")[:40]
+    data = {"name": name or "model", "corpus": {"sources": sources}, **SIZES[size]}
+    recipe.write_text(to_toml(Recipe.parse(data, str(recipe))), encoding="utf-8")
+    out.print(f"wrote {recipe}; build it with: qalam build {recipe}", soft_wrap=True)

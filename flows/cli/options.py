@@ -1,0 +1,27 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qalam_core.runs import Runs
+from qalam_core.store import Store
+
+__all__ = ["ModelArgument", "RecipeArgument", "SetOption", "StoreOption", "package_folder"]
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="QALAM_STORE", help="Folder of artifacts and runs.", show_default=True)
+]
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a name: demo, small, medium, large.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value: train.steps=200.")
+]
+ModelArgument = Annotated[str, typer.Argument(help="A package folder, or a run id.")]
+
+
+def package_folder(model: str, store: Path) -> Path:
+    """The package behind a folder or a run id. Raises StoreError."""
+    return Path(model) if Path(model).is_dir() else Runs(Store(store)).folder(model) / "model"

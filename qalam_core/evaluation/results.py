@@ -1,0 +1,204 @@
+"""Results of an evaluation and of the gate, as frozen records.
+Takes and gives plain values. It does not know how anything is measured or decided.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from qalam_core.recipe import Frozen
+
+__all__ = [
+    "COPIED", "Bits", "Budgets", "Check", "Compared", "Comparison", "Contamination", "Generation", "Integrity",
+    "Interval", "Intervals", "Piece", "Report", "Sample", "Slice", "TensorStatistics", "Verdict", "rounded",
+]  # fmt: skip
+
+COPIED = 0.5
+"""A test document counts as copied when more than this share of its words lies in n-grams of the training text."""
+
+
+class Bits(Frozen):
+    """Bits per byte of the same token sequences under three models; unknown words pay for their spelling."""
+
+    model: float
+    unigram: float
+    trigram: float
+
+
+class Interval(Frozen):
+    """Both ends of a bootstrap interval over documents; see docs/metrics.md."""
+
+    low: float
+    high: float
+
+
+class Intervals(Frozen):
+    """Confidence intervals of a slice's figures."""
+
+    model: Interval  # of the model's bits per byte
+    unigram: Interval  # of the change against the baseline, paired by document: -0.2 is 20% fewer bits
+    trigram: Interval
+
+
+class Slice(Frozen):
+    """Figures over some of the test documents."""
+
+    documents: int
+    bytes: int  # UTF-8, of the normalised text
+    tokens: int  # predicted ones: every document's ids and its <END>
+    words: int  # whitespace-separated
+    bits_per_byte: Bits
+    unknown_rate: float  # share of the ids (without <END>) that are <UNK>
+    tokens_per_word: float  # ids (without <END>) per word
+    next_token_accuracy: float  # share of predicted tokens that the model ranks first
+    intervals: Intervals | None = None  # None when the package could not be read
+
+
+class Piece(Frozen):
+    """Part of a sample, in whole characters, and its probability under the model at temperature 1."""
+
+    text: str
+    probability: float
+
+
+class Sample(Frozen):
+    """A prompt and its continuation."""
+
+    prompt: str
+    text: str
+    pieces: tuple[Piece, ...] = ()  # of the continuation
+
+
+class Contamination(Frozen):
+    """How much of the test documents occurs in the training text, by 13-grams of words."""
+
+    documents: int  # those of at least 13 words
+    copied: float  # share of them with more than half of their words covered
+    covered: float  # share of their words in such an n-gram
+
+
+class Generation(Frozen):
+    """Statistics of unprompted samples: `samples` of them, at most `length` tokens each."""
+
+    samples: int
+    length: int
+    repeated_4grams: float  # share of 4-grams that occur earlier in the same sample
+    distinct_2grams: float  # share of distinct ones, over all samples
+    end_rate: float  # share of samples that reached <END>
+    longest_copy: int  # in tokens: the longest span of a sample that occurs in the training text
+
+
+class Integrity(Frozen):
+    """Whether the package is the trained model, however it is loaded; differences are maxima over logits."""
+
+    verifies: bool  # every file and tensor is what the manifest says
+    loads_without_execution: bool
+    tensors_agree: bool  # each is the checkpoint's, rounded to the storage type
+    loads_by_import: bool  # in a fresh interpreter without this project
+    checkpoint_difference: float  # the reader's logits against the checkpoint's
+    checkpoint_limit: float  # 0 for an exact storage type; else what rounding the checkpoint to it changes
+    import_difference: float  # the imported torch model's logits against the reader's
+    numpy_difference: float  # the imported numpy model's logits against the torch model's
+    numpy_backend_agrees: bool
+    tokenizer_agrees: bool  # the package's own tokenizer gives the ids that were scored
+    trained_ids_agree: bool = True  # it gives training documents the ids that were trained on
+    storage_agrees: bool = True  # matrices are stored as the recipe asks
+    problem: str = ""  # the first error, one line
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything holds; a difference of NaN does not."""
+        return (
+            self.verifies
+            and self.loads_without_execution
+            and self.tensors_agree
+            and self.loads_by_import
+            and self.checkpoint_difference <= self.checkpoint_limit
+            and self.import_difference == 0
+            and self.numpy_backend_agrees
+            and self.tokenizer_agrees
+            and self.trained_ids_agree
+            and self.storage_agrees
+        )
+
+
+class TensorStatistics(Frozen):
+    """A tensor of the package in figures, to 6 significant digits."""
+
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+
+
+class Report(Frozen):
+    """The evaluation of a package: the same for the same package, test documents and training tokens."""
+
+    test_digest: str  # sha256 of the test documents in order; reports compare only when it is the same
+    overall: Slice
+    sources: dict[str, Slice]  # by source name, sorted
+    samples: tuple[Sample, ...]
+    generation: Generation
+    integrity: Integrity
+    document_nats: tuple[float, ...]  # the model's, in test order: for a paired bootstrap
+    document_bytes: tuple[int, ...]
+    document_digests: tuple[str, ...] = ()  # 48 bits each, to find the same document in another report
+    document_slices: tuple[int, ...] = ()  # index into `sources` of each
+    contamination: Contamination | None = None
+    tensors: dict[str, TensorStatistics] = Field(default_factory=dict)  # by name, in the package's order
+
+    @property
+    def bits_per_byte(self) -> Bits:
+        """Of all test documents."""
+        return self.overall.bits_per_byte
+
+
+class Budgets(Frozen):
+    """The package's size and load time on this machine; kept apart because times are not reproducible."""
+
+    package_mb: float  # all files, in 10^6 bytes
+    load_seconds: float  # reading it without execution, once
+
+
+class Check(Frozen):
+    """One check of the gate; `limit` is None where a figure is only stated."""
+
+    name: str
+    value: float | None
+    limit: float | None
+    passed: bool
+    sentence: str
+
+
+class Compared(Frozen):
+    """Model and champion on the documents that both were measured on: all of them, or a slice."""
+
+    documents: int
+    model: float  # bits per byte
+    champion: float
+    change: Interval  # of model / champion - 1, paired by document
+
+
+class Comparison(Frozen):
+    """The model compared with the champion."""
+
+    overall: Compared
+    sources: dict[str, Compared]
+
+
+class Verdict(Frozen):
+    """The gate's decision: every check, and whether all of them passed."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+    comparison: Comparison | None = None
+
+    def reasons(self) -> list[str]:
+        """The sentences of the checks that failed."""
+        return [check.sentence for check in self.checks if not check.passed]
+
+
+def rounded(value: float) -> float:
+    """A figure as reports state it: six decimals, so that the last bits of a sum do not show."""
+    return round(float(value), 6)

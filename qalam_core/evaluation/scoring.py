@@ -1,0 +1,162 @@
+"""Scoring: what a model assigns to the held-out documents, position by position.
+Takes (slice, text) pairs, a tokenizer and a model; gives nats per position, and figures over sets of documents.
+It does not know baselines' internals, nor what is good enough.
+
+Shapes: B batch, T time, C channels (dim), N scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import nn
+
+from qalam_core.evaluation.baselines import Speller
+from qalam_core.evaluation.bootstrap import intervals
+from qalam_core.evaluation.results import Bits, Interval, Intervals, Slice, rounded
+from qalam_core.model import PureDynamicTransformer
+from qalam_core.package.runtime.architecture import END, START, UNK
+from qalam_core.package.runtime.tokenizer import Vocabulary
+from qalam_core.progress import Progress
+
+__all__ = ["HeldOut", "digest_of", "score"]
+
+TOKENS_PER_BATCH = 8192
+LOGITS_PER_CHUNK = 1 << 23  # 32 MB of float32: the head is applied to this many values at a time
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test split as one stream, START ids END for each document, and per-document sizes."""
+
+    stream: Ids
+    starts: Ids  # where each document begins in the stream
+    spelling: Floats  # nats per position: the cost of an unknown word's letters, else 0
+    bytes: Ids
+    words: Ids
+
+    @classmethod
+    def of(cls, test: Sequence[tuple[str, str]], tokenizer: Tokenizer, vocabulary: Vocabulary) -> HeldOut:
+        """Tokenize (slice, text) pairs, and compute the cost of spelling unknown words."""
+        texts = [text for _, text in test]
+        encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+        ids = [token for encoding in encoded for token in (START, *encoding.ids, END)]
+        sizes = [len(encoding.ids) + 2 for encoding in encoded]
+        spelling = np.zeros(len(ids))
+        starts = np.cumsum([0, *sizes[:-1]])
+        if vocabulary.algorithm == "word":
+            speller = Speller.fit(vocabulary.words[END + 1 :])
+            for start, text, encoding in zip(starts, texts, encoded, strict=True):
+                for place in np.flatnonzero(np.array(encoding.ids) == UNK):
+                    begin, end = encoding.offsets[place]
+                    spelling[start + 1 + place] = speller.nats(text[begin:end])
+        return cls(
+            np.array(ids, np.int64), starts, spelling,
+            np.array([len(text.encode()) for text in texts]), np.array([len(text.split()) for text in texts]),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Ids]:
+        """Each document's ids, START and END included."""
+        return iter(np.split(self.stream, self.starts[1:]))
+
+    def tokenized(self, test: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
+        """The ids of the first documents, by their text."""
+        return {text: ids[1:-1].tolist() for (_, text), ids in zip(test, self, strict=False)}
+
+    def sum(self, per_position: NDArray[Any]) -> Floats:
+        """Per document, the sum of values given per position of the stream."""
+        totals: Floats = np.add.reduceat(per_position.astype(np.float64), self.starts)
+        return totals
+
+    def figures(self, chosen: Ids, per_document: Sequence[Floats], correct: Floats, confidence: float) -> Slice:
+        """Figures over the `chosen` documents; `per_document` are the nats of model, unigram, trigram."""
+        size, words = int(self.bytes[chosen].sum()), int(self.words[chosen].sum())
+        ids = int(self.sum(self.stream > END)[chosen].sum() + self.sum(self.stream == UNK)[chosen].sum())
+        bits = [rounded(nats[chosen].sum() / math.log(2) / max(size, 1)) for nats in per_document]
+        nats, unigram, trigram = (cost[chosen] for cost in per_document)
+        found = intervals([nats, nats, nats], [self.bytes[chosen] * math.log(2), unigram, trigram], confidence)
+        model, *against = (Interval(low=rounded(low), high=rounded(high)) for low, high in found)
+        changes = [Interval(low=rounded(ratio.low - 1), high=rounded(ratio.high - 1)) for ratio in against]
+        return Slice(
+            documents=len(chosen),
+            bytes=size,
+            tokens=ids + len(chosen),
+            words=words,
+            bits_per_byte=Bits(model=bits[0], unigram=bits[1], trigram=bits[2]),
+            unknown_rate=rounded(self.sum(self.stream == UNK)[chosen].sum() / max(ids, 1)),
+            tokens_per_word=rounded(ids / max(words, 1)),
+            next_token_accuracy=rounded(correct[chosen].sum() / (ids + len(chosen))),
+            intervals=Intervals(model=model, unigram=changes[0], trigram=changes[1]),
+        )
+
+
+def digest_of(test: Sequence[tuple[str, str]]) -> str:
+    """sha256 of (slice, text) pairs, in order."""
+    total = hashlib.sha256()
+    for pair in test:
+        for part in pair:
+            data = part.encode()
+            total.update(len(data).to_bytes(8, "big") + data)
+    return total.hexdigest()
+
+
+def _windows(length: int, context: int) -> Iterator[tuple[int, int]]:
+    """(start, first scored position) of windows over a document of `length` inputs.
+
+    Half a context apart, the last one flush with the end: every position is scored once, and after the
+    first window with at least half a context before it.
+    """
+    start, scored = 0, 0
+    while scored < length:
+        yield start, scored
+        scored = min(start + context, length)
+        start = min(start + max(1, context // 2), max(0, length - context))
+
+
+@torch.inference_mode()
+def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> tuple[Floats, Flags]:
+    """Per position of the stream: the model's nats, and whether it ranks the token first (START: no)."""
+    nats = np.zeros(len(documents.stream))
+    hits = np.zeros(len(documents.stream), np.bool_)
+    windows = []  # (length, position of its first input, how many of its first positions are not scored)
+    for offset, document in zip(documents.starts, documents, strict=True):
+        length = len(document) - 1
+        for start, scored in _windows(length, model.max_seq_len):
+            windows.append((min(model.max_seq_len, length - start), offset + start, scored - start))
+    windows.sort(key=lambda window: (-window[0], window[1]))
+    stream = torch.from_numpy(documents.stream)
+    done, total = 0, len(documents.stream) - len(documents.starts)
+    while windows:
+        T = windows[0][0]
+        rows = max(1, TOKENS_PER_BATCH // T)
+        batch, windows = windows[:rows], windows[rows:]
+        ids_BT = torch.zeros(len(batch), T, dtype=torch.int64)  # causal: padding changes nothing before it
+        scored_BT = torch.zeros(len(batch), T, dtype=torch.bool)
+        places = []
+        for row, (length, place, known) in enumerate(batch):
+            ids_BT[row, :length] = stream[place : place + length]
+            scored_BT[row, known:length] = True
+            places.append(np.arange(place + known + 1, place + length + 1))
+        features_NC = model.features(ids_BT)[scored_BT]
+        place_N = np.concatenate(places)
+        for chunk in range(0, len(place_N), max(1, LOGITS_PER_CHUNK // model.vocab_size)):
+            part = slice(chunk, chunk + max(1, LOGITS_PER_CHUNK // model.vocab_size))
+            logits_NV = model.lm_head(features_NC[part])
+            target_N = stream[place_N[part]]
+            nats[place_N[part]] = nn.functional.cross_entropy(logits_NV, target_N, reduction="none").double().numpy()
+            hits[place_N[part]] = (logits_NV.argmax(-1) == target_N).numpy()
+        done += len(place_N)
+        progress(done, total)
+    return nats, hits

@@ -1,0 +1,164 @@
+"""Files: atomic writes, locks, digests, and bounded readers of text and JSON.
+Takes paths and bytes. It raises OSError where the disk fails and ValueError where content is not acceptable; callers
+add the place and the cure in their own errors.
+It does not know what any file means.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = [
+    "DISK_ERRORS", "TEXT_LIMIT", "digest", "json_object", "read_bytes", "replace_file", "replace_files", "replacing",
+    "sha256_bytes", "sha256_file", "sync", "try_lock",
+]  # fmt: skip
+
+TEXT_LIMIT = 64 << 20
+"""Bytes of a file that is read at once, unless the caller says otherwise."""
+
+DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the disk; free some, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
+    errno.EROFS: "the disk is read-only; choose another place with --store",
+    errno.EACCES: "no permission to write; choose another place with --store",
+    errno.EPERM: "no permission to write; choose another place with --store",
+    errno.EIO: "the disk fails to read or write; what is finished stays in the store",
+}
+"""errno -> message, for the disk errors that a user can cure; any other OSError keeps its traceback."""
+
+
+# -- digests --------------------------------------------------------------------------------------
+
+
+def digest(value: object) -> str:
+    """sha256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def sha256_bytes(content: bytes) -> str:
+    """sha256 of some bytes, as 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- atomic writes --------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; at the end of the block it replaces `path` atomically and durably.
+
+    A reader, or a crash, sees the old content or the new one. When the block or the disk fails, the temporary file
+    is deleted and `path` stays as it was.
+    """
+    with _temporary(path) as temporary:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably, and its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace several files of a folder, in the given order; each atomically, none before all are on the disk."""
+    with ExitStack() as stack:
+        temporaries = {name: stack.enter_context(_temporary(folder / name)) for name in contents}
+        for name, content in contents.items():
+            temporaries[name].write_bytes(content)
+            sync(temporaries[name])
+            if (folder / name).exists():
+                temporaries[name].chmod((folder / name).stat().st_mode & 0o7777)
+        for name, temporary in temporaries.items():
+            temporary.replace(folder / name)
+        sync(folder)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    # random, because containers that share a folder may have equal process ids
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- locks ----------------------------------------------------------------------------------------
+
+
+def try_lock(file: IO[Any], blocking: bool = False) -> bool:
+    """Take the exclusive flock of an open file; -> False when another process holds it and `blocking` is off.
+
+    Closing the file releases it, and so does the kernel when the process dies.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """The content of a file of at most `limit` bytes; ValueError when it is larger, OSError when unreadable."""
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    return content
+
+
+def json_object(content: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object; ValueError, with the reason, when it is none or any object in it repeats a key."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise _RepeatedKeyError("holds a key twice; parsers disagree about which counts")
+        return value
+
+    try:
+        value = json.loads(content, object_pairs_hook=unique)
+    except _RepeatedKeyError:
+        raise
+    except (ValueError, RecursionError):
+        raise ValueError("not valid JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError("must be a JSON object")
+    return value
+
+
+class _RepeatedKeyError(ValueError):
+    """Told apart from the decoder's own ValueError."""

@@ -1,0 +1,77 @@
+"""Stage 6: trained weights and the tokenizer -> the package, Python source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.package.releases import code_digests
+from qalam_core.package.write import write
+from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.train import WEIGHTS, model_config
+from qalam_core.pipeline.vocab import TOKENIZER
+from qalam_core.progress import Progress
+from qalam_core.recipe import Frozen, Model, Recipe, Storage
+from qalam_core.reports.card import model_card
+from qalam_core.runs import TrainFacts
+from qalam_core.store import Artifact
+from qalam_core.tokens.tokenizer import ArabicTokenizer
+
+__all__ = ["PACKAGE", "Export", "ExportFacts", "ExportSettings"]
+
+PACKAGE = "model"
+
+
+class ExportSettings(Frozen):
+    """Everything that a package depends on, beside the corpus, the tokenizer and the weights."""
+
+    model: Model
+    dtype: Storage
+    card: str
+    code: dict[str, str]  # file -> sha256 of the code that every package carries
+
+
+class ExportFacts(Frozen):
+    """The size of a package."""
+
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Export(Stage):
+    """Writes the package. Its card has no measured figures yet: they are measured on the package itself."""
+
+    name = "export"
+    version = 2
+    unit = "tensors"
+
+    settings: ExportSettings
+    corpus: Artifact  # of the provenance
+    tokenizer: Artifact
+    checkpoint: Artifact
+
+    @classmethod
+    def of(cls, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact) -> Export:
+        """The stage for a trained model."""
+        card = model_card(recipe, corpus.facts(CorpusFacts), checkpoint.facts(TrainFacts))
+        settings = ExportSettings(model=recipe.model, dtype=recipe.package.dtype, card=card, code=code_digests())
+        return cls(settings, corpus, tokenizer, checkpoint)
+
+    def run(self, out: Path, progress: Progress) -> ExportFacts:
+        """Write the package into the folder `model`."""
+        from safetensors.numpy import load_file
+
+        vocabulary = ArabicTokenizer.from_file(self.tokenizer.path / TOKENIZER).vocabulary
+        write(
+            out / PACKAGE,
+            config=model_config(self.settings.model, len(vocabulary.words)),
+            vocabulary=vocabulary,
+            weights=load_file(self.checkpoint.path / WEIGHTS),
+            card=self.settings.card,
+            provenance={name: found.digest for name, found in self.inputs.items()},
+            dtype=self.settings.dtype,
+        )
+        files = [path for path in (out / PACKAGE).iterdir() if path.is_file()]
+        return ExportFacts(bytes=sum(path.stat().st_size for path in files), files=len(files))

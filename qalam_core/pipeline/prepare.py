@@ -1,0 +1,42 @@
+"""Stage 2: all documents -> normalised, filtered, deduplicated shards of three splits, and the rejected documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings, prepare
+from qalam_core.corpus.readers import DOCUMENTS
+from qalam_core.pipeline.stage import Stage
+from qalam_core.progress import Progress
+from qalam_core.recipe import Recipe
+from qalam_core.store import Artifact, ArtifactFile
+
+__all__ = ["Prepare", "shards_of"]
+
+
+@dataclass(frozen=True)
+class Prepare(Stage):
+    """Cleans, deduplicates and splits the corpus."""
+
+    name = "prepare"
+    version = 3
+
+    settings: PrepareSettings
+    documents: tuple[Artifact, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe, documents: Sequence[Artifact]) -> Prepare:
+        """The stage for all ingested files, in order."""
+        return cls(PrepareSettings.of(recipe.corpus), tuple(documents))
+
+    def run(self, out: Path, progress: Progress) -> CorpusFacts:
+        """Write the shards and rejects.arrow."""
+        return prepare([artifact.path / DOCUMENTS for artifact in self.documents], self.settings, out, progress)
+
+
+def shards_of(corpus: Artifact, *splits: str) -> tuple[ArtifactFile, ...]:
+    """The shards of some splits of a prepared corpus, in order."""
+    names = sorted(name for name in corpus.manifest.files if name.partition("-")[0] in splits)
+    return tuple(corpus.file(name) for name in names)

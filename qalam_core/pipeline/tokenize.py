@@ -1,0 +1,87 @@
+"""Stage 4: one corpus shard and the tokenizer -> one token shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qalam_core.corpus.splits import text_bytes, text_chunks
+from qalam_core.pipeline.prepare import shards_of
+from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.vocab import TOKENIZER
+from qalam_core.progress import Progress
+from qalam_core.recipe import Frozen
+from qalam_core.store import Artifact, ArtifactFile
+from qalam_core.tokens.shards import write_shard
+from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
+
+__all__ = ["TOKENS", "Tokenize", "TokenizeFacts", "TokenizeSettings", "of_split"]
+
+TOKENS = "tokens.arrow"
+
+
+class TokenizeSettings(Frozen):
+    """Which split the shard is of; it decides nothing but what the facts say."""
+
+    split: str
+
+
+class TokenizeFacts(Frozen):
+    """Counts of a token shard, and of the text (UTF-8 bytes) that it came from."""
+
+    split: str
+    documents: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Tokenize(Stage):
+    """Tokenizes one shard. A shard that did not change keeps its artifact when others do."""
+
+    name = "tokenize"
+    version = 2
+
+    settings: TokenizeSettings
+    shard: ArtifactFile
+    tokenizer: Artifact
+
+    @classmethod
+    def all_of(cls, corpus: Artifact, tokenizer: Artifact) -> list[Tokenize]:
+        """A stage for each shard that is trained or validated on, in order."""
+        shards = shards_of(corpus, "train", "validation")
+        return [cls(TokenizeSettings(split=shard.name.partition("-")[0]), shard, tokenizer) for shard in shards]
+
+    @property
+    def label(self) -> str:
+        """With the name of the shard."""
+        return f"tokenize {Path(self.shard.name).stem}"
+
+    def run(self, out: Path, progress: Progress) -> TokenizeFacts:
+        """Write tokens.arrow."""
+        tokenizer = _tokenizer(self.tokenizer.path / TOKENIZER)
+        path = self.shard.path
+        size, done = path.stat().st_size, 0
+
+        def encoded() -> Iterable[Any]:
+            nonlocal done
+            for texts in text_chunks(path):
+                yield tokenizer.encode_normalised(texts)
+                done += text_bytes(texts)
+                progress(min(done, size), size)
+
+        documents, tokens = write_shard(out / TOKENS, encoded(), len(tokenizer), START, END)
+        return TokenizeFacts(split=self.settings.split, documents=documents, tokens=tokens, bytes=done)
+
+
+def of_split(tokens: Sequence[Artifact], split: str) -> tuple[Artifact, ...]:
+    """The token shards of one split, in order."""
+    return tuple(artifact for artifact in tokens if artifact.facts(TokenizeFacts).split == split)
+
+
+@lru_cache(maxsize=2)  # a new one for each shard would fragment the heap, and take a third of a second
+def _tokenizer(path: Path) -> ArabicTokenizer:
+    return ArabicTokenizer.from_file(path)

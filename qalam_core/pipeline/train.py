@@ -1,0 +1,143 @@
+"""Stage 5: token shards, and perhaps an earlier package -> model.safetensors, by a process of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qalam_core.errors import TrainingError
+from qalam_core.files import json_object, sha256_file
+from qalam_core.package.read import read
+from qalam_core.package.runtime.architecture import ModelConfig
+from qalam_core.pipeline.stage import UNHASHED, Stage
+from qalam_core.pipeline.tokenize import TOKENS, of_split
+from qalam_core.pipeline.vocab import TOKENIZER, VocabFacts
+from qalam_core.progress import Progress
+from qalam_core.recipe import Model, Monitoring, Recipe
+from qalam_core.runs import Parent, Runs, TrainFacts
+from qalam_core.store import Artifact
+from qalam_core.tokens.tokenizer import ArabicTokenizer
+from qalam_core.training.process import follow
+from qalam_core.training.spec import RESULT, WEIGHTS, Spec, TrainSettings
+
+__all__ = ["WEIGHTS", "Train", "WarmStart", "model_config"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The package that a training begins with."""
+
+    parent: Parent
+    path: Path  # of the package
+
+    @property
+    def digest(self) -> str:
+        """Of the package's manifest, which holds the digests of everything else."""
+        return self.parent.package
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """Trains the model; continues from the checkpoints of a build that was killed. Raises TrainingError."""
+
+    name = "train"
+    version = 3
+    unit = "steps"
+    resumable = True
+
+    settings: TrainSettings
+    tokenizer: Artifact
+    tokens: tuple[Artifact, ...]  # of training, then of validation
+    warm_start: WarmStart | None
+    # the weights do not depend on how often a training is logged, validated and saved
+    monitoring: Monitoring = field(compare=False, metadata=UNHASHED)
+
+    @classmethod
+    def of(cls, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact], runs: Runs) -> Train:
+        """The stage for these tokens; `train.warm_start` is looked up among `runs`."""
+        settings = _settings(recipe, tokenizer.facts(VocabFacts).entries)
+        shards = (*of_split(tokens, "train"), *of_split(tokens, "validation"))
+        parent = _parent(recipe, settings, {"vocab": [tokenizer], "tokenize": tokens}, runs)
+        start = WarmStart(parent, runs.folder(parent.run) / "model") if parent else None
+        return cls(settings, tokenizer, shards, start, recipe.train.monitoring)
+
+    def run(self, out: Path, progress: Progress) -> TrainFacts:
+        """Write model.safetensors and metrics.jsonl."""
+        result = out / RESULT
+        if not result.exists():  # else a build was killed after training, and only its end is missing
+            spec = Spec(
+                settings=self.settings, monitoring=self.monitoring, out=str(out),
+                tokens=self._paths("train"), validation=self._paths("validation"), initial=self._write_initial(out),
+            )  # fmt: skip
+            spec.save(out / "spec.json")
+            follow(out / "spec.json", self.settings.optimisation.steps, progress)
+        for pattern in ("spec.json", "initial*", "checkpoint-*", ".*"):
+            for leftover in out.glob(pattern):
+                leftover.unlink()
+        facts = json_object(result.read_bytes())
+        return TrainFacts(**facts, warm_start=self.warm_start.parent if self.warm_start else None)
+
+    def _paths(self, split: str) -> tuple[str, ...]:
+        return tuple(str(artifact.path / TOKENS) for artifact in of_split(self.tokens, split))
+
+    def _write_initial(self, out: Path) -> str:
+        """The weights to begin with, as a file in `out`; -> its path, "" for random ones."""
+        if self.warm_start is None:
+            return ""
+        from safetensors.numpy import save_file
+
+        from qalam_core.training.warm_start import initial_weights
+
+        parent, path = self.warm_start.parent, out / "initial.safetensors"
+        package = read(self.warm_start.path, strict=True)
+        if sha256_file(package.path / "manifest.json") != parent.package:
+            raise TrainingError(
+                f"train.warm_start: the package of run {parent.run} was sealed again since its weights were used; "
+                "restore it, or name another run"
+            )
+        log.info("the weights start from run %s", parent.run)
+        vocabulary = ArabicTokenizer.from_file(self.tokenizer.path / TOKENIZER).vocabulary
+        save_file(initial_weights(package, vocabulary, model_config(self.settings.model, len(vocabulary.words))), path)
+        return str(path)
+
+
+def model_config(model: Model, vocab_size: int) -> ModelConfig:
+    """The configuration of a recipe's model; dropout concerns training alone."""
+    return ModelConfig(vocab_size=vocab_size, **model.model_dump(exclude={"dropout"}))
+
+
+def _settings(recipe: Recipe, vocab_size: int) -> TrainSettings:
+    return TrainSettings(
+        seed=recipe.seed,
+        model=recipe.model,
+        vocab_size=vocab_size,
+        optimisation=recipe.train.optimisation,
+        validate_every=recipe.train.validate_every if recipe.train.patience else None,
+    )
+
+
+def _parent(
+    recipe: Recipe, settings: TrainSettings, inputs: Mapping[str, Sequence[Artifact]], runs: Runs
+) -> Parent | None:
+    """The run whose weights to begin with; None for random ones.
+
+    "champion" is the newest champion that is another model than this one; where this one has been champion itself, it
+    is what that began with. So building a champion again finds the training that made it.
+    """
+    requested = recipe.train.warm_start
+    if requested != "champion":
+        return runs.package(requested) if requested else None
+    digests = {stage: tuple(artifact.digest for artifact in artifacts) for stage, artifacts in inputs.items()}
+    for run, record in runs.champions(recipe.name):
+        same_inputs = all(record.artifacts[stage] == found for stage, found in digests.items())
+        if not (same_inputs and _settings(record.recipe, settings.vocab_size) == settings):
+            return runs.package(run)
+        key = record.artifacts["train"][0]
+        trained = Artifact("train", key, runs.store.artifact_folder("train", key))
+        if trained.path.exists():
+            return trained.facts(TrainFacts).warm_start
+    return None

@@ -1,0 +1,53 @@
+"""Early stopping: the best weights on the validation split so far, and when to stop.
+Takes validation losses; gives a decision, and a state that checkpoints keep. It does not know batches or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["EarlyStopping"]
+
+_PREFIX = "best."  # of its tensors in a checkpoint
+
+
+@dataclass
+class EarlyStopping:
+    """`patience` validation passes without improvement end a training; 0 never does, and keeps no weights."""
+
+    patience: int
+    loss: float = math.inf
+    step: int = 0
+    passes: int = 0  # without improvement
+    weights: dict[str, Tensor] | None = None
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.patience <= self.passes
+
+    def update(self, loss: float, step: int, weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Take note of a validation loss after `step` steps; `weights` is called where they are to be kept."""
+        if self.patience and loss < self.loss:
+            self.loss, self.step, self.passes = loss, step, 0
+            self.weights = {name: tensor.clone() for name, tensor in weights().items()}
+        else:
+            self.passes += 1
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """-> tensors by name, and plain numbers, for a checkpoint."""
+        tensors = {f"{_PREFIX}{name}": tensor for name, tensor in (self.weights or {}).items()}
+        return tensors, {"best": [self.loss, self.step, self.passes] if self.weights else None}
+
+    def load(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Restore what `state` gave."""
+        if notes["best"]:
+            self.loss, self.step, self.passes = notes["best"]
+            self.weights = {
+                name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)
+            }

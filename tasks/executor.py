@@ -1,0 +1,51 @@
+"""The executor of the pipeline's order whose stages are Prefect tasks.
+Takes a store, workers for mapped stages, and perhaps a deployment that trains; gives artifacts.
+It does not know the order of the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import unmapped
+from prefect.client.schemas import State
+
+from al_qalam.tasks import remote
+from al_qalam.tasks.runners import Workers
+from al_qalam.tasks.stages import task_of
+from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.train import Train
+from qalam_core.recipe import Recipe
+from qalam_core.store import Artifact
+
+__all__ = ["AsTasks", "artifact_of"]
+
+
+@dataclass(frozen=True)
+class AsTasks:
+    """Runs stages as tasks of the current flow."""
+
+    store: str
+    workers: Workers
+    recipe: Recipe
+    training: str = ""  # the deployment that trains, in a work pool of its own; "": train here
+
+    def run(self, stage: Stage) -> Artifact:
+        """Run one stage in the flow's process."""
+        if self.training and isinstance(stage, Train):
+            return artifact_of(remote.train(self.training, self.store, self.recipe, stage))
+        return artifact_of(task_of(type(stage))(self.store, stage))
+
+    def map(self, stages: Sequence[Stage]) -> list[Artifact]:
+        """Run stages on the workers."""
+        if not stages:
+            return []
+        return self.workers.map(task_of(type(stages[0])), store=unmapped(self.store), stage=list(stages))
+
+
+def artifact_of(returned: Any) -> Artifact:
+    """What a task called in place returned; a reused artifact comes inside its Cached state."""
+    artifact: Artifact = returned.result() if isinstance(returned, State) else returned
+    return artifact
