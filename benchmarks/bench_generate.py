@@ -26,13 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench_package import example_words
-from qalam_core.package import write
-from qalam_core.package.runtime.weights_reader import tensor_shapes
+from qalam_core.package import ModelConfig, write
 
-CONFIG: dict[str, int | str | bool] = {
-    "VOCAB_SIZE": 32_000, "DIM": 256, "NUM_HEADS": 8, "NUM_LAYERS": 6, "MAX_SEQ_LEN": 512, "TIED": False,
-    "ACTIVATION": "gelu",
-}  # fmt: skip
+CONFIG = ModelConfig(vocab_size=32_000, dim=256, num_heads=8, num_layers=6, max_seq_len=512, tied=False)
 PROMPT, NEW, BATCHES, RUNS = 64, 100, (1, 8), 3
 FASTER, CLOSE = 1.5, 1e-4
 AS_FAST = 0.9
@@ -81,10 +77,10 @@ def with_cache(ids, new):
         ids = torch.from_numpy(ids)
         (B, T), H, D = ids.shape, model.num_heads, model.dim // model.num_heads
         caches = torch.empty(model.num_layers, 2, B, H, T + new, D)
-        start, told = 0, ids
+        start, latest = 0, ids
         for _ in range(new):
-            end = start + told.shape[1]
-            x = model.embedding(told) + model.pos_embedding[start:end]
+            end = start + latest.shape[1]
+            x = model.embedding(latest) + model.pos_embedding[start:end]
             for block, cache in zip(model.blocks, caches):
                 q, k, v = block.qkv(block.ln1(x)).view(B, -1, 3, H, D).permute(2, 0, 3, 1, 4)
                 cache[0, :, :, start:end], cache[1, :, :, start:end] = k, v
@@ -93,8 +89,8 @@ def with_cache(ids, new):
                 x = x + block.out(mix.transpose(1, 2).reshape(B, -1, model.dim))
                 hidden = torch.nn.functional.gelu(block.fc1(block.ln2(x)), approximate=block.approximate)
                 x = x + block.fc2(hidden)
-            told = model.lm_head(model.ln_out(x[:, -1])).argmax(-1, keepdim=True)
-            ids, start = torch.cat([ids, told], 1), end
+            latest = model.lm_head(model.ln_out(x[:, -1])).argmax(-1, keepdim=True)
+            ids, start = torch.cat([ids, latest], 1), end
         return ids.numpy()
 
 ways = {"numpy": own, "torch, KV cache": with_cache, "torch, generate": own}
@@ -106,12 +102,12 @@ for name, batch in task["measured"]:
     np.save(scratch / f"{name}, {batch}.npy", ids)
 
 if task["logits"]:  # torch's top two, at every step that numpy took, and one forward pass of both
-    told = np.load(scratch / task["logits"])[:, :-1]
+    rows = np.load(scratch / task["logits"])[:, :-1]
     if task["backend"] == "numpy":
-        np.save(scratch / "numpy.logits.npy", model(told[:1])[0])
+        np.save(scratch / "numpy.logits.npy", model(rows[:1])[0])
     else:
         with torch.inference_mode():
-            logits = [model(torch.from_numpy(row[None]))[0][0] for row in told]
+            logits = [model(torch.from_numpy(row[None]))[0][0] for row in rows]
         np.save(scratch / "torch.logits.npy", logits[0][None].numpy())
         tops = torch.stack([row[-task["new"]:].topk(2).values for row in logits]).numpy()
         np.save(scratch / "gaps.npy", tops[..., 0] - tops[..., 1])
@@ -129,10 +125,10 @@ def main() -> int:
     print(f"{raw // 4:,} parameters, {raw / 1e6:.1f} MB of float32; {os.cpu_count()} cores, load {load:.1f} before\n")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        vocabulary = example_words(int(CONFIG["VOCAB_SIZE"]))
+        vocabulary = example_words(CONFIG.vocab_size)
         write(scratch / "written", config=CONFIG, vocabulary=vocabulary, weights=weights, card="#", provenance={})
         shutil.copytree(scratch / "written", scratch / "measured")
-        prompts = np.random.default_rng(1).integers(4, int(CONFIG["VOCAB_SIZE"]), (max(BATCHES), PROMPT))
+        prompts = np.random.default_rng(1).integers(4, CONFIG.vocab_size, (max(BATCHES), PROMPT))
         np.save(scratch / "prompts.npy", prompts)
         speeds = measure(scratch, raw)
         ours, theirs = (np.load(scratch / f"{backend}.logits.npy") for backend in ("numpy", "torch"))
@@ -159,7 +155,7 @@ def example() -> dict[str, NDArray[np.float32]]:
     random = np.random.default_rng(0)
     weights = {
         name: random.normal("ln" in name and name.endswith("weight"), 0.0625, shape).astype(np.float32)
-        for name, shape in tensor_shapes(CONFIG).items()
+        for name, shape in CONFIG.tensor_shapes().items()
     }
     weights["lm_head.weight"][3] = 0
     return weights

@@ -1,4 +1,4 @@
-"""What a package costs to write, load and look into, in every storage type, beside its peers.
+"""What a package costs to write, load and read rows from, in every storage type, beside its peers.
 Takes a parameter count, gives tables with ratios measured in this very run, a fresh process each, best of N.
 `--check` exits with 1 when a stated target is missed.
 
@@ -17,14 +17,14 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
 
-from qalam_core.package import Vocabulary, read_tensor_row, write
+from qalam_core.package import ModelConfig, Vocabulary, read_tensor_rows, write
+from qalam_core.package.runtime.architecture import SPECIALS
 from qalam_core.package.runtime.rows import MATRIX_TYPES
-from qalam_core.package.runtime.weights_reader import tensor_shapes
 
 CONTEXT = 512
 ORIGINAL = "original (zlib 9, base64)"
@@ -40,11 +40,11 @@ LIMITS = {
 # Each loader ends with every value in memory and touched, as one dict of arrays. Peaks are of the whole
 # process, less that of the same interpreter with the same imports before it loads.
 OURS = """
-        from qalam_core.package.runtime import weights_reader as reader
-        from qalam_core.package.runtime import data_reader as settings
+        from qalam_core.package.runtime.data_reader import read_config
+        from qalam_core.package.runtime.weights_reader import read_weights
         def load(folder):
-            config = settings.read_config(folder / "{dtype}" / "config.py")
-            return reader.read_weights(folder / "{dtype}", reader.tensor_shapes(config))"""
+            config = read_config(folder / "{dtype}" / "config.py")
+            return read_weights(folder / "{dtype}", config.tensor_shapes())"""
 LOADERS = {
     **{f"ours, {dtype}": OURS.replace("{dtype}", dtype) for dtype in MATRIX_TYPES},
     "ours, f32, without pybase64": '\n        sys.modules["pybase64"] = None' + OURS.replace("{dtype}", "f32"),
@@ -116,24 +116,23 @@ def main() -> int:
     return 1 if options.check and missed else 0
 
 
-def example(parameters: int) -> tuple[dict[str, int | str | bool], dict[str, np.ndarray]]:
+def example(parameters: int) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """An untied model of about so many parameters, with normal weights."""
     dim, layers = (256, 6) if parameters < 40e6 else (512, 12)
     body = layers * (12 * dim * dim + 13 * dim) + CONTEXT * dim + 2 * dim
-    config: dict[str, int | str | bool] = {
-        "VOCAB_SIZE": max(100, (parameters - body) // dim // 2), "DIM": dim, "NUM_HEADS": 8, "NUM_LAYERS": layers,
-        "MAX_SEQ_LEN": CONTEXT, "TIED": False, "ACTIVATION": "gelu",
-    }  # fmt: skip
+    config = ModelConfig(
+        vocab_size=max(100, (parameters - body) // dim // 2), dim=dim, num_heads=8, num_layers=layers,
+        max_seq_len=CONTEXT, tied=False,
+    )  # fmt: skip
     random = np.random.default_rng(0)
     return config, {
-        name: random.normal(0, 0.02, shape).astype(np.float32) for name, shape in tensor_shapes(config).items()
+        name: random.normal(0, 0.02, shape).astype(np.float32) for name, shape in config.tensor_shapes().items()
     }
 
 
 def example_words(count: int) -> Vocabulary:
     letters = ("".join(word) for word in product("ابتثجحخدذرزسشصضطظعغفقكلمنهوي", repeat=4))
-    words = ("<PAD>", "<UNK>", "<START>", "<END>", *(word for word, _ in zip(letters, range(count - 4), strict=False)))
-    return Vocabulary("word", words, (), (), "{}\n")
+    return Vocabulary("word", (*SPECIALS, *islice(letters, count - len(SPECIALS))), (), ())
 
 
 def write_original(path: Path, weights: dict[str, np.ndarray]) -> None:
@@ -146,12 +145,12 @@ def write_original(path: Path, weights: dict[str, np.ndarray]) -> None:
 
 
 def measure_writing(
-    folder: Path, config: dict[str, int | str | bool], weights: dict[str, np.ndarray], raw: int, runs: int
+    folder: Path, config: ModelConfig, weights: dict[str, np.ndarray], raw: int, runs: int
 ) -> list[Target]:
     import torch
     from safetensors.numpy import save_file
 
-    vocabulary = example_words(int(config["VOCAB_SIZE"]))
+    vocabulary = example_words(config.vocab_size)
     tensors = {name: torch.from_numpy(tensor) for name, tensor in weights.items()}
 
     def ours(dtype: str) -> None:
@@ -231,9 +230,9 @@ def measure_rows(folder: Path, weights: dict[str, np.ndarray]) -> list[Target]:
         times = []
         for index in np.random.default_rng(1).integers(0, len(weights["lm_head.weight"]), 50):
             start = time.perf_counter()
-            row = read_tensor_row(folder / dtype, "lm_head.weight", int(index))  # the last tensor
+            row = read_tensor_rows(folder / dtype, "lm_head.weight", int(index), int(index) + 1)  # the last tensor
             times.append(time.perf_counter() - start)
-            assert np.array_equal(row, loaded["lm_head.weight"][index])
+            assert np.array_equal(row[0], loaded["lm_head.weight"][index])
         seek = float(np.median(times)) * 1e3
         error = weights["embedding.weight"] - loaded["embedding.weight"]
         share = float(np.sqrt(np.square(error, dtype=np.float64).mean()) / weights["embedding.weight"].std())

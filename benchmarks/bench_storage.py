@@ -14,15 +14,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qalam_core.corpus.prepare import prepare as corpus
+from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.evaluation.evaluate import evaluate
 from qalam_core.package.interop.storage import convert
-from qalam_core.pipeline import build as stages
-from qalam_core.recipe import Recipe
+from qalam_core.pipeline.build import build
+from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.tokenize import TOKENS, of_split
+from qalam_core.recipe import Recipe, Storage
+from qalam_core.runs import TrainFacts
 from qalam_core.store import Store
 from qalam_core.tokens.shards import flat
+from qalam_core.training.spec import WEIGHTS
 
-WORSE = {"f32": 0.0, "f16": 0.001, "bf16": 0.005, "i8": 0.02, "q8": 0.02}
+WORSE: dict[Storage, float] = {"f32": 0.0, "f16": 0.001, "bf16": 0.005, "i8": 0.02, "q8": 0.02}
 
 
 def main() -> int:
@@ -34,31 +38,30 @@ def main() -> int:
     recipe = Recipe.load(path, [f"train.steps={arguments.steps}", "gate.beat_unigram=0"])
     missed = False
     with tempfile.TemporaryDirectory() as root:
-        made = {artifact.stage: artifact for artifact in stages.build(recipe, Store(Path(root) / "store")).artifacts}
-        tokens = Path(root).glob("store/artifacts/tokenize/*/tokens.arrow")
+        artifacts = build(recipe, Store(Path(root) / "store")).artifacts
+        made = {artifact.stage: artifact for artifact in artifacts}
+        corpus, checkpoint = made["prepare"].path, made["train"]
         test = [
-            (source, text) for shard in corpus.read_split(made["prepare"].path, "test")
-            for batch in corpus.read_texts(shard)
-            for source, text in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
+            pair for shard in read_split(corpus, "test") for batch in read_texts(shard)
+            for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
         ]  # fmt: skip
-        train = [max((flat(path) for path in tokens), key=len)]  # the demo has one shard to train on
-        original = made["export"].path / "model"
+        shards = of_split([artifact for artifact in artifacts if artifact.stage == "tokenize"], "train")
+        train = [flat(shard.path / TOKENS) for shard in shards]
+        original = made["export"].path / PACKAGE
         exact = raw = 0.0
         print(f"{'type':<6}{'bits/byte':>11}{'against f32':>13}{'weights':>12}{'of raw float32':>16}")
         for dtype, allowed in WORSE.items():
             folder = original if dtype == "f32" else Path(root) / dtype
             if dtype != "f32":
                 convert(original, folder, dtype)
-            texts = (
-                batch.column("text") for shard in corpus.read_split(made["prepare"].path, "train")
-                for batch in corpus.read_texts(shard)
-            )  # fmt: skip
+            texts = (batch.column("text") for shard in read_split(corpus, "train") for batch in read_texts(shard))
             report, _ = evaluate(
-                folder, made["train"].path / "model.safetensors", test, train, texts, recipe.seed, recipe.gate, dtype
-            )
+                folder, checkpoint.path / WEIGHTS, test, train, texts, seed=recipe.seed, prompts=recipe.gate.prompts,
+                confidence=recipe.gate.confidence, storage=dtype,
+            )  # fmt: skip
             size = sum(file.stat().st_size for file in folder.glob("weights*.py"))
             if dtype == "f32":
-                exact, raw = report.bits_per_byte.model, made["train"].facts["parameters"] * 4
+                exact, raw = report.bits_per_byte.model, checkpoint.facts(TrainFacts).parameters * 4
             worse = report.bits_per_byte.model - exact
             missed |= worse > allowed or not report.integrity.whole
             print(f"{dtype:<6}{exact + worse:>11.4f}{worse:>+13.5f}{size / 1e6:>9.2f} MB{size / raw:>16.3f}")

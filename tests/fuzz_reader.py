@@ -1,7 +1,7 @@
 """Fuzzes the weights reader, guided by coverage; `make fuzz` runs it for a minute.
 
-Each input is a whole weights.py of a tiny model. Whatever the reader accepts must be what Python makes of it,
-the fast path must agree with the by-the-book one, and nothing but the reader's own refusal may come out.
+Each input is a complete weights.py of a tiny model. Whatever the reader accepts must be what Python makes of it, the
+fast path must agree with the strict parser, and nothing but the reader's own refusal may come out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
             (corpus / dtype).write_bytes(text)
         words = folder / "words"  # libFuzzer's dictionary: what to insert besides single bytes
         words.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in FRAGMENTS))
-        # longer texts than a few times the seeds say nothing new
+        # texts longer than a few times the seeds find nothing new
         options = [f"-dict={words}", "-max_len=4096", f"-artifact_prefix={Path.cwd()}/", *sys.argv[1:]]
         inputs = [] if any(not option.startswith("-") for option in options) else [str(corpus)]
         atheris.Setup([sys.argv[0], *options, *inputs], lambda text: check_it_means_what_python_means(folder, text))

@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import ast
 import base64
+import importlib.util
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qalam_core.arabic import PROFILES
-from qalam_core.package import Vocabulary, write
+from qalam_core.arabic import NORMALISATIONS
+from qalam_core.package import ModelConfig, Vocabulary, read, read_tensor_rows, write
+from qalam_core.package.releases import code_files
 from qalam_core.package.runtime import weights_reader as reader
 from qalam_core.package.runtime.rows import MATRIX_TYPES
-from qalam_core.package.runtime.weights_reader import tensor_shapes
 from qalam_core.package.statistics import statistics
 from qalam_core.package.write import _shard_text, _shards
+from tests import GOLDEN
 
-CONFIG: dict[str, Any] = {
-    "VOCAB_SIZE": 12, "DIM": 8, "NUM_HEADS": 2, "NUM_LAYERS": 2, "MAX_SEQ_LEN": 10, "TIED": True,
-    "ACTIVATION": "gelu",
-}  # fmt: skip
+Shapes = Mapping[str, tuple[int, ...]]
+
+CONFIG = ModelConfig(vocab_size=12, dim=8, num_heads=2, num_layers=2, max_seq_len=10)
 WORDS = ("<PAD>", "<UNK>", "<START>", "<END>", "القط", "يأكل", "السمك", '"', "\\", "تشكيلٌ", "😀", "في")
 
 
 def vocabulary(**changes: Any) -> Vocabulary:
-    parts = {
-        "algorithm": "word",
-        "words": WORDS,
-        "merges": (),
-        "rules": PROFILES["vocalised"],
-        "tokenizer_json": "{}\n",
-    }
-    return Vocabulary(**{**parts, **changes})
+    return Vocabulary("word", WORDS, (), NORMALISATIONS["vocalised"])._replace(**changes)
 
 
-def weights(config: dict[str, Any] = CONFIG, seed: int = 0, scale: float = 0.3) -> dict[str, np.ndarray]:
+def weights(config: ModelConfig = CONFIG, seed: int = 0, scale: float = 0.3) -> dict[str, np.ndarray]:
+    return random_tensors(config.tensor_shapes(), seed, scale)
+
+
+def random_tensors(shapes: Shapes, seed: int = 0, scale: float = 0.3) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {
         name: random.normal(1.0 if "ln" in name and name.endswith("weight") else 0.0, scale, shape).astype(np.float32)
-        for name, shape in tensor_shapes(config).items()
+        for name, shape in shapes.items()
     }
+
+
+def without_blocks(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model but for its blocks: a weights file of every kind of tensor that is still short."""
+    return {name: shape for name, shape in config.tensor_shapes().items() if not name.startswith("blocks.")}
 
 
 def export(folder: Path, **changes: Any) -> Path:
@@ -53,12 +58,48 @@ def export(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def golden_package(folder: Path) -> Path:
+    """The package of tests/golden: its data files from there, and the code that every package carries."""
+    shutil.copytree(GOLDEN / "tiny_package", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, content in code_files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def row_of(folder: Path, name: str, row: int) -> np.ndarray:
+    """One row of a tensor (of a vector, one value), read by seeking."""
+    return read_tensor_rows(folder, name, row, row + 1).reshape(-1)
+
+
+def run_file(path: Path) -> dict[str, Any]:
+    """What plain import of a data file gives."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace the first `old` in a file, which must be there."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_bytes(text.replace(old, new, 1).encode())
+
+
+def same_weights(some: Path, other: Path) -> bool:
+    """Whether two packages hold the same tensors, to the bit."""
+    left, right = read(some).weights, read(other).weights
+    return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def shard_texts(values: dict[str, np.ndarray], dtype: str) -> list[bytes]:
-    """What stands in weights.py, weights_001.py, ..."""
+    """The content of weights.py, weights_001.py, ..."""
     row_type, measured = MATRIX_TYPES[dtype], {name: statistics(tensor) for name, tensor in values.items()}
     return [b"".join(_shard_text(values, row_type, measured, shard)) for shard in _shards(values, row_type)]
 
@@ -97,13 +138,13 @@ def python_values(entry: Any) -> np.ndarray:
     return values
 
 
-TINY = {"VOCAB_SIZE": 5, "DIM": 5, "NUM_LAYERS": 0, "MAX_SEQ_LEN": 2, "TIED": True}
-TINY_SHAPES = tensor_shapes(TINY)
+TINY = ModelConfig(vocab_size=5, dim=5, num_heads=1, num_layers=1, max_seq_len=2)
+TINY_SHAPES = without_blocks(TINY)
 
 
 def tiny_texts(folder: Path) -> dict[str, bytes]:
     """For each type a weights file of 45 values that holds every form a row may take."""
-    values, texts = weights(TINY), {}
+    values, texts = random_tensors(TINY_SHAPES), {}
     values["embedding.weight"][1] = 0
     for dtype in MATRIX_TYPES:
         save_shards(folder, shard_texts(values, dtype))

@@ -99,7 +99,7 @@ def test_a_bpe_index_remembers_its_tokenizer(tmp_path: Path) -> None:
     tokenizer = ArabicTokenizer(300, "bpe")
     tokenizer.build_vocab(sentences(100))
     small(300).to_python_code(tmp_path / "model", tokenizer.word2idx)
-    assert packages.read(tmp_path / "model").vocabulary.merges == tokenizer.merges
+    assert packages.read(tmp_path / "model").vocabulary.merges == tokenizer.vocabulary.merges
 
 
 def test_an_export_replaces_a_package_and_nothing_else(tmp_path: Path) -> None:

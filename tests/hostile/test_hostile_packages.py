@@ -12,9 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ import pytest
 from qalam_core.errors import PackageError
 from qalam_core.package import read, verify
 from qalam_core.package.runtime import weights_reader as reader
-from tests.small_package import CONFIG, export
+from tests.small_package import CONFIG, export, random_tensors, shard_texts, without_blocks
 
 ZEROS = "0" * 64
 TRIPWIRE = "open(__import__('os').environ['QALAM_TRIPWIRE'], 'w').close()"
@@ -227,11 +225,9 @@ CASES_BY_TYPE = [
 
 @pytest.mark.parametrize(("dtype", "new", "message"), CASES_BY_TYPE)
 def test_rows_of_each_type(tmp_path: Path, dtype: str, new: str, message: str) -> None:
-    """Refused at the same line, for the same reason, whether read in blocks or by the book."""
-    config = {"VOCAB_SIZE": 12, "DIM": 8, "NUM_LAYERS": 0, "MAX_SEQ_LEN": 10, "TIED": True}
-    shapes = reader.tensor_shapes(config)
-    text = good_text(dtype)
-    lines = text.split("\n")
+    """Refused at the same line, for the same reason, whether read in blocks or by the strict parser."""
+    shapes = without_blocks(CONFIG)
+    lines = shard_texts(random_tensors(shapes), dtype)[0].decode().split("\n")
     at = next(number for number, line in enumerate(lines) if '"embedding.weight"' in line) + 4
     lines[at] = f"        {new}"
     (tmp_path / "weights.py").write_bytes("\n".join(lines).encode())
@@ -242,14 +238,6 @@ def test_rows_of_each_type(tmp_path: Path, dtype: str, new: str, message: str) -
         texts.add(str(caught.value))
     assert len(texts) == 1
     assert texts.pop().startswith(f"weights.py:{at + 1}: ")
-
-
-@cache
-def good_text(dtype: str) -> str:
-    with TemporaryDirectory() as folder:
-        export(Path(folder) / "x", config={**CONFIG, "NUM_LAYERS": 1}, dtype=dtype)
-        text = (Path(folder) / "x" / "weights.py").read_text(encoding="utf-8")
-    return re.sub(r'    # mean=.*\n    "blocks[^(]*[^~]*?\n    \)\),\n', "", text)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +253,12 @@ def good_text(dtype: str) -> str:
         ("config.py", "DIM = 8", "DIM = 8\nDEPTH = 8", "no setting"),
         ("config.py", "DIM = 8\n", "", "DIM is missing"),
         ("config.py", "DIM = 8", "DIM = 08", "not a setting"),
-        ("config.py", "FORMAT = 1", "FORMAT = 2", "between 1 and 1"),
+        ("config.py", "FORMAT = 1", "FORMAT = 2", "FORMAT must be 1"),
+        ("config.py", "FORMAT = 1", "FORMAT = True", "FORMAT must be 1"),
+        ("config.py", "DIM = 8", "DIM = 0", "^config.py:4: DIM must be"),
+        ("config.py", '"gelu"', '"relu"', "^config.py:9: ACTIVATION is one of"),
+        ("config.py", "PARAMETERS = 1", "PARAMETERS = 2", "^config.py:10: PARAMETERS does not follow"),
+        ("config.py", "PARAMETERS = ", "PARAMETERS = True  # ", "PARAMETERS does not follow"),
         ("config.py", '"gelu"', '"relu"', "ACTIVATION"),
         ("config.py", "NUM_LAYERS = 2", "NUM_LAYERS = 2; import os", "not a setting"),
         ("vocab.py", '"القط": 4,', '"القط": 5,', "ids count up"),
@@ -292,11 +285,13 @@ def good_text(dtype: str) -> str:
         ("__init__.py", "__all__", f"{TRIPWIRE}\n__all__", "not the code of a release known here"),
         ("model.py", "END = 3", "END = 4", "not the code of a release known here"),
         ("weights_reader.py", "BLOCK = 1", "BLOCK = 2", "not the code of a release known here"),
+        ("architecture.py", "ACTIVATIONS = ", f"{TRIPWIRE}\nACTIVATIONS = ", "not the code of a release known here"),
+        ("codings.py", "Coding = ", f"{TRIPWIRE}\nCoding = ", "not the code of a release known here"),
         ("rows.py", "_STEPS = ", f"{TRIPWIRE}\n_STEPS = ", "not the code of a release known here"),
-        ("numpy_model.py", "END = 3", "END = 4", "not the code of a release known here"),
-        ("tokenizer.py", "_UNKNOWN", "_UNKNOWM", "not the code of a release known here"),
+        ("numpy_model.py", "0.3275911", "0.3275912", "not the code of a release known here"),
+        ("tokenizer.py", "_CACHE_SIZE", "_CACHE_SIZF", "not the code of a release known here"),
         ("data_reader.py", "SIZE_LIMIT", "SIZE_LIMIX", "not the code of a release known here"),
-        ("__main__.py", "_START = 2", f"_START = 2\n{TRIPWIRE}", "not the code of a release known here"),
+        ("__main__.py", "def main", f"{TRIPWIRE}\ndef main", "not the code of a release known here"),
         ("manifest.json", '"format": 1', '"format": 2', "reads format 1"),
         ("manifest.json", '"format": 1', '"format": 1, "format": 1', "key twice"),
         ("manifest.json", '"format": 1', '"format": 1, "x": 1', "nothing else"),

@@ -96,6 +96,10 @@ class _Source:
     def refuse(self, reason: str) -> NoReturn:
         raise FormatError(f"{self.name}:{self.number}: {reason}")
 
+    def refuse_at(self, number: int, reason: str) -> NoReturn:
+        self.number = number
+        self.refuse(reason)
+
     def __iter__(self) -> Iterator[str]:
         for line in self.lines[self.number :]:
             self.number += 1
@@ -139,6 +143,7 @@ def read_config(path: Path) -> ModelConfig:
     """The configuration in config.py, which also states FORMAT and the number of PARAMETERS."""
     source = _Source(path, CONFIG_MAGIC)
     stated: dict[str, int | bool | str] = {}
+    lines: dict[str, int] = {}
     known = ("FORMAT", *(name.upper() for name in ModelConfig.names()), "PARAMETERS")
     for line in source:
         match = _ASSIGNMENT.fullmatch(line)
@@ -149,6 +154,7 @@ def read_config(path: Path) -> ModelConfig:
             source.refuse(f"{name} stands twice; delete one")
         if name not in known:
             source.refuse(f"{name} is no setting; known are {', '.join(known)}")
+        lines[name] = source.number
         if match[2]:
             stated[name] = int(match[2])
         else:
@@ -156,15 +162,17 @@ def read_config(path: Path) -> ModelConfig:
     for name in known:
         if name not in stated:
             source.refuse(f"{name} is missing")
-    if stated.pop("FORMAT") != FORMAT:
-        source.refuse(f"FORMAT must be {FORMAT}")
-    parameters = stated.pop("PARAMETERS")
+    version, parameters = stated.pop("FORMAT"), stated.pop("PARAMETERS")
+    if type(version) is not int or version != FORMAT:  # True equals 1
+        source.refuse_at(lines["FORMAT"], f"FORMAT must be {FORMAT}")
     try:
         config = ModelConfig(**{name.lower(): value for name, value in stated.items()})  # type: ignore[arg-type]
-    except ValueError as error:
-        source.refuse(str(error))
+    except ValueError as error:  # its first word is the setting
+        source.refuse_at(lines.get(str(error).partition(" ")[0], source.number), str(error))
     if type(parameters) is not int or parameters != config.parameters:
-        source.refuse(f"PARAMETERS does not follow from the other settings, which give {config.parameters}")
+        source.refuse_at(
+            lines["PARAMETERS"], f"PARAMETERS does not follow from the other settings, which give {config.parameters}"
+        )
     return config
 
 

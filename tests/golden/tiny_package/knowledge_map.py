@@ -1,8 +1,8 @@
 # qalam knowledge 1
 # fmt: off
 # ruff: noqa
-# what can be read off the weights, as exported
-# tensor: (mean, standard deviation, least, largest)
+# statistics of the weights, as exported
+# tensor: (mean, standard deviation, minimum, maximum)
 STATISTICS = {
     "embedding.weight": (-5.269243e-04, 2.886616e-01, -5.000000e-01, 4.990089e-01),
     "pos_embedding": (-1.467263e-03, 2.885284e-01, -5.000000e-01, 4.960357e-01),
@@ -21,7 +21,7 @@ STATISTICS = {
     "ln_out.weight": (-1.226462e-02, 3.056109e-01, -5.000000e-01, 4.385530e-01),
     "ln_out.bias": (-1.226462e-02, 3.056109e-01, -5.000000e-01, 4.385530e-01),
 }
-# frequent word: the frequent tokens whose embeddings point most nearly the same way, with the cosine
+# frequent word: the frequent tokens with the most similar embeddings, by cosine similarity
 NEIGHBOURS = {
     " ال": (("7", 1.000), ("t", 1.000), ("\\xcd", 1.000), ("\\xd4", 1.000), ("\n", 1.000), ("\u0011", 0.999), (">", 0.998), ("ت", 0.998),),
     " ثم": (("D", 1.000), ("\\xa3", 1.000), ("\\xda", 1.000), ("\\xe1", 1.000), ("\u0017", 1.000), ("z", 0.999), ("\u001e", 0.999), ("K", 0.998),),

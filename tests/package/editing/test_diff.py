@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,6 @@ from qalam_core.package.editing.rows import scale_row, set_value
 from tests.small_package import CONFIG, WORDS, export, vocabulary, weights
 
 EMBEDDING = "embedding.weight"
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return export(tmp_path / "model")
 
 
 def test_a_package_does_not_differ_from_itself(package: Path) -> None:
@@ -73,7 +69,7 @@ def test_words_are_compared_wherever_they_stand(
 
 
 def test_settings_tensors_and_words(package: Path, tmp_path: Path) -> None:
-    config = {**CONFIG, "NUM_LAYERS": 1, "MAX_SEQ_LEN": 6, "TIED": False, "VOCAB_SIZE": 13}
+    config = replace(CONFIG, num_layers=1, max_seq_len=6, tied=False, vocab_size=13)
     words = vocabulary(words=(*WORDS, "كلب"), rules=(("ـ", ""),))
     other = export(tmp_path / "other", config=config, vocabulary=words, weights=weights(config), dtype="f16")
     difference = diff(read(package), read(other))
@@ -96,7 +92,7 @@ def test_settings_tensors_and_words(package: Path, tmp_path: Path) -> None:
     assert 'words -1: "كلب"' in render(diff(read(other), read(package)))
 
 
-def test_a_prompt_goes_on_as_each_has_it(package: Path, tmp_path: Path) -> None:
+def test_a_prompt_is_continued_by_each(package: Path, tmp_path: Path) -> None:
     other = export(tmp_path / "other", weights=weights(seed=9))
     first, second = read(package), read(other)
     difference = diff(first, second, "القط يأكل", tokens=6)

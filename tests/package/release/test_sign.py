@@ -12,39 +12,17 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
 from qalam_core.errors import PackageError
 from qalam_core.package.editing.rows import scale_row
 from qalam_core.package.release.sign import sign, signature_path, verify_signature
 from tests.importing import import_it
-from tests.small_package import export
-
-PKCS8 = PrivateFormat.PKCS8
-
-
-def write_key(folder: Path, key: Any, name: str = "key", password: bytes | None = None) -> tuple[Path, Path]:
-    locked = BestAvailableEncryption(password) if password else NoEncryption()
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(key.private_bytes(Encoding.PEM, PKCS8, locked))
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return private, public
+from tests.package.conftest import write_key
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
     return write_key(tmp_path, ec.derive_private_key(1234567, ec.SECP256R1()))
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return export(tmp_path / "model")
 
 
 def payload(signature: Path) -> dict[str, Any]:
@@ -143,8 +121,8 @@ def test_another_key_and_a_forged_bundle_are_refused(package: Path, keys: tuple[
     _, other = write_key(tmp_path, ec.derive_private_key(7654321, ec.SECP256R1()), "other")
     with pytest.raises(PackageError, match="signed with another key"):
         verify_signature(package, other)
-    honest = path.read_text(encoding="utf-8")
-    bundle = json.loads(honest)
+    original = path.read_text(encoding="utf-8")
+    bundle = json.loads(original)
     del bundle["verificationMaterial"]["publicKey"]["hint"]
     path.write_text(json.dumps(bundle), encoding="utf-8")
     verify_signature(package, keys[1])
@@ -193,7 +171,7 @@ def leave_out(statement: dict[str, Any], name: str) -> None:
 
 
 def resign(path: Path, key: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """The signature of a statement that no honest signer makes."""
+    """The signature of a statement that `sign` does not make."""
     from qalam_core.package.release.sign import _private_key, _signature
 
     bundle, statement = json.loads(path.read_bytes()), payload(path)

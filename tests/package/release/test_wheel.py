@@ -23,11 +23,6 @@ from tests.small_package import contents, export
 HOME = f"my_model-{__version__}.dist-info"
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return export(tmp_path / "model")
-
-
 def test_two_builds_are_the_same_bytes(package: Path, tmp_path: Path) -> None:
     first = wheel(package, tmp_path / "a", "my_model")
     again = export(tmp_path / "elsewhere" / "other_name")

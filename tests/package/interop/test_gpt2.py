@@ -1,0 +1,293 @@
+"""From and to GPT-2 checkpoints of Hugging Face transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from qalam_core.errors import PackageError
+from qalam_core.evaluation.integrity import transformer
+from qalam_core.package import ModelConfig, read, verify
+from qalam_core.package.interop.gpt2 import export_gpt2, from_gpt2, import_gpt2, to_gpt2
+from qalam_core.tokens.tokenizer import ArabicTokenizer
+from tests.conftest import sentences
+from tests.small_package import contents, export, same_weights
+
+
+def build(folder: Path, tokenizer: ArabicTokenizer, **changes: Any) -> Path:
+    """A package of random weights, large enough that a wrong activation shows."""
+    config = ModelConfig(vocab_size=len(tokenizer), dim=16, num_heads=4, num_layers=2, max_seq_len=40, **changes)
+    return export(folder, config=config, vocabulary=tokenizer.vocabulary, provenance={})
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    data = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    path.write_text(json.dumps({key: value for key, value in data.items() if value != "absent"}), encoding="utf-8")
+
+
+def hf_model(folder: Path) -> Any:
+    from transformers import GPT2LMHeadModel
+
+    loaded: Any = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
+    assert not any(report.values()), report
+    return model.eval()
+
+
+@pytest.mark.parametrize(("tied", "activation"), [(True, "gelu"), (False, "gelu_tanh"), (True, "gelu_tanh")])
+def test_transformers_gives_our_logits_and_our_text(
+    tmp_path: Path, bpe: ArabicTokenizer, tied: bool, activation: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    package = build(tmp_path / "ours", bpe, tied=tied, activation=activation)
+    export_gpt2(package, tmp_path / "hf")
+    found = read(package)
+    theirs = hf_model(tmp_path / "hf")
+    ours = transformer(found.config, {name: torch.from_numpy(tensor) for name, tensor in found.weights.items()})
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 300, (3, 40)))
+    with torch.inference_mode():
+        logits = ours(ids)[0]
+        assert (theirs(ids).logits - logits).abs().max() < 1e-5
+        prompt = ids[:1, :5]
+        expected = ours.generate(prompt, 30, temperature=0)
+        assert theirs.generate(prompt, max_new_tokens=30, do_sample=False).tolist() == expected.tolist()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in [*sentences(3, seed=5), "كَتَبَ\n<END> 123 abc"]:
+        assert tokenizer(text)["input_ids"] == bpe.encode(text)
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == bpe.decode(bpe.encode(text))
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 2, 3)
+
+    theirs.save_pretrained(tmp_path / "again", max_shard_size="20KB")
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert len(list((tmp_path / "again").glob("model-*.safetensors"))) > 1
+    assert import_gpt2(tmp_path / "again", tmp_path / "back") == []
+    assert same_weights(package, tmp_path / "back")
+    assert verify(tmp_path / "back") == []
+    back = read(tmp_path / "back")
+    assert (back.config, back.vocabulary) == (found.config, found.vocabulary)
+    for name in ("config.py", "vocab.py", "weights.py", "tokenizer.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (package / name).read_bytes()
+
+
+def test_an_export_has_the_same_bytes_each_time(tmp_path: Path, bpe: ArabicTokenizer) -> None:
+    package = build(tmp_path / "ours", bpe)
+    export_gpt2(package, tmp_path / "a")
+    export_gpt2(package, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert sorted(contents(tmp_path / "a")) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    with safe_open(tmp_path / "a" / "model.safetensors", framework="numpy") as opened:
+        assert opened.metadata() == {"format": "pt"}  # transformers 4 refuses a file without it
+    with pytest.raises(PackageError, match="not an empty folder"):
+        export_gpt2(package, tmp_path / "a")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, bpe: ArabicTokenizer) -> Path:
+    """An exported checkpoint, to be damaged."""
+    export_gpt2(build(tmp_path / "ours", bpe), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def resave(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+
+
+def test_old_checkpoints_without_prefix_and_with_masks(tmp_path: Path, checkpoint: Path) -> None:
+    def age(state: dict[str, torch.Tensor]) -> None:
+        for name in list(state):
+            state[name.removeprefix("transformer.")] = state.pop(name)
+        for index in range(2):
+            state[f"h.{index}.attn.bias"] = torch.ones(1, 1, 40, 40, dtype=torch.uint8)
+            state[f"h.{index}.attn.masked_bias"] = torch.tensor(-1e4)
+        state["lm_head.weight"] = state["wte.weight"].clone()
+
+    resave(checkpoint, age)
+    edit_json(checkpoint / "config.json", architectures="absent", tie_word_embeddings="absent", n_inner=64, n_ctx=40)
+    import_gpt2(checkpoint, tmp_path / "back")
+    assert same_weights(tmp_path / "ours", tmp_path / "back")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_widens_without_a_loss(tmp_path: Path, checkpoint: Path, kind: torch.dtype) -> None:
+    resave(checkpoint, lambda state: state.update({name: tensor.to(kind) for name, tensor in state.items()}))
+    import_gpt2(checkpoint, tmp_path / "back")
+    expected = {
+        name: torch.from_numpy(tensor).to(kind).float() for name, tensor in read(tmp_path / "ours").weights.items()
+    }
+    assert all((expected[name].numpy() == tensor).all() for name, tensor in read(tmp_path / "back").weights.items())
+
+
+@pytest.mark.parametrize(("name", "dim", "layers", "heads"), [("base", 768, 12, 12), ("medium", 1024, 24, 16)])
+def test_the_layouts_of_aragpt2(name: str, dim: int, layers: int, heads: int) -> None:
+    """All names and shapes, with memory for one value each."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=64000, n_embd=dim, n_layer=layers, n_head=heads))
+    state = {
+        key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
+        for key, tensor in model.state_dict().items()
+        if key != "lm_head.weight"
+    }
+    config = ModelConfig(vocab_size=64000, dim=dim, num_heads=heads, num_layers=layers, max_seq_len=1024)
+    ours = from_gpt2(state)
+    assert {key: tensor.shape for key, tensor in ours.items()} == config.tensor_shapes()
+    assert {key: tensor.shape for key, tensor in to_gpt2(ours, config).items()} == {
+        key: tensor.shape for key, tensor in state.items()
+    }
+
+
+def test_words_may_come_from_a_package(tmp_path: Path, checkpoint: Path) -> None:
+    words = read(tmp_path / "ours").vocabulary
+    data = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r" ?\p{L}+"
+    (checkpoint / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(PackageError, match="name a package to take the words from"):
+        import_gpt2(checkpoint, tmp_path / "back")
+    import_gpt2(checkpoint, tmp_path / "back", vocabulary=words)
+    assert read(tmp_path / "back").vocabulary == words
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(PackageError, match=r"no tokenizer\.json"):
+        import_gpt2(checkpoint, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model_type": "aragpt2", "architectures": ["AraGPT2LMHeadModel"]}, "GROVER"),
+    ({"architectures": ["AraGPT2LMHeadModel"]}, "GROVER"),
+    ({"model_type": "llama"}, "model_type 'llama'"),
+    ({"architectures": ["GPT2ForSequenceClassification"]}, "GPT2ForSequenceClassification"),
+    ({"architectures": 7}, "architectures 7"),
+    ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+    ({"scale_attn_weights": False}, "scale_attn_weights"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ({"add_cross_attention": True}, "add_cross_attention"),
+    ({"n_inner": 32}, "n_inner is 32"),
+    ({"activation_function": "relu"}, "'relu'"),
+    ({"activation_function": []}, r"activation_function \[\]"),
+    ({"tie_word_embeddings": 1}, "true or false"),
+    ({"tie_word_embeddings": False}, "lm_head"),
+    ({"n_head": 3}, "divisible"),
+    ({"n_head": True}, "n_head must be there"),
+    ({"n_layer": "absent"}, "n_layer must be there"),
+    ({"n_layer": 10**9}, "NUM_LAYERS must be between"),
+    ({"n_layer": 1}, r"blocks\.1"),
+    ({"n_layer": 3}, r"blocks\.2"),
+    ({"n_positions": 41}, "pos_embedding"),
+    ({"hidden_size": 99}, "two values"),
+    ({"vocab_size": 301}, "301, but the tokenizer has 300"),
+    ({"vocab_size": -1}, "VOCAB_SIZE must be between"),
+])  # fmt: skip
+def test_what_this_model_cannot_be_is_refused_by_name(
+    tmp_path: Path, checkpoint: Path, changes: dict[str, Any], message: str
+) -> None:
+    edit_json(checkpoint / "config.json", **changes)
+    with pytest.raises(PackageError, match=message) as caught:
+        import_gpt2(checkpoint, tmp_path / "back")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "back").exists()
+
+
+def test_default_activation_is_gpt2s_own(tmp_path: Path, checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", activation_function="absent")
+    import_gpt2(checkpoint, tmp_path / "back")
+    assert read(tmp_path / "back").config.activation == "gelu_tanh"
+
+
+def other_head(state: dict[str, torch.Tensor]) -> None:
+    state["lm_head.weight"] = state["transformer.wte.weight"] + 1
+
+
+def both_prefixes(state: dict[str, torch.Tensor]) -> None:
+    state["wpe.weight"] = state["transformer.wpe.weight"].clone()
+
+
+def not_transposed(state: dict[str, torch.Tensor]) -> None:
+    state["transformer.h.0.mlp.c_fc.weight"] = state["transformer.h.0.mlp.c_fc.weight"].T
+
+
+def infinite(state: dict[str, torch.Tensor]) -> None:
+    state["transformer.ln_f.bias"][0] = torch.inf
+
+
+def extra(state: dict[str, torch.Tensor]) -> None:
+    state["transformer.h.0.attn.q_attn.weight\n\u202e"] = torch.ones(1)
+
+
+def doubles(state: dict[str, torch.Tensor]) -> None:
+    state["transformer.ln_f.bias"] = state["transformer.ln_f.bias"].double()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (other_head, "a head of its own"), (both_prefixes, "with and without the prefix"), (not_transposed, "fc1.weight"),
+    (infinite, "not finite"), (extra, r"q_attn\.weight\\n\\u202e' is no tensor"), (doubles, "type F64"),
+    (lambda state: state.pop("transformer.ln_f.bias"), '"ln_out.bias" is missing'),
+    (lambda state: state.update({"transformer.lm_head.weight": torch.ones(1)}), "no tensor of GPT2LMHeadModel"),
+])  # fmt: skip
+def test_wrong_tensors_are_refused_by_name(
+    tmp_path: Path, checkpoint: Path, change: Callable[[Any], None], message: str
+) -> None:
+    resave(checkpoint, change)
+    with pytest.raises(PackageError, match=message):
+        import_gpt2(checkpoint, tmp_path / "back")
+
+
+def test_pickles_and_halves_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+    weights_file = checkpoint / "model.safetensors"
+    raw = weights_file.read_bytes()
+    weights_file.write_bytes(raw[:-1])
+    with pytest.raises(PackageError, match=r"^model\.safetensors: not a whole safetensors file"):
+        import_gpt2(checkpoint, tmp_path / "back")
+    weights_file.write_bytes(struct.pack("<Q", 1 << 40) + raw[8:])
+    with pytest.raises(PackageError, match="not a whole"):
+        import_gpt2(checkpoint, tmp_path / "back")
+    for names, message in [
+        (["pytorch_model.bin"], "save_pretrained"),
+        ([], "no model.safetensors"),
+        (["model-00001-of-00002.safetensors"], "missing"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00003.safetensors"], "missing or of two models"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "stands in an earlier file"),
+        (["model-00000-of-99999.safetensors"], "missing"),
+    ]:
+        for path in checkpoint.glob("*model*"):
+            path.unlink()
+        for name in names:
+            (checkpoint / name).write_bytes(raw)
+        with pytest.raises(PackageError, match=message):
+            import_gpt2(checkpoint, tmp_path / "back")
+
+
+def test_a_folder_that_is_none(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(PackageError, match="no such folder"):
+        import_gpt2(tmp_path / "nowhere", tmp_path / "back")
+    with pytest.raises(PackageError, match="a package of this project already"):
+        import_gpt2(tmp_path / "ours", tmp_path / "back")
+    with pytest.raises(PackageError, match="not an empty folder"):
+        import_gpt2(checkpoint, tmp_path / "ours")
+    (checkpoint / "config.json").write_bytes(b"{\xff")
+    with pytest.raises(PackageError, match=r"^config\.json:1: not UTF-8"):
+        import_gpt2(checkpoint, tmp_path / "back")
+    (checkpoint / "config.json").unlink()
+    os.mkfifo(checkpoint / "config.json")  # reading one would wait for ever
+    with pytest.raises(PackageError, match="no such file"):
+        import_gpt2(checkpoint, tmp_path / "back")

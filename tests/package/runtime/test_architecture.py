@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+
+from qalam_core import model as models
+from qalam_core.model import GELUS, PureDynamicTransformer
+from qalam_core.package.runtime.architecture import ACTIVATIONS, END, PAD, SPECIALS, START, UNK, ModelConfig
+from tests.small_package import CONFIG
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_tensors_are_those_of_the_model(tied: bool, layers: int) -> None:
+    config = replace(CONFIG, tied=tied, num_layers=layers)
+    with torch.device("meta"):
+        model = PureDynamicTransformer(**asdict(config))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if tied:
+        assert model.lm_head.weight is model.embedding.weight
+        del shapes["lm_head.weight"]
+    assert config.tensor_shapes() == shapes
+    assert config.parameters == model.count_parameters()
+    assert {name: getattr(model, name) for name in ModelConfig.names()} == asdict(config)
+
+
+def test_the_constants_of_the_model_are_stated_once_more_only() -> None:
+    """model.py imports nothing but torch, so what it repeats must be the same."""
+    assert tuple(GELUS) == ACTIVATIONS
+    assert models.END == END
+    assert [SPECIALS[index] for index in (PAD, UNK, START, END)] == ["<PAD>", "<UNK>", "<START>", "<END>"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, "DIM 8 is not divisible by NUM_HEADS 3"),
+        ({"dim": 0}, "DIM must be between 1 and"),
+        ({"dim": True}, "DIM must be of type int"),
+        ({"dim": 8.0}, "DIM must be of type int"),
+        ({"num_layers": 10**9}, "NUM_LAYERS must be between 1 and"),
+        ({"vocab_size": -1}, "VOCAB_SIZE must be between 1 and"),
+        ({"tied": 1}, "TIED must be of type bool"),
+        ({"activation": "relu"}, "ACTIVATION is one of gelu, gelu_tanh"),
+    ],
+)
+def test_values_that_no_model_has(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        replace(CONFIG, **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["depth", "parameters"])
+def test_there_are_no_other_settings(name: str) -> None:
+    with pytest.raises(TypeError, match=name):
+        ModelConfig(**{**asdict(CONFIG), name: 3})

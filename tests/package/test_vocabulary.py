@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as HuggingFace
+
+from qalam_core.arabic import NORMALISATIONS
+from qalam_core.errors import PackageError
+from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
+from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
+from tests.package.conftest import trained_tokenizer
+from tests.package.hugging_face import hugging_face
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "word"])
+def test_the_tokenizer_json_is_the_librarys_byte_for_byte(algorithm: Algorithm) -> None:
+    for rules in NORMALISATIONS.values():
+        text = hugging_face(algorithm, rules).to_str(pretty=True) + "\n"
+        assert tokenizer_json(vocabulary_of(text)) == text
+    tokenizer = trained_tokenizer(algorithm)
+    text = tokenizer_json(tokenizer.vocabulary)
+    assert text == HuggingFace.from_str(text).to_str(pretty=True) + "\n"
+    assert vocabulary_of(text) == tokenizer.vocabulary
+
+
+def change_model(data: Any) -> None:
+    data["model"]["ignore_merges"] = True
+
+
+def change_split(data: Any) -> None:
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r" ?\p{L}+"
+
+
+def change_id(data: Any) -> None:
+    data["model"]["vocab"]["Ġ"] = 10**6
+
+
+def change_rule(data: Any) -> None:
+    data["normalizer"]["normalizers"][1]["pattern"]["Regex"] = "(a+)+"
+
+
+def change_specials(data: Any) -> None:
+    data["added_tokens"][3]["content"] = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("change", [
+    change_model, change_split, change_id, change_rule, change_specials, lambda data: data.clear(),
+    lambda data: data.update(normalizer=None), lambda data: data["model"].update(vocab=[]),
+    lambda data: data["model"].update(vocab={"a": "b", "c": 1}), lambda data: data.update(decoder={}),
+    lambda data: data["model"]["merges"].append(["no", "such one"]),
+])  # fmt: skip
+def test_a_foreign_tokenizer_is_refused(bpe: ArabicTokenizer, change: Callable[[Any], None]) -> None:
+    data = json.loads(tokenizer_json(bpe.vocabulary))
+    change(data)
+    with pytest.raises(PackageError, match=r"^tokenizer\.json:0: .*name a package"):
+        vocabulary_of(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 10**5, '{"a": 1, "a": 2}'])
+def test_a_tokenizer_that_is_no_json_object_is_refused(text: str) -> None:
+    with pytest.raises(PackageError, match=r"^tokenizer\.json:0: "):
+        vocabulary_of(text)
