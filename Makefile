@@ -27,7 +27,7 @@ lint: .venv/test
 	$(BIN)/lint-imports
 
 golden: .venv/test  ## rewrite tests/golden after a change that is meant
-	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/test_golden.py
+	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/pipeline/test_golden.py
 
 fuzz: .venv/test  ## mutate weights files for a minute: the reader must refuse, or agree with Python
 	$(PIP) --editable ".[fuzz]"

@@ -19,11 +19,8 @@ from qalam_core.filter_profiles import RULES
 
 __all__ = [
     "SIZES", "Corpus", "Filters", "Frozen", "Gate", "Model", "Monitoring", "Normalisation", "Optimisation", "Package",
-    "Recipe", "Requirements", "Source", "Storage", "Tokenizer", "Train", "to_toml",
+    "Recipe", "Requirements", "Source", "Tokenizer", "Train", "to_toml",
 ]  # fmt: skip
-
-Storage = Literal["f32", "f16", "bf16", "i8", "q8"]
-"""How a package stores its matrices."""
 
 Filters = Literal["none", "short", "prose", "web"]
 """Which rules a document must pass; a key of filter_profiles.FILTER_PROFILES."""
@@ -248,7 +245,16 @@ class Train(Monitoring, Optimisation):
 class Package(Frozen):
     """How the weights are stored."""
 
-    dtype: Storage = Field("f32", description="storage type of the matrices: f32 is exact, q8 is readable decimals")
+    dtype: str = Field("f32", description="storage type of the matrices: f32 is exact, q8 is readable decimals")
+
+    @field_validator("dtype")
+    @classmethod
+    def _is_a_storage_type(cls, dtype: str) -> str:
+        from qalam_core.package.runtime.rows import MATRIX_TYPES  # what is shipped with a package is the only list
+
+        if dtype not in MATRIX_TYPES:
+            raise ValueError(f"known are {', '.join(MATRIX_TYPES)}")
+        return dtype
 
 
 class Requirements(Frozen):

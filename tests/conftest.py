@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
 
+from qalam_core.files import try_lock
+from qalam_core.pipeline.build import build
+from qalam_core.pipeline.publish import Published
 from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
 from qalam_core.store import Store
 
-# Tests run side by side; threads of their own would only wait for each other. Set before torch starts.
+# Tests run in parallel; more threads would only wait for each other. Set before torch starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Two busy cores make any deadline a coin toss; the same examples each time make a red test findable.
+# A busy machine makes deadlines random; the same examples each time make a failure reproducible.
 settings.register_profile("qalam", deadline=None, derandomize=True)
 settings.load_profile("qalam")
 
@@ -46,12 +51,28 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return list(found)
 
 
-@pytest.fixture(scope="session")
-def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "stories.jsonl"
-    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in sentences(400))
+def write_corpus(path: Path, count: int, seed: int = 0) -> Path:
+    """`count` of our sentences as JSON Lines."""
+    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in sentences(count, seed))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_file(shared_folder: Path) -> Path:
+    with (shared_folder / "corpus.lock").open("w") as lock:
+        try_lock(lock, blocking=True)
+        path = shared_folder / "stories.jsonl"
+        return path if path.exists() else write_corpus(path, 400)
 
 
 def tiny_recipe(corpus: Path, /, **parts: dict[str, Any]) -> Recipe:
@@ -73,3 +94,32 @@ def tiny_recipe(corpus: Path, /, **parts: dict[str, Any]) -> Recipe:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
+
+
+class Built(NamedTuple):
+    """A finished build that tests read, or copy before they write to its store."""
+
+    recipe: Recipe
+    store: Store
+    published: Published
+
+    @property
+    def runs(self) -> Runs:
+        return Runs(self.store)
+
+
+@pytest.fixture(scope="session")
+def built(corpus_file: Path, shared_folder: Path) -> Built:
+    """The tiny recipe, built once for all workers; not to be written to."""
+    recipe, store = tiny_recipe(corpus_file), Store(shared_folder / "built")
+    with (shared_folder / "built.lock").open("w") as lock:
+        try_lock(lock, blocking=True)
+        return Built(recipe, store, build(recipe, store))
+
+
+@pytest.fixture
+def mine(built: Built, tmp_path: Path) -> Built:
+    """A copy that a test may change."""
+    shutil.copytree(built.store.root, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    return Built(built.recipe, store, build(built.recipe, store))

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qalam_core.errors import RecipeError
+from qalam_core.files import digest
 from qalam_core.package.runtime.rows import MATRIX_TYPES
-from qalam_core.recipe import SIZES, Recipe, Storage, digest, to_toml
+from qalam_core.recipe import SIZES, Recipe, to_toml
 from tests import ROOT
 from tests.conftest import tiny_recipe
 
@@ -31,7 +32,7 @@ MINIMAL: dict[str, Any] = {"name": "a", "corpus": {"sources": [{"path": "x.txt"}
         ({"model": {"dim": 130, "num_heads": 4}}, "r: model: num_heads 4 does not divide dim 130; 5 does"),
         ({"tokenizer": {"algorithm": "unigram"}}, "r: tokenizer.algorithm: input should be 'bpe' or 'word'"),
         ({"train": {"batch_size": 10, "accumulate": 4}}, "r: train: accumulate 4 does not divide batch_size 10"),
-        ({"train": {"distributed": "fsdp"}}, "r: train: muon needs whole matrices, and fsdp cuts them"),
+        ({"train": {"distributed": "fsdp"}}, "r: train: muon needs whole matrices, and fsdp shards them"),
         ({"corpus": {"sources": []}}, "r: corpus.sources: "),
         ({"corpus": {"sources": [{"path": "hf:some/set"}]}}, "r: corpus.sources.0: hf:some/set needs a revision"),
         ({"corpus": {"sources": [{"path": "x"}], "test": 0}}, "r: corpus: test must be above 0"),
@@ -107,8 +108,12 @@ def test_shipped_sizes_are_the_presets(size: str) -> None:
             assert getattr(getattr(recipe, section), key) == value
 
 
-def test_a_recipe_knows_every_storage_type_of_the_format() -> None:
-    assert get_args(Storage) == tuple(MATRIX_TYPES)
+def test_a_recipe_takes_the_storage_types_of_the_format_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MATRIX_TYPES, "f33", MATRIX_TYPES["f32"])
+    for name in MATRIX_TYPES:
+        assert Recipe.parse({**MINIMAL, "package": {"dtype": name}}).package.dtype == name
+    with pytest.raises(RecipeError, match=r"package\.dtype: known are f32, .*, f33 \(it is 'f34'\)"):
+        Recipe.parse({**MINIMAL, "package": {"dtype": "f34"}})
 
 
 def test_digest_knows_values_and_not_order() -> None:

@@ -1,39 +1,62 @@
 from __future__ import annotations
 
 import errno
-import json
+import math
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qalam_core.errors import StoreError
-from qalam_core.store import Artifact, Store, replace_file
+from qalam_core.files import replace_file
+from qalam_core.progress import Progress
+from qalam_core.recipe import Frozen
+from qalam_core.runs import Promotion, Runs
+from qalam_core.store import Artifact, Identity, Store
+from tests.conftest import Built
 
 
-def fill(text: str = "hello") -> Any:
-    def make(out: Path) -> Mapping[str, Any]:
+class Letters(Frozen):
+    letters: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage of our own: `how` writes its files."""
+
+    how: Callable[[Path], Frozen]
+    identity: Identity
+    resumable: bool = False
+
+    def run(self, out: Path, progress: Progress) -> Frozen:
+        return self.how(out)
+
+
+def fill(text: str = "hello") -> Callable[[Path], Frozen]:
+    def make(out: Path) -> Frozen:
         (out / "sub").mkdir(exist_ok=True)
         (out / "sub" / "file.txt").write_text(text)
-        return {"letters": len(text)}
+        return Letters(letters=len(text))
 
     return make
 
 
-def never(out: Path) -> Mapping[str, Any]:
+def never(out: Path) -> Frozen:
     raise AssertionError("built although it was there")
 
 
-def make(store: Store, how: Any, **changes: Any) -> Artifact:
-    arguments = {"stage": "s", "version": 1, "part": {"a": 1}, "inputs": {"i": "d"}, **changes}
-    return store.build(**arguments, make=how)
+def make(store: Store, how: Callable[[Path], Frozen], resumable: bool = False, **changes: Any) -> Artifact:
+    arguments = {"stage": "s", "version": 1, "settings": {"a": 1}, "inputs": {"i": "d"}, **changes}
+    return store.build(Work(how, Identity(**arguments), resumable))
 
 
 def test_an_artifact_is_built_once(store: Store) -> None:
@@ -41,13 +64,13 @@ def test_an_artifact_is_built_once(store: Store) -> None:
     again = make(store, never)
     assert first == again
     assert (first.cached, again.cached) == (False, True)
-    assert first.facts == {"letters": 5}
+    assert first.facts(Letters) == Letters(letters=5)
     assert not list(store.root.glob("artifacts/s/*.partial"))
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"stage": "t"}, {"version": 2}, {"part": {"a": 2}}, {"inputs": {"i": "e"}}, {"inputs": {"j": "d"}}],
+    [{"stage": "t"}, {"version": 2}, {"settings": {"a": 2}}, {"inputs": {"i": "e"}}, {"inputs": {"j": "d"}}],
 )
 def test_every_part_of_the_identity_counts(store: Store, change: dict[str, Any]) -> None:
     assert make(store, fill()).digest != make(store, fill(), **change).digest
@@ -92,33 +115,33 @@ def test_a_damaged_artifact_is_set_aside_and_built_again(store: Store, damage: A
 
 
 def test_a_failed_build_leaves_nothing_that_counts(store: Store) -> None:
-    def half(out: Path) -> Mapping[str, Any]:
+    def half(out: Path) -> Frozen:
         (out / "half").write_text("x")
         raise RuntimeError("mid-way")
 
     with pytest.raises(RuntimeError, match="mid-way"):
         make(store, half)
     artifact = make(store, fill())
-    assert sorted(artifact.manifest["files"]) == ["sub/file.txt"]
+    assert sorted(artifact.manifest.files) == ["sub/file.txt"]
 
 
 def test_a_resumable_build_finds_what_the_killed_one_left(store: Store) -> None:
-    def half(out: Path) -> Mapping[str, Any]:
+    def half(out: Path) -> Frozen:
         (out / "checkpoint").write_text("17")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         make(store, half, resumable=True)
 
-    def rest(out: Path) -> Mapping[str, Any]:
-        return {"from": (out / "checkpoint").read_text()}
+    def rest(out: Path) -> Frozen:
+        return Letters(letters=int((out / "checkpoint").read_text()))
 
-    assert make(store, rest, resumable=True).facts == {"from": "17"}
+    assert make(store, rest, resumable=True).facts(Letters).letters == 17
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_failing_disk_is_one_line(store: Store, code: int) -> None:
-    def make_and_fail(out: Path) -> Mapping[str, Any]:
+    def make_and_fail(out: Path) -> Frozen:
         raise OSError(code, "as the kernel says")
 
     with pytest.raises(StoreError) as caught:
@@ -128,7 +151,7 @@ def test_a_failing_disk_is_one_line(store: Store, code: int) -> None:
 
 
 def test_an_unknown_error_keeps_its_own_face(store: Store) -> None:
-    def broken(out: Path) -> Mapping[str, Any]:
+    def broken(out: Path) -> Frozen:
         raise FileNotFoundError(errno.ENOENT, "ours")
 
     with pytest.raises(FileNotFoundError):
@@ -136,12 +159,12 @@ def test_an_unknown_error_keeps_its_own_face(store: Store) -> None:
 
 
 def _slow_build(root: str, log: str) -> None:
-    def slow(out: Path) -> Mapping[str, Any]:
+    def slow(out: Path) -> Frozen:
         with Path(log).open("a") as file:
             file.write("built\n")
         time.sleep(0.5)
         (out / "file").write_text("x")
-        return {}
+        return Frozen()
 
     make(Store(Path(root)), slow)
 
@@ -162,13 +185,14 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from qalam_core.store import Store
+from tests.test_store import make
 
-def make(out):
+def half(out):
     (out / "file").write_text("half")
     print("half", flush=True)
     time.sleep(60)
 
-Store(Path(sys.argv[1])).build("s", 1, {"a": 1}, {"i": "d"}, make)
+make(Store(Path(sys.argv[1])), half)
 """
 
 
@@ -180,7 +204,7 @@ def test_a_killed_build_frees_its_lock_and_is_built_again(store: Store) -> None:
         assert process.stdout.readline() == "half\n"
         os.kill(process.pid, signal.SIGKILL)
     since = time.monotonic()
-    assert make(store, fill()).facts == {"letters": 5}
+    assert make(store, fill()).facts(Letters).letters == 5
     assert time.monotonic() - since < 5
 
 
@@ -192,41 +216,116 @@ def test_replace_file_shows_old_or_new(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["pointer"]
 
 
+def test_find_neither_locks_nor_writes(store: Store, tmp_path: Path) -> None:
+    work = Work(never, Identity(stage="s", version=1, settings={"a": 1}, inputs={"i": "d"}))
+    assert store.find(work.identity) is None
+    assert not store.root.exists() or not list(store.root.iterdir())
+    made = make(store, fill())
+    before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    found = store.find(work.identity)
+    assert found == made
+    assert found.cached
+    assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
+    _flip(made.path / "sub" / "file.txt")
+    assert store.find(work.identity) is None
+    assert made.path.exists(), "only a build sets damage aside"
+
+
+def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(store, fill())
+
+    def unreadable(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qalam_core.store.sha256_file", unreadable)
+        for use in (lambda: make(store, never), lambda: store.artifact("s", made.digest)):
+            with pytest.raises(StoreError, match="disk fails"):
+                use()
+    assert make(store, never).cached, "it is there, as it was"
+
+
+def test_a_manifest_is_parsed_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(store, fill())
+    again = make(store, never)
+
+    def parsed_again(folder: Path) -> Any:
+        raise AssertionError("parsed again")
+
+    monkeypatch.setattr("qalam_core.store._read_manifest", parsed_again)
+    for artifact in (made, again):
+        assert artifact.manifest.facts == {"letters": 5}
+    sent = pickle.loads(pickle.dumps(made))
+    assert sent == made
+    assert "manifest" not in sent.__dict__, "a reference stays small when it is sent to a worker"
+
+
+def test_a_built_and_a_reused_artifact_say_the_same(built: Built) -> None:
+    """What a stage says about its result must survive the manifest, or what follows it would be built twice."""
+    for artifact in built.published.artifacts:
+        fresh = Artifact(artifact.stage, artifact.digest, artifact.path)
+        assert fresh.manifest == artifact.manifest
+        assert list(fresh.manifest.facts) == list(artifact.manifest.facts)
+
+
 # -- runs -----------------------------------------------------------------------------------------
 
 
-def publish(store: Store, key: str, created: str = "2030-01-01") -> str:
-    def write(folder: Path) -> None:
-        (folder / "run.json").write_text(json.dumps({"created": created, "recipe": {"name": "demo"}}))
+@pytest.fixture
+def runs(store: Store) -> Runs:
+    return Runs(store)
 
-    run, _ = store.publish("demo", key.ljust(64, "0"), write)
+
+def publish(runs: Runs, built: Built, key: str, created: str = "2030-01-01") -> str:
+    record = built.published.record.model_copy(update={"created": created})
+    run = runs.run_id("demo", key.ljust(64, "0"))
+    runs.publish(run, lambda folder: (folder / "run.json").write_bytes(record.to_json()) and None)
     return run
 
 
-def test_a_run_is_published_once(store: Store) -> None:
-    run = publish(store, "a1")
+def promotion(run: str, when: str = "t", why: str = "w") -> Promotion:
+    return Promotion(run=run, when=when, why=why, who="tester")
+
+
+def test_a_run_is_published_once(runs: Runs, built: Built) -> None:
+    run = publish(runs, built, "a1")
     assert run == "demo-a10000000000"
-    assert store.publish("demo", "a1".ljust(64, "0"), lambda folder: None) == (run, True)
-    assert store.runs() == [run]
+
+    def again(folder: Path) -> None:
+        raise AssertionError("filled again")
+
+    runs.publish(run, again)
+    assert runs.ids() == [run]
 
 
-def test_runs_are_listed_by_age(store: Store) -> None:
-    late, early = publish(store, "a", "2031-01-01"), publish(store, "b", "2030-01-01")
-    assert store.runs() == [early, late]
+def test_runs_are_listed_by_age(runs: Runs, built: Built) -> None:
+    late, early = publish(runs, built, "a", "2031-01-01"), publish(runs, built, "b", "2030-01-01")
+    assert runs.ids() == [early, late]
 
 
-def test_promotion_keeps_its_history(store: Store) -> None:
-    first, second = publish(store, "a"), publish(store, "b")
-    assert store.champion("demo") is None
-    store.promote("demo", first, "t1", "passed", "tester")
-    store.promote("demo", second, "t2", "passed", "tester")
-    store.promote("demo", second, "t3", "again", "tester")
-    store.promote("demo", first, "t4", "rolled back", "tester")
-    assert store.champion("demo") == first
-    assert [line["why"] for line in store.promotions("demo")] == ["passed", "passed", "rolled back"]
+def test_a_record_reads_as_it_was_written(runs: Runs, built: Built) -> None:
+    diverged = built.published.record.model_copy(
+        update={"bits_per_byte": built.published.record.bits_per_byte.model_copy(update={"model": math.inf})}
+    )
+    run = runs.run_id("demo", "c" * 64)
+    runs.publish(run, lambda folder: (folder / "run.json").write_bytes(diverged.to_json()) and None)
+    assert runs.record(run) == diverged
+    assert built.runs.record(built.published.run) == built.published.record
+
+
+def test_promotion_keeps_its_history(runs: Runs, built: Built) -> None:
+    first, second = publish(runs, built, "a"), publish(runs, built, "b")
+    assert runs.champion("demo") is None
+    runs.promote("demo", promotion(first, "t1", "passed"))
+    runs.promote("demo", promotion(second, "t2", "passed"))
+    runs.promote("demo", promotion(second, "t3", "again"))
+    runs.promote("demo", promotion(first, "t4", "rolled back"))
+    assert runs.champion("demo") == first
+    assert [line.why for line in runs.promotions("demo")] == ["passed", "passed", "rolled back"]
+    assert [run for run, _ in runs.champions("demo")] == [first, second, first]
 
 
 @pytest.mark.parametrize("run", ["", "none", "..", "../x", "a/b", "/etc"])
-def test_a_run_that_is_not_there_is_named(store: Store, run: str) -> None:
+def test_a_run_that_is_not_there_is_named(runs: Runs, run: str) -> None:
     with pytest.raises(StoreError, match="qalam runs"):
-        store.promote("demo", run, "t", "w", "tester")
+        runs.promote("demo", promotion(run))

@@ -16,7 +16,6 @@ from rich.table import Table
 from al_qalam.flows.cli.options import ModelArgument, StoreOption, package_folder
 from al_qalam.flows.cli.terminal import out
 from qalam_core.errors import PackageError
-from qalam_core.recipe import Storage
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
 
@@ -237,7 +236,9 @@ def export(
     model: ModelArgument,
     target: Out,
     to: Annotated[Foreign, typer.Option(help="package, gpt2 or safetensors.")] = Foreign.package,
-    dtype: Annotated[Storage, typer.Option(help="With a package: how its matrices are stored.")] = "f32",
+    dtype: Annotated[
+        str, typer.Option(help="Storage type of a package's matrices, as `package.dtype` in a recipe.")
+    ] = "f32",
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write a package in another storage type, as a Hugging Face GPT-2 checkpoint, or as safetensors."""
@@ -264,7 +265,7 @@ def import_(
     like: Annotated[
         Path | None, typer.Option(help="A package to take the words from (gpt2), or the shape and words (safetensors).")
     ] = None,
-    dtype: Annotated[Storage, typer.Option(help="How the matrices are stored.")] = "f32",
+    dtype: Annotated[str, typer.Option(help="Storage type of the matrices, as `package.dtype` in a recipe.")] = "f32",
 ) -> None:
     """Make a package of a GPT-2 checkpoint, a safetensors file, or a package of the original Al-Qalam."""
     from qalam_core import package as packages

@@ -41,7 +41,6 @@ from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.statistics import statistics
 from qalam_core.progress import Progress, no_progress
-from qalam_core.recipe import Storage
 
 __all__ = ["evaluate"]
 
@@ -58,7 +57,7 @@ def evaluate(
     seed: int,
     prompts: Sequence[str],
     confidence: float,
-    storage: Storage,
+    storage: str,
     progress: Progress = no_progress,
 ) -> tuple[Report, Budgets]:
     """Measure a package.

@@ -33,7 +33,6 @@ from qalam_core.model import PureDynamicTransformer
 from qalam_core.package import Package, changes
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.rows import MATRIX_TYPES
-from qalam_core.recipe import Storage
 
 __all__ = ["check", "one_line", "transformer"]
 
@@ -52,7 +51,7 @@ def check(
     stream: NDArray[np.int64],
     tokenized: Mapping[str, Sequence[int]],
     trained_ids_agree: bool,
-    storage: Storage,
+    storage: str,
 ) -> Integrity:
     """Compare a package with its checkpoint, and with what a plain import of it gives.
 

@@ -14,7 +14,7 @@ from qalam_core.pipeline.stage import NoFacts, Stage
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.train import WEIGHTS
 from qalam_core.progress import Progress
-from qalam_core.recipe import Frozen, Recipe, Storage
+from qalam_core.recipe import Frozen, Recipe
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.shards import flat
 
@@ -27,7 +27,7 @@ class EvaluateSettings(Frozen):
     seed: int
     prompts: tuple[str, ...]
     confidence: float  # of intervals
-    storage: Storage  # how the recipe wants matrices stored
+    storage: str  # how the recipe wants matrices stored
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.train import WEIGHTS, model_config
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.progress import Progress
-from qalam_core.recipe import Frozen, Model, Recipe, Storage
+from qalam_core.recipe import Frozen, Model, Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.runs import TrainFacts
 from qalam_core.store import Artifact
@@ -27,7 +27,7 @@ class ExportSettings(Frozen):
     """Everything that a package depends on, beside the corpus, the tokenizer and the weights."""
 
     model: Model
-    dtype: Storage
+    dtype: str
     card: str
     code: dict[str, str]  # file -> sha256 of the code that every package carries
 

@@ -140,4 +140,5 @@ def _parent(
         trained = Artifact("train", key, runs.store.artifact_folder("train", key))
         if trained.path.exists():
             return trained.facts(TrainFacts).warm_start
+    log.info("there is no champion under %s yet: the weights start at random", recipe.name)
     return None

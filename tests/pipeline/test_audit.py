@@ -12,27 +12,22 @@ from typing import Any
 import pytest
 
 from qalam_core.errors import CorpusError, StoreError
-from qalam_core.pipeline import audit as registry
-from qalam_core.pipeline import build as stages
-from qalam_core.recipe import STAGES
+from qalam_core.pipeline.audit import reproduce
+from qalam_core.pipeline.build import STAGES, build
+from qalam_core.pipeline.collect import collect
+from qalam_core.runs import Promotion, Runs
 from qalam_core.store import Store
-from tests.conftest import sentences, tiny_recipe
+from tests.conftest import Built, tiny_recipe, write_corpus
 from tests.flows.processes import qalam
 
 DAY = 24 * 3600.0
-
-
-def write_corpus(path: Path, seed: int = 0) -> Path:
-    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in sentences(300, seed))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 class Lineage:
     """Three runs of one recipe name: each beat the one before, the last has another seed."""
 
     def __init__(self, folder: Path) -> None:
-        self.corpus = write_corpus(folder / "stories.jsonl")
+        self.corpus = write_corpus(folder / "stories.jsonl", 300)
         self.store = Store(folder / "store")
         asked: list[dict[str, Any]] = [{}, {"gate": {"tolerance": 0.5}}, {"seed": 8, "gate": {"tolerance": 0.5}}]
         self.runs = [self.build(**parts) for parts in asked]
@@ -40,7 +35,7 @@ class Lineage:
     def build(self, **parts: Any) -> str:
         seed = parts.pop("seed", 7)
         recipe = tiny_recipe(self.corpus, train={"steps": 20}, **parts).model_copy(update={"seed": seed})
-        return stages.build(recipe, self.store).run
+        return build(recipe, self.store).run
 
 
 @pytest.fixture(scope="session")
@@ -60,29 +55,30 @@ def mine(lineage: Lineage, tmp_path: Path) -> Store:
 def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> None:
     """The last one: its gate compared it with an earlier champion, which the fresh store does not have."""
     seen: list[tuple[int, int]] = []
-    found = registry.reproduce(lineage.store, lineage.runs[-1], Store(tmp_path / "fresh"), lambda *at: seen.append(at))
+    found = reproduce(lineage.store, lineage.runs[-1], Store(tmp_path / "fresh"), lambda *at: seen.append(at))
     assert found.matches, [row for row in found.rows if not row.matches]
     assert found.again == lineage.runs[-1]
-    assert {row.stage for row in found.rows} == {*STAGES, "run"}
+    assert {row.stage for row in found.rows} == {*(stage.name for stage in STAGES), "run"}
     assert found.rows[0].then == found.rows[0].now != ""
     assert all(row.compared for row in found.rows)
     assert found.notes == ()
     assert seen[-1] == (20, 20)
-    assert lineage.store.run_record(lineage.runs[-1])["rival"] == lineage.runs[1]
+    assert Runs(lineage.store).record(lineage.runs[-1]).incumbent == lineage.runs[1]
 
 
 def test_what_differs_is_named(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     run = lineage.runs[0]
-    record = mine.run_record(run)
+    runs = Runs(mine)
+    record = runs.record(run).canonical()
     record["dependencies"]["numpy"] = "0.1"
     record["artifacts"]["train"] = ["0" * 64]
-    (mine.run_folder(run) / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    (mine.run_folder(run) / "model" / "vocab.py").write_text("WORDS = []\n", encoding="utf-8")
+    (runs.folder(run) / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (runs.folder(run) / "model" / "vocab.py").write_text("WORDS = []\n", encoding="utf-8")
     checked = mine.artifact_folder("gate", record["artifacts"]["gate"][0]) / "verdict.json"
     checked.write_text(checked.read_text(encoding="utf-8").replace("integrity", "honesty"), encoding="utf-8")
     manifest = checked.with_name("manifest.json")
     manifest.write_text(manifest.read_text(encoding="utf-8").replace('"sha256": "', '"sha256": "f'), encoding="utf-8")
-    found = registry.reproduce(mine, run, Store(tmp_path / "fresh"))
+    found = reproduce(mine, run, Store(tmp_path / "fresh"))
     assert not found.matches
     wrong = {row.stage: row for row in found.rows if not row.matches}
     assert set(wrong) == {"train", "gate", "run"}
@@ -94,34 +90,38 @@ def test_what_differs_is_named(mine: Store, lineage: Lineage, tmp_path: Path) ->
 
 
 def test_a_source_that_is_gone_or_changed_is_named_before_anything_is_built(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "text.jsonl")
+    corpus = write_corpus(tmp_path / "text.jsonl", 300)
     store = Store(tmp_path / "store")
-    run = stages.build(tiny_recipe(corpus, train={"steps": 1}), store).run
-    write_corpus(corpus, seed=1)
+    run = build(tiny_recipe(corpus, train={"steps": 1}), store).run
+    write_corpus(corpus, 300, seed=1)
     with pytest.raises(CorpusError, match=r"text\.jsonl has changed since.*sha256 was [0-9a-f]{12}"):
-        registry.reproduce(store, run, Store(tmp_path / "fresh"))
+        reproduce(store, run, Store(tmp_path / "fresh"))
     corpus.unlink()
-    with pytest.raises(CorpusError, match=r"a source is gone.*text\.jsonl"):
-        registry.reproduce(store, run, Store(tmp_path / "fresh"))
+    with pytest.raises(CorpusError, match=r"a source is missing.*text\.jsonl"):
+        reproduce(store, run, Store(tmp_path / "fresh"))
     assert not (tmp_path / "fresh").exists()
 
 
 def test_a_store_in_use_is_no_place_to_reproduce_in(lineage: Lineage) -> None:
     with pytest.raises(StoreError, match="not empty"):
-        registry.reproduce(lineage.store, lineage.runs[0], lineage.store)
+        reproduce(lineage.store, lineage.runs[0], lineage.store)
 
 
-def test_a_rival_that_was_deleted_is_named(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
-    shutil.rmtree(mine.run_folder(lineage.runs[1]))
+def test_a_incumbent_that_was_deleted_is_named(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
+    shutil.rmtree(Runs(mine).folder(lineage.runs[1]))
     with pytest.raises(StoreError, match=lineage.runs[1]):
-        registry.reproduce(mine, lineage.runs[-1], Store(tmp_path / "fresh"))
+        reproduce(mine, lineage.runs[-1], Store(tmp_path / "fresh"))
 
 
-def test_a_run_needs_its_parent_and_its_rival() -> None:
-    assert registry.needs({}) == []
-    assert registry.needs({"rival": "", "parent": ""}) == []
-    assert registry.needs({"rival": "a", "parent": "b"}) == ["b", "a"]
-    assert registry.needs({"rival": "a", "parent": "a"}) == ["a"]
+@pytest.mark.parametrize(
+    ("parent", "incumbent", "needed"),
+    [("", "", ()), ("b", "a", ("b", "a")), ("a", "a", ("a",)), ("", "a", ("a",)), ("b", "", ("b",))],
+)
+def test_a_run_needs_its_parent_and_its_incumbent(
+    built: Built, parent: str, incumbent: str, needed: tuple[str, ...]
+) -> None:
+    record = built.published.record.model_copy(update={"parent": parent, "incumbent": incumbent})
+    assert record.needed_runs() == needed
 
 
 # -- champions --------------------------------------------------------------------------------------
@@ -130,32 +130,32 @@ def test_a_run_needs_its_parent_and_its_rival() -> None:
 def test_rollback_undoes_one_promotion_after_the_other(mine: Store, lineage: Lineage) -> None:
     first, second, third = lineage.runs
     before = (mine.root / "champions" / "tiny.jsonl").read_bytes()
-    assert mine.champion("tiny") == third
-    assert registry.rollback(mine, "tiny", "t1", "it rhymes", "amal") == second
-    assert registry.rollback(mine, "tiny", "t2", "it rhymes", "amal") == first
+    assert Runs(mine).champion("tiny") == third
+    assert Runs(mine).rollback("tiny", "t1", "it rhymes", "amal") == second
+    assert Runs(mine).rollback("tiny", "t2", "it rhymes", "amal") == first
     with pytest.raises(StoreError, match="nothing came before"):
-        registry.rollback(mine, "tiny", "t3", "it rhymes", "amal")
-    mine.promote("tiny", third, "t4", "after all", "amal")
-    assert registry.rollback(mine, "tiny", "t5", "no", "amal") == first
-    history = mine.promotions("tiny")
-    assert [line["run"] for line in history] == [first, second, third, second, first, third, first]
-    assert history[3] == {"run": second, "when": "t1", "why": "it rhymes", "who": "amal", "action": "rollback"}
-    assert history[0]["who"] == "gate"
+        Runs(mine).rollback("tiny", "t3", "it rhymes", "amal")
+    Runs(mine).promote("tiny", Promotion(run=third, when="t4", why="after all", who="amal"))
+    assert Runs(mine).rollback("tiny", "t5", "no", "amal") == first
+    history = Runs(mine).promotions("tiny")
+    assert [line.run for line in history] == [first, second, third, second, first, third, first]
+    assert history[3] == Promotion(run=second, when="t1", why="it rhymes", who="amal", action="rollback")
+    assert history[0].who == "gate"
     # append-only: what stood there stands there, byte for byte
     assert (mine.root / "champions" / "tiny.jsonl").read_bytes().startswith(before)
 
 
 def test_rollback_passes_over_a_deleted_run(mine: Store, lineage: Lineage) -> None:
-    shutil.rmtree(mine.run_folder(lineage.runs[1]))
-    assert registry.rollback(mine, "tiny", "t", "w", "amal") == lineage.runs[0]
+    shutil.rmtree(Runs(mine).folder(lineage.runs[1]))
+    assert Runs(mine).rollback("tiny", "t", "w", "amal") == lineage.runs[0]
 
 
 def test_nothing_to_roll_back(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no champion"):
-        registry.rollback(Store(tmp_path), "tiny", "t", "w", "amal")
+        Runs(Store(tmp_path)).rollback("tiny", "t", "w", "amal")
 
 
-# -- making room ------------------------------------------------------------------------------------
+# -- garbage collection ------------------------------------------------------------------------------------
 
 
 def later() -> float:
@@ -168,7 +168,7 @@ def tree(store: Store) -> set[Path]:
 
 def test_a_dry_run_deletes_nothing_and_says_what_would_go(mine: Store, lineage: Lineage) -> None:
     before = tree(mine)
-    found = registry.collect(mine, keep=1, now=later())
+    found = collect(mine, keep=1, now=later())
     # the last is champion, the second is what a rollback returns to
     assert found.runs == (lineage.runs[0],)
     assert not found.deleted
@@ -177,24 +177,26 @@ def test_a_dry_run_deletes_nothing_and_says_what_would_go(mine: Store, lineage: 
 
 def test_collect_keeps_what_kept_runs_need(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     first, second, third = lineage.runs
-    found = registry.collect(mine, keep=1, delete=True, now=later())
+    found = collect(mine, keep=1, delete=True, now=later())
     assert found.runs == (first,)
     assert found.deleted
     assert found.bytes > 0
     # all the others are shared with the second
     assert [name.partition("/")[0] for name in found.artifacts] == ["gate"]
-    assert mine.runs() == [second, third]
-    assert registry.reproduce(mine, third, Store(tmp_path / "fresh")).matches
-    assert registry.rollback(mine, "tiny", "t", "w", "amal") == second
+    assert Runs(mine).ids() == [second, third]
+    assert reproduce(mine, third, Store(tmp_path / "fresh")).matches
+    assert Runs(mine).rollback("tiny", "t", "w", "amal") == second
     assert not list(mine.root.rglob("*.deleted"))
 
 
-def test_collect_keeps_a_rival_that_is_neither_champion_nor_late(mine: Store, lineage: Lineage) -> None:
+def test_collect_keeps_a_incumbent_that_is_neither_champion_nor_late(mine: Store, lineage: Lineage) -> None:
     first, second, third = lineage.runs
-    mine.promote("tiny", first, "t", "w", "amal")
-    mine.promote("tiny", third, "t", "w", "amal")  # a rollback returns to the first now
-    assert mine.run_record(third)["rival"] == second
-    assert set(registry.collect(mine, keep=1, now=later()).kept) == {first, second, third}
+    Runs(mine).promote("tiny", Promotion(run=first, when="t", why="w", who="amal"))
+    Runs(mine).promote(
+        "tiny", Promotion(run=third, when="t", why="w", who="amal")
+    )  # a rollback returns to the first now
+    assert Runs(mine).record(third).incumbent == second
+    assert set(collect(mine, keep=1, now=later()).kept) == {first, second, third}
 
 
 def test_what_is_fresh_or_being_built_stays(mine: Store, lineage: Lineage) -> None:
@@ -202,16 +204,16 @@ def test_what_is_fresh_or_being_built_stays(mine: Store, lineage: Lineage) -> No
     scrap.mkdir()
     (scrap / "checkpoint").write_bytes(b"x" * 1000)
     name = f"train/{scrap.name}"
-    assert name not in registry.collect(mine, keep=5).artifacts  # a killed build may go on from it
-    assert name in registry.collect(mine, keep=5, now=later()).artifacts
+    assert name not in collect(mine, keep=5).artifacts  # a killed build may go on from it
+    assert name in collect(mine, keep=5, now=later()).artifacts
     with mine.locked("train-" + "a" * 64):
-        found = registry.collect(mine, keep=5, delete=True, now=later())
+        found = collect(mine, keep=5, delete=True, now=later())
         assert found.busy == ("train-" + "a" * 64,)
         assert found.artifacts == ()
         assert not mine.delete_artifact(name, later())  # had it begun in between
     assert not mine.delete_artifact(name, time.time() - DAY)  # or had been used
     assert scrap.exists()
-    registry.collect(mine, keep=5, delete=True, now=later())
+    collect(mine, keep=5, delete=True, now=later())
     assert not scrap.exists()
 
 
@@ -220,13 +222,13 @@ def test_reuse_makes_an_artifact_fresh(mine: Store, lineage: Lineage) -> None:
     for path in (mine.root / "artifacts").rglob("*"):
         os.utime(path, (old, old))
     assert all(used < old + 1 for used in mine.artifacts().values())
-    stages.build(tiny_recipe(lineage.corpus, train={"steps": 20}), mine)
+    build(tiny_recipe(lineage.corpus, train={"steps": 20}), mine)
     assert sum(used > old + 1 for used in mine.artifacts().values()) >= len(STAGES)
 
 
 def test_keeping_nothing_is_refused(mine: Store) -> None:
     with pytest.raises(StoreError, match="at least 1"):
-        registry.collect(mine, keep=0)
+        collect(mine, keep=0)
 
 
 # -- the command line -------------------------------------------------------------------------------
@@ -244,12 +246,12 @@ def test_the_verbs(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     dry = qalam("gc", "--keep", "1", "--store", mine.root)
     assert dry.returncode == 0
     assert "would be deleted; --delete does it" in dry.stdout
-    assert set(mine.runs()) == set(lineage.runs)
+    assert set(Runs(mine).ids()) == set(lineage.runs)
     again = qalam("reproduce", first, "--store", mine.root, "--in", tmp_path / "again")
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"{first} is reproduced" in again.stdout
     assert (tmp_path / "again" / "runs" / first).is_dir()
-    (mine.run_folder(first) / "model" / "vocab.py").write_text("", encoding="utf-8")
+    (Runs(mine).folder(first) / "model" / "vocab.py").write_text("", encoding="utf-8")
     differs = qalam("reproduce", first, "--store", mine.root)
     assert differs.returncode == 1
     assert "model/vocab.py" in differs.stdout

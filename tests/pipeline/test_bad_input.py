@@ -14,11 +14,18 @@ import pyarrow as pa
 import pytest
 
 from qalam_core import package
-from qalam_core.corpus import prepare as corpora
+from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import SPLITS, read_split, read_texts
 from qalam_core.errors import CorpusError, PackageError, QalamError, RecipeError, StoreError, TrainingError
-from qalam_core.pipeline import build as stages
+from qalam_core.files import sha256_file
+from qalam_core.pipeline.build import InPlace, build, tokenized
+from qalam_core.pipeline.ingest import Ingest, IngestFacts
+from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.vocab import VocabFacts
 from qalam_core.recipe import Recipe
-from qalam_core.store import Artifact, Store, file_sha256
+from qalam_core.runs import Runs
+from qalam_core.store import Artifact, Store
 from tests.conftest import sentences, tiny_recipe
 
 
@@ -40,11 +47,8 @@ def shared(prepared: tuple[Store, list[Artifact]], corpus_file: Path) -> Iterato
 
 def first_half(recipe: Recipe, store: Store) -> Iterator[Artifact]:
     """The stages before training, which take no time."""
-    documents = [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)]
-    corpus = stages.prepare(store, recipe, documents)
-    tokenizer = stages.vocab(store, recipe, corpus)
-    yield from (*documents, corpus, tokenizer)
-    yield from (stages.tokenize(store, corpus, shard, tokenizer) for shard in stages.shards(corpus))
+    documents, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
+    yield from (*documents, corpus, tokenizer, *tokens)
 
 
 def texts(documents: list[Artifact]) -> list[str]:
@@ -140,7 +144,7 @@ def test_a_corpus_that_cannot_be_used(
 def test_one_bad_source_among_good_ones_is_named(shared: Store, corpus_file: Path, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.txt", b"\xff" + GOOD.encode())
     recipe = with_corpus({"sources": [{"path": str(corpus_file)}, {"path": str(bad)}], "test": 0.1})
-    refusal(lambda: stages.build(recipe, shared), CorpusError, f"{bad}: byte 0 is not UTF-8")
+    refusal(lambda: build(recipe, shared), CorpusError, f"{bad}: byte 0 is not UTF-8")
 
 
 @pytest.mark.parametrize("name", ["text.txt", "text.jsonl"])
@@ -161,9 +165,9 @@ def test_with_replace_they_become_the_replacement_character(shared: Store, tmp_p
         lines = [b'{"text": "' + line + b'"}' for line in lines]
     recipe = with_corpus(source(write(tmp_path / name, b"\n".join(lines) + b"\n"), encoding_errors="replace"))
     built = list(first_half(with_corpus({**recipe.corpus.canonical()}), shared))
-    assert built[0].facts["replaced"] == 60
+    assert built[0].facts(IngestFacts).replaced == 60
     assert texts(built) == [f"{line} \ufffd\ufffd \ufffd" for line in sentences(60)]
-    assert built[1].facts["kept"] == 60
+    assert built[1].facts(CorpusFacts).kept == 60
 
 
 @pytest.mark.parametrize("name", ["marked.txt", "marked.jsonl", "marked.csv"])
@@ -180,14 +184,16 @@ def test_a_byte_order_mark_disappears(shared: Store, tmp_path: Path, name: str) 
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from qalam_core.pipeline import build as stages
+from qalam_core.corpus.sources import resolve
+from qalam_core.pipeline.ingest import Ingest, IngestFacts
+from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 
 recipe, store = Recipe.model_validate_json(sys.argv[1]), Store(Path(sys.argv[2]))
-files = stages.resolve(recipe.corpus)
+files = resolve(recipe.corpus.sources)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stages.prepare(store, recipe, [stages.ingest(store, file) for file in files])
+store.build(Prepare.of(recipe, [store.build(Ingest.of(file)) for file in files]))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -210,12 +216,13 @@ def test_a_line_of_100_mb_takes_bounded_memory(tmp_path: Path, name: str) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300  # MB; the line alone is 100, and 400 as Python's text
-    (documents,) = [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)]
+    (documents,) = [store.build(Ingest.of(file)) for file in resolve(recipe.corpus.sources)]
     assert documents.cached
-    corpus = stages.prepare(store, recipe, [documents])
-    assert corpus.facts["rejected"] == {"too_long": 1}
-    assert corpus.facts["kept"] == len(lines)
-    kept = [t for s in corpora.SPLITS for p in corpora.read_split(corpus.path, s) for b in corpora.read_texts(p)
+    corpus = store.build(Prepare.of(recipe, [documents]))
+    facts = corpus.facts(CorpusFacts)
+    assert facts.rejected == {"too_long": 1}
+    assert facts.kept == len(lines)
+    kept = [t for s in SPLITS for p in read_split(corpus.path, s) for b in read_texts(p)
             for t in b.column("text").to_pylist()]  # fmt: skip
     assert sorted(kept) == sorted(lines)
 
@@ -225,22 +232,22 @@ def test_a_line_of_100_mb_takes_bounded_memory(tmp_path: Path, name: str) -> Non
 
 def test_a_vocabulary_that_the_corpus_cannot_fill(shared: Store, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file, tokenizer={"vocab_size": 50_000})
-    line = refusal(lambda: stages.build(recipe, shared), RecipeError, "tokenizer.vocab_size is 50000")
+    line = refusal(lambda: build(recipe, shared), RecipeError, "tokenizer.vocab_size is 50000")
     most = int(line.partition("set it to ")[2].partition(" ")[0])
     # and what it advises works
     fitting = tiny_recipe(corpus_file, tokenizer={"vocab_size": most})
-    assert list(first_half(fitting, shared))[-3].facts["entries"] == most
+    assert list(first_half(fitting, shared))[-3].facts(VocabFacts).entries == most
 
 
 def test_a_context_longer_than_any_data(shared: Store, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file, model={"max_seq_len": 100_000, "dim": 8})
-    refusal(lambda: stages.build(recipe, shared), TrainingError, "context of 100000 tokens", "lower model.max_seq_len")
+    refusal(lambda: build(recipe, shared), TrainingError, "context of 100000 tokens", "lower model.max_seq_len")
 
 
 def test_a_loss_that_is_no_number_at_once(shared: Store, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file, train={"learning_rate": 1e30, "clip": 1e30})
     refusal(
-        lambda: stages.build(recipe, shared), TrainingError,
+        lambda: build(recipe, shared), TrainingError,
         "the loss became nan at step 2;", "there is no checkpoint yet", "lower train.learning_rate",
     )  # fmt: skip
 
@@ -249,13 +256,13 @@ def test_a_loss_that_is_no_number_later_keeps_the_last_good_checkpoint(shared: S
     # each step multiplies the matrices by 1 - 0.01 * 400, until float32 overflows
     recipe = tiny_recipe(corpus_file, train={"weight_decay": 400.0, "warmup": 0.0, "dtype": "float32"})
     line = refusal(
-        lambda: stages.build(recipe, shared), TrainingError,
+        lambda: build(recipe, shared), TrainingError,
         "at step ", "the last good checkpoint, of step 20, is kept", "lower train.learning_rate",
     )  # fmt: skip
     assert 20 < int(line.partition("at step ")[2].partition(";")[0]) <= 40
     kept = [path.name for path in (shared.root / "artifacts" / "train").glob("*.partial/checkpoint-*")]
     assert kept == ["checkpoint-000000020.safetensors"]
-    assert refusal(lambda: stages.build(recipe, shared), TrainingError) == line  # it went on from there, to the same
+    assert refusal(lambda: build(recipe, shared), TrainingError) == line  # it went on from there, to the same
 
 
 def test_weights_that_are_no_numbers_are_never_saved(shared: Store, corpus_file: Path) -> None:
@@ -263,7 +270,7 @@ def test_weights_that_are_no_numbers_are_never_saved(shared: Store, corpus_file:
     recipe = tiny_recipe(
         corpus_file, train={"steps": 1, "learning_rate": 1e38, "weight_decay": 100.0, "warmup": 0.0}
     )  # fmt: skip
-    refusal(lambda: stages.build(recipe, shared), TrainingError, "the weights stopped being finite by step 1")
+    refusal(lambda: build(recipe, shared), TrainingError, "the weights stopped being finite by step 1")
 
 
 # -- things that are something else ---------------------------------------------------------------
@@ -287,7 +294,7 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
 def test_a_store_that_is_a_file(corpus_file: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "notes.txt", "mine")
     refusal(lambda: Store(file).ensure_writable(), StoreError, "notes.txt")
-    refusal(lambda: stages.build(tiny_recipe(corpus_file), Store(file)), StoreError, "notes.txt", "--store")
+    refusal(lambda: build(tiny_recipe(corpus_file), Store(file)), StoreError, "notes.txt", "--store")
     assert file.read_text() == "mine"
 
 
@@ -297,8 +304,9 @@ def test_a_damaged_run_record_is_named(tmp_path: Path, record: str) -> None:
     folder = tmp_path / "runs" / "tiny-0123"
     folder.mkdir(parents=True)
     write(folder / "run.json", record)
-    refusal(lambda: store.run_record("tiny-0123"), StoreError, "tiny-0123", "run.json")
-    refusal(store.runs, StoreError, "tiny-0123")
+    runs = Runs(store)
+    refusal(lambda: runs.record("tiny-0123"), StoreError, "tiny-0123", "run.json")
+    refusal(runs.ids, StoreError, "tiny-0123")
 
 
 @pytest.mark.parametrize("history", ["{", "[]\n", "\x00" * 64])
@@ -307,6 +315,6 @@ def test_a_damaged_champion_history_is_named(tmp_path: Path, history: str) -> No
     file = tmp_path / "champions" / "tiny.jsonl"
     file.parent.mkdir()
     write(file, history)
-    before = file_sha256(file)
-    refusal(lambda: store.champion("tiny"), StoreError, "tiny.jsonl:1")
-    assert file_sha256(file) == before
+    before = sha256_file(file)
+    refusal(lambda: Runs(store).champion("tiny"), StoreError, "tiny.jsonl:1")
+    assert sha256_file(file) == before

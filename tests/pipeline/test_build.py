@@ -1,4 +1,4 @@
-"""The whole pipeline through `stages.build`, without Prefect: reuse, reproducibility, kill -9, damage, full disks."""
+"""The whole pipeline in one process, without Prefect: reuse, reproducibility, kill -9, damage, full disks."""
 
 from __future__ import annotations
 
@@ -16,42 +16,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from qalam_core.errors import PackageError, QalamError, StoreError
+from qalam_core.files import sha256_file
 from qalam_core.package import read, verify
-from qalam_core.pipeline import build as stages
-from qalam_core.pipeline.build import Published
+from qalam_core.pipeline import build as module
+from qalam_core.pipeline import train as train_stage
+from qalam_core.pipeline.build import build
+from qalam_core.pipeline.publish import Published
+from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe
-from qalam_core.store import Artifact, Store, file_sha256
-from qalam_core.training import process as trainer
-from tests.conftest import sentences, tiny_recipe
+from qalam_core.runs import Promotion, Runs
+from qalam_core.store import Artifact, Store
+from tests.conftest import Built, sentences, tiny_recipe
 
-STAGES = ("ingest", "prepare", "vocab", "tokenize", "train", "export", "evaluate", "gate")
-
-
-class Built(NamedTuple):
-    """A finished build that tests read, or copy before they write to its store."""
-
-    recipe: Recipe
-    store: Store
-    published: Published
+STAGES = tuple(stage.name for stage in module.STAGES)
 
 
-@pytest.fixture(scope="session")
-def built(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    recipe, store = tiny_recipe(corpus_file), Store(tmp_path_factory.mktemp("built") / "store")
-    return Built(recipe, store, stages.build(recipe, store))
-
-
-@pytest.fixture
-def mine(built: Built, tmp_path: Path) -> Built:
-    """A copy that a test may change."""
-    shutil.copytree(built.store.root, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    return Built(built.recipe, store, stages.build(built.recipe, store))
+def promotion(run: str) -> Promotion:
+    return Promotion(run=run, when="2030-01-01T00:00:00+00:00", why="by hand", who="tester")
 
 
 def fresh(published: Published) -> list[str]:
@@ -64,7 +50,7 @@ def of(published: Published, stage: str) -> Artifact:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_same_result(published: Published, reference: Published) -> None:
@@ -75,27 +61,30 @@ def assert_same_result(published: Published, reference: Published) -> None:
         ours, theirs = of(published, stage).path, of(reference, stage).path
         names = sorted(path.name for path in theirs.glob(files))
         assert names
-        assert {name: file_sha256(ours / name) for name in names} == {
-            name: file_sha256(theirs / name) for name in names
+        assert {name: sha256_file(ours / name) for name in names} == {
+            name: sha256_file(theirs / name) for name in names
         }
     assert contents(published.folder / "model") == contents(reference.folder / "model")
     for name in ("tokenizer.json", "report.json"):
-        assert file_sha256(published.folder / name) == file_sha256(reference.folder / name)
+        assert sha256_file(published.folder / name) == sha256_file(reference.folder / name)
 
 
 def assert_tidy(store: Store) -> None:
     assert not [path for path in store.root.rglob("*partial*") if "prefect" not in path.parts]
 
 
-# Runs a build in a process of its own, and kills at a place named by the test.
-# "group" is kill -9 of all its processes; a stage is struck when its files are there, each cut in half.
+# Runs a build in a process of its own, and kills it at a place named by the test: "group" is kill -9 of all its
+# processes; a stage is struck when its files are there, each cut in half.
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
-from qalam_core.pipeline import build as stages
-from qalam_core.training import process as trainer
+from qalam_core import store as stores
+from qalam_core.pipeline import train
+from qalam_core.pipeline.build import STAGES, build
 from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
 from qalam_core.store import Store
+from qalam_core.training import process
 
 recipe, root, where = Recipe.model_validate_json(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
@@ -115,7 +104,7 @@ def cut(fill):
     return filled
 
 def at_step(number, strike):
-    follow, Popen = trainer.follow, trainer.subprocess.Popen
+    follow, Popen = train.follow, process.subprocess.Popen
     started = []
 
     def start(*arguments, **options):
@@ -125,7 +114,7 @@ def at_step(number, strike):
     def watched(spec, steps, progress):
         follow(spec, steps, lambda done, total: strike(started[-1]) if done >= number else None)
 
-    trainer.subprocess.Popen, trainer.follow = start, watched
+    process.subprocess.Popen, train.follow = start, watched
 
 def orphan(trainer):
     os.kill(trainer.pid, signal.SIGSTOP)
@@ -137,25 +126,28 @@ if where == "train":
 elif where == "parent":
     at_step(0, orphan)
 elif where == "publish":
-    publish = Store.publish
-    Store.publish = lambda self, name, key, fill: publish(self, name, key, cut(fill))
+    publish = Runs.publish
+    Runs.publish = lambda self, run, fill: publish(self, run, cut(fill))
 elif where == "promote":
-    Store.promote = lambda *arguments: kill()
+    Runs.promote = lambda *arguments: kill()
 elif where == "manifest":
-    finish = stages.Store.build.__globals__["_finish"]
-    def late(folder, manifest):
-        if manifest["stage"] == "vocab":
+    finish = stores._finish
+    def late(folder, identity, facts):
+        if identity.stage == "vocab":
             (folder / "manifest.json").write_text("{")
             kill()
-        finish(folder, manifest)
-    stages.Store.build.__globals__["_finish"] = late
+        return finish(folder, identity, facts)
+    stores._finish = late
 elif where:
-    build = Store.build
-    def built(self, stage, version, part, inputs, make, resumable=False):
-        return build(self, stage, version, part, inputs, cut(make) if stage == where else make, resumable)
-    Store.build = built
+    kind = next(kind for kind in STAGES if kind.name == where)
+    run = kind.run
+    def struck(self, out, progress):
+        run(self, out, progress)
+        halve(out)
+        kill()
+    kind.run = struck
 
-published = stages.build(recipe, Store(root))
+published = build(recipe, Store(root))
 print(json.dumps({"run": published.run, "cached": [a.stage for a in published.artifacts if a.cached]}))
 """
 
@@ -174,18 +166,18 @@ def test_a_build_gives_a_run(built: Built) -> None:
     published = built.published
     assert published.verdict.passed, published.verdict.reasons()
     assert published.champion
-    assert built.store.champion("tiny") == published.run
-    assert built.store.runs() == [published.run]
+    assert built.runs.champion("tiny") == published.run
+    assert built.runs.ids() == [published.run]
     assert {path.name for path in published.folder.iterdir()} == {
         "run.json", "tokenizer.json", "model", "report.md", "report.html", "report.json",
     }  # fmt: skip
     assert verify(published.folder / "model") == []
     assert len(read(published.folder / "model").vocabulary.words) == 320
-    record = built.store.run_record(published.run)
-    assert sorted(record["artifacts"]) == sorted(STAGES)
-    assert record["verdict"]["passed"]
-    assert Recipe.parse(record["recipe"]) == built.recipe
-    assert sorted(record["timings"]) == sorted(STAGES)
+    record = built.runs.record(published.run)
+    assert tuple(record.artifacts) == STAGES
+    assert record.verdict.passed
+    assert record.recipe == built.recipe
+    assert tuple(record.timings) == STAGES
     assert [artifact.stage for artifact in published.artifacts] == [
         "ingest", "prepare", "vocab", "tokenize", "tokenize", "train", "export", "evaluate", "gate",
     ]  # fmt: skip
@@ -193,16 +185,16 @@ def test_a_build_gives_a_run(built: Built) -> None:
 
 
 def test_the_same_recipe_again_builds_nothing(mine: Built) -> None:
-    again = stages.build(mine.recipe, mine.store)
+    again = build(mine.recipe, mine.store)
     assert again.cached
     assert again.champion
     assert_same_result(again, mine.published)
-    assert len(mine.store.promotions("tiny")) == 1
+    assert len(mine.runs.promotions("tiny")) == 1
 
 
 def test_how_training_is_watched_changes_nothing(mine: Built) -> None:
     train = {**mine.recipe.train.canonical(), "log_every": 7, "validate_every": 11, "checkpoint_every": 13}
-    again = stages.build(Recipe.parse({**mine.recipe.canonical(), "train": train}), mine.store)
+    again = build(Recipe.parse({**mine.recipe.canonical(), "train": train}), mine.store)
     assert fresh(again) == []
     assert again.run == mine.published.run
 
@@ -219,7 +211,7 @@ def test_how_training_is_watched_changes_nothing(mine: Built) -> None:
 def test_an_edit_rebuilds_what_reads_it(mine: Built, section: str, key: str, value: Any, expected: list[str]) -> None:
     recipe = mine.recipe.canonical()
     recipe[section] = {**recipe[section], key: value}
-    again = stages.build(Recipe.parse(recipe), mine.store)
+    again = build(Recipe.parse(recipe), mine.store)
     assert fresh(again) == expected
     assert again.run != mine.published.run
     assert again.verdict.passed, again.verdict.reasons()
@@ -263,12 +255,12 @@ class EnoughError(Exception):
 def build_through(last: str, recipe: Recipe, store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Artifact]:
     """Build up to the stage `last`, and no further."""
     seen: list[Artifact] = []
-    build = Store.build
+    run = Store.build
 
-    def until(self: Store, stage: str, *arguments: Any, **options: Any) -> Artifact:
-        if STAGES.index(stage) > STAGES.index(last):
+    def until(self: Store, stage: Stage, *arguments: Any) -> Artifact:
+        if STAGES.index(stage.name) > STAGES.index(last):
             raise EnoughError
-        seen.append(build(self, stage, *arguments, **options))
+        seen.append(run(self, stage, *arguments))
         return seen[-1]
 
     def publish(*_: object) -> None:
@@ -276,9 +268,9 @@ def build_through(last: str, recipe: Recipe, store: Store, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "build", until)
-        patch.setattr(stages, "publish", publish)
+        patch.setattr(module, "publish", publish)
         with pytest.raises(EnoughError):
-            stages.build(recipe, store)
+            build(recipe, store)
     return seen
 
 
@@ -297,7 +289,7 @@ def raced(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
         out, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
         said.append(json.loads(out))
-    return said, stages.build(recipe, store)
+    return said, build(recipe, store)
 
 
 @pytest.mark.slow
@@ -307,8 +299,8 @@ def test_two_processes_build_it_once_between_them(raced: tuple[list[dict[str, An
     # each artifact was built by one of them and found by the other
     assert sorted(one["cached"] + other["cached"]) == sorted(a.stage for a in built.published.artifacts)
     store = Store(published.folder.parents[1])
-    assert store.runs() == [published.run]
-    assert len(store.promotions("tiny")) == 1
+    assert Runs(store).ids() == [published.run]
+    assert len(Runs(store).promotions("tiny")) == 1
     assert_tidy(store)
 
 
@@ -338,10 +330,10 @@ def test_killed_in_every_stage_in_turn_it_still_ends_the_same(built: Built, tmp_
             assert all(name.endswith(".partial") for name in halves), f"{stage}: {halves}"
         if stage == "train":
             assert [*home.glob("*.partial/checkpoint-*")], "killed before the first checkpoint"
-        assert store.champion("tiny") is None, stage
+        assert Runs(store).champion("tiny") is None, stage
         # the run is whole or absent
-        assert store.runs() == ([built.published.run] if stage == "promote" else [])
-    published = stages.build(built.recipe, store)
+        assert Runs(store).ids() == ([built.published.run] if stage == "promote" else [])
+    published = build(built.recipe, store)
     assert published.champion
     assert published.cached
     assert_same_result(published, built.published)
@@ -365,14 +357,14 @@ def test_an_orphaned_trainer_saves_and_ends_and_the_next_build_goes_on(
         orphan = int(process.stdout.readline())
         assert process.wait() == -signal.SIGKILL
     found: list[int] = []
-    follow = trainer.follow
+    follow = train_stage.follow
 
     def noted(spec: Path, *arguments: Any) -> None:
         assert not _alive(orphan), "two processes at once would work on one artifact"
         found.extend(int(path.stem.rpartition("-")[2]) for path in spec.parent.glob("checkpoint-*"))
         follow(spec, *arguments)
 
-    monkeypatch.setattr(trainer, "follow", noted)
+    monkeypatch.setattr(train_stage, "follow", noted)
     caplog.set_level(logging.INFO, "qalam_core")
     woken = threading.Timer(0.5, os.kill, (orphan, signal.SIGCONT))
     since = time.monotonic()
@@ -387,7 +379,7 @@ def test_an_orphaned_trainer_saves_and_ends_and_the_next_build_goes_on(
     assert time.monotonic() - since < 60
     reference = of(built.published, "train")
     assert trained.digest == reference.digest
-    assert file_sha256(trained.path / "model.safetensors") == file_sha256(reference.path / "model.safetensors")
+    assert sha256_file(trained.path / "model.safetensors") == sha256_file(reference.path / "model.safetensors")
 
 
 def _alive(pid: int) -> bool:
@@ -408,13 +400,13 @@ def test_a_flipped_byte_is_noticed_and_rebuilt(mine: Built, stage: str) -> None:
     damaged = bytearray(victim.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     victim.write_bytes(damaged)
-    again = stages.build(mine.recipe, mine.store)
+    again = build(mine.recipe, mine.store)
     assert [a for a in again.artifacts if not a.cached] == [artifact]
     aside = [path for path in artifact.path.parent.iterdir() if ".damaged-" in path.name]
     assert len(aside) == 1
     assert (aside[0] / victim.relative_to(artifact.path)).read_bytes() == bytes(damaged)
     assert_same_result(again, mine.published)
-    assert stages.build(mine.recipe, mine.store).cached
+    assert build(mine.recipe, mine.store).cached
 
 
 def test_an_evaluation_that_the_machine_broke_is_not_kept(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,8 +418,8 @@ def test_an_evaluation_that_the_machine_broke_is_not_kept(mine: Built, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", killed)
-        assert "was killed" in one_line(lambda: stages.build(mine.recipe, mine.store), PackageError)
-    again = stages.build(mine.recipe, mine.store)
+        assert "was killed" in one_line(lambda: build(mine.recipe, mine.store), PackageError)
+    again = build(mine.recipe, mine.store)
     assert fresh(again) == ["evaluate"]
     assert_same_result(again, mine.published)
 
@@ -486,7 +478,7 @@ def test_a_disk_that_fills_up_in_any_stage_is_one_line_and_costs_nothing_that_is
     for stage in STAGES:
         artifact = of(built.published, stage)
         disk.room(sum(path.stat().st_size for path in artifact.path.rglob("*") if path.is_file()) // 2)
-        message = one_line(lambda: stages.build(built.recipe, store), StoreError)
+        message = one_line(lambda: build(built.recipe, store), StoreError)
         assert f"stage {stage}" in message
         assert "no space left" in message
         partial = [*(store.root / "artifacts").glob("*/*.partial")]
@@ -498,11 +490,11 @@ def test_a_disk_that_fills_up_in_any_stage_is_one_line_and_costs_nothing_that_is
         assert {path.parents[1].name for path in now} == set(STAGES[: STAGES.index(stage) + 1])
         finished = now
     disk.room(100_000)
-    message = one_line(lambda: stages.build(built.recipe, store), StoreError)
+    message = one_line(lambda: build(built.recipe, store), StoreError)
     assert "no space left" in message
-    assert store.runs() == []
+    assert Runs(store).ids() == []
     disk.options("size=64m")
-    published = stages.build(built.recipe, store)
+    published = build(built.recipe, store)
     assert published.cached
     assert published.champion
     assert_same_result(published, built.published)
@@ -516,13 +508,13 @@ def test_a_read_only_disk_is_one_line(disk: Disk, built: Built) -> None:
     disk.options("ro")
     other = tiny_recipe(Path(built.recipe.corpus.sources[0].path), tokenizer={"vocab_size": 300})
     for recipe in (built.recipe, other):
-        message = one_line(lambda recipe=recipe: stages.build(recipe, store), StoreError)  # type: ignore[misc]
+        message = one_line(lambda recipe=recipe: build(recipe, store), StoreError)  # type: ignore[misc]
         assert "read-only" in message
         assert "--store" in message
     one_line(store.ensure_writable, StoreError)
-    assert store.champion("tiny") == built.published.run  # it can still be read
+    assert Runs(store).champion("tiny") == built.published.run  # it can still be read
     disk.options("rw")
-    assert stages.build(built.recipe, store).cached
+    assert build(built.recipe, store).cached
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -531,10 +523,10 @@ def test_a_folder_without_permission_is_one_line(mine: Built) -> None:
     shutil.rmtree(locks)
     mine.store.root.chmod(0o555)
     try:
-        assert "no permission" in one_line(lambda: stages.build(mine.recipe, mine.store), StoreError)
+        assert "no permission" in one_line(lambda: build(mine.recipe, mine.store), StoreError)
     finally:
         mine.store.root.chmod(0o755)
-    assert stages.build(mine.recipe, mine.store).cached
+    assert build(mine.recipe, mine.store).cached
 
 
 # -- the gate -------------------------------------------------------------------------------------
@@ -542,16 +534,16 @@ def test_a_folder_without_permission_is_one_line(mine: Built) -> None:
 
 def test_a_recipe_that_cannot_pass_is_a_result_and_the_champion_stays(mine: Built) -> None:
     recipe = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"beat_unigram": 0.99})
-    refused = stages.build(recipe, mine.store)
+    refused = build(recipe, mine.store)
     assert not refused.verdict.passed
     assert len(refused.verdict.reasons()) == 1
     assert "unigram" in refused.verdict.reasons()[0]
     assert not refused.champion
-    assert mine.store.champion("tiny") == mine.published.run
-    assert sorted(mine.store.runs()) == sorted([mine.published.run, refused.run])
-    assert not mine.store.run_record(refused.run)["verdict"]["passed"]
+    assert mine.runs.champion("tiny") == mine.published.run
+    assert sorted(mine.runs.ids()) == sorted([mine.published.run, refused.run])
+    assert not mine.runs.record(refused.run).verdict.passed
     assert verify(refused.folder / "model") == []
-    again = stages.build(recipe, mine.store)
+    again = build(recipe, mine.store)
     assert again.cached
     assert not again.verdict.passed
 
@@ -559,8 +551,8 @@ def test_a_recipe_that_cannot_pass_is_a_result_and_the_champion_stays(mine: Buil
 def test_without_a_champion_a_refused_model_makes_none(mine: Built) -> None:
     (mine.store.root / "champions" / "tiny.jsonl").unlink()
     recipe = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"beat_unigram": 0.99})
-    assert not stages.build(recipe, mine.store).champion
-    assert mine.store.champion("tiny") is None
+    assert not build(recipe, mine.store).champion
+    assert mine.runs.champion("tiny") is None
 
 
 def test_the_published_package_is_the_exported_one_but_for_its_card(built: Built) -> None:
@@ -569,40 +561,40 @@ def test_the_published_package_is_the_exported_one_but_for_its_card(built: Built
     ours, theirs = contents(exported), contents(shipped)
     assert {name for name in ours if ours[name] != theirs[name]} == {"MODEL_CARD.md", "manifest.json"}
     assert ours.keys() == theirs.keys()
-    bits = f"{built.store.run_record(built.published.run)['bits_per_byte']['model']:.4f} ("
+    bits = f"{built.published.record.bits_per_byte.model:.4f} ("
     assert bits in (shipped / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def test_a_rollback_stands(mine: Built) -> None:
     newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.03})
-    second = stages.build(newer, mine.store)
+    second = build(newer, mine.store)
     assert second.champion
-    mine.store.promote("tiny", mine.published.run, "2030-01-01T00:00:00+00:00", "rolled back", "tester")
-    again = stages.build(newer, mine.store)
+    mine.runs.promote("tiny", promotion(mine.published.run))
+    again = build(newer, mine.store)
     assert again.cached
     assert again.run == second.run
     assert not again.champion
-    assert mine.store.champion("tiny") == mine.published.run
-    assert [line["run"] for line in mine.store.promotions("tiny")] == [
+    assert mine.runs.champion("tiny") == mine.published.run
+    assert [line.run for line in mine.runs.promotions("tiny")] == [
         mine.published.run, second.run, mine.published.run,
     ]  # fmt: skip
 
 
 def test_a_worse_model_is_refused_against_the_champion(mine: Built) -> None:
     worse = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), train={"steps": 1}, gate={"tolerance": 0.01})
-    refused = stages.build(worse, mine.store)
+    refused = build(worse, mine.store)
     assert not refused.verdict.passed
     champion = next(check for check in refused.verdict.checks if check.name == "champion")
     assert not champion.passed
     assert re.search(r"the champion \d+\.\d+ on the same", champion.sentence)
-    assert mine.store.champion("tiny") == mine.published.run
+    assert mine.runs.champion("tiny") == mine.published.run
     # the champion, built again, still finds the verdict that made it champion
-    again = stages.build(mine.recipe, mine.store)
+    again = build(mine.recipe, mine.store)
     assert again.cached
     assert again.champion
     # against the worse model, made champion by hand, the better one wins
-    mine.store.promote("tiny", refused.run, "2030-01-01T00:00:00+00:00", "by hand", "tester")
-    better = stages.build(tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.0}), mine.store)
+    mine.runs.promote("tiny", promotion(refused.run))
+    better = build(tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.0}), mine.store)
     assert fresh(better) == ["gate"]
     assert next(check for check in better.verdict.checks if check.name == "champion").limit is not None
     assert better.verdict.passed
@@ -611,14 +603,14 @@ def test_a_worse_model_is_refused_against_the_champion(mine: Built) -> None:
 
 def test_a_deleted_old_run_does_not_stand_in_the_way(mine: Built) -> None:
     asked = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"prompts": ["كان"]})
-    second = stages.build(asked, mine.store)
+    second = build(asked, mine.store)
     assert second.champion
     shutil.rmtree(mine.published.folder)
-    assert stages.build(asked, mine.store).verdict.passed
+    assert build(asked, mine.store).verdict.passed
     # but what reigns is needed, and the message says which run it was
-    reigning = mine.store.champion("tiny")
+    reigning = mine.runs.champion("tiny")
     assert reigning
-    (mine.store.run_folder(reigning) / "report.json").write_text("?")
-    assert "champion" in one_line(lambda: stages.build(mine.recipe, mine.store), StoreError)
-    shutil.rmtree(mine.store.run_folder(reigning))
-    assert reigning in one_line(lambda: stages.build(mine.recipe, mine.store), StoreError)
+    (mine.runs.folder(reigning) / "report.json").write_text("?")
+    assert "champion" in one_line(lambda: build(mine.recipe, mine.store), StoreError)
+    shutil.rmtree(mine.runs.folder(reigning))
+    assert reigning in one_line(lambda: build(mine.recipe, mine.store), StoreError)

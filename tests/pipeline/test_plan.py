@@ -1,0 +1,186 @@
+"""The plan of a build: what is reused, what is built, and why, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qalam_core.corpus.sources import resolve
+from qalam_core.errors import CorpusError
+from qalam_core.pipeline.build import STAGES, build
+from qalam_core.pipeline.plan import Plan, Reasons, plan
+from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
+from qalam_core.store import Store
+from tests.conftest import Built, sentences, tiny_recipe, write_corpus
+
+
+def rows(found: Plan, stage: str) -> list[tuple[str, str]]:
+    return [(row.action, "; ".join(row.reasons)) for row in found.rows if row.stage == stage]
+
+
+def to_build(found: Plan) -> list[str]:
+    return [row.stage for row in found.rows if row.action == "build"]
+
+
+def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    data = recipe.canonical()
+    data[section] = {**data[section], **values}
+    return Recipe.parse(data)
+
+
+def test_a_finished_build_is_all_reuse(built: Built) -> None:
+    found = plan(built.recipe, built.store)
+    assert found.complete
+    assert found.against == built.published.run
+    assert list(found.artifacts) == list(built.published.artifacts)
+    assert [row.digest for row in found.rows] == [artifact.digest for artifact in built.published.artifacts]
+    assert all(row.reasons == () for row in found.rows)
+
+
+def test_it_writes_nothing_and_takes_no_lock(built: Built, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in built.store.root.rglob("*")}
+    plan(built.recipe, built.store)
+    plan(changed(built.recipe, "train", steps=7), built.store)
+    assert {path: path.stat().st_mtime_ns for path in built.store.root.rglob("*")} == before
+    plan(built.recipe, Store(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists() or not list((tmp_path / "nowhere").iterdir())
+
+
+def test_a_first_build_says_so(built: Built, tmp_path: Path) -> None:
+    found = plan(built.recipe, Store(tmp_path / "empty"))
+    assert to_build(found) == [stage.name for stage in STAGES]
+    assert rows(found, "ingest") == [("build", "first build")]
+    assert rows(found, "vocab") == [("build", "after prepare")]
+    assert found.against == ""
+    assert not found.complete
+    assert found.artifacts == ()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "stage", "why"),
+    [
+        ("corpus", "min_chars", 21, "prepare", "min_chars: 20 -> 21"),
+        ("corpus", "thresholds", {"max_average_word": 12.0}, "prepare", "rules"),
+        ("tokenizer", "min_freq", 3, "vocab", "min_freq: 2 -> 3"),
+        ("train", "steps", 61, "train", "optimisation.steps: 60 -> 61"),
+        ("model", "dropout", 0.1, "train", "model.dropout: 0.0 -> 0.1"),
+        ("package", "dtype", "q8", "export", "dtype: f32 -> q8"),
+        ("gate", "prompts", ["كان"], "evaluate", "prompts: "),
+        ("gate", "tolerance", 0.04, "gate", "tolerance: 0.02 -> 0.04"),
+    ],
+)
+def test_a_changed_setting_is_named_where_it_counts(
+    built: Built, section: str, key: str, value: Any, stage: str, why: str
+) -> None:
+    found = plan(changed(built.recipe, section, **{key: value}), built.store)
+    order = [kind.name for kind in STAGES]
+    first = order.index(stage)
+    # everything before it is reused, and everything that it may reach is not promised
+    assert to_build(found)[0] == stage
+    assert set(order[:first]).isdisjoint(to_build(found))
+    assert set(order[first:]) >= set(to_build(found))
+    assert why in rows(found, stage)[0][1]
+    built_again = [row for row in found.rows if row.action == "build" and row.stage != stage]
+    assert all(any("is built again" in reason for reason in row.reasons) for row in built_again), built_again
+
+
+def test_what_it_says_is_what_a_build_does(mine: Built) -> None:
+    """Every stage that the plan promises to reuse is reused, and what it knows to be new is built."""
+    for section, values in (("gate", {"tolerance": 0.04}), ("package", {"dtype": "q8"}), ("corpus", {"min_chars": 30})):
+        recipe = changed(mine.recipe, section, **values)
+        found = plan(recipe, mine.store)
+        published = build(recipe, mine.store)
+        cached = {artifact.digest for artifact in published.artifacts if artifact.cached}
+        fresh = {artifact.digest for artifact in published.artifacts if not artifact.cached}
+        assert {row.digest for row in found.rows if row.action == "reuse"} <= cached
+        assert {row.digest for row in found.rows if row.action == "build" and row.digest} <= fresh
+        assert plan(recipe, mine.store).complete
+
+
+def test_a_new_and_a_changed_file_are_named(mine: Built, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text(sentences(1, seed=5)[0] + "\n", encoding="utf-8")
+    corpus = mine.recipe.canonical()["corpus"]
+    more = Recipe.parse(
+        {
+            **mine.recipe.canonical(),
+            "corpus": {**corpus, "sources": [*corpus["sources"], {"path": str(tmp_path / "more.txt")}]},
+        }
+    )
+    found = plan(more, mine.store)
+    assert rows(found, "ingest") == [("reuse", ""), ("build", f"{tmp_path / 'more.txt'} is new or changed")]
+    assert rows(found, "prepare") == [("build", "ingest is built again")]
+    # the same file with other content: old and new digest
+    other = write_corpus(tmp_path / "stories.jsonl", 390)
+    edited = tiny_recipe(other)
+    ((action, why),) = rows(plan(edited, mine.store), "ingest")
+    assert action == "build"
+    then, now = (resolve(recipe.corpus.sources)[0].sha256[:12] for recipe in (mine.recipe, edited))
+    assert why == f"{other}: file: {then} -> {now}"
+
+
+def test_a_removed_file_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(2):
+        write_corpus(folder / f"{number}.jsonl", 200, seed=number)
+    store, recipe = Store(tmp_path / "store"), tiny_recipe(folder, train={"steps": 1})
+    build(recipe, store)
+    (folder / "1.jsonl").unlink()
+    found = plan(recipe, store)
+    assert rows(found, "ingest") == [("reuse", "")]
+    assert rows(found, "prepare")[0][1] == "documents: 1 gone or changed"
+
+
+def test_deleted_and_damaged_artifacts_are_reasons(mine: Built) -> None:
+    train = next(artifact for artifact in mine.published.artifacts if artifact.stage == "train")
+    weights = train.path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert rows(plan(mine.recipe, mine.store), "train") == [("build", "its earlier result was deleted or damaged")]
+    shutil.rmtree(train.path)
+    found = plan(mine.recipe, mine.store)
+    assert rows(found, "train") == [("build", "its earlier result was deleted or damaged")]
+    assert to_build(found) == ["train", "export", "evaluate", "gate"]
+    shutil.rmtree(mine.store.root / "artifacts")
+    assert to_build(plan(mine.recipe, mine.store)) == [stage.name for stage in STAGES]
+
+
+def test_a_damaged_run_record_is_no_reason_not_to_plan(mine: Built) -> None:
+    (mine.runs.folder(mine.published.run) / "run.json").write_text("{")
+    (mine.store.root / "champions" / "tiny.jsonl").unlink()
+    found = plan(mine.recipe, mine.store)
+    assert found.against == ""
+    assert found.complete
+
+
+def test_mistakes_are_those_of_a_build(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="no such file"):
+        plan(tiny_recipe(tmp_path / "missing.txt"), built.store)
+
+
+def test_a_build_gives_the_same_reasons(mine: Built) -> None:
+    """What `qalam build` prints beside each stage that it builds."""
+    recipe = changed(mine.recipe, "train", steps=61)
+    reasons = Reasons(Runs(mine.store), recipe.name)
+    why: dict[str, tuple[str, ...]] = {}
+
+    class Watched:
+        def run(self, stage: Any) -> Any:
+            made = mine.store.build(stage)
+            if not made.cached:
+                why[stage.name] = reasons.why(stage)
+            return made
+
+        def map(self, stages: Any) -> Any:
+            return [self.run(stage) for stage in stages]
+
+    from qalam_core.pipeline.build import stages_in_order
+
+    stages_in_order(recipe, resolve(recipe.corpus.sources), mine.runs, Watched())
+    assert why["train"] == ("optimisation.steps: 60 -> 61",)
+    assert why["export"][-1].startswith("checkpoint: ")
+    assert json.dumps(why)
