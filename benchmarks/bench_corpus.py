@@ -29,21 +29,26 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from benchmarks.texts import texts
-from qalam_core.arabic import normalise_array
-from qalam_core.corpus.prepare import ingest, prepare, resolve
-from qalam_core.filter_profiles import PROFILES
+from qalam_core.arabic import NORMALISATIONS, normalise_array
+from qalam_core.corpus.prepare import PrepareSettings, prepare
+from qalam_core.corpus.readers import ingest
+from qalam_core.corpus.sources import resolve
+from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.recipe import Corpus, Source
 
 LEAST = {"normalise, exact and near-duplicates": 10.0, "everything": 4.0}  # MB/s
 MEMORY = 1000  # MB
 STEEPER = 1.25
 
-PARTS = {
+STANDARD = NORMALISATIONS["standard"]
+
+PARTS: dict[str, dict[str, Any]] = {
     "normalise": {},
     "normalise, exact and near-duplicates": {"filters": "none"},
     "everything": {"filters": "web", "repair": True},
@@ -66,7 +71,7 @@ def main() -> int:
 
 
 def prepare_table(corpus: Path | None, sizes: list[int]) -> bool:
-    """Print the table of preparation; says whether a target was missed."""
+    """Print the table of preparation; -> whether a target was missed."""
     missed = False
     costs: dict[str, list[float]] = {}  # processor seconds a MB, at each size
     columns = f"{'MB/s':>8}{'cpu s/MB':>10}{'peak MB':>9}{'documents':>11}{'kept':>10}"
@@ -119,7 +124,7 @@ def measured(part: str, folder: Path) -> dict[str, float]:
     else:
         corpus = Corpus(sources=(Source(path="x"),), **PARTS[part])
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            found["kept"] = prepare([file], corpus, Path(out))["kept"]
+            found["kept"] = prepare([file], PrepareSettings.of(corpus), Path(out)).kept
     found["seconds"], found["cpu"] = time.perf_counter() - since, time.process_time() - spent
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found["bytes"] = json.loads((folder / "size.json").read_text())
@@ -130,7 +135,7 @@ def _normalise(file: Path) -> None:
     with ipc.open_file(str(file)) as reader, ThreadPoolExecutor(2) as pool:
         for start in range(0, reader.num_record_batches, 2):
             indices = range(start, min(start + 2, reader.num_record_batches))
-            list(pool.map(lambda index: len(normalise_array(reader.get_batch(index)["text"], "standard")), indices))
+            list(pool.map(lambda index: len(normalise_array(reader.get_batch(index)["text"], STANDARD)), indices))
 
 
 # -- a corpus of any size -------------------------------------------------------------------------
@@ -208,7 +213,7 @@ def _datatrove(folder: Path) -> int:
         def span_tokenize(self, text: str) -> list[tuple[int, int]]:
             return [(0, len(text))]
 
-    limits, words = PROFILES["web"], Whitespace()
+    limits, words = FILTER_PROFILES["web"], Whitespace()
     filters = [
         GopherRepetitionFilter(
             limits["max_duplicate_lines"], 0, 0, 0,
@@ -229,7 +234,7 @@ def _datatrove(folder: Path) -> int:
         number = itertools.count()
         with ipc.open_file(str(folder / "documents.arrow")) as reader:
             for index in range(reader.num_record_batches):
-                for text in normalise_array(reader.get_batch(index)["text"].cast(pa.large_string()), "standard"):
+                for text in normalise_array(reader.get_batch(index)["text"].cast(pa.large_string()), STANDARD):
                     yield Document(text.as_py(), str(next(number)))
 
     def kept() -> Iterator[Document]:

@@ -22,12 +22,20 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks.texts import DEMO
-from qalam_core.corpus import prepare as corpora
+from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.errors import RecipeError
-from qalam_core.evaluation.evaluate import Report, evaluate
-from qalam_core.pipeline import build as stages
+from qalam_core.evaluation.evaluate import evaluate
+from qalam_core.evaluation.results import Report
+from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.export import PACKAGE, Export
+from qalam_core.pipeline.ingest import Ingest
+from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.tokenize import TOKENS, of_split
+from qalam_core.pipeline.train import WEIGHTS, Train
 from qalam_core.recipe import SIZES, Model, Recipe
-from qalam_core.store import Artifact, Store
+from qalam_core.runs import Runs
+from qalam_core.store import Store
 from qalam_core.tokens.shards import flat
 
 TOKENIZERS = (("word", 8000), ("word", 32000), ("bpe", 4000), ("bpe", 8000), ("bpe", 16000), ("bpe", 32000))
@@ -50,28 +58,24 @@ def recipe_for(corpus: str, algorithm: str, vocab_size: int, steps: int, seed: i
 
 def held_out(store: Store, recipe: Recipe, name: str) -> list[tuple[str, str]]:
     """The first documents of a corpus's test split, under `name`."""
-    corpus = prepared(store, recipe)
+    documents = [store.build(Ingest.of(file)) for file in resolve(recipe.corpus.sources)]
+    corpus = store.build(Prepare.of(recipe, documents))
     found = (
-        text for shard in corpora.read_split(corpus.path, "test") for batch in corpora.read_texts(shard)
+        text for shard in read_split(corpus.path, "test") for batch in read_texts(shard)
         for text in batch.column("text").to_pylist()
     )  # fmt: skip
     return [(name, text) for text in islice(found, DOCUMENTS)]
 
 
-def prepared(store: Store, recipe: Recipe) -> Artifact:
-    return stages.prepare(store, recipe, [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)])
-
-
 def measure(store: Store, recipe: Recipe, test: Sequence[tuple[str, str]]) -> Report:
-    corpus = prepared(store, recipe)
-    tokenizer = stages.vocab(store, recipe, corpus)
-    tokens = [stages.tokenize(store, corpus, shard, tokenizer) for shard in stages.shards(corpus)]
-    checkpoint = stages.train(store, recipe, tokenizer, tokens)
-    package = stages.export(store, recipe, corpus, tokenizer, checkpoint)
-    some = flat(next(a.path / "tokens.arrow" for a in tokens if a.facts["split"] == "train"))[:200_000]
+    _, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
+    checkpoint = store.build(Train.of(recipe, tokenizer, tokens, Runs(store)))
+    package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint))
+    some = flat(of_split(tokens, "train")[0].path / TOKENS)[:200_000]
     report, _ = evaluate(
-        package.path / "model", checkpoint.path / "model.safetensors", test,
-        [some], [pa.array([text for _, text in test[:1]], pa.large_string())], recipe.seed, recipe.gate,
+        package.path / PACKAGE, checkpoint.path / WEIGHTS, test,
+        [some], [pa.array([text for _, text in test[:1]], pa.large_string())],
+        seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence, storage=recipe.package.dtype,
     )  # fmt: skip
     return report
 

@@ -26,19 +26,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
 from benchmarks.texts import texts
-from qalam_core.arabic import normalise_array
-from qalam_core.pipeline import build as stages
+from qalam_core.arabic import NORMALISATIONS, normalise_array
+from qalam_core.corpus.prepare import CorpusFacts, SplitCounts
+from qalam_core.package.runtime.tokenizer import token_bytes
+from qalam_core.package.vocabulary import _BPE_SPLIT
+from qalam_core.pipeline.tokenize import Tokenize
+from qalam_core.pipeline.vocab import Vocab
+from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
-from qalam_core.store import Artifact, Store
-from qalam_core.tokens.tokenizer import _BPE_SPLIT, _BYTES, SPECIALS, ArabicTokenizer
+from qalam_core.store import Identity, Store
+from qalam_core.tokens.tokenizer import SPECIALS, Algorithm, ArabicTokenizer
 
 TARGETS = {"bpe": 15.0, "word": 40.0}  # MB/s on two threads, recombined text
 LIMIT_MB = 1000
@@ -50,7 +57,7 @@ Work = Callable[[list[pa.Array], int], Any]
 
 def normalised(corpus: Path | None) -> list[str]:
     """Normalised documents: the demo's, or those of a file."""
-    found = normalise_array(pa.array(texts(corpus), pa.large_string()), "standard").to_pylist()
+    found = normalise_array(pa.array(texts(corpus), pa.large_string()), NORMALISATIONS["standard"]).to_pylist()
     return [text for text in found if text]
 
 
@@ -103,8 +110,7 @@ def tiktoken_of(tokenizer: ArabicTokenizer) -> Work | None:
         import tiktoken
     except ImportError:
         return None
-    vocabulary = tokenizer._tokenizer.get_vocab()
-    ranks = {bytes(_BYTES[c] for c in token): i for token, i in vocabulary.items() if token not in SPECIALS}
+    ranks = {token_bytes(token): index for index, token in enumerate(tokenizer.words) if token not in SPECIALS}
     coder = tiktoken.Encoding("bench", pat_str=_BPE_SPLIT, mergeable_ranks=ranks, special_tokens={})
     return by_chunk(lambda chunk: [coder.encode_ordinary(text) for text in chunk.to_pylist()])
 
@@ -117,7 +123,8 @@ def speed(texts: list[str], megabytes: float, rounds: int, name: str) -> dict[st
         f"{name}, as it is": [pa.array(texts[half::2], pa.large_string()) for half in (0, 1)],
     }
     peers: dict[str, Work | None] = {}
-    for algorithm, entries in (("word", 32_000), ("bpe", 8_000), ("bpe", 32_000)):
+    kinds: list[tuple[Algorithm, int]] = [("word", 32_000), ("bpe", 8_000), ("bpe", 32_000)]
+    for algorithm, entries in kinds:
         tokenizer = ArabicTokenizer(entries, algorithm)
         tokenizer.build_vocab(texts, 2, normalised=True)
         label = f"{algorithm} {entries // 1000}k"
@@ -146,15 +153,13 @@ def speed(texts: list[str], megabytes: float, rounds: int, name: str) -> dict[st
             row = "   (not installed)" if not work else f"{found[peer, 1]:10.1f}{found[peer, 2]:11.1f}"
             print(f"  {peer:<50}{row}")
         if "recombined" in title:
-            for algorithm in TARGETS:
-                best[algorithm] = min(
-                    v for (p, t), v in found.items() if p.startswith(algorithm) and "ours" in p and t == 2
-                )
+            for kind in TARGETS:
+                best[kind] = min(v for (p, t), v in found.items() if p.startswith(kind) and "ours" in p and t == 2)
     return best
 
 
 def parallel(threads: int) -> None:
-    """Whether Hugging Face's encoder may use its own threads; it looks at each call."""
+    """Set whether Hugging Face's encoder may use its own threads; it reads this at each call."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
 
 
@@ -181,10 +186,21 @@ def generated(megabytes: int, seed: int = 1) -> Iterator[pa.RecordBatch]:
         )
 
 
-def generated_corpus(store: Store, megabytes: int) -> Artifact:
-    def make(out: Path) -> dict[str, Any]:
-        size, batches = 0, generated(megabytes)
-        for number in range(math.ceil(megabytes / SHARD_MB)):
+@dataclass(frozen=True)
+class Generated:
+    """A stage in the place of `prepare`: a corpus of generated text, all of it in the training split."""
+
+    megabytes: int
+    resumable: bool = False
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(stage="prepare", version=0, settings={"generated": self.megabytes}, inputs={})
+
+    def run(self, out: Path, progress: Progress) -> CorpusFacts:
+        size = characters = documents = 0
+        shards, batches = math.ceil(self.megabytes / SHARD_MB), generated(self.megabytes)
+        for number in range(shards):
             first = next(batches)
             with ipc.new_file(out / f"train-{number:05d}.arrow", first.schema) as writer:
                 for index in range(SHARD_MB):
@@ -192,9 +208,10 @@ def generated_corpus(store: Store, megabytes: int) -> Artifact:
                     if batch is not None:
                         writer.write_batch(batch)
                         size += batch.column("text").nbytes
-        return {"splits": {"train": {"bytes": size}}}
-
-    return store.build("prepare", 0, {"generated": megabytes}, {}, make)
+                        characters += pc.sum(pc.utf8_length(batch.column("text"))).as_py()
+                        documents += len(batch)
+        train = SplitCounts(documents=documents, characters=characters, bytes=size, shards=shards)
+        return CorpusFacts(read=documents, kept=documents, repaired=0, rejected={}, sources={}, splits={"train": train})
 
 
 def recipe_of(algorithm: str, entries: int) -> Recipe:
@@ -205,22 +222,24 @@ def recipe_of(algorithm: str, entries: int) -> Recipe:
 def child(root: Path, megabytes: int, algorithm: str, entries: int, stage: str) -> None:
     """One stage on the generated corpus, in this process; prints its peak in MB and its seconds."""
     store = Store(root)
-    corpus = generated_corpus(store, megabytes)
+    corpus = store.build(Generated(megabytes))
     recipe = recipe_of(algorithm, entries)
     before = peak_mb()
     since = time.perf_counter()
-    tokenizer = stages.vocab(store, recipe, corpus)
+    tokenizer = store.build(Vocab.of(recipe, corpus))
     if stage == "tokenize":
         since = time.perf_counter()
         with ThreadPoolExecutor(2) as pool:  # as the flow does on this machine
-            list(pool.map(lambda shard: stages.tokenize(store, corpus, shard, tokenizer), stages.shards(corpus)))
+            list(pool.map(store.build, Tokenize.all_of(corpus, tokenizer)))
     took = time.perf_counter() - since
     print(json.dumps([peak_mb(), before, took]))
 
 
 def peak_mb() -> float:
-    """What this process had resident at most; unlike ru_maxrss, a child does not begin with its parent's."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    """The largest resident memory of this process; unlike ru_maxrss, a child does not begin with its parent's."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1024
 
 
 def memory(sizes: list[int]) -> float:
@@ -229,7 +248,7 @@ def memory(sizes: list[int]) -> float:
     largest = 0.0
     for megabytes in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            generated_corpus(Store(Path(folder)), megabytes)
+            Store(Path(folder)).build(Generated(megabytes))
             for algorithm, entries in (("bpe", 32_000), ("word", 32_000)):
                 for stage in ("vocab", "tokenize"):
                     arguments = ["--child", folder, str(megabytes), algorithm, str(entries), stage]

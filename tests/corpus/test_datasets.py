@@ -1,4 +1,4 @@
-"""What the pipeline leaves opens with Hugging Face datasets: the documentation's own example is run."""
+"""Corpora and token shards open with Hugging Face datasets: the example of the documentation is run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from qalam_core.corpus import prepare as corpora
-from qalam_core.pipeline import build as stages
+from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import read_split, read_texts
+from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.tokenize import TOKENS, TokenizeFacts
 from qalam_core.store import Store
-from qalam_core.tokens import shards as tokens
+from qalam_core.tokens.shards import documents
 from tests import ROOT
 from tests.conftest import tiny_recipe
 
@@ -24,10 +26,7 @@ PAGE = ROOT / "docs" / "interop.md"
 def test_the_documented_example(corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / ".qalam")
     recipe = tiny_recipe(corpus_file)
-    documents = [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)]
-    corpus = stages.prepare(store, recipe, documents)
-    tokenizer = stages.vocab(store, recipe, corpus)
-    shards = [stages.tokenize(store, corpus, shard, tokenizer) for shard in stages.shards(corpus)]
+    _, corpus, _, shards = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
     run = store.root / "runs" / "my-model-0123456789ab"
     run.mkdir(parents=True)
     digests = {"prepare": [corpus.digest], "tokenize": [shard.digest for shard in shards]}
@@ -42,13 +41,13 @@ def test_the_documented_example(corpus_file: Path, tmp_path: Path, monkeypatch: 
     exec(example[1], names)
 
     expected = [
-        row for shard in corpora.read_split(corpus.path, "train") for batch in corpora.read_texts(shard)
+        row for shard in read_split(corpus.path, "train") for batch in read_texts(shard)
         for row in batch.to_pylist()
     ]  # fmt: skip
     assert names["texts"].to_list() == expected
     assert names["texts"].features["text"].pa_type == pa.large_string()
-    train = next(shard for shard in shards if shard.facts["split"] == "train")
-    ids = [document.tolist() for document in tokens.documents(train.path / "tokens.arrow")]
+    train = next(shard for shard in shards if shard.facts(TokenizeFacts).split == "train")
+    ids = [document.tolist() for document in documents(train.path / TOKENS)]
     assert [row["tokens"] for row in names["tokens"]] == ids
     assert names["tokens"].features["tokens"].feature.pa_type == pa.uint16()
 
@@ -56,5 +55,5 @@ def test_the_documented_example(corpus_file: Path, tmp_path: Path, monkeypatch: 
         "arrow", data_files=str(corpus.path / "train-*.arrow"), split="train", streaming=True
     )
     assert list(streamed) == expected
-    whole = datasets.load_dataset("arrow", data_files=names["files"], split="train")
-    assert whole["tokens"][:] == ids
+    complete = datasets.load_dataset("arrow", data_files=names["files"], split="train")
+    assert complete["tokens"][:] == ids

@@ -1,4 +1,4 @@
-"""Duplicates: the index is a set, clusters are connected components, and of each the smallest digest stays."""
+"""Duplicates: the index is a set, clusters are connected components, and of each the smallest digest is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core.corpus.duplicates import BANDS, GRAM, Clusters, Seen, _join, band_keys
-from qalam_core.corpus.words import hashed_runs, runs, words
+from qalam_core.corpus.words import hash_ngrams, ngrams, words
 
 
 def digests(values: list[str]) -> np.ndarray:
@@ -82,24 +82,24 @@ def corpus(seed: int) -> list[str]:
     return sorted(set(texts))
 
 
-def stays(texts: list[str], batch: int) -> set[str]:
+def kept_of(texts: list[str], batch: int) -> set[str]:
     with tempfile.TemporaryDirectory() as folder, Clusters(Path(folder, "index")) as clusters:
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
             clusters.add(digests(part), *band_keys(words(pa.array(part, pa.large_string()))))
-        given, goes = clusters.finish()
+        given, dropped = clusters.finish()
     assert given.tolist() == digests(texts).tolist()
-    return {text for text, gone in zip(texts, goes, strict=True) if not gone}
+    return {text for text, drop in zip(texts, dropped, strict=True) if not drop}
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.randoms(use_true_random=False))
-def test_of_what_is_alike_the_smallest_digest_stays_in_any_order(seed: int, batch: int, order: random.Random) -> None:
+def test_of_similar_texts_the_smallest_digest_is_kept_in_any_order(seed: int, batch: int, order: random.Random) -> None:
     texts = corpus(seed)
-    kept = stays(texts, batch)
+    kept = kept_of(texts, batch)
     rank = {text: hashlib.sha256(text.encode()).digest() for text in texts}
     order.shuffle(texts)
-    assert stays(texts, 7) == kept
+    assert kept_of(texts, 7) == kept
     for one in texts:
         alike = [other for other in texts if other != one and similar(one, other) > 0.95]
         assert one not in kept or all(other not in kept and rank[one] < rank[other] for other in alike)
@@ -117,7 +117,7 @@ def test_keys_depend_on_the_text_alone() -> None:
         # among others, and as a slice of a larger array
         sliced = pa.array(["x y", text, "z"], pa.large_string()).slice(1, 1)
         assert band_keys(words(sliced))[1].tolist() == [keys[row].tolist()]
-    # the library's numbers must not change under us: they decide what is kept
+    # pinned: the library's numbers decide what is kept
     assert keys[0, 0] == PINNED
 
 
@@ -125,13 +125,13 @@ PINNED = 1184547246898188185
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=12), max_size=6), st.integers(1, 6))
-def test_runs_stay_inside_their_document(documents: list[list[str]], n: int) -> None:
+def test_ngrams_are_within_one_document(documents: list[list[str]], n: int) -> None:
     found = words(pa.array([" ".join(tokens) for tokens in documents], pa.large_string()))
-    starts, borders = runs(found, n)
-    hashes = hashed_runs(found.hashes, starts, n)
+    starts, borders = ngrams(found, n)
+    hashes = hash_ngrams(found.hashes, starts, n)
     expected = [tuple(tokens[i : i + n]) for tokens in documents for i in range(len(tokens) - n + 1)]
     assert len(expected) == len(hashes) == borders[-1]
-    one = {}
+    one: dict[tuple[str, ...], int] = {}
     for gram, value in zip(expected, hashes.tolist(), strict=True):
         assert one.setdefault(gram, value) == value
     assert len(set(one.values())) == len(one)

@@ -1,4 +1,4 @@
-"""Filters: the vectorised measures are those that a loop over each document gives, and rules go by them."""
+"""Filters: the vectorised measures equal those of a loop over each document, and rules compare them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import re
 import unicodedata
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalam_core.arabic import normalise
-from qalam_core.corpus.filters import STOP_WORDS, broken, measures
-from qalam_core.corpus.words import words
-from qalam_core.filter_profiles import PROFILES, RULES
-from qalam_core.recipe import Corpus, Source
+from qalam_core import recipe
+from qalam_core.arabic import NORMALISATIONS, normalise
+from qalam_core.corpus.filters import MEASURES, STOP_WORDS, Floats, first_violation, measures
+from qalam_core.corpus.judge import JudgeSettings, Thresholds
+from qalam_core.corpus.words import Words, words
+from qalam_core.filter_profiles import FILTER_PROFILES, RULES, rules_of
+from qalam_core.recipe import Corpus, Filters, Source
+
+WEB = list(FILTER_PROFILES["web"].items())
 
 known = st.text(st.characters(max_codepoint=0x6FF), max_size=20)  # letters in every version of Unicode
 few = st.text(alphabet="اب 1.\n", max_size=60)  # much repeats
@@ -38,7 +43,7 @@ def by_loop(text: str) -> dict[str, float]:
         "alphabetic": sum(any(unicodedata.category(c)[0] == "L" for c in part) for part in parts)
         / max(len(parts) + len(symbols), 1),
         "stop_words": sum(
-            word in letters or normalise(word, "search") in letters for word in STOP_WORDS[1:]
+            word in letters or normalise(word, NORMALISATIONS["search"]) in letters for word in STOP_WORDS[1:]
         ) + ("،" in text),
         "line_punctuation": sum(bool(re.search(r"""[.!?؟۔:؛][)\]"'»”’]*$""", line)) for line in lines) / len(lines),
         "newlines": text.count("\n") / max(len(tokens), 1),
@@ -68,23 +73,24 @@ def _is_wordly(char: str) -> bool:
 @given(texts)
 def test_measures_equal_a_loop(texts: list[str]) -> None:
     array = pa.array(texts, pa.large_string())
-    found = measures(array, words(array), {rule[4:] for rule in RULES})
+    found = measures(array, words(array), {rule[4:] for rule in RULES} - {"language"})  # measured apart
     for row, text in enumerate(texts):
         assert {name: float(values[row]) for name, values in found.items()} == pytest.approx(by_loop(text))
 
 
 @settings(max_examples=25, deadline=None)
 @given(texts, st.sampled_from(["short", "prose", "web"]))
-def test_the_first_broken_rule_is_named(texts: list[str], profile: str) -> None:
-    limits = {rule: limit for rule, limit in PROFILES[profile].items() if rule != "min_language"}
+def test_the_first_violated_rule_is_named(texts: list[str], profile: str) -> None:
+    limits = {rule: limit for rule, limit in FILTER_PROFILES[profile].items() if rule != "min_language"}
     array = pa.array(texts, pa.large_string())
-    for text, reason in zip(texts, broken(array, words(array), limits), strict=True):
+    reasons = first_violation(array, words(array), list(limits.items()))
+    for text, reason in zip(texts, reasons, strict=True):
         value = by_loop(text)
-        breaks = [
+        violated = [
             rule for rule in RULES if rule in limits
             and (value[rule[4:]] < limits[rule] if rule[:4] == "min_" else value[rule[4:]] > limits[rule])
         ]  # fmt: skip
-        assert reason == (breaks[0] if breaks else "")
+        assert reason == (violated[0] if violated else "")
 
 
 PAGE = (
@@ -101,7 +107,7 @@ OTHER = (
 )
 
 
-def spoilt() -> list[tuple[str, str]]:
+def bad_pages() -> list[tuple[str, str]]:
     menu = "\n".join(f"قسم الأخبار {'ابتثجحخدذرزسش'[n] * 3} في كل يوم من أيام العام" for n in range(12))
     return [
         ("min_words", "جملة قصيرة من كلمات قليلة في سطر."),
@@ -117,17 +123,20 @@ def spoilt() -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rule", "text"), spoilt(), ids=[rule for rule, _ in spoilt()])
-def test_each_kind_of_bad_page_breaks_its_rule(rule: str, text: str) -> None:
+@pytest.mark.parametrize(("rule", "text"), bad_pages(), ids=[rule for rule, _ in bad_pages()])
+def test_each_kind_of_bad_page_violates_its_rule(rule: str, text: str) -> None:
     array = pa.array([normalise(text), PAGE], pa.large_string())
-    assert broken(array, words(array), PROFILES["web"], ["ar"]).tolist() == [rule, ""]
+    assert first_violation(array, words(array), WEB, ["ar"]).tolist() == [rule, ""]
 
 
 def test_vowel_marks_make_no_difference() -> None:
     vocalised = "".join(char + "\u064e" * (char.isalpha() and n % 3 != 0) for n, char in enumerate(PAGE))
-    array = pa.array([normalise(vocalised, "vocalised"), normalise(PAGE, "search")], pa.large_string())
+    array = pa.array(
+        [normalise(vocalised, NORMALISATIONS["vocalised"]), normalise(PAGE, NORMALISATIONS["search"])],
+        pa.large_string(),
+    )
     assert array[0].as_py().count("\u064e") > 100
-    assert broken(array, words(array), PROFILES["web"], ["ar"]).tolist() == ["", ""]
+    assert first_violation(array, words(array), WEB, ["ar"]).tolist() == ["", ""]
     found = measures(array, words(array), {"average_word"})["average_word"]
     assert found[0] == pytest.approx(found[1])
 
@@ -139,17 +148,59 @@ def test_vowel_marks_make_no_difference() -> None:
         ("یہ ایک اردو متن ہے جو جانچ کے لیے لکھا گیا ہے اور اسے اردو ہی سمجھا جانا چاہیے۔ " * 2, "ur"),
     ],
 )
-def test_another_language_of_the_script_is_told(text: str, language: str) -> None:
+def test_another_language_of_the_script_is_rejected(text: str, language: str) -> None:
     array = pa.array([normalise(text), PAGE, "قصير"], pa.large_string())
-    limits = {"min_language": 0.5}
-    assert broken(array, words(array), limits, ["ar", "arz", "ary"]).tolist() == ["min_language", "", ""]
-    assert broken(array, words(array), limits, [language]).tolist() == ["", "min_language", ""]
+    found, rules = words(array), [("min_language", 0.5)]
+    assert first_violation(array, found, rules, ["ar", "arz", "ary"]).tolist() == ["min_language", "", ""]
+    assert first_violation(array, found, rules, [language]).tolist() == ["", "min_language", ""]
 
 
-def test_thresholds_stand_in_for_the_profiles() -> None:
+def test_a_recipes_thresholds_replace_those_of_the_profiles() -> None:
     corpus = Corpus(sources=(Source(path="x"),), thresholds={"min_words": 5})
-    assert corpus.limits("web")["min_words"] == 5
-    assert corpus.limits("web")["max_words"] == PROFILES["web"]["max_words"]
-    assert "min_words" not in corpus.limits("short")
-    assert "min_language" not in corpus.model_copy(update={"languages": ()}).limits("web")
-    assert list(PROFILES["prose"]) == [rule for rule in RULES if rule in PROFILES["prose"]]
+    assert dict(rules(corpus, "web"))["min_words"] == 5
+    assert dict(rules(corpus, "web"))["max_words"] == FILTER_PROFILES["web"]["max_words"]
+    assert "min_words" not in dict(rules(corpus, "short"))
+    assert "min_language" not in dict(rules(corpus.model_copy(update={"languages": ()}), "web"))
+    assert list(FILTER_PROFILES["prose"]) == [rule for rule in RULES if rule in FILTER_PROFILES["prose"]]
+
+
+def rules(corpus: Corpus, filters: Filters) -> Thresholds:
+    """The rules of a filter profile with the corpus's thresholds."""
+    return JudgeSettings.of(corpus.model_copy(update={"filters": filters})).rules
+
+
+def test_rules_of_profiles_that_differ_are_all_known() -> None:
+    assert rules_of(FILTER_PROFILES) == RULES
+    profiles: dict[str, dict[str, float]] = {
+        "web": {"min_words": 5, "max_words": 90, "max_newlines": 0.2},
+        "prose": {"min_words": 2, "min_stop_words": 2},
+        "none": {},
+    }
+    assert rules_of(profiles) == ("min_words", "max_words", "max_newlines", "min_stop_words")
+
+
+def test_a_rule_of_one_profile_alone_is_known_and_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match='there is no rule "min_newlines"'):
+        Corpus(sources=(Source(path="x"),), thresholds={"min_newlines": 0.01})
+    monkeypatch.setitem(FILTER_PROFILES, "prose", {**FILTER_PROFILES["prose"], "min_newlines": 0.5})
+    assert set(rules_of(FILTER_PROFILES)) == {*RULES, "min_newlines"}
+    monkeypatch.setattr(recipe, "RULES", rules_of(FILTER_PROFILES))
+    corpus = Corpus(sources=(Source(path="x"),), thresholds={"min_newlines": 0.01})
+    assert dict(rules(corpus, "prose"))["min_newlines"] == 0.01
+    assert "min_newlines" not in dict(rules(corpus, "web"))
+    array = pa.array([PAGE, PAGE.replace(". ", ".\n")], pa.large_string())
+    assert first_violation(array, words(array), rules(corpus, "prose"), ["ar"]).tolist() == ["min_newlines", ""]
+    assert first_violation(array, words(array), rules(corpus, "web"), ["ar"]).tolist() == ["", ""]
+
+
+def test_a_filter_rule_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exclamations(texts: pa.Array, words: Words) -> dict[str, Floats]:
+        marks = np.array([text.count("!") for text in texts.to_pylist()])
+        return {"exclamations": marks / np.maximum(words.sizes, 1)}
+
+    monkeypatch.setitem(MEASURES, "exclamations", exclamations)
+    array = pa.array(["كتاب جديد! جدا!! رائع!", PAGE], pa.large_string())
+    assert measures(array, words(array), {"exclamations"})["exclamations"].tolist() == [1, 0]
+    rule, other = ("max_exclamations", 0.5), ("min_words", 2)
+    assert first_violation(array, words(array), [other, rule]).tolist() == ["max_exclamations", ""]
+    assert first_violation(array, words(array), [other]).tolist() == ["", ""]

