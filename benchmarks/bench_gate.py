@@ -3,8 +3,8 @@
     python -m benchmarks.bench_gate [--steps 400] [--seeds 10] [--check]
 
 A small model on the demo corpus is champion. Each fault is planted for real: trained, written as a package,
-measured on the test split, judged at the default tolerance and confidence. Then the same recipe is trained
-again under other seeds, and judged against the same champion.
+measured on the test split, and put to the gate at the default tolerance and confidence. Then the same recipe is
+trained again under other seeds, and put to the gate against the same champion.
 Targets: every fault is refused; of ten honest retrainings at most one is; evaluation and gate take below 60 s.
 One fault is beyond any gate that compares figures, and is shown without being counted: damage from before the
 checkpoint that costs less than the tolerance looks like another seed.
@@ -27,16 +27,25 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from qalam_core import package as packages
-from qalam_core.corpus import prepare as corpora
+from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.evaluate import evaluate
-from qalam_core.evaluation.gate import Budgets, Report, Verdict, judge
+from qalam_core.evaluation.gate import decide
+from qalam_core.evaluation.results import Budgets, Report, Verdict
 from qalam_core.model import PureDynamicTransformer
-from qalam_core.pipeline import build as stages
+from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.evaluate import Evaluate, measured
+from qalam_core.pipeline.export import Export
+from qalam_core.pipeline.prepare import shards_of
+from qalam_core.pipeline.tokenize import TOKENS, of_split
+from qalam_core.pipeline.train import WEIGHTS, Train, model_config
+from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
 from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
-from qalam_core.training.loop import weights_of
+from qalam_core.training.step import weights_of
 
 TARGET_SECONDS = 60.0
 BELOW_TOLERANCE = {"1% of values flipped, in training"}
@@ -59,15 +68,11 @@ class Sound:
 
     @classmethod
     def build(cls, recipe: Recipe, store: Store) -> Sound:
-        documents = [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)]
-        corpus = stages.prepare(store, recipe, documents)
-        tokenizer = stages.vocab(store, recipe, corpus)
-        tokens = [stages.tokenize(store, corpus, shard, tokenizer) for shard in stages.shards(corpus)]
-        checkpoint = stages.train(store, recipe, tokenizer, tokens)
-        package = stages.export(store, recipe, corpus, tokenizer, checkpoint)
-        evaluation = stages.evaluate(store, recipe, package, checkpoint, corpus, tokens)
-        report = Report.model_validate_json((evaluation.path / "report.json").read_text(encoding="utf-8"))
-        budgets = Budgets.model_validate_json((evaluation.path / "budgets.json").read_text(encoding="utf-8"))
+        executor = InPlace(store)
+        _, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), executor)
+        checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, Runs(store)))
+        package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint))
+        report, budgets = measured(executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens)))
         return cls(recipe, store, corpus, tokenizer, tokens, checkpoint, package, report, budgets)
 
     def again(self, **changes: Any) -> Sound:
@@ -76,28 +81,27 @@ class Sound:
 
     @property
     def weights(self) -> Weights:
-        return load_file(self.checkpoint.path / "model.safetensors")
+        return load_file(self.checkpoint.path / WEIGHTS)
 
     @property
     def shards(self) -> list[Path]:
-        return [a.path / "tokens.arrow" for a in self.tokens if a.facts["split"] == "train"]
+        return [artifact.path / TOKENS for artifact in of_split(self.tokens, "train")]
 
     def texts(self, split: str) -> list[tuple[str, str]]:
         return [
-            pair for shard in corpora.read_split(self.corpus.path, split) for batch in corpora.read_texts(shard)
+            pair for shard in shards_of(self.corpus, split) for batch in read_texts(shard.path)
             for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
         ]  # fmt: skip
 
     @property
     def words(self) -> ArabicTokenizer:
-        return ArabicTokenizer.from_json((self.tokenizer.path / "tokenizer.json").read_text(encoding="utf-8"))
+        return ArabicTokenizer.from_file(self.tokenizer.path / TOKENIZER)
 
     def packed(self, folder: Path, weights: Weights, words: ArabicTokenizer | None = None, dtype: Any = "f32") -> Path:
-        """A package of these weights, sealed: its manifest vouches for whatever is in it."""
+        """A package of these weights, sealed: its manifest agrees with whatever is in it."""
         words = words or self.words
         packages.write(
-            folder, config=packages.config_of(self.recipe.model.model_dump(), len(words)), weights=weights,
-            vocabulary=packages.Vocabulary(words.algorithm, words.words, words.merges, words.rules, words.to_json()),
+            folder, config=model_config(self.recipe.model, len(words)), weights=weights, vocabulary=words.vocabulary,
             card="# planted\n", provenance={}, dtype=dtype,
         )  # fmt: skip
         return folder
@@ -105,13 +109,15 @@ class Sound:
     def measure(self, package: Path, checkpoint: Path | None = None, leaked: Sequence[str] = ()) -> Any:
         training = [text for _, text in self.texts("train")]
         tokens = [flat(path) for path in self.shards]
+        gate = self.recipe.gate
         return evaluate(
-            package, checkpoint or self.checkpoint.path / "model.safetensors", self.texts("test"), tokens,
-            [pa.array(training), pa.array(list(leaked), pa.string())], self.recipe.seed, self.recipe.gate,
+            package, checkpoint or self.checkpoint.path / WEIGHTS, self.texts("test"), tokens,
+            [pa.array(training), pa.array(list(leaked), pa.string())],
+            seed=self.recipe.seed, prompts=gate.prompts, confidence=gate.confidence, storage="f32",
         )  # fmt: skip
 
     def judge(self, report: Report, budgets: Budgets, **changes: Any) -> Verdict:
-        return judge(report, budgets, self.recipe.gate.model_copy(update=changes), self.report)
+        return decide(report, budgets, self.recipe.gate.model_copy(update=changes), self.report)
 
     def trained_plainly(self, shards: list[Path], shift: int) -> Weights:
         """A training of our own, with `shift` places between a token and what is to be predicted from it."""
@@ -147,7 +153,7 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
         return sound.judge(*sound.measure(sound.packed(folder / "model", weights), folder / "c.safetensors", leaked))
 
     def exported(weights: Weights, words: ArabicTokenizer | None = None, dtype: Any = "f32") -> Verdict:
-        """The fault came with the export: the checkpoint is sound, and the manifest vouches for the package."""
+        """The fault came with the export: the checkpoint is sound, and the manifest agrees with the package."""
         package = sound.packed(Path(tempfile.mkdtemp(dir=work)) / "model", weights, words, dtype)
         return sound.judge(*sound.measure(package))
 
@@ -180,7 +186,7 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
         return sound.judge(found.report, found.budgets)
 
     def parrot() -> Verdict:
-        """Nothing but the embedding speaks: with a tied head, every token is followed by itself."""
+        """Only the embedding acts: with a tied head, every token is followed by itself."""
         silenced = [name for name in sound.weights if {"out", "fc2", "pos_embedding"} & set(name.split("."))]
         return training(changed(np.zeros_like, silenced))
 
@@ -259,8 +265,8 @@ def main() -> int:
                 flush=True,
             )
     pairs = [(one, other) for one in reports for other in reports if one is not other]
-    cried = sum(not one.judge(other.report, other.budgets).passed for one, other in pairs)
-    print(f"\nwith each of them as champion: {cried} of {len(pairs)} comparisons refused")
+    refusals = sum(not one.judge(other.report, other.budgets).passed for one, other in pairs)
+    print(f"\nwith each of them as champion: {refusals} of {len(pairs)} comparisons refused")
     missed = [name for name, verdict in found[1:] if verdict.passed and name not in BELOW_TOLERANCE]
     print(f"\nfaults that passed: {missed or 'none'}; honest retrainings refused: {refused} of {arguments.seeds}")
     failed = bool(missed) or not found[0][1].passed or refused > arguments.seeds // 10 or seconds > TARGET_SECONDS

@@ -5,10 +5,10 @@
 Without a part named, --speed. A run of one part takes 2 to 10 minutes on two cores. --corpus takes a jsonl file
 with a field `text` (plain or .gz); without it the demo corpus is used.
 
---speed    tokens per second of whole steps at two sizes, all peers in one process, taking turns step by step.
+--speed    tokens per second of complete steps at two sizes, all peers in one process, taking turns step by step.
            "nanoGPT" is its model and step as its README runs it on a CPU, "the original" is the original Al-Qalam's;
            both are written here from their published descriptions. Targets: 1.9 and 2.2 times these, and 1.0 times
-           nanoGPT's model given compile and bfloat16 as well. --profile adds where the time goes.
+           nanoGPT's model given compile and bfloat16 as well. --profile adds the share of each operation.
 --loss     seconds of training until the held-out loss that nanoGPT's recipe ends at (AdamW, betas 0.9 and 0.99,
            1e-3 by cosine to 1e-4, 100 steps of warm-up), three seeds, the two taking turns; target 0.5.
 --recipes  held-out loss of schedules, optimizers and learning rates after the same tokens, three seeds.
@@ -38,12 +38,13 @@ from torch import Tensor, nn
 
 from benchmarks.texts import texts
 from qalam_core.arabic import normalise
+from qalam_core.files import sha256_file
 from qalam_core.model import PureDynamicTransformer
-from qalam_core.recipe import Model, Train
-from qalam_core.store import file_sha256
+from qalam_core.recipe import Model, Monitoring, Optimisation
 from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
 from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
-from qalam_core.training.loop import Spec, Training
+from qalam_core.training.spec import Spec, TrainSettings
+from qalam_core.training.step import Training
 
 ROUNDS = 9
 ADAMW: dict[str, Any] = {"optimizer": "adamw"}  # as the peers'
@@ -90,7 +91,7 @@ class NanoBlock(nn.Module):
 
 
 class NaiveBlock(nn.Module):
-    """The original's block: attention written out, a causal mask made anew, the softmax over all of it."""
+    """The original's block: explicit attention, a causal mask built in every step, the softmax over all of it."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -182,7 +183,7 @@ class Data:
     """Token shards of a corpus, every twentieth document held out."""
 
     def __init__(self, corpus: str | None, folder: Path, vocab_size: int) -> None:
-        documents = [normalise(text, "standard") for text in texts(corpus)]
+        documents = [normalise(text) for text in texts(corpus)]
         kept = [text for number, text in enumerate(documents) if number % 20]
         tokenizer = ArabicTokenizer(vocab_size, "bpe")
         tokenizer.build_vocab(kept)
@@ -207,7 +208,7 @@ def random_shard(folder: Path, vocab_size: int) -> Path:
 def ours(size: Size, batches: Batches, seed: int = 1, **changes: Any) -> Training:
     torch.manual_seed(seed)
     model = PureDynamicTransformer(vocab_size=size.vocab_size, **size.model.model_dump())
-    settings = Train(**{"steps": 1000, "batch_size": size.batch, "learning_rate": size.learning_rate, **changes})
+    settings = Optimisation(**{"steps": 1000, "batch_size": size.batch, "learning_rate": size.learning_rate, **changes})
     return Training(model, batches, settings, seed)
 
 
@@ -235,7 +236,7 @@ def speed(folder: Path, profiled: bool) -> list[tuple[str, float, str, float]]:
             started[name] = time.perf_counter() - since
             trainings[name].step(1)
         seconds: dict[str, list[float]] = {name: [] for name in trainings}
-        for number in range(ROUNDS):  # in turns, so that a busy moment hits everyone
+        for number in range(ROUNDS):  # in turns, so that a busy moment slows all of them
             for name, training in trainings.items():
                 since = time.perf_counter()
                 result = training.step(2 + number)
@@ -390,17 +391,22 @@ def kills(folder: Path) -> list[tuple[str, float, str, float]]:
     ids = np.random.default_rng(0).integers(4, 300, 50_000).tolist()
     write_shard(shard, [flattened([ids])], 300, START, END)
     model = Model(dim=64, num_heads=2, num_layers=2, max_seq_len=32, dropout=0.1)
-    settings = Train(steps=200, batch_size=8, threads=1, checkpoint_every=2, log_every=5, validate_every=50)
+    optimisation = Optimisation(steps=200, batch_size=8, threads=1)
+    settings = TrainSettings(seed=1, model=model, vocab_size=300, optimisation=optimisation, validate_every=None)
+    monitoring = Monitoring(checkpoint_every=2, log_every=5, validate_every=50)
 
     def spec(name: str) -> Path:
         out = folder / name
         out.mkdir()
-        Spec(model, settings, 300, 1, (str(shard),), (str(shard),), str(out)).save(out / "spec.json")
+        made = Spec(
+            settings=settings, monitoring=monitoring, tokens=(str(shard),), validation=(str(shard),), out=str(out)
+        )
+        made.save(out / "spec.json")
         return out
 
     def start(out: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "qalam_core.training.loop", str(out / "spec.json")],
+            [sys.executable, "-m", "qalam_core.training", str(out / "spec.json")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -409,11 +415,11 @@ def kills(folder: Path) -> list[tuple[str, float, str, float]]:
             assert process.stdout
             process.stdout.read()
             assert process.wait() == 0
-        return file_sha256(out / "model.safetensors")
+        return sha256_file(out / "model.safetensors")
 
     since = time.perf_counter()
     straight = finish(spec("straight"))
-    whole = time.perf_counter() - since
+    seconds = time.perf_counter() - since
     random_moments, same, killed = random.Random(1), 0, 0
     for number in range(KILLS):
         out = spec(f"killed-{number}")
@@ -421,7 +427,7 @@ def kills(folder: Path) -> list[tuple[str, float, str, float]]:
         with start(out) as process:
             assert process.stdout
             process.stdout.readline()  # the loop begins; some of the time before it is imports
-            time.sleep(moments * whole * 0.5)
+            time.sleep(moments * seconds * 0.5)
             killed += process.poll() is None
             process.kill()
             process.wait()

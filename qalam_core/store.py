@@ -11,6 +11,7 @@ It does not know what is inside an artifact, and never guesses: every reference 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -291,14 +292,10 @@ class Store:
     def disk_errors(self, stage: str) -> Iterator[None]:
         """Turn the disk errors that a user can cure into StoreError."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise StoreError(f"store {self.root}: a file is in its place; choose another one with --store") from None
-        except OSError:
-            pass  # the first write says why
-        try:
             yield
         except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTDIR) and not self.root.is_dir():
+                raise StoreError(f"store {self.root}: a file is in its place; choose another one with --store") from None
             if error.errno not in DISK_ERRORS:
                 raise
             raise StoreError(f"store {self.root}, stage {stage}: {DISK_ERRORS[error.errno]}") from error

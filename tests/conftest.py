@@ -21,6 +21,8 @@ from qalam_core.store import Store
 
 # Tests run in parallel; more threads would only wait for each other. Set before torch starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tables are as wide as the test says, not as the terminal of whoever tests.
+os.environ["COLUMNS"] = "160"
 
 # A busy machine makes deadlines random; the same examples each time make a failure reproducible.
 settings.register_profile("qalam", deadline=None, derandomize=True)

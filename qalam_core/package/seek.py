@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from qalam_core.errors import did_you_mean
 from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
 from qalam_core.package.runtime.weights_reader import (
     BLOCK,
@@ -56,7 +57,8 @@ class _Extent(NamedTuple):
 def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) -> NDArray[np.float32]:
     """The rows `start` to `stop` (without it) of one tensor, from the files and bytes that hold them."""
     if name not in shapes:
-        raise FormatError(f'weights.py:0: there is no tensor "{name}"')
+        hint = did_you_mean(name, list(shapes), f"there are {', '.join(shapes)}")
+        raise FormatError(f'weights.py:0: there is no tensor "{name}"; {hint}')
     if not 0 <= start <= stop <= shapes[name][0]:
         raise FormatError(f'weights.py:0: there are no rows {start} to {stop} of "{name}"; it has {shapes[name][0]}')
     shape = shapes[name][1:]

@@ -117,10 +117,10 @@ def test_contexts_do_not_cross_documents() -> None:
 
 def test_parts_count_as_one_stream_and_the_limit_holds() -> None:
     docs = [[4, 5, 6], [5, 6], [6, 4, 4]]
-    whole = KneserNeyTrigram.fit([stream(docs)], V)
+    together = KneserNeyTrigram.fit([stream(docs)], V)
     parts = KneserNeyTrigram.fit([stream(docs[:1]), stream(docs[1:], np.uint32)], V)
     test = stream([[4, 5, 6, 4, 4]])
-    assert parts.nats(test) == pytest.approx(whole.nats(test))
+    assert parts.nats(test) == pytest.approx(together.nats(test))
     limited = KneserNeyTrigram.fit([stream(docs)], V, max_tokens=5)  # START 4 5 6 END
     assert limited.nats(test) == pytest.approx(KneserNeyTrigram.fit([stream(docs[:1])], V).nats(test))
 

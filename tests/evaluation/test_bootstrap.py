@@ -22,7 +22,7 @@ def test_intervals_are_what_a_plain_loop_gives() -> None:
 
 
 def test_pairing_narrows_the_interval() -> None:
-    """A model that is 1% worse on every document is surely 1% worse, however much documents differ."""
+    """A model that is 1% worse on every document is 1% worse with certainty, however much documents differ."""
     nats = np.random.default_rng(1).gamma(1, 50, 30)
     alone, paired = intervals([nats * 1.01, nats * 1.01], [np.full(30, nats.mean()), nats], 0.95)
     assert alone[0] < 0.9 < 1.1 < alone[1]
@@ -48,11 +48,11 @@ def test_one_document_has_no_width() -> None:
 def test_many_documents_are_bagged_to_the_same_width(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(5)
     top, bottom = random.gamma(2, 50, 4000), np.full(4000, 100.0)
-    whole = intervals([top], [bottom], 0.95, resamples=2000)[0]
+    exact = intervals([top], [bottom], 0.95, resamples=2000)[0]
     monkeypatch.setattr(bootstrap, "MAX_UNITS", 400)
     bagged = intervals([top], [bottom], 0.95, resamples=2000)[0]
-    assert bagged[1] - bagged[0] == pytest.approx(whole[1] - whole[0], rel=0.15)
-    assert sum(bagged) == pytest.approx(sum(whole), rel=0.005)
+    assert bagged[1] - bagged[0] == pytest.approx(exact[1] - exact[0], rel=0.15)
+    assert sum(bagged) == pytest.approx(sum(exact), rel=0.005)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -1,4 +1,4 @@
-"""Runs of 13 words that test and training text share, against brute force and by hand."""
+"""13-grams of words that test and training text share, against brute force and by hand."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qalam_core.evaluation.contamination import GRAM, covered
 
 
 def brute(test: list[str], train: list[str]) -> list[float]:
-    runs = {tuple(words[i : i + GRAM]) for text in train for words in [text.split()] for i in range(len(words) - 12)}
+    grams = {tuple(words[i : i + GRAM]) for text in train for words in [text.split()] for i in range(len(words) - 12)}
     shares = []
     for words in map(str.split, test):
-        inside = {i + k for i in range(len(words) - 12) if tuple(words[i : i + GRAM]) in runs for k in range(GRAM)}
+        inside = {i + k for i in range(len(words) - 12) if tuple(words[i : i + GRAM]) in grams for k in range(GRAM)}
         shares.append(len(inside) / len(words) if len(words) >= GRAM else math.nan)
     return shares
 
@@ -44,7 +44,7 @@ def test_a_copied_document_is_covered_and_another_is_not() -> None:
     assert math.isnan(covered(["قصير"], [train])[0])
 
 
-def test_a_run_does_not_cross_documents() -> None:
-    whole = [str(n) for n in range(20)]
-    halves = pa.array([" ".join(whole[:10]), " ".join(whole[10:])])
-    assert covered([" ".join(whole)], [halves]).tolist() == [0.0]
+def test_an_ngram_does_not_cross_documents() -> None:
+    words = [str(n) for n in range(20)]
+    halves = pa.array([" ".join(words[:10]), " ".join(words[10:])])
+    assert covered([" ".join(words)], [halves]).tolist() == [0.0]

@@ -17,7 +17,7 @@ from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from tests.small_package import CONFIG, export
 
 pytest.importorskip("lm_eval", reason='the extra "lmeval" is not installed')
-pytestmark = [pytest.mark.filterwarnings("ignore")]  # the harness' and its libraries' own
+pytestmark = [pytest.mark.filterwarnings("ignore")]  # the harness's and its libraries' own
 
 
 TASK = """task: arabic_pairs
@@ -60,10 +60,10 @@ def test_likelihoods_are_the_models(package: Path) -> None:
     expected = table[0, cat] + table[1, eats] + table[2, fish] + table[3, 3]
     assert ours.loglikelihood_rolling([rolled])[0] == pytest.approx(expected, rel=1e-5)
     # longer than the context, each token is still scored once
-    long = " ".join(["القط يأكل السمك"] * CONFIG["MAX_SEQ_LEN"])
+    long = " ".join(["القط يأكل السمك"] * CONFIG.max_seq_len)
     total = ours.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (long,), 0)])[0]
     assert math.isfinite(total)
-    assert -total / (3 * CONFIG["MAX_SEQ_LEN"] + 1) == pytest.approx(math.log(CONFIG["VOCAB_SIZE"]), rel=0.6)
+    assert -total / (3 * CONFIG.max_seq_len + 1) == pytest.approx(math.log(CONFIG.vocab_size), rel=0.6)
     text = ours.generate_until([Instance("generate_until", {}, ("القط", {"until": ["السمك"], "max_gen_toks": 5}), 0)])[
         0
     ]
@@ -81,8 +81,9 @@ def test_the_harness_runs_a_local_task_offline(package: Path, tmp_path: Path) ->
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "pairs.yaml").write_text(TASK.format(data=data), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "qalam_core.evaluation.harness", "run", "--model", "qalam", "--model_args", f"path={package}",
-         "--tasks", "arabic_pairs", "--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out")],
+        [sys.executable, "-m", "qalam_core.evaluation.harness", "run", "--model", "qalam",
+         "--model_args", f"path={package}", "--tasks", "arabic_pairs",
+         "--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out")],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip

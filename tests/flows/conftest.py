@@ -33,6 +33,6 @@ def stack(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def built(stack: Stack) -> dict[str, Any]:
+def daily(stack: Stack) -> dict[str, Any]:
     """A run that was triggered, and has built the champion of `daily`."""
     return stack.completed(stack.start())

@@ -16,8 +16,9 @@ import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from al_qalam.tasks.runners import workers
+from qalam_core.corpus.sources import resolve
 from qalam_core.errors import RecipeError
-from qalam_core.pipeline import build as stages
+from qalam_core.pipeline.build import InPlace, tokenized
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 from tests.conftest import sentences
@@ -54,12 +55,8 @@ def mapped(store: Path) -> dict[str, str]:
 def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What comes out without Prefect, in this process."""
     store, parsed = Store(tmp_path_factory.mktemp("plain")), Recipe.load(recipe)
-    corpus = stages.prepare(store, parsed, [stages.ingest(store, file) for file in stages.resolve(parsed.corpus)])
-    tokenizer = stages.vocab(store, parsed, corpus)
-    shards = stages.shards(corpus)
-    assert len(shards) > 2
-    for shard in shards:
-        stages.tokenize(store, corpus, shard, tokenizer)
+    text = tokenized(parsed, resolve(parsed.corpus.sources), InPlace(store))
+    assert len(text.tokens) > 2
     return mapped(store.root)
 
 

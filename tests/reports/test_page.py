@@ -1,4 +1,4 @@
-"""The HTML report: complete in itself, safe whatever stands in it, and looked at by a real browser."""
+"""The HTML report: complete in itself, safe whatever is in it, and rendered by a real browser."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from qalam_core.pipeline import build as stages
+from qalam_core.evaluation.evaluate import evaluate
+from qalam_core.pipeline.build import build
+from qalam_core.pipeline.publish import render_page
 from qalam_core.recipe import Recipe
-from qalam_core.reports import page as pages
 from qalam_core.reports import plots
+from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
 from tests.flows.processes import qalam
@@ -25,7 +27,7 @@ HOSTILE = '<img src="https://example.org/x.png" onerror=alert(1)>'
 
 
 class Parsed(HTMLParser):
-    """The page's tags, and whatever its attributes point at."""
+    """The page's tags, and what its attributes refer to."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -43,7 +45,7 @@ class Parsed(HTMLParser):
 
 class Run:
     def __init__(self, folder: Path) -> None:
-        """Two sources, one with a hostile name, and a second run that the champion judged."""
+        """Two sources, one with a hostile name, and a second run that was compared with the champion."""
         texts = sentences(300, 3)
         for name, part in (("a", texts[:200]), ("b", texts[200:])):
             lines = (json.dumps({"text": text}, ensure_ascii=False) for text in part)
@@ -52,9 +54,10 @@ class Run:
         plain = tiny_recipe(folder / "a.jsonl", train={"steps": 40}).model_dump()
         recipe = Recipe.parse({**plain, "corpus": {**plain["corpus"], "sources": sources, "test": 0.2}})
         self.store = Store(folder / "store")
-        stages.build(recipe, self.store)
+        self.runs = Runs(self.store)
+        build(recipe, self.store)
         weaker = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 30})})
-        self.published = stages.build(weaker, self.store)
+        self.published = build(weaker, self.store)
         self.run, self.folder = self.published.run, self.published.folder
 
     @property
@@ -80,16 +83,16 @@ def test_the_page_is_complete_in_itself(run: Run) -> None:
     assert str(run.store.root) not in text
 
 
-def test_the_page_says_what_there_is_to_say(run: Run) -> None:
+def test_the_page_states_everything(run: Run) -> None:
     text = html.unescape(run.file.read_text(encoding="utf-8"))
-    record = run.store.run_record(run.run)
+    record = run.runs.record(run.run)
     for heading in ("Checks", "Training", "What it writes", "Data", "Tokenizer", "Tensors", "Time", "Lineage"):
         assert f"<h2>{heading}</h2>" in text
-    for digests in record["artifacts"].values():
+    for digests in record.artifacts.values():
         assert all(digest in text for digest in digests)
-    assert record["rival"] in text
+    assert record.incumbent in text
     assert f"qalam reproduce {run.run}" in text
-    assert all(check["sentence"] in text for check in record["verdict"]["checks"])
+    assert all(check.sentence in text for check in record.verdict.checks)
     assert ("Refused by the gate" in text) == (not run.published.verdict.passed)
     assert run.published.verdict.comparison is not None
     assert f"{run.published.verdict.comparison.overall.champion:.4f}" in text
@@ -99,38 +102,50 @@ def test_the_page_says_what_there_is_to_say(run: Run) -> None:
 
 
 def test_the_page_is_the_same_every_time(run: Run) -> None:
-    record = run.store.run_record(run.run)
-    again = pages.page(run.store, run.run, run.folder, record)
-    assert again == run.file.read_text(encoding="utf-8")
+    assert render_page(run.runs, run.run) == run.file.read_text(encoding="utf-8")
 
 
 def test_what_was_collected_is_left_out(run: Run, tmp_path: Path) -> None:
-    empty = Store(tmp_path)
-    text = pages.page(empty, run.run, run.folder, run.store.run_record(run.run))
-    assert "no longer in the store" in text
+    elsewhere = Runs(Store(tmp_path))
+    elsewhere.copy_from(run.runs, run.run)
+    text = render_page(elsewhere, run.run)
+    assert "was deleted from the store" in text
     assert text.count("<svg ") == 1
 
 
-def test_a_package_that_cannot_be_read_is_said(run: Run, tmp_path: Path) -> None:
-    shutil.copytree(run.folder, tmp_path / "run")
-    (tmp_path / "run" / "model" / "weights.py").write_text("import os\n", encoding="utf-8")
-    text = pages.page(run.store, run.run, tmp_path / "run", run.store.run_record(run.run))
+@pytest.fixture
+def copy(run: Run, tmp_path: Path) -> Runs:
+    """A copy of the store, for a run whose files a test changes."""
+    shutil.copytree(run.store.root, tmp_path / "store")
+    return Runs(Store(tmp_path / "store"))
+
+
+def test_a_package_that_cannot_be_read_is_reported(run: Run, copy: Runs, tmp_path: Path) -> None:
+    folder = copy.folder(run.run)
+    (folder / "model" / "weights.py").write_text("import os\n", encoding="utf-8")
+    report, _ = evaluate(
+        folder / "model", tmp_path / "none.safetensors", [("a", "نص")], [], [],
+        seed=1, prompts=(), confidence=0.95, storage="f32",
+    )  # fmt: skip
+    (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+    text = render_page(copy, run.run)
     assert "The package cannot be read: weights.py" in html.unescape(text)
     assert str(tmp_path) not in text
 
 
-def test_a_diverged_model_has_a_page(run: Run, tmp_path: Path) -> None:
+def test_a_diverged_model_has_a_page(run: Run, copy: Runs) -> None:
     """Its figures are NaN, which JSON holds as text."""
-    shutil.copytree(run.folder, tmp_path / "run")
-    report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
+    folder = copy.folder(run.run)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for part in (report["overall"], *report["sources"].values()):
         part["bits_per_byte"]["model"] = "NaN"
         part["intervals"]["model"] = {"low": "NaN", "high": "NaN"}
     report["samples"] = []
-    (tmp_path / "run" / "report.json").write_text(json.dumps(report), encoding="utf-8")
-    record = run.store.run_record(run.run)
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     record["verdict"]["checks"][1]["value"] = "NaN"
-    text = pages.page(run.store, run.run, tmp_path / "run", record)
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    text = render_page(copy, run.run)
     assert "<b>nan</b>" in text
     assert 'id="bits-' not in text
 
@@ -146,9 +161,9 @@ def test_plots_take_their_colours_from_the_page() -> None:
 
 
 def test_report_prints_where_it_is_and_writes_a_missing_one(run: Run, tmp_path: Path) -> None:
-    told = qalam("report", run.run, "--store", run.store.root)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.strip() == str(run.file)
+    shown = qalam("report", run.run, "--store", run.store.root)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip() == str(run.file)
     copy = qalam("report", run.run, "--store", run.store.root, "--out", tmp_path / "copy.html")
     assert copy.returncode == 0
     assert (tmp_path / "copy.html").read_bytes() == run.file.read_bytes()
@@ -201,7 +216,7 @@ def test_a_browser_shows_it(run: Run, tmp_path: Path, width: int, dark: bool) ->
     assert found["direction"] == ["rtl"] * 3
     assert found["startsRight"]
     assert "Naskh" in found["font"]
-    assert found["overflow"] <= 0, "the page scrolls sideways"
+    assert found["overflow"] <= 0, "the page scrolls horizontally"
     assert len(found["plots"]) == 5
     assert all(200 < plot <= found["width"] for plot in found["plots"])
     assert found["background"] == ("rgb(23, 22, 20)" if dark else "rgb(253, 252, 249)")

@@ -1,4 +1,4 @@
-"""The loss made piece by piece, against the plain formula and its gradients by autograd."""
+"""The loss computed in chunks, against the plain formula and its gradients by autograd."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def gradients(model: PureDynamicTransformer, loss: torch.Tensor) -> list[torch.T
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_loss_and_gradients_are_those_of_the_plain_formula(tied: bool, z_loss: float) -> None:
-    """6 x 11 = 66 rows, in pieces of 16, the last one shorter."""
+    """6 x 11 = 66 rows, in chunks of 16, the last one shorter."""
     windows = torch.randint(0, 50, (6, 12))
-    plain, pieces = small(tied), small(tied)
+    plain, chunked = small(tied), small(tied)
     logits = plain(windows[:, :-1])[0].flatten(0, 1)
     expected = F.cross_entropy(logits, windows[:, 1:].flatten())
-    loss = Objective(pieces, z_loss=z_loss)(windows)
+    loss = Objective(chunked, z_loss=z_loss)(windows)
     assert torch.allclose(loss, expected)
-    whole = gradients(plain, expected + z_loss * logits.logsumexp(-1).square().mean())
-    found = gradients(pieces, loss)
-    assert len(found) == len(whole) == len(list(plain.parameters()))
-    for one, other in zip(found, whole, strict=True):
+    wanted = gradients(plain, expected + z_loss * logits.logsumexp(-1).square().mean())
+    found = gradients(chunked, loss)
+    assert len(found) == len(wanted) == len(list(plain.parameters()))
+    for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -48,11 +48,11 @@ def test_parts_of_a_batch_add_up() -> None:
     windows = torch.randint(0, 50, (6, 12))
     model = small()
     objective = Objective(model)
-    whole = gradients(model, objective(windows))
+    complete = gradients(model, objective(windows))
     model.zero_grad()
     for part in windows.split(2):
         objective(part, 1 / 3).backward()
-    for one, parameter in zip(whole, model.parameters(), strict=True):
+    for one, parameter in zip(complete, model.parameters(), strict=True):
         assert parameter.grad is not None
         assert torch.allclose(one, parameter.grad, rtol=1e-4, atol=1e-7)
 
@@ -67,7 +67,7 @@ def test_the_incoming_gradient_counts() -> None:
         assert torch.allclose(3 * one, three, rtol=1e-4, atol=1e-5)
 
 
-def test_measuring_takes_no_gradients_and_no_dropout() -> None:
+def test_evaluation_mode_has_no_gradients_and_no_dropout() -> None:
     torch.manual_seed(0)
     model = PureDynamicTransformer(vocab_size=50, dim=16, num_heads=2, num_layers=1, max_seq_len=12, dropout=0.5)
     windows = torch.randint(0, 50, (6, 12))
@@ -77,7 +77,7 @@ def test_measuring_takes_no_gradients_and_no_dropout() -> None:
         assert torch.allclose(objective(windows), model(windows[:, :-1], windows[:, 1:])[1])
 
 
-def test_bfloat16_is_near() -> None:
+def test_bfloat16_is_close() -> None:
     windows = torch.randint(0, 50, (6, 12))
     exact, near = (Objective(small(), dtype)(windows).item() for dtype in (torch.float32, torch.bfloat16))
     assert near == pytest.approx(exact, rel=0.02)

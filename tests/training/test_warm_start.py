@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from qalam_core.errors import StoreError, TrainingError
-from qalam_core.package import Package, read
+from qalam_core.files import sha256_file
+from qalam_core.package import ModelConfig, Package, read
 from qalam_core.package.runtime.tokenizer import Tokenizer
-from qalam_core.pipeline import build as stages
-from qalam_core.pipeline.build import Published
-from qalam_core.recipe import Model, Recipe
-from qalam_core.store import Artifact, Store, file_sha256
+from qalam_core.pipeline.build import build
+from qalam_core.pipeline.publish import Published
+from qalam_core.recipe import Recipe
+from qalam_core.runs import Parent, Promotion, Runs, TrainFacts
+from qalam_core.store import Artifact, Store
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.warm_start import initial_weights
-from tests import GOLDEN
-from tests.conftest import sentences, tiny_recipe
+from tests.conftest import sentences, tiny_recipe, write_corpus
+from tests.small_package import golden_package
 
-PACKAGE = GOLDEN / "tiny_package"
-SHAPE = Model(dim=16, num_heads=2, num_layers=1, max_seq_len=16)
+
+def config_of(words: Sequence[str], **changes: Any) -> ModelConfig:
+    """The package's configuration with another vocabulary."""
+    shape = {"dim": 16, "num_heads": 2, "num_layers": 1, "max_seq_len": 16}
+    return ModelConfig(vocab_size=len(words), **{**shape, **changes})
 
 
 @pytest.fixture
-def package() -> Package:
-    return read(PACKAGE)
+def package(tmp_path: Path) -> Package:
+    return read(golden_package(tmp_path / "golden"))
 
 
 def test_known_tokens_keep_their_rows_and_new_ones_are_their_pieces_mean(package: Package) -> None:
     grown = ArabicTokenizer(400, "bpe")
     grown.build_vocab([*sentences(200), *["مكتبة جامعية"] * 30])
-    weights = initial_weights(package, "bpe", grown.words, SHAPE)
+    weights = initial_weights(package, grown.vocabulary, config_of(grown.words))
     old = package.weights["embedding.weight"]
     new = weights["embedding.weight"]
     assert new.shape == (len(grown.words), 16)
@@ -46,23 +52,23 @@ def test_known_tokens_keep_their_rows_and_new_ones_are_their_pieces_mean(package
             assert np.array_equal(new[index], old[package.vocabulary.words.index(word)])
     word = "مك"
     assert word in [grown.words[index] for index in fresh]
-    v = package.vocabulary
-    pieces = Tokenizer(v.algorithm, v.words, v.merges, v.rules).encode(word)
+    pieces = Tokenizer(package.vocabulary).encode(word)
     assert len(pieces) > 1
     assert np.allclose(new[grown.words.index(word)], old[pieces].mean(0))
     others = set(weights) - {"embedding.weight"}
     assert all(np.array_equal(weights[name], package.weights[name]) for name in others)
 
 
-def test_a_new_whole_word_starts_where_unknown_words_stood(package: Package) -> None:
+def test_a_new_whole_word_starts_at_the_row_of_unknown_words(package: Package) -> None:
     words = ("<PAD>", "<UNK>", "<START>", "<END>", "قلم", "باب")
     table = np.arange(96, dtype=np.float32).reshape(6, 16)
     old = replace(
         package,
-        vocabulary=replace(package.vocabulary, algorithm="word", words=words, merges=()),
+        vocabulary=package.vocabulary._replace(algorithm="word", words=words, merges=()),
         weights={**package.weights, "embedding.weight": table},
     )
-    weights = initial_weights(old, "word", (*words[:4], "باب", "جديد"), SHAPE)
+    new = old.vocabulary._replace(words=(*words[:4], "باب", "جديد"))
+    weights = initial_weights(old, new, config_of(new.words))
     assert np.array_equal(weights["embedding.weight"], table[[0, 1, 2, 3, 5, 1]])
 
 
@@ -74,19 +80,14 @@ def test_a_new_whole_word_starts_where_unknown_words_stood(package: Package) -> 
         ("word", {}, "a bpe vocabulary and not word"),
     ],
 )
-def test_other_shapes_are_one_line(package: Package, algorithm: str, change: dict[str, int], message: str) -> None:
+def test_other_shapes_are_one_line(package: Package, algorithm: str, change: dict[str, Any], message: str) -> None:
+    vocabulary = package.vocabulary._replace(algorithm=algorithm)
     with pytest.raises(TrainingError, match=message) as caught:
-        initial_weights(package, algorithm, package.vocabulary.words, SHAPE.model_copy(update=change))
+        initial_weights(package, vocabulary, config_of(vocabulary.words, **change))
     assert "\n" not in str(caught.value)
 
 
 # -- builds -----------------------------------------------------------------------------------------
-
-
-def corpus_of(path: Path, count: int) -> Path:
-    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in sentences(count))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def recipe_of(corpus: Path, start: str = "champion") -> Recipe:
@@ -104,30 +105,31 @@ def test_a_grown_corpus_starts_from_the_champion_and_a_rebuild_is_cached(
 ) -> None:
     caplog.set_level(logging.INFO)
     corpus = tmp_path / "stories.jsonl"
-    recipe = recipe_of(corpus_of(corpus, 200))
-    first = stages.build(recipe, store)
+    recipe = recipe_of(write_corpus(corpus, 200))
+    first = build(recipe, store)
     assert "no champion under tiny yet: the weights start at random" in caplog.text
     assert first.champion
-    assert trained(first).facts["warm_start"] is None
-    assert stages.build(recipe, store).cached  # though it is the champion now
+    assert trained(first).facts(TrainFacts).warm_start is None
+    assert build(recipe, store).cached  # though it is the champion now
 
-    corpus_of(corpus, 240)
-    second = stages.build(recipe, store)
-    manifest = file_sha256(first.folder / "model" / "manifest.json")
+    write_corpus(corpus, 240)
+    second = build(recipe, store)
+    manifest = sha256_file(first.folder / "model" / "manifest.json")
     assert second.champion
-    assert trained(second).facts["warm_start"] == {"run": first.run, "package": manifest}
-    assert trained(second).manifest["inputs"]["warm_start"] == manifest
+    assert trained(second).facts(TrainFacts).warm_start == Parent(run=first.run, package=manifest)
+    assert trained(second).manifest.inputs["warm_start"] == manifest
     assert f"the weights start from run {first.run}" in caplog.text
-    assert stages.build(recipe, store).cached
+    assert build(recipe, store).cached
     assert not list(trained(second).path.glob("initial*"))
 
-    store.promote(recipe.name, first.run, "2026-01-01T00:00:00+00:00", "rolled back", "test")
-    assert stages.build(recipe, store).run == second.run  # from the first one, as before
-    by_name = stages.build(recipe_of(corpus, first.run), store)
+    promotion = Promotion(run=first.run, when="2026-01-01T00:00:00+00:00", why="rolled back", who="test")
+    Runs(store).promote(recipe.name, promotion)
+    assert build(recipe, store).run == second.run  # from the first one, as before
+    by_name = build(recipe_of(corpus, first.run), store)
     weights = (load_file(trained(p).path / "model.safetensors") for p in (second, by_name))
     assert all(np.array_equal(one, two) for one, two in zip(*(w.values() for w in weights), strict=True))
 
 
 def test_a_run_that_is_not_there_is_one_line(store: Store, corpus_file: Path) -> None:
     with pytest.raises(StoreError, match="run 'tiny-123' is not in"):
-        stages.build(recipe_of(corpus_file, "tiny-123"), store)
+        build(recipe_of(corpus_file, "tiny-123"), store)

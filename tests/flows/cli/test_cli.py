@@ -1,35 +1,42 @@
-"""The command line as a user meets it: real processes, no Prefect (tests/flows has the builds)."""
+"""The command line as a user meets it, but for builds and servers (tests/flows has those)."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from typer.main import get_command
 
-from qalam_core.pipeline import build as stages
-from qalam_core.recipe import Recipe
-from qalam_core.store import Store
-from tests.conftest import tiny_recipe
-from tests.flows.processes import clean_environment, qalam
-
-
-@pytest.fixture(scope="session")
-def published(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.Published:
-    recipe = tiny_recipe(corpus_file, train={"steps": 20})
-    return stages.build(recipe, Store(tmp_path_factory.mktemp("cli") / "store"))
+from al_qalam.flows.cli.main import GROUPS, app
+from qalam_core.pipeline.build import STAGES
+from qalam_core.pipeline.publish import Published
+from qalam_core.recipe import Recipe, to_toml
+from tests.conftest import Built
+from tests.flows.cli.command import qalam
+from tests.flows.processes import clean_environment
+from tests.flows.processes import qalam as qalam_process
 
 
-def root(published: stages.Published) -> Path:
+@pytest.fixture
+def published(built: Built) -> Published:
+    """A run to look at."""
+    return built.published
+
+
+def root(published: Published) -> Path:
     return published.folder.parent.parent
 
 
-def test_runs_lists_the_champion(published: stages.Published) -> None:
+def test_runs_lists_the_champion(published: Published) -> None:
     done = qalam("runs", "--store", root(published))
     assert done.returncode == 0
     assert published.run in done.stdout
@@ -43,7 +50,7 @@ def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
     assert "qalam build demo" in done.stdout
 
 
-def test_show_a_run_and_a_package(published: stages.Published) -> None:
+def test_show_a_run_and_a_package(published: Published) -> None:
     run = qalam("show", published.run, "--store", root(published))
     assert run.returncode == 0
     assert "bits per byte" in run.stdout
@@ -54,7 +61,7 @@ def test_show_a_run_and_a_package(published: stages.Published) -> None:
 
 
 @pytest.fixture
-def package(published: stages.Published, tmp_path: Path) -> Path:
+def package(published: Published, tmp_path: Path) -> Path:
     """A copy to change."""
     shutil.copytree(published.folder / "model", tmp_path / "model")
     return tmp_path / "model"
@@ -67,12 +74,12 @@ def test_show_a_row_and_its_neighbours(package: Path) -> None:
     near = qalam("show", package, "--near", "في")
     assert near.returncode == 0
     assert len(near.stdout.splitlines()) == 8
-    unknown = qalam("show", package, "nothing.weight")
+    unknown = qalam("show", package, "embeding.weight")
     assert unknown.returncode == 2
-    assert "embedding.weight" in unknown.stderr
+    assert 'did you mean "embedding.weight"?' in unknown.stderr
 
 
-def test_edit_verify_diff_seal(package: Path, published: stages.Published) -> None:
+def test_edit_verify_diff_seal(package: Path, published: Published) -> None:
     assert qalam("verify", package).returncode == 0
     edited = qalam("edit", package, "--row", "في", "--scale", 2)
     assert edited.returncode == 0, edited.stderr
@@ -95,11 +102,11 @@ def test_edit_verify_diff_seal(package: Path, published: stages.Published) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say one thing to do"),
-        (["--scale", "2", "--copy", "1"], "say one thing to do"),
+        ([], "choose one thing to do"),
+        (["--scale", "2", "--copy", "1"], "choose one thing to do"),
         (["--scale", "2"], "which row?"),
         (["--row", "4", "--column", "0"], "go together"),
-        (["--row", "4", "--set", "1,x"], "numbers with commas"),
+        (["--row", "4", "--set", "1,x"], "numbers separated by commas"),
         (["--row", "4", "--set", "1,2"], "32"),
     ],
 )
@@ -153,7 +160,7 @@ def test_wheel_and_signature(package: Path, tmp_path: Path) -> None:
     assert "extra.txt" in bad.stderr
 
 
-def test_generate_is_seeded(published: stages.Published) -> None:
+def test_generate_is_seeded(published: Published) -> None:
     one, two = (qalam("generate", published.folder / "model", "يقرأ", "--seed", 3, "--tokens", 8) for _ in range(2))
     assert one.returncode == 0, one.stderr
     assert one.stdout == two.stdout
@@ -162,10 +169,12 @@ def test_generate_is_seeded(published: stages.Published) -> None:
     assert by_run.stdout == one.stdout
 
 
-def test_promote_keeps_the_reason(published: stages.Published) -> None:
-    done = qalam("promote", published.run, "--store", root(published), "--why", "tested by hand")
+def test_promote_and_history(mine: Built) -> None:
+    done = qalam("promote", mine.published.run, "--store", mine.store.root, "--why", "tested by hand", "--who", "me")
     assert done.returncode == 0
-    assert f"{published.run} is the champion of tiny" in done.stdout
+    assert f"{mine.published.run} is the champion of tiny" in done.stdout
+    told = qalam("history", "tiny", "--store", mine.store.root).stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in told] == [f"{mine.published.run}  promote by gate: passed the gate"]
 
 
 def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> None:
@@ -180,7 +189,7 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> N
     assert [Path(source.path).resolve() for source in recipe.corpus.sources] == [corpus_file, second]
     again = qalam("init", target, "--corpus", corpus_file)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "exists; choose another name" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -200,35 +209,112 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> N
         (["promote", "../.."], "qalam runs"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_status_two(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *arguments],
-        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_a_mistake_is_one_line_and_status_two(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = qalam(*arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_the_verbs_are_these() -> None:
-    """A new command is a decision; so is its name."""
-    done = qalam("--help")
-    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and line[2].islower()]
-    assert sorted(found) == [
-        "build", "corpus", "deploy", "diff", "down", "edit", "export", "gc", "generate", "history", "import", "init",
-        "promote", "report", "reproduce", "rollback", "runs", "seal", "show", "sign", "up", "verify", "watch", "wheel",
-    ]  # fmt: skip
+def test_the_console_script_ends_with_the_status_and_one_line(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("qalam")
+    done = subprocess.run(
+        [script, "runs", "--store", tmp_path / "none"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    wrong = qalam_process("show", "nothing", "--store", tmp_path / "none")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_the_commands_are_these() -> None:
+    """A new command is a decision; so is its name, and where a newcomer meets it."""
+    assert {group: list(commands) for group, commands in GROUPS.items()} == {
+        "Build": ["init", "plan", "build", "reproduce", "gc"],
+        "Look": ["runs", "report", "corpus", "show", "generate"],
+        "Champions": ["history", "promote", "rollback"],
+        "Package": ["verify", "edit", "diff", "seal", "export", "import", "wheel", "sign"],
+        "Serve and deploy": ["up", "down", "deploy", "watch"],
+    }
+    told = qalam("--help").stdout
+    found = [line.split()[1] for line in told.splitlines() if line.startswith("│ ") and line[2].islower()]
+    assert found == [name for commands in GROUPS.values() for name in commands]
+    places = [told.index(f" {group} ") for group in GROUPS]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", [name for commands in GROUPS.values() for name in commands])
+def test_every_command_has_an_example_that_parses(name: str) -> None:
+    """Each example is a command line that the parser takes, but for the files that it names."""
+    (example,) = (commands[name][1] for commands in GROUPS.values() if name in commands)
+    told = qalam(name, "--help").stdout
+    assert f"Example: {example}" in " ".join(told.split())
+    words = shlex.split(example)
+    assert words[:2] == ["qalam", name]
+    get_command(app).commands[name].make_context(name, words[2:])  # type: ignore[attr-defined]
+
+
+def test_the_version_is_the_packages() -> None:
+    assert qalam("--version").stdout == f"qalam {metadata.version('al-qalam')}\n"
+
+
+def test_a_plan_is_a_table_or_json_and_never_an_error(mine: Built, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(to_toml(mine.recipe), encoding="utf-8")
+    where = ["--store", mine.store.root]
+    told = qalam("plan", recipe, *where)
+    assert told.returncode == 0, told.stderr
+    assert f"0 to build, 9 to reuse, compared with {mine.published.run}" in told.stdout
+    changed = qalam("plan", recipe, *where, "--set", "gate.tolerance=0.04")
+    assert changed.returncode == 0
+    assert re.search(r"^gate +build .*tolerance: 0\.02 -> 0\.04$", changed.stdout, re.MULTILINE), changed.stdout
+    data = json.loads(qalam("plan", recipe, *where, "--set", "train.steps=61", "--json").stdout)
+    assert data["against"] == mine.published.run
+    built = {row["stage"]: row["reasons"] for row in data["stages"] if row["action"] == "build"}
+    assert built["train"] == ["optimisation.steps: 60 -> 61"]
+    first = qalam("plan", recipe, "--store", tmp_path / "empty")
+    assert first.returncode == 0
+    assert "first build" in first.stdout
+    assert not (tmp_path / "empty").exists()
+
+
+def test_where_nothing_is_to_be_built_the_plan_answers(mine: Built, tmp_path: Path) -> None:
+    """Without Prefect, which takes seconds to start; and what it says is what a build says."""
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(to_toml(mine.recipe), encoding="utf-8")
+    code = (
+        "import sys\n"
+        "from al_qalam.flows.cli.main import app\n"
+        "app(standalone_mode=False)\n"
+        "assert not {'prefect', 'torch', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "build", recipe, "--store", mine.store.root],
+        env=clean_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "every stage was cached: nothing had to be built" in done.stdout
+    assert f"run      {mine.published.run}  (champion)" in done.stdout
+    assert done.stderr.count("cached ") == 9
 
 
 def test_help_starts_quickly() -> None:
-    code = "import sys, al_qalam.flows.cli.main; assert not {'torch', 'prefect', 'pyarrow', 'tokenizers', 'datasets'} & set(sys.modules)"
+    heavy = {"torch", "prefect", "pyarrow", "tokenizers", "datasets", "numpy"}
+    code = f"import sys, al_qalam.flows.cli.main; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_run_says_what_made_it(published: stages.Published) -> None:
-    record = json.loads((published.folder / "run.json").read_text(encoding="utf-8"))
-    assert set(record["artifacts"]) == set(stages.STAGE_VERSION)
-    assert record["recipe"]["name"] == "tiny"
-    assert record["dependencies"]["torch"]
-    assert record["machine"]["cores"]
+def test_a_run_says_what_made_it(built: Built) -> None:
+    record = built.runs.record(built.published.run)
+    assert list(record.artifacts) == [stage.name for stage in STAGES]
+    assert record.recipe == built.recipe
+    assert record.dependencies["torch"]
+    assert record.machine["cores"]

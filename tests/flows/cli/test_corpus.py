@@ -1,4 +1,4 @@
-"""Corpora as a user meets them: what is built again when something changes, and the verb `qalam corpus`."""
+"""Corpora as a user meets them: what is built again when something changes, and the command `qalam corpus`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Any
 
 import pytest
 
-from qalam_core.pipeline import build as stages
+from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.corpus.sources import resolve
+from qalam_core.pipeline.build import InPlace
+from qalam_core.pipeline.ingest import Ingest
+from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
-from tests.conftest import sentences, tiny_recipe
-from tests.flows.processes import qalam
+from tests.conftest import Built, sentences, tiny_recipe
+from tests.flows.cli.command import qalam
 
 
 def prepared(root: Path, folder: Path, **options: Any) -> tuple[list[Artifact], Artifact]:
-    recipe = tiny_recipe(folder)
-    recipe = Recipe.parse({**recipe.model_dump(), "corpus": {**recipe.corpus.model_dump(), **options}})
-    store = Store(root)
-    documents = [stages.ingest(store, file) for file in stages.resolve(recipe.corpus)]
-    return documents, stages.prepare(store, recipe, documents)
+    data = tiny_recipe(folder).canonical()
+    recipe = Recipe.parse({**data, "corpus": {**data["corpus"], **options}})
+    executor = InPlace(Store(root))
+    documents = executor.map([Ingest.of(file) for file in resolve(recipe.corpus.sources)])
+    return documents, executor.run(Prepare.of(recipe, tuple(documents)))
 
 
 @pytest.fixture
@@ -64,13 +68,13 @@ def test_the_table_and_the_rejects(tmp_path: Path, folder: Path) -> None:
     done = qalam("corpus", root)
     assert done.returncode == 0, done.stderr
     rows = {line.rpartition("  ")[0].strip(): line.split()[-1] for line in done.stdout.splitlines()[1:]}
-    facts = corpus.facts
-    assert (rows["read"], rows["kept"]) == (f"{facts['read']}", f"{facts['kept']}")
-    assert rows["not arabic"] == f"{facts['rejected']['not_arabic']}" == "6"
-    assert f"{facts['splits']['test']['documents']}" in done.stdout
+    facts = corpus.facts(CorpusFacts)
+    assert (rows["read"], rows["kept"]) == (f"{facts.read}", f"{facts.kept}")
+    assert rows["not arabic"] == f"{facts.rejected['not_arabic']}" == "6"
+    assert f"{facts.splits['test'].documents}" in done.stdout
 
     counts = json.loads(qalam("corpus", "--json", "--store", root).stdout)
-    assert counts == {"corpus": corpus.digest, **facts}
+    assert counts == {"corpus": corpus.digest, **facts.canonical()}
 
     done = qalam("corpus", root, "--rejects", "not_arabic", "--count", "2")
     assert done.stdout.splitlines()[0] == "not_arabic: 6 documents"
@@ -92,8 +96,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_the_overlap_of_a_run_is_told(tmp_path: Path, corpus_file: Path) -> None:
-    published = stages.build(tiny_recipe(corpus_file, train={"steps": 2}), Store(tmp_path / "store"))
-    done = qalam("corpus", published.run, "--store", tmp_path / "store")
+def test_the_overlap_of_a_run_is_told(built: Built) -> None:
+    done = qalam("corpus", built.published.run, "--store", built.store.root)
     assert done.returncode == 0, done.stderr
-    assert "lie in runs of 13 words that the training text has too" in done.stdout
+    assert "in 13-grams that also occur in the training text" in done.stdout

@@ -118,21 +118,21 @@ def test_a_run_cannot_leave_the_store(stack: Stack, what: dict[str, Any]) -> Non
 # -- what runs --------------------------------------------------------------------------------------
 
 
-def test_a_triggered_run_builds(stack: Stack, built: dict[str, Any]) -> None:
-    assert built["name"] == "build daily"
-    assert built["parameters"]["store"] == str(stack.store)
-    artifacts = stack.artifacts(built["id"])
+def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
+    assert daily["name"] == "build daily"
+    assert daily["parameters"]["store"] == str(stack.store)
+    artifacts = stack.artifacts(daily["id"])
     assert "bits per byte" in artifacts["report"]
-    table = stack.table(built["id"], "stages")
+    table = stack.table(daily["id"], "stages")
     assert [row["stage"] for row in table if row["stage"] != "ingest"] == [
         "prepare", "vocab", "tokenize", "tokenize", "train", "export", "evaluate", "gate",
     ]  # fmt: skip
     assert {row["result"] for row in table if row["stage"] == "train"} == {"built"}
-    assert len(steps(stack.logs(built["id"]))) == 6, "the trainer's lines are in the run's log"
+    assert len(steps(stack.logs(daily["id"]))) == 6, "the trainer's lines are in the run's log"
     assert list((stack.store / "runs").glob("daily-*/model/weights.py"))
 
 
-def test_a_scheduled_run_comes_and_completes(stack: Stack, built: dict[str, Any]) -> None:
+def test_a_scheduled_run_comes_and_completes(stack: Stack, daily: dict[str, Any]) -> None:
     deployment = stack.deployment(BUILD)
     (schedule,) = call(stack.api, f"deployments/{deployment['id']}/schedules", [
         {"active": True, "schedule": {"interval": 15, "anchor_date": "2026-01-01T00:00:00Z"}}])  # fmt: skip
@@ -149,7 +149,7 @@ def test_a_scheduled_run_comes_and_completes(stack: Stack, built: dict[str, Any]
     assert {row["stage"] for row in stack.table(run["id"], "stages")} >= {"ingest", "train", "gate"}
 
 
-def test_new_text_starts_a_build(stack: Stack, built: dict[str, Any]) -> None:
+def test_new_text_starts_a_build(stack: Stack, daily: dict[str, Any]) -> None:
     watching = {"PREFECT_API_URL": stack.api, "PREFECT_HOME": str(stack.folder / "watcher"), **stack.environment}
     deployment = stack.deployment("build_model/on-new-corpus")
 
@@ -178,7 +178,7 @@ def test_new_text_starts_a_build(stack: Stack, built: dict[str, Any]) -> None:
         (stack.texts / "more.jsonl").unlink()
 
 
-def test_refusals_and_champions_are_told(stack: Stack, built: dict[str, Any]) -> None:
+def test_refusals_and_champions_are_told(stack: Stack, daily: dict[str, Any]) -> None:
     told = until(lambda: stack.receiver.got("is champion"), 30, "a champion's notice")
     assert "daily-" in told["subject"]
     assert "file://" in told["text"]
@@ -209,7 +209,7 @@ def test_the_champion_is_looked_after(stack: Stack, corpus_file: Path) -> None:
     assert not list(stack.store.glob(".measuring-*")) + list(stack.store.glob(".reproducing-*"))
 
 
-def test_another_pool_trains(stack: Stack, built: dict[str, Any]) -> None:
+def test_another_pool_trains(stack: Stack, daily: dict[str, Any]) -> None:
     """Data stages here, training on the machines of qalam-gpu; a second build asks nobody."""
     worker = stack.process("worker")
     command = [arg if arg != "qalam-cpu" else "qalam-gpu" for arg in worker.cmdline()]
@@ -254,7 +254,7 @@ def test_trainings_take_turns(stack: Stack) -> None:
     assert max(seen) == 1
 
 
-def test_a_lost_store_is_one_line(stack: Stack, built: dict[str, Any]) -> None:
+def test_a_lost_store_is_one_line(stack: Stack, daily: dict[str, Any]) -> None:
     """A mount that went away: the run says so, and nothing is built beside it."""
     gone = stack.store / "artifacts" / "ingest"
     gone.rename(gone.with_name("moved"))
@@ -271,7 +271,7 @@ def test_a_lost_store_is_one_line(stack: Stack, built: dict[str, Any]) -> None:
     stack.completed(stack.start())
 
 
-def test_no_secret_is_anywhere(stack: Stack, built: dict[str, Any]) -> None:
+def test_no_secret_is_anywhere(stack: Stack, daily: dict[str, Any]) -> None:
     """The worker's environment holds a token, the notification's address another one."""
     for path in stack.store.rglob("*"):
         if path.is_file() and path.parent.name != "server" and "prefect.db" not in path.name:

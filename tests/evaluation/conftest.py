@@ -1,0 +1,26 @@
+"""A small package, and its evaluation."""
+
+from __future__ import annotations
+
+import pytest
+
+from qalam_core.evaluation import integrity
+from qalam_core.evaluation.results import Report
+from tests.evaluation.small_evaluation import Exported, build
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return build(tmp_path_factory.mktemp("bpe"))
+
+
+@pytest.fixture(scope="session")
+def report(exported: Exported) -> Report:
+    return exported.evaluate()
+
+
+@pytest.fixture
+def no_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the fresh interpreter where a test is about something else."""
+    nothing = integrity._Imported(integrity.NONE, integrity.NONE, [], "not tried")
+    monkeypatch.setattr(integrity, "_import", lambda *_: nothing)

@@ -1,0 +1,102 @@
+"""A small package with all that an evaluation takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+
+from qalam_core.evaluation.evaluate import evaluate
+from qalam_core.evaluation.results import Budgets, Report
+from qalam_core.model import PureDynamicTransformer
+from qalam_core.package import ModelConfig, write
+from qalam_core.package.runtime.architecture import END, START
+from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
+
+CONTEXT = 16
+PROMPTS = ("قال", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A package with what it came from."""
+
+    package: Path
+    checkpoint: Path
+    tokenizer: ArabicTokenizer
+    model: PureDynamicTransformer
+    train: list[np.ndarray]
+    test: list[tuple[str, str]]
+    texts: list[str]  # of the training documents
+
+    def measure(self, **changes: Any) -> tuple[Report, Budgets]:
+        given = {
+            "package_folder": self.package,
+            "checkpoint": self.checkpoint,
+            "test": self.test,
+            "train_tokens": self.train,
+            "train_texts": [pa.array(self.texts)],
+            "seed": 1,
+            "prompts": PROMPTS,
+            "confidence": 0.95,
+            "storage": "f32",
+        }
+        return evaluate(**{**given, **changes})
+
+    def evaluate(self, **changes: Any) -> Report:
+        return self.measure(**changes)[0]
+
+
+def texts(count: int, seed: int) -> list[str]:
+    letters = random.Random(0)
+    words = ["".join(letters.choices("ابتثجحدرسعفقلمنهوي", k=letters.randint(2, 6))) for _ in range(120)]
+    chosen = random.Random(seed)
+    return [" ".join(chosen.choices(words, k=chosen.randint(2, 40))) for _ in range(count)]
+
+
+def build(
+    folder: Path, algorithm: Algorithm = "bpe", dtype: str = "f32", scale: float = 1.0, tied: bool = True
+) -> Exported:
+    train, test = texts(60, 1), texts(12, 2)
+    if algorithm == "word":
+        test += ["كلمةغريبة ظظظ xyz"]
+    tokenizer = ArabicTokenizer(300, algorithm)
+    tokenizer.build_vocab(train)
+    torch.manual_seed(3)
+    model = PureDynamicTransformer(len(tokenizer), 16, 2, 2, CONTEXT, 0.0, tied=tied)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.mul_(scale)
+    weights = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")
+    }
+    save_file(weights, folder / "model.safetensors")
+    write_package(folder / "model", tokenizer, weights, dtype, tied)
+    ids = [np.array([i for text in train for i in (START, *tokenizer.encode(text), END)], np.uint16)]
+    sources = [("news" if place % 3 else "books", text) for place, text in enumerate(test)]
+    return Exported(folder / "model", folder / "model.safetensors", tokenizer, model.eval(), ids, sources, train)
+
+
+def write_package(
+    folder: Path, tokenizer: ArabicTokenizer, weights: dict[str, torch.Tensor], dtype: str, tied: bool
+) -> None:
+    write(
+        folder,
+        config=ModelConfig(len(tokenizer), dim=16, num_heads=2, num_layers=2, max_seq_len=CONTEXT, tied=tied),
+        vocabulary=tokenizer.vocabulary,
+        weights={name: tensor.numpy() for name, tensor in weights.items()},
+        card="# test\n",
+        provenance={},
+        dtype=dtype,
+    )
+
+
+def copy_of(exported: Exported, folder: Path) -> Exported:
+    return dataclasses.replace(exported, package=Path(shutil.copytree(exported.package, folder / "copy")))

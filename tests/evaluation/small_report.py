@@ -1,0 +1,73 @@
+"""A report without any fault, and variants of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qalam_core.evaluation.results import (
+    Bits,
+    Budgets,
+    Contamination,
+    Generation,
+    Integrity,
+    Report,
+    Sample,
+    Slice,
+)
+
+INTACT = Integrity(
+    verifies=True,
+    loads_without_execution=True,
+    tensors_agree=True,
+    loads_by_import=True,
+    checkpoint_difference=0.0,
+    checkpoint_limit=0.0,
+    import_difference=0.0,
+    numpy_difference=1e-6,
+    numpy_backend_agrees=True,
+    tokenizer_agrees=True,
+)
+BUDGETS = Budgets(package_mb=4.2, load_seconds=0.3)
+
+
+def report(
+    model: float = 1.5,
+    unigram: float = 1.9,
+    trigram: float = 1.6,
+    unknown: float = 0.0,
+    repeated: float = 0.05,
+    copied: float = 0.0,
+    test_digest: str = "a" * 64,
+    spread: tuple[float, ...] = (),
+    **integrity: Any,
+) -> Report:
+    overall = Slice(
+        documents=2,
+        bytes=100,
+        tokens=40,
+        words=20,
+        bits_per_byte=Bits(model=model, unigram=unigram, trigram=trigram),
+        unknown_rate=unknown,
+        tokens_per_word=1.9,
+        next_token_accuracy=0.12,
+    )
+    return Report(
+        test_digest=test_digest,
+        overall=overall,
+        sources={"news": overall},
+        samples=(Sample(prompt="في", text="البيت"),),
+        generation=Generation(
+            samples=16,
+            length=64,
+            repeated_4grams=repeated,
+            distinct_2grams=0.8,
+            end_rate=0.25,
+            longest_copy=7,
+        ),
+        integrity=INTACT.model_copy(update=integrity),
+        document_nats=spread or (60 * model, 40 * model),
+        document_bytes=tuple(10 for _ in spread) or (60, 40),
+        document_digests=tuple(f"{n:012x}" for n in range(len(spread) or 2)),
+        document_slices=(0,) * (len(spread) or 2),
+        contamination=Contamination(documents=2, copied=copied, covered=0.01),
+    )

@@ -1,0 +1,106 @@
+"""Integrity: a sound package, and every planted fault detected."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qalam_core.evaluation import integrity
+from qalam_core.evaluation.gate import decide
+from qalam_core.evaluation.results import Report
+from qalam_core.recipe import Requirements
+from qalam_core.tokens.tokenizer import ArabicTokenizer
+from tests.evaluation.small_evaluation import Exported, build, copy_of, texts, write_package
+
+
+def test_a_sound_package_is_intact(report: Report) -> None:
+    assert report.integrity.whole, report.integrity
+    assert report.integrity.checkpoint_difference == 0.0
+    assert report.integrity.checkpoint_limit == 0.0
+    assert report.integrity.problem == ""
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "i8", "q8"])
+def test_a_storage_type_is_bound_by_its_rounding(dtype: str, tmp_path: Path) -> None:
+    found = build(tmp_path, dtype=dtype, tied=False).evaluate(storage=dtype).integrity
+    assert found.whole, found
+    assert 0 < found.checkpoint_difference <= found.checkpoint_limit < 0.1
+
+
+@pytest.mark.usefixtures("no_import")
+def test_another_storage_type_than_asked_for_fails_integrity(exported: Exported) -> None:
+    assert not exported.evaluate(storage="f16").integrity.storage_agrees
+
+
+@pytest.mark.usefixtures("no_import")
+def test_a_tokenizer_of_another_run_fails_integrity(exported: Exported, tmp_path: Path) -> None:
+    other = ArabicTokenizer(300, "bpe")
+    other.build_vocab(texts(60, 9))
+    weights = {name: tensor.clone() for name, tensor in exported.model.state_dict().items() if name != "lm_head.weight"}
+    write_package(tmp_path / "other", other, weights, "f32", tied=True)
+    found = exported.evaluate(package_folder=tmp_path / "other").integrity
+    assert found.tensors_agree
+    assert not found.trained_ids_agree
+    assert not found.whole
+
+
+def test_a_corrupted_tensor_fails_integrity(exported: Exported, tmp_path: Path) -> None:
+    broken = copy_of(exported, tmp_path)
+    lines = (broken.package / "weights.py").read_text().splitlines(keepends=True)
+    row = next(n for n, line in enumerate(lines) if line.startswith('        "'))
+    lines[row] = "        [" + ", ".join(["0.5"] * 16) + "],\n"
+    (broken.package / "weights.py").write_text("".join(lines))
+    report, budgets = broken.measure()
+    found = report.integrity
+    assert found.loads_without_execution
+    assert found.loads_by_import
+    assert found.import_difference == 0
+    assert not found.verifies
+    assert not found.tensors_agree
+    assert found.checkpoint_difference > 0
+    assert "embedding.weight" in found.problem
+    verdict = decide(report, budgets, Requirements(), None)
+    assert next(check for check in verdict.checks if check.name == "integrity").passed is False
+
+
+@pytest.mark.usefixtures("no_import")
+@pytest.mark.parametrize("name", ["pos_embedding", "ln_out.bias", "blocks.1.fc2.weight"])
+def test_a_package_of_another_model_fails_integrity(exported: Exported, tmp_path: Path, name: str) -> None:
+    weights = {key: tensor.clone() for key, tensor in exported.model.state_dict().items()}
+    del weights["lm_head.weight"]
+    weights[name].flatten()[-1] += 1e-3
+    write_package(tmp_path / "other", exported.tokenizer, weights, "f32", tied=True)
+    found = exported.evaluate(package_folder=tmp_path / "other").integrity
+    assert found.verifies
+    assert not found.tensors_agree
+    assert found.checkpoint_difference > found.checkpoint_limit == 0
+
+
+@pytest.mark.usefixtures("no_import")
+def test_another_shape_fails_integrity(exported: Exported, tmp_path: Path) -> None:
+    wider = {"embedding.weight": torch.zeros(2, 2)}
+    save_file(wider, tmp_path / "c.safetensors")
+    found = exported.evaluate(checkpoint=tmp_path / "c.safetensors").integrity
+    assert not found.tensors_agree
+    assert math.isnan(found.checkpoint_difference)
+    assert not found.whole
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import qalam_core", "must not need the project"),
+        ("raise ValueError('broken')", "ValueError: broken"),
+        ("raise SystemExit(3)", "status 3"),
+    ],
+)
+def test_an_import_that_fails_is_reported(tmp_path: Path, code: str, problem: str) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text(code + "\n")
+    imported = integrity._import(tmp_path / "package", torch.zeros(1, 2, dtype=torch.int64), ["x"])
+    assert problem in imported.problem
+    assert imported.torch.size == 0

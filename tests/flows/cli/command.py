@@ -1,0 +1,31 @@
+"""The command line in this process: what most of its tests need, without the second that an interpreter takes."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest import mock
+
+from al_qalam.flows.cli.main import main
+from tests.flows.processes import clean_environment
+
+
+def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `qalam` as tests.flows.processes.qalam does, but for builds and servers: those read Prefect's settings."""
+    command = ["qalam", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
+        mock.patch.object(sys, "argv", command),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())

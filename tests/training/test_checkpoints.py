@@ -1,0 +1,56 @@
+"""Checkpoints that are damaged, or that were made under other conditions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qalam_core.files import sha256_file
+from tests.training.small_training import CYCLE, DROPOUT, finish, spec, start, write_tokens
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
+    file = spec(tmp_path / "out", cyclic, DROPOUT)
+    finish(file)
+    (tmp_path / "out" / "model.safetensors").unlink()
+    newest = max((tmp_path / "out").glob("checkpoint-*"))
+    newest.write_bytes(newest.read_bytes()[:100])
+    status, out, _ = finish(file)
+    assert status == 0
+    assert json.loads(out.splitlines()[0])["step"] == 40
+    assert sha256_file(tmp_path / "out" / "model.safetensors") == sha256_file(uninterrupted / "model.safetensors")
+
+
+def test_other_conditions_are_refused_by_name(cyclic: Path, tmp_path: Path) -> None:
+    finish(spec(tmp_path / "out", cyclic))
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, threads=2))
+    assert status == 2
+    assert "threads 1 -> 2" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_what_changed_is_named(cyclic: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finish(spec(out, cyclic, dtype="bfloat16"))
+    other = write_tokens(tmp_path / "other.arrow", [4 + n % CYCLE for n in range(4100)])
+    same = {"dtype": "bfloat16", "log_every": 7}
+    for tokens, change, named in (
+        (cyclic, {"dtype": "float32"}, "dtype bfloat16 -> float32"),
+        (cyclic, {"accumulate": 2, "learning_rate": 0.02}, "accumulate 1 -> 2, learning_rate 0.01 -> 0.02"),
+        (other, {}, "tokens "),
+    ):
+        status, _, errors = finish(spec(out, tokens, **{**same, **change}))
+        assert status == 2
+        assert f"({named}" in errors
+        assert errors.count(" -> ") == max(1, len(change))
+
+
+def test_a_checkpoint_every_so_many_minutes(cyclic: Path, tmp_path: Path) -> None:
+    with start(spec(tmp_path / "out", cyclic, checkpoint_every=1000, checkpoint_minutes=1e-9)) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if json.loads(line)["step"] >= 20:
+                break
+        process.kill()
+    # two are kept; killed between saving a third and deleting the first, it leaves three
+    assert len([*(tmp_path / "out").glob("checkpoint-*")]) in (2, 3)

@@ -1,0 +1,49 @@
+"""Early stopping, in a training whose held-out text is of another kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from qalam_core.training.loop import validation_windows
+from tests.training.small_training import (
+    CYCLE,
+    MODEL,
+    STEPS,
+    finish,
+    metrics,
+    small_model,
+    spec_of,
+    training_of,
+    write_tokens,
+)
+
+
+def test_patience_ends_with_the_best_weights(cyclic: Path, tmp_path: Path) -> None:
+    """The longer it trains, the worse it gets: what is held out counts down."""
+    backwards = write_tokens(tmp_path / "backwards.arrow", [4 - n % CYCLE + CYCLE - 1 for n in range(600)])
+    out = tmp_path / "out"
+    out.mkdir()
+    settings = STEPS.model_copy(update={"validate_every": 4, "patience": 3, "log_every": 4})
+    spec_of(out, cyclic, backwards, MODEL, settings).save(out / "spec.json")
+    assert finish(out / "spec.json")[0] == 0
+    result = json.loads((out / "result.json").read_text())
+    passes = {line["step"]: line["validation_loss"] for line in metrics(out) if "validation_loss" in line}
+    assert result["steps"] == result["best_step"] + 12 < 60
+    assert result["validation_loss"] == min(passes.values()) == passes[result["best_step"]]
+    model = small_model()
+    model.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in load_file(out / "model.safetensors").items()}, strict=False
+    )
+    windows = validation_windows([backwards], 16)
+    assert windows is not None
+    found = training_of(model, cyclic, settings, seed=3).validate(windows)
+    assert found == pytest.approx(result["validation_loss"], rel=1e-4)
+    # started again where patience ran out, it does not go on
+    (out / "result.json").unlink()
+    assert finish(out / "spec.json")[0] == 0
+    assert json.loads((out / "result.json").read_text()) == result

@@ -1,0 +1,29 @@
+"""The process's exit statuses, and mistakes of the user in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qalam_core.errors import TrainingError
+from qalam_core.tokens.shards import Batches
+from tests.training.small_training import finish, spec, write_tokens
+
+
+def test_no_gpu_is_one_line(cyclic: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, device="cuda"))
+    assert status == 2
+    assert "sees no GPU" in errors
+
+
+def test_data_shorter_than_the_context_is_one_line(tmp_path: Path) -> None:
+    short = write_tokens(tmp_path / "short.arrow", [5, 6])
+    status, _, errors = finish(spec(tmp_path / "out", short))
+    assert status == 2
+    assert "lower model.max_seq_len" in errors
+    with pytest.raises(TrainingError):
+        Batches([short], 8, 16, 0)

@@ -1,0 +1,19 @@
+"""Where metrics go."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.training.small_training import finish, spec
+
+
+def test_tensorboard_where_it_is_not_installed_is_one_line(cyclic: Path, tmp_path: Path) -> None:
+    if find_spec("tensorboard"):
+        pytest.skip("it is installed")
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, tensorboard=str(tmp_path / "board")))
+    assert status == 2
+    assert "al-qalam[tensorboard]" in errors
+    assert len(errors.splitlines()) == 1

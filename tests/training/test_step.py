@@ -1,0 +1,84 @@
+"""Single steps: what the model learns to predict, what a step changes, and what resumes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qalam_core.training.step import Training, weights_of
+from tests.training.small_training import CYCLE, STEPS, small_model, training_of
+
+
+def test_the_target_is_the_next_token(cyclic: Path) -> None:
+    """The shift is in one place: a model trained on a cycle predicts t + 1, and never t + 2."""
+    torch.manual_seed(0)
+    model = small_model()
+    training = training_of(model, cyclic)
+    for number in range(STEPS.steps):
+        training.step(number)
+    model.eval()
+    ids = torch.tensor([[4 + n % CYCLE for n in range(16)]])
+    predicted = model(ids)[0].argmax(-1)
+    assert torch.equal(predicted, 4 + (ids - 4 + 1) % CYCLE)
+    assert not torch.equal(predicted, 4 + (ids - 4 + 2) % CYCLE)
+
+
+def test_accumulation_changes_the_memory_and_not_the_gradient(cyclic: Path) -> None:
+    norms = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        settings = STEPS.model_copy(update={"accumulate": parts, "dtype": "float32"})
+        loss, norm = training_of(small_model(), cyclic, settings).step(0)
+        norms.append((loss.item(), norm.item()))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_a_spike_is_skipped(cyclic: Path) -> None:
+    """A batch whose gradient is made huge moves nothing; the next ones do."""
+    torch.manual_seed(0)
+    model = small_model()
+    training = training_of(model, cyclic, STEPS.model_copy(update={"spike": 5.0}))
+    for number in range(5):
+        training.step(number)
+    before = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+    hook = model.ln_out.weight.register_hook(lambda gradient: gradient * 1e6)
+    training.step(5)
+    hook.remove()
+    assert training.skipped == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())
+    training.step(6)
+    assert training.skipped == 1
+    assert not torch.equal(weights_of(model)["ln_out.weight"], before["ln_out.weight"])
+
+
+def test_an_optimizer_state_of_any_name_survives(cyclic: Path) -> None:
+    """Like amsgrad's running maximum, which none of our optimizers has."""
+
+    def with_amsgrad() -> Training:
+        training = training_of(small_model(), cyclic, STEPS.model_copy(update={"optimizer": "adamw", "spike": 5.0}))
+        for optimizer in training.optimizers.all:
+            for group in optimizer.param_groups:
+                group["amsgrad"] = True
+        return training
+
+    torch.manual_seed(0)
+    straight, resumed = with_amsgrad(), with_amsgrad()
+    for number in range(3):
+        straight.step(number)
+    tensors, notes = straight.state()
+    maxima = {name for name in tensors if name.startswith("optimizer.max_exp_avg_sq.")}
+    assert len(maxima) == len(list(straight.model.parameters()))
+    assert all(tensors[name].any() for name in maxima)
+    # a copy, as a file would be: the next step changes the original in place
+    resumed.load({name: tensor.clone() for name, tensor in tensors.items()}, notes)
+    again, noted = resumed.state()
+    assert noted == notes
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    straight.step(3)
+    resumed.step(3)
+    (one, _), (other, _) = straight.state(), resumed.state()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
