@@ -43,7 +43,12 @@ try:
 except QalamError as error:
     sys.exit(f"one line: {error}")
 """
-WHOLE = "import sys; from al_qalam.flows.cli.main import main; sys.argv = ['qalam', 'build', sys.argv[1], '--store', sys.argv[2]]; main()"
+WHOLE = """
+import sys
+from al_qalam.flows.cli.main import main
+sys.argv = ["qalam", "build", sys.argv[1], "--store", sys.argv[2]]
+main()
+"""
 FAULTS = ("damaged artifacts", "digests that differ", "champions lost", "rival failed", "traceback")
 STRIKES = 2
 """How often one build is struck before it is left alone to finish."""

@@ -295,7 +295,9 @@ class Store:
             yield
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTDIR) and not self.root.is_dir():
-                raise StoreError(f"store {self.root}: a file is in its place; choose another one with --store") from None
+                raise StoreError(
+                    f"store {self.root}: a file is in its place; choose another one with --store"
+                ) from None
             if error.errno not in DISK_ERRORS:
                 raise
             raise StoreError(f"store {self.root}, stage {stage}: {DISK_ERRORS[error.errno]}") from error

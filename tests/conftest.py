@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a small Arabic corpus of our own, and a recipe for it."""
+"""What all test files share: which tests are quick, a small Arabic corpus of our own, and a recipe for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,60 @@ os.environ["COLUMNS"] = "160"
 # A busy machine makes deadlines random; the same examples each time make a failure reproducible.
 settings.register_profile("qalam", deadline=None, derandomize=True)
 settings.load_profile("qalam")
+
+QUICK_SECONDS = 2.0
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Whoever asks for it, directly or through another fixture, may start processes and take as long as it needs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes, by its fixtures: `make check` runs the rest. Those that mostly wait come first, so
+    that they do not come last and alone."""
+    for item in items:
+        if "processes" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker("processes")
+    items.sort(key=lambda item: not {"stack", "api"} & set(item.fixturenames))  # type: ignore[attr-defined]
+
+
+_quick: list[str] = []
+
+
+def _no_process(event: str, arguments: tuple[object, ...]) -> None:
+    if _quick and event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system"):
+        raise RuntimeError(f"{_quick[-1]} starts a process: let it ask for the fixture `processes`")
+
+
+sys.addaudithook(_no_process)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """From here on a quick test starts no process."""
+    if not item.get_closest_marker("processes"):
+        _quick.append(item.nodeid)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """What the fixtures do at their end is theirs."""
+    _quick.clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A quick test takes no longer than it may; in CPU time, as others run beside it."""
+    since = time.process_time()
+    result = yield
+    spent = time.process_time() - since
+    if _quick and spent > QUICK_SECONDS:
+        pytest.fail(f"{spent:.1f} s of CPU time, and a test without processes has {QUICK_SECONDS:g}", pytrace=False)
+    return result
+
 
 SUBJECTS = ["القط", "الولد", "المعلم", "الطبيب", "الفلاح", "القاضي", "الطالب", "التاجر", "الكاتب", "النجار"]
 VERBS = ["يقرأ", "يكتب", "يحمل", "يرى", "يبيع", "يشتري", "يحب", "يصنع", "يفتح", "يغلق"]
@@ -111,7 +168,7 @@ class Built(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def built(corpus_file: Path, shared_folder: Path) -> Built:
+def built(processes: None, corpus_file: Path, shared_folder: Path) -> Built:
     """The tiny recipe, built once for all workers; not to be written to."""
     recipe, store = tiny_recipe(corpus_file), Store(shared_folder / "built")
     with (shared_folder / "built.lock").open("w") as lock:

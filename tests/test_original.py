@@ -61,7 +61,7 @@ print(" ".join(idx2word[i] for i in generated[0].tolist()))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_the_originals_script(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(sentences(300)) + "\n", encoding="utf-8")
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
@@ -130,6 +130,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         trainer.train(tmp_path / "bad.txt", seq_len=16)
 
 
+@pytest.mark.usefixtures("processes")
 def test_import_is_quick_and_needs_no_torch() -> None:
     code = "import sys, qalam_core; assert not {'torch', 'pyarrow', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -196,6 +196,7 @@ make(Store(Path(sys.argv[1])), half)
 """
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_killed_build_frees_its_lock_and_is_built_again(store: Store) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(store.root)], stdout=subprocess.PIPE, text=True

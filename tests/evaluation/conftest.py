@@ -15,7 +15,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @pytest.fixture(scope="session")
-def report(exported: Exported) -> Report:
+def report(processes: None, exported: Exported) -> Report:
     return exported.evaluate()
 
 

@@ -17,6 +17,7 @@ from qalam_core.recipe import Requirements
 from tests.evaluation.small_evaluation import Exported, build, copy_of
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_report_is_the_same_every_time_and_survives_json(exported: Exported, report: Report) -> None:
     again = exported.evaluate()
     assert again.model_dump_json() == report.model_dump_json()

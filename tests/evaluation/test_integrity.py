@@ -25,6 +25,7 @@ def test_a_sound_package_is_intact(report: Report) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "i8", "q8"])
+@pytest.mark.usefixtures("processes")
 def test_a_storage_type_is_bound_by_its_rounding(dtype: str, tmp_path: Path) -> None:
     found = build(tmp_path, dtype=dtype, tied=False).evaluate(storage=dtype).integrity
     assert found.whole, found
@@ -48,6 +49,7 @@ def test_a_tokenizer_of_another_run_fails_integrity(exported: Exported, tmp_path
     assert not found.whole
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_corrupted_tensor_fails_integrity(exported: Exported, tmp_path: Path) -> None:
     broken = copy_of(exported, tmp_path)
     lines = (broken.package / "weights.py").read_text().splitlines(keepends=True)
@@ -98,6 +100,7 @@ def test_another_shape_fails_integrity(exported: Exported, tmp_path: Path) -> No
         ("raise SystemExit(3)", "status 3"),
     ],
 )
+@pytest.mark.usefixtures("processes")
 def test_an_import_that_fails_is_reported(tmp_path: Path, code: str, problem: str) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text(code + "\n")

@@ -57,6 +57,7 @@ def test_baseline_bits_count_the_same_tokens(exported: Exported, report: Report)
     assert report.bits_per_byte.trigram < report.bits_per_byte.model  # the model is random
 
 
+@pytest.mark.usefixtures("processes")
 def test_unknown_words_pay_for_their_spelling(tmp_path: Path) -> None:
     made = build(tmp_path, algorithm="word", scale=0.0)  # all logits 0: ln V a token
     found = made.evaluate()

@@ -13,14 +13,14 @@ from tests.flows.stack import Receiver, Stack
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def api(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API address of a Prefect server of our own."""
     with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def stack(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(processes: None, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     receiver = Receiver()
     stack = Stack(tmp_path_factory.mktemp("stack"), corpus_file, receiver)
     stack.up()

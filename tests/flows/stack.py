@@ -187,7 +187,8 @@ class Stack:
         def look() -> Path | None:
             assert self.run(identity)["state_type"] not in ENDED, self.run(identity)["state"]["message"]
             for spec in self.store.glob("artifacts/train/*.partial/spec.json"):
-                if json.loads(spec.read_text(encoding="utf-8"))["seed"] == seed and [*spec.parent.glob("checkpoint-*")]:
+                found = json.loads(spec.read_text(encoding="utf-8"))["settings"]["seed"]
+                if found == seed and [*spec.parent.glob("checkpoint-*")]:
                     return spec.parent
             return None
 

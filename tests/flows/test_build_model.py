@@ -51,7 +51,6 @@ def on_server(api: str, corpus_file: Path, tmp_path_factory: pytest.TempPathFact
 TASKS = 12  # resolve, ingest, prepare, vocab, tokenize twice, train, export, evaluate, gate, publish
 
 
-@pytest.mark.slow
 def test_a_build_is_seen_on_the_server(on_server: tuple[Path, Path], api: str) -> None:
     run = flow_run(api, "shared", 0)
     assert run["state_type"] == "COMPLETED"
@@ -76,14 +75,12 @@ def edges(tasks: list[dict[str, Any]]) -> set[str]:
 ENDS = {"resolve -> ingest", *(f"{stage.name} -> publish" for stage in STAGES)}
 
 
-@pytest.mark.slow
 def test_the_servers_graph_is_the_lineage(on_server: tuple[Path, Path], api: str) -> None:
     """Prefect draws what depends on what: every edge of the store's lineage, the two ends of a build, and no other."""
     drawn = edges(task_runs(api, flow_run(api, "shared", 0), TASKS - 1))
     assert drawn == {*DAG.read_text(encoding="utf-8").splitlines(), *ENDS}
 
 
-@pytest.mark.slow
 def test_building_again_shows_every_stage_cached(on_server: tuple[Path, Path], api: str) -> None:
     recipe, store = on_server
     again = qalam("build", recipe, "--store", store, PREFECT_API_URL=api)
@@ -95,7 +92,6 @@ def test_building_again_shows_every_stage_cached(on_server: tuple[Path, Path], a
     assert edges(tasks) == {*DAG.read_text(encoding="utf-8").splitlines(), *ENDS}
 
 
-@pytest.mark.slow
 def test_without_a_server_the_package_is_the_same(on_server: tuple[Path, Path], tmp_path: Path) -> None:
     recipe, store = on_server
     embedded = qalam("build", recipe, "--store", tmp_path / "store")
@@ -110,7 +106,6 @@ def test_without_a_server_the_package_is_the_same(on_server: tuple[Path, Path], 
     assert (tmp_path / "store" / "prefect").is_dir()
 
 
-@pytest.mark.slow
 def test_a_refused_model_fails_the_run_and_keeps_it(api: str, corpus_file: Path, tmp_path: Path) -> None:
     strict = write_recipe(tmp_path / "strict.toml", corpus_file, gate={"beat_unigram": 0.99})
     refused = qalam("build", strict, "--store", tmp_path / "store", PREFECT_API_URL=api)
@@ -124,7 +119,6 @@ def test_a_refused_model_fails_the_run_and_keeps_it(api: str, corpus_file: Path,
     assert "the gate refused" in run["state"]["message"]
 
 
-@pytest.mark.slow
 def test_a_users_mistake_inside_a_task_is_one_line(api: str, tmp_path: Path) -> None:
     (tmp_path / "junk.txt").write_bytes(b"\x00\x01\x02" * 100)
     recipe = write_recipe(tmp_path / "junk.toml", tmp_path / "junk.txt")
@@ -134,7 +128,6 @@ def test_a_users_mistake_inside_a_task_is_one_line(api: str, tmp_path: Path) -> 
     assert "junk.txt" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Path, tmp_path: Path) -> None:
     """Ctrl-C and a polite kill, to the flow process alone, in the middle of training."""
@@ -165,7 +158,6 @@ def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Pat
     assert json.loads(metrics[-1])["step"] == stopped_at
 
 
-@pytest.mark.slow
 def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_file: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "twice.toml", corpus_file, train={"steps": 40})
     command = [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", "build", str(recipe)]

@@ -112,7 +112,6 @@ def wait_for(store: Path, pattern: str, count: int, process: subprocess.Popen[st
     raise AssertionError(f"{pattern} did not come in two minutes")
 
 
-@pytest.mark.slow
 def test_processes_make_the_same_bytes(recipe: Path, expected: dict[str, str], tmp_path: Path, api: str) -> None:
     with building(recipe, tmp_path, api, "processes") as process:
         wait_for(tmp_path, "train/*", 1, process)
@@ -123,7 +122,6 @@ def test_processes_make_the_same_bytes(recipe: Path, expected: dict[str, str], t
     assert "built   tokenize train-00000" in told
 
 
-@pytest.mark.slow
 def test_a_lost_dask_workers_files_are_redone(recipe: Path, expected: dict[str, str], tmp_path: Path, api: str) -> None:
     store = tmp_path / "store"
     with cluster(tmp_path) as (address, dask_workers), building(recipe, store, api, address) as process:

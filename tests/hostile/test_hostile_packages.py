@@ -386,6 +386,7 @@ def test_the_interpreters_own_caches_are_fine(package: Path) -> None:
     assert verify(package) == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_package_that_was_imported_verifies(package: Path) -> None:
     script = "import model, model.vocab, model.weights, model.model; model.load_model('numpy')"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}

@@ -51,6 +51,7 @@ def test_what_is_read_writes_the_same_bytes(tmp_path: Path, dtype: str, tied: bo
             assert package.weights[name].tobytes() == weights(config)[name].tobytes()
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_bytes_depend_on_no_hash_seed_and_not_on_pybase64(tmp_path: Path, package: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"

@@ -39,7 +39,7 @@ class Lineage:
 
 
 @pytest.fixture(scope="session")
-def lineage(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
+def lineage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Lineage:
     return Lineage(tmp_path_factory.mktemp("lineage"))
 
 
@@ -52,6 +52,7 @@ def mine(lineage: Lineage, tmp_path: Path) -> Store:
 # -- reproduce --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> None:
     """The last one: its gate compared it with an earlier champion, which the fresh store does not have."""
     seen: list[tuple[int, int]] = []
@@ -66,6 +67,7 @@ def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> No
     assert Runs(lineage.store).record(lineage.runs[-1]).incumbent == lineage.runs[1]
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_differs_is_named(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     run = lineage.runs[0]
     runs = Runs(mine)
@@ -89,6 +91,7 @@ def test_what_differs_is_named(mine: Store, lineage: Lineage, tmp_path: Path) ->
     assert any(note.startswith("numpy was 0.1, and is ") for note in found.notes)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_source_that_is_gone_or_changed_is_named_before_anything_is_built(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "text.jsonl", 300)
     store = Store(tmp_path / "store")
@@ -107,7 +110,7 @@ def test_a_store_in_use_is_no_place_to_reproduce_in(lineage: Lineage) -> None:
         reproduce(lineage.store, lineage.runs[0], lineage.store)
 
 
-def test_a_incumbent_that_was_deleted_is_named(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
+def test_an_incumbent_that_was_deleted_is_named(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     shutil.rmtree(Runs(mine).folder(lineage.runs[1]))
     with pytest.raises(StoreError, match=lineage.runs[1]):
         reproduce(mine, lineage.runs[-1], Store(tmp_path / "fresh"))
@@ -175,6 +178,7 @@ def test_a_dry_run_deletes_nothing_and_says_what_would_go(mine: Store, lineage: 
     assert tree(mine) == before
 
 
+@pytest.mark.usefixtures("processes")
 def test_collect_keeps_what_kept_runs_need(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     first, second, third = lineage.runs
     found = collect(mine, keep=1, delete=True, now=later())
@@ -189,7 +193,7 @@ def test_collect_keeps_what_kept_runs_need(mine: Store, lineage: Lineage, tmp_pa
     assert not list(mine.root.rglob("*.deleted"))
 
 
-def test_collect_keeps_a_incumbent_that_is_neither_champion_nor_late(mine: Store, lineage: Lineage) -> None:
+def test_collect_keeps_an_incumbent_that_is_neither_champion_nor_late(mine: Store, lineage: Lineage) -> None:
     first, second, third = lineage.runs
     Runs(mine).promote("tiny", Promotion(run=first, when="t", why="w", who="amal"))
     Runs(mine).promote(
@@ -234,6 +238,7 @@ def test_keeping_nothing_is_refused(mine: Store) -> None:
 # -- the command line -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_verbs(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     first, second, third = lineage.runs
     back = qalam("rollback", "tiny", "--store", mine.root, "--why", "it rhymes", "--who", "amal")

@@ -199,6 +199,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.parametrize("name", ["huge.txt", "huge.jsonl"])
+@pytest.mark.usefixtures("processes")
 def test_a_line_of_100_mb_takes_bounded_memory(tmp_path: Path, name: str) -> None:
     lines = sentences(60)
     start, end = (b'{"text": "', b'"}') if name.endswith("jsonl") else (b"", b"")
@@ -239,11 +240,13 @@ def test_a_vocabulary_that_the_corpus_cannot_fill(shared: Store, corpus_file: Pa
     assert list(first_half(fitting, shared))[-3].facts(VocabFacts).entries == most
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_context_longer_than_any_data(shared: Store, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file, model={"max_seq_len": 100_000, "dim": 8})
     refusal(lambda: build(recipe, shared), TrainingError, "context of 100000 tokens", "lower model.max_seq_len")
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_loss_that_is_no_number_at_once(shared: Store, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file, train={"learning_rate": 1e30, "clip": 1e30})
     refusal(
@@ -252,6 +255,7 @@ def test_a_loss_that_is_no_number_at_once(shared: Store, corpus_file: Path) -> N
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_loss_that_is_no_number_later_keeps_the_last_good_checkpoint(shared: Store, corpus_file: Path) -> None:
     # each step multiplies the matrices by 1 - 0.01 * 400, until float32 overflows
     recipe = tiny_recipe(corpus_file, train={"weight_decay": 400.0, "warmup": 0.0, "dtype": "float32"})
@@ -265,6 +269,7 @@ def test_a_loss_that_is_no_number_later_keeps_the_last_good_checkpoint(shared: S
     assert refusal(lambda: build(recipe, shared), TrainingError) == line  # it went on from there, to the same
 
 
+@pytest.mark.usefixtures("processes")
 def test_weights_that_are_no_numbers_are_never_saved(shared: Store, corpus_file: Path) -> None:
     """The loss of the last step is still finite: it is that of the weights before the step."""
     recipe = tiny_recipe(

@@ -292,7 +292,6 @@ def raced(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
     return said, build(recipe, store)
 
 
-@pytest.mark.slow
 def test_two_processes_build_it_once_between_them(raced: tuple[list[dict[str, Any]], Published], built: Built) -> None:
     (one, other), published = raced
     assert one["run"] == other["run"] == built.published.run
@@ -304,7 +303,6 @@ def test_two_processes_build_it_once_between_them(raced: tuple[list[dict[str, An
     assert_tidy(store)
 
 
-@pytest.mark.slow
 def test_two_empty_stores_give_the_same_bytes(raced: tuple[list[dict[str, Any]], Published], built: Built) -> None:
     _, published = raced
     assert published.folder != built.published.folder
@@ -314,7 +312,6 @@ def test_two_empty_stores_give_the_same_bytes(raced: tuple[list[dict[str, Any]],
 # -- kill -9 --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_killed_in_every_stage_in_turn_it_still_ends_the_same(built: Built, tmp_path: Path) -> None:
     """One store in which each stage, one after the other, was struck half-way with kill -9."""
     store = Store(tmp_path / "store")
@@ -341,7 +338,6 @@ def test_killed_in_every_stage_in_turn_it_still_ends_the_same(built: Built, tmp_
     assert_tidy(store)
 
 
-@pytest.mark.slow
 def test_an_orphaned_trainer_saves_and_ends_and_the_next_build_goes_on(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -468,7 +464,6 @@ def one_line(what: Callable[[], object], kind: type[QalamError]) -> str:
     return text
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_up_in_any_stage_is_one_line_and_costs_nothing_that_is_built(
     disk: Disk, built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from benchmarks.bench_gate import Sound, faults
 from qalam_core.store import Store
 from tests.conftest import tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 CAUGHT_BY = {
     "labels shifted twice": "champion",
     "vocabulary off by one, in training": "unigram",
@@ -29,7 +31,6 @@ def sound(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Sound:
     return Sound.build(tiny_recipe(corpus_file), Store(tmp_path_factory.mktemp("sound") / "store"))
 
 
-@pytest.mark.slow
 def test_every_planted_fault_is_refused_by_its_check(sound: Sound, tmp_path: Path) -> None:
     itself = sound.judge(*sound.measure(sound.package.path / "model"))
     assert itself.passed, itself.reasons()
@@ -40,7 +41,6 @@ def test_every_planted_fault_is_refused_by_its_check(sound: Sound, tmp_path: Pat
         assert check in [c.name for c in verdict.checks if not c.passed], (fault, verdict.reasons())
 
 
-@pytest.mark.slow
 def test_an_honest_retraining_passes(sound: Sound) -> None:
     honest = sound.again(seed=8)
     verdict = sound.judge(honest.report, honest.budgets)

@@ -123,6 +123,7 @@ def test_a_new_and_a_changed_file_are_named(mine: Built, tmp_path: Path) -> None
     assert why == f"{other}: file: {then} -> {now}"
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_removed_file_is_counted(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()

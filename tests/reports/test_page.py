@@ -66,7 +66,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("page"))
 
 
@@ -160,6 +160,7 @@ def test_plots_take_their_colours_from_the_page() -> None:
     assert "<metadata" not in drawn
 
 
+@pytest.mark.usefixtures("processes")
 def test_report_prints_where_it_is_and_writes_a_missing_one(run: Run, tmp_path: Path) -> None:
     shown = qalam("report", run.run, "--store", run.store.root)
     assert shown.returncode == 0, shown.stderr
@@ -190,9 +191,9 @@ addEventListener("load", () => {
 </script>"""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+@pytest.mark.usefixtures("processes")
 def test_a_browser_shows_it(run: Run, tmp_path: Path, width: int, dark: bool) -> None:
     text = run.file.read_text(encoding="utf-8")
     probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", PROBE + "</body>")

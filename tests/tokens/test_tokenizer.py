@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core.arabic import NORMALISATIONS, normalise, normalise_array
@@ -144,6 +144,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize(("algorithm", "profile"), TOKENIZERS)
+@settings(max_examples=50)
 @given(texts=st.lists(ODD | st.sampled_from(sentences(20)), max_size=8), skip=st.integers(0, 2))
 def test_normalised_texts_have_the_ids_that_hugging_face_gives(
     algorithm: Algorithm, profile: str, texts: list[str], skip: int

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from qalam_core.files import sha256_file
 from tests.training.small_training import CYCLE, DROPOUT, finish, spec, start, write_tokens
+
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def test_a_damaged_checkpoint_is_passed_over(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from qalam_core.files import sha256_file
 from tests.training.small_training import DROPOUT, finish, losses, spec, start, write_tokens
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize(("how", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
@@ -25,7 +27,6 @@ def test_two_gpus_give_the_curve_of_one(how: str, optimizer: str, cyclic: Path, 
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("how", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
 def test_two_processes_give_the_curve_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
     alone = spec(tmp_path / "alone", cyclic, dtype="float32", optimizer=optimizer, accumulate=2)
@@ -39,7 +40,6 @@ def test_two_processes_give_the_curve_of_one(how: str, optimizer: str, cyclic: P
     assert json.loads((tmp_path / "shared" / "result.json").read_text())["processes"] == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_is_gone_ends_all_and_they_go_on_to_the_same_bits(
     how: signal.Signals, cyclic: Path, tmp_path: Path

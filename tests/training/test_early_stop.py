@@ -23,6 +23,7 @@ from tests.training.small_training import (
 )
 
 
+@pytest.mark.usefixtures("processes")
 def test_patience_ends_with_the_best_weights(cyclic: Path, tmp_path: Path) -> None:
     """The longer it trains, the worse it gets: what is held out counts down."""
     backwards = write_tokens(tmp_path / "backwards.arrow", [4 - n % CYCLE + CYCLE - 1 for n in range(600)])

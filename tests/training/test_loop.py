@@ -18,6 +18,8 @@ from qalam_core.files import sha256_file
 from qalam_core.training.loop import validation_windows
 from tests.training.small_training import DROPOUT, finish, losses, metrics, spec, start, write_tokens
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 def test_validation_is_bounded_and_needs_one_window(cyclic: Path, tmp_path: Path) -> None:
     windows = validation_windows([cyclic, cyclic], 16)
@@ -96,7 +98,6 @@ def test_two_runs_on_a_gpu_give_the_same_bits(how: str, cyclic: Path, tmp_path: 
     assert sha256_file(tmp_path / "one" / "model.safetensors") == sha256_file(tmp_path / "two" / "model.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_runs_give_the_same_bits_as_each_other(cyclic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):

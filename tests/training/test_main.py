@@ -11,6 +11,8 @@ from qalam_core.errors import TrainingError
 from qalam_core.tokens.shards import Batches
 from tests.training.small_training import finish, spec, write_tokens
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 def test_no_gpu_is_one_line(cyclic: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():

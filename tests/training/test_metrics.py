@@ -10,6 +10,7 @@ import pytest
 from tests.training.small_training import finish, spec
 
 
+@pytest.mark.usefixtures("processes")
 def test_tensorboard_where_it_is_not_installed_is_one_line(cyclic: Path, tmp_path: Path) -> None:
     if find_spec("tensorboard"):
         pytest.skip("it is installed")

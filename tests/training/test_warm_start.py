@@ -99,7 +99,7 @@ def trained(published: Published) -> Artifact:
     return next(artifact for artifact in published.artifacts if artifact.stage == "train")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_a_grown_corpus_starts_from_the_champion_and_a_rebuild_is_cached(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -220,6 +220,7 @@ def test_a_mistake_is_one_line_and_status_two(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_console_script_ends_with_the_status_and_one_line(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("qalam")
     done = subprocess.run(
@@ -306,6 +307,7 @@ def test_where_nothing_is_to_be_built_the_plan_answers(mine: Built, tmp_path: Pa
     assert done.stderr.count("cached ") == 9
 
 
+@pytest.mark.usefixtures("processes")
 def test_help_starts_quickly() -> None:
     heavy = {"torch", "prefect", "pyarrow", "tokenizers", "datasets", "numpy"}
     code = f"import sys, al_qalam.flows.cli.main; assert not {heavy} & set(sys.modules)"

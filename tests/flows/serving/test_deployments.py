@@ -19,9 +19,6 @@ from tests.conftest import sentences, tiny_recipe
 from tests.flows.processes import RefusedError, call, clean_environment, qalam
 from tests.flows.stack import BUILD, ENDED, LONG, SECRET, Stack, steps, trainer_is_gone, until
 
-pytestmark = pytest.mark.slow
-
-
 # -- what is deployed -------------------------------------------------------------------------------
 
 

@@ -6,14 +6,11 @@ import re
 import time
 
 import psutil
-import pytest
 
 from al_qalam.flows.serving.deploy import ZOMBIE_SECONDS
 from al_qalam.tasks.policy import SLOT_SECONDS
 from tests.flows.processes import call
 from tests.flows.stack import LONG, Stack, last_step, steps, trainer_is_gone, until
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_killed_flow_process_crashes_its_run_and_the_next_goes_on(stack: Stack) -> None:

@@ -31,7 +31,7 @@ PASSWORD = "admin:a-password"
 
 
 @pytest.fixture
-def postgres() -> Iterator[str]:
+def postgres(processes: None) -> Iterator[str]:
     """The address of a PostgreSQL server of our own."""
     found = [shutil.which("initdb"), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
     initdb = next((path for path in found if path), None)
@@ -58,7 +58,7 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_a_server_with_a_password(tmp_path: Path) -> None:
     with prefect_server(tmp_path / "server", PREFECT_SERVER_API_AUTH_STRING=PASSWORD) as api:
         for path, body in (("flow_runs/filter", {}), ("deployments/filter", {}), ("work_pools/filter", {})):
@@ -75,7 +75,6 @@ def test_a_server_with_a_password(tmp_path: Path) -> None:
         assert "PREFECT_API_AUTH_STRING" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_run_on_postgresql(postgres: str, corpus_file: Path, tmp_path: Path) -> None:
     """Server, deployments and worker as docs/operations.md describes them, and a run that is triggered."""
     recipe = write_recipe(tmp_path / "team.toml", corpus_file)

@@ -82,7 +82,7 @@ floats = st.floats(-1024, 1024, width=32)
 names = st.sampled_from([*weights()])
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([*MATRIX_TYPES]), st.lists(st.tuples(names, st.integers(0, 7), floats), min_size=1, max_size=4))
 def test_edits_land_exactly_and_verify_names_them_and_nothing_else(
     tmp_path: Path, dtype: str, edits: list[tuple[str, int, float]]
@@ -157,6 +157,7 @@ def test_edits_reach_the_later_files_of_a_large_model(tmp_path: Path, monkeypatc
     assert read(folder).weights["lm_head.weight"].shape == (size + 1, 8)
 
 
+@pytest.mark.usefixtures("processes")
 def test_git_shows_three_edited_rows_as_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = export(tmp_path / "repository")
     for name in [name for name in os.environ if name.startswith("GIT_")]:
@@ -264,6 +265,7 @@ def test_a_full_disk_leaves_the_package_as_it_was(package: Path, monkeypatch: py
     assert contents(package) == before
 
 
+@pytest.mark.usefixtures("processes")
 def test_nothing_in_the_package_is_executed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_it(package, "model.weights")
     assert list(package.glob("__pycache__/weights.*.pyc"))

@@ -37,6 +37,14 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in data.items() if value != "absent"}), encoding="utf-8")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imports() -> None:
+    """Two seconds of imports are of no test."""
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    assert AutoTokenizer, GPT2LMHeadModel
+
+
 def hf_model(folder: Path) -> Any:
     from transformers import GPT2LMHeadModel
 

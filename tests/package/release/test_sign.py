@@ -85,6 +85,7 @@ def change(path: Path) -> None:
         (lambda p: shutil.rmtree(p), "not a folder"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("processes")
 def test_whatever_is_not_as_signed_is_refused(
     package: Path, keys: tuple[Path, Path], damage: Callable[[Path], Any], message: str
 ) -> None:
@@ -96,6 +97,7 @@ def test_whatever_is_not_as_signed_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_interpreters_own_cache_may_stay(package: Path, keys: tuple[Path, Path]) -> None:
     import_it(package)
     assert (package / "__pycache__").is_dir()

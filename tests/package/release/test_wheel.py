@@ -61,6 +61,7 @@ def test_every_file_is_recorded_and_says_nothing_of_this_machine(package: Path, 
     assert metadata.endswith("\n\n# بطاقة\n")
 
 
+@pytest.mark.usefixtures("processes")
 def test_pip_installs_it_and_it_works_with_numpy_alone(package: Path, tmp_path: Path) -> None:
     path = wheel(package, tmp_path, "my_model", "1.2.post1")
     bare = tmp_path / "bare"

@@ -64,6 +64,7 @@ runpy.run_module("my_model", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_package_needs_neither_torch_nor_this_project(tmp_path: Path) -> None:
     export(tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there" / "my_model")
