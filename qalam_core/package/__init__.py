@@ -1,5 +1,5 @@
-"""The product: a model as a folder of Python source that can be read, edited, compared and loaded safely.
-`write` makes one; `read` and `verify` take one without executing it. docs/package_format.md describes the format.
+"""A model as a folder of Python source that can be read, edited, compared and loaded safely.
+`write` creates one; `read` and `verify` never execute one. docs/package_format.md specifies the format.
 """
 
 from qalam_core.package.inference import generate

@@ -1,7 +1,4 @@
-"""Text generation from a package that was read, not imported: this release's runtime over the package's values.
-Takes a `Package` and a prompt, gives the continuation.
-It does not know files, and executes no code of the package.
-"""
+"""Text generation from a package's values with this release's runtime; code of the package is not executed."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ from qalam_core.package.read import Package
 from qalam_core.package.runtime.architecture import START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
-
-__all__ = ["generate"]
 
 
 def generate(
@@ -24,7 +19,7 @@ def generate(
     seed: int | None = None,
     top_p: float = 1.0,
 ) -> str:
-    """`prompt` and its continuation; an empty prompt starts a document."""
+    """Return `prompt` and its continuation; an empty prompt starts a document."""
     tokenizer = Tokenizer(package.vocabulary)
     model = NumpyTransformer(package.config, package.weights)
     ids = np.array([[START, *tokenizer.encode(prompt)]])

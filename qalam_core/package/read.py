@@ -1,7 +1,4 @@
-"""Reads a whole package without executing any of it, and says what changed in it since export.
-Takes a folder, gives a `Package`, or a list of sentences; raises PackageError, one line with file and line.
-It does not know torch, nor how to run the model.
-"""
+"""Reads packages without executing them, and reports changes since export; raises PackageError, one line."""
 
 from __future__ import annotations
 
@@ -19,33 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.files import TEXT_LIMIT, json_object, read_bytes, sha256_bytes, sha256_file
+from qalam_core.files import json_object, read_bytes, sha256_bytes, sha256_file
 from qalam_core.package.bytecode import is_own_cache
-from qalam_core.package.releases import CODE, FORMAT, changed_code
+from qalam_core.package.releases import CODE, changed_code
 from qalam_core.package.runtime.architecture import ModelConfig
-from qalam_core.package.runtime.data_reader import check_knowledge, quote, read_config, read_vocabulary
+from qalam_core.package.runtime.data_reader import FORMAT, check_knowledge, quote, read_config, read_vocabulary
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 from qalam_core.package.runtime.weights_reader import FormatError, read_weights
 from qalam_core.package.seek import read_rows
 from qalam_core.package.write import row_checksums, tensor_digest
 
-__all__ = ["Package", "changes", "read", "read_tensor_rows", "read_vocabulary_of", "verify"]
-
 TOKEN_TENSORS = ("embedding.weight", "lm_head.weight")
-"""Tensors with one row a token."""
+"""Tensors with one row per token."""
 
 _DATA = (".gitattributes", "MODEL_CARD.md", "config.py", "knowledge_map.py", "rows.json", "tokenizer.json",
          "vocab.py", "weights.py")  # fmt: skip
 _SHARD = re.compile(r"weights_([0-9]{3})\.py")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_IGNORED = (".git", "__pycache__")  # neither is read; `verify` checks what is in __pycache__
+_IGNORED = (".git", "__pycache__")  # not read; `verify` checks __pycache__
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package as plain values. `edited` names the tensors whose values differ from the manifest's."""
+    """A package as plain values. `edited` names the tensors whose values differ from the manifest."""
 
     path: Path
     config: ModelConfig
@@ -57,57 +52,49 @@ class Package:
 
 
 def read(folder: Path, *, strict: bool = False) -> Package:
-    """Everything in a package; executes nothing. `strict` also refuses whatever was edited since export."""
+    """Read a package without executing it. `strict` also refuses any change since export."""
     folder = Path(folder)
     manifest = _manifest(folder)
     _check_folder(folder, manifest)
     config, vocabulary, tokenizer_json, weights = _contents(folder)
     if set(manifest["tensors"]) != set(weights):
-        raise PackageError("manifest.json:0: lists other tensors than config.py demands; export again")
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        raise PackageError("manifest.json:0: lists other tensors than config.py requires; export again")
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         digests = dict(zip(weights, pool.map(tensor_digest, weights.values()), strict=True))
     edited = tuple(name for name in weights if digests[name] != manifest["tensors"][name])
     if strict:
         if edited:
-            raise PackageError(f'{folder}: tensor "{edited[0]}" changed since export; verify says where')
+            raise PackageError(f'{folder}: tensor "{edited[0]}" changed since export; verify lists the rows')
         for name in _changed_files(folder, manifest):
             raise PackageError(f"{name}:0: changed since export; restore it, or read without strict")
     return Package(folder, config, vocabulary, tokenizer_json, weights, manifest, edited)
 
 
 def verify(folder: Path) -> list[str]:
-    """Read a package; -> `changes` of it."""
+    """Read a package and return its `changes`."""
     return changes(read(folder))
 
 
 def changes(package: Package) -> list[str]:
-    """One sentence for each change since export; empty when the package is as exported.
+    """One message for each change since export; empty if there is none.
 
-    Raises PackageError when the folder holds anything that could run when imported and is not this release's code.
+    Raises PackageError if `__pycache__` contains anything but this interpreter's compilations of unchanged files.
     """
     folder, manifest = package.path, package.manifest
     changed = _changed_files(folder, manifest)
     _check_caches(folder, manifest, changed)
-    sentences = []
+    messages = []
     for name in changed:
-        if name == "weights.py" or _SHARD.fullmatch(name):
-            if not package.edited:
-                sentences.append(f"{name}: the text changed, every value is as exported")
-        else:
-            sentences.append(f"{name}: changed since export")
+        if name != "weights.py" and not _SHARD.fullmatch(name):
+            messages.append(f"{name}: changed since export")
+        elif not package.edited:
+            messages.append(f"{name}: the text changed, every value is as exported")
     checksums = _row_checksums(folder, changed)
-    for name in package.edited:
-        rows = _changed_rows(package.weights[name], checksums.get(name))
-        words = package.vocabulary.words if name in TOKEN_TENSORS else ()
-        sentences.append(_tensor_sentence(name, rows, len(package.weights[name]), words))
-    return sentences
+    return messages + [_tensor_message(package, name, checksums.get(name)) for name in package.edited]
 
 
 def read_tensor_rows(folder: Path, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-    """The rows `start` to `stop` (exclusive; all by default) of a tensor, from the files and bytes that hold them.
-
-    By seeking, not by reading what precedes them; the rest of the package is not checked.
-    """
+    """Rows `start` to `stop` (exclusive; all by default) of a tensor, by seeking; nothing else is read or checked."""
     folder = Path(folder)
     with _one_line_errors():
         shapes = read_config(folder / "config.py").tensor_shapes()
@@ -115,7 +102,7 @@ def read_tensor_rows(folder: Path, name: str, start: int = 0, stop: int | None =
 
 
 def read_vocabulary_of(folder: Path) -> Vocabulary:
-    """The vocabulary of a package, without reading its weights."""
+    """Read only the vocabulary of a package."""
     folder = Path(folder)
     with _one_line_errors():
         return read_vocabulary(folder / "vocab.py", read_config(folder / "config.py").vocab_size)
@@ -138,42 +125,41 @@ def _bytes(path: Path) -> bytes:
         return read_bytes(path)
     except OSError as error:
         _refuse(path.name, f"cannot be read ({error.strerror}); export again")
-    except ValueError:
-        _refuse(path.name, f"larger than {TEXT_LIMIT} bytes; a package's files are small")
+    except ValueError as error:
+        _refuse(path.name, f"{error}, the limit for such files")
 
 
-def _regular(path: Path) -> None:
-    """Refuse anything but a regular file with one name: it could lead out of the package."""
+def _check_regular(path: Path) -> None:
+    """Refuse anything but a regular file without other hard links: it could be outside the package."""
     try:
         status = path.lstat()
     except OSError as error:
         _refuse(path.name, f"cannot be read ({error.strerror}); export again")
     if not stat.S_ISREG(status.st_mode):
-        _refuse(path.name, "not a plain file; put the file itself here, not a link to it")
+        _refuse(path.name, "not a regular file; put the file itself here, not a link to it")
     if status.st_nlink != 1:
         _refuse(path.name, "has other names (hard links), so it can change from outside; copy the package")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     if folder.is_symlink() or not folder.is_dir():
-        raise PackageError(f"{folder}: not a folder; a package is one")
+        raise PackageError(f"{folder}: not a folder, so not a package")
     if not (folder / "manifest.json").exists() and not (folder / "manifest.json").is_symlink():
-        raise PackageError(f"{folder}: no manifest.json; this is not a package of Al-Qalam, or half of one")
-    _regular(folder / "manifest.json")
+        raise PackageError(f"{folder}: no manifest.json, so not a package, or an incomplete one")
+    _check_regular(folder / "manifest.json")
     manifest = _json_object(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
         _refuse("manifest.json", f"format {manifest.get('format')!r}; this release reads format {FORMAT}")
     if set(manifest) != {"dtype", "files", "format", "provenance", "tensors"}:
-        _refuse("manifest.json", "must hold dtype, files, format, provenance, tensors and nothing else")
+        _refuse("manifest.json", "must contain dtype, files, format, provenance, tensors and nothing else")
     for part in ("files", "tensors", "provenance"):
         if not isinstance(manifest[part], dict) or not all(isinstance(v, str) for v in manifest[part].values()):
             _refuse("manifest.json", f'"{part}" must map names to text')
-    for part in ("files", "tensors"):
-        for name, digest in manifest[part].items():
-            if not _DIGEST.fullmatch(digest):
-                _refuse("manifest.json", f'"{name[:80]}" needs a sha256 of 64 hexadecimal digits')
+    for name, digest in (*manifest["files"].items(), *manifest["tensors"].items()):
+        if not _DIGEST.fullmatch(digest):
+            _refuse("manifest.json", f'"{name[:80]}" needs a sha256 of 64 hexadecimal digits')
     if manifest["dtype"] not in MATRIX_TYPES:
-        _refuse("manifest.json", f"dtype is one of {', '.join(MATRIX_TYPES)}")
+        _refuse("manifest.json", f"dtype must be one of {', '.join(MATRIX_TYPES)}")
     return manifest
 
 
@@ -185,7 +171,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
-    """Exactly the listed files, each a regular file, and the code among them byte for byte a release's."""
+    """The folder must contain exactly the listed files, all regular, and the code of a known release."""
     listed = set(manifest["files"])
     shards = sorted(name for name in listed if _SHARD.fullmatch(name))
     if shards != [f"weights_{number + 1:03d}.py" for number in range(len(shards))]:
@@ -193,7 +179,7 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
     for name in sorted({*CODE, *_DATA} - listed):
         _refuse("manifest.json", f"{name} is not listed; export again")
     for name in sorted(listed - {*CODE, *_DATA, *shards}):
-        _refuse("manifest.json", f"{name[:80]!r} is no file of a package; packages hold a fixed set of files")
+        _refuse("manifest.json", f"{name[:80]!r} is not a file of a package; packages have a fixed set of files")
     for path in sorted(folder.iterdir()):
         if path.name in _IGNORED:
             if path.is_symlink():
@@ -201,10 +187,10 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
         elif path.name not in listed and path.name != "manifest.json":
             _refuse(ascii(path.name)[1:-1][:80], "not listed in manifest.json; delete it or move it elsewhere")
     for name in sorted(listed):
-        _regular(folder / name)
+        _check_regular(folder / name)
     found = {name: sha256_bytes(_bytes(folder / name)) for name in CODE}
     if (changed := changed_code(found)) is not None:
-        _refuse(changed, "not the code of a release known here; restore it (weights, config and words may be edited)")
+        _refuse(changed, "not the code of a known release; restore it (weights, config and words may be edited)")
 
 
 def _contents(folder: Path) -> tuple[ModelConfig, Vocabulary, str, dict[str, NDArray[np.float32]]]:
@@ -217,7 +203,7 @@ def _contents(folder: Path) -> tuple[ModelConfig, Vocabulary, str, dict[str, NDA
             tokenizer_json = _bytes(folder / "tokenizer.json").decode()
             _bytes(folder / "MODEL_CARD.md").decode()
         except UnicodeDecodeError:
-            _refuse("tokenizer.json", "it and MODEL_CARD.md must be UTF-8")
+            _refuse("tokenizer.json", "this file and MODEL_CARD.md must be UTF-8")
         except ValueError as error:
             _refuse("vocab.py", f"{error}; restore MERGES")
         return config, vocabulary, tokenizer_json, read_weights(folder, config.tensor_shapes())
@@ -231,7 +217,7 @@ def _changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def _row_checksums(folder: Path, changed: list[str]) -> dict[str, NDArray[np.uint32]]:
-    """Tensor -> its rows' checksums as exported; empty when that file itself was changed."""
+    """Tensor -> its rows' checksums as exported; empty if rows.json was changed."""
     if "rows.json" in changed:
         return {}
     packed = _json_object(folder / "rows.json")
@@ -241,29 +227,26 @@ def _row_checksums(folder: Path, changed: list[str]) -> dict[str, NDArray[np.uin
         _refuse("rows.json", "must map tensor names to base64; export again")
 
 
-def _changed_rows(tensor: NDArray[np.float32], exported: NDArray[np.uint32] | None) -> list[int]:
-    if exported is None or len(exported) != len(tensor):
-        return []
-    return [int(row) for row in np.flatnonzero(row_checksums(tensor) != exported)]
-
-
-def _tensor_sentence(name: str, rows: list[int], total: int, words: tuple[str, ...]) -> str:
+def _tensor_message(package: Package, name: str, exported: NDArray[np.uint32] | None) -> str:
+    tensor, words = package.weights[name], package.vocabulary.words if name in TOKEN_TENSORS else ()
+    known = exported is not None and len(exported) == len(tensor)
+    rows = np.flatnonzero(row_checksums(tensor) != exported).tolist() if known else []
     if not rows:
         return f"{name}: values changed since export"
     shown = [f"{row} ({quote(words[row])})" if words else str(row) for row in rows[:_SHOWN]]
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"{name}: {len(rows)} of {total} rows changed since export: {', '.join(shown)}{more}"
+    return f"{name}: {len(rows)} of {len(tensor)} rows changed since export: {', '.join(shown)}{more}"
 
 
 def _check_caches(folder: Path, manifest: dict[str, Any], changed: list[str]) -> None:
-    """Plain import runs what is in __pycache__, so only true compilations of unchanged files may be there."""
+    """Plain import executes __pycache__, so it may only contain compilations of unchanged files."""
     caches = folder / "__pycache__"
     if not caches.exists():
         return
     if not caches.is_dir():
         _refuse(caches.name, "not a folder; delete it")
     for path in sorted(caches.iterdir()):
-        _regular(path)
+        _check_regular(path)
         source = f"{path.name.partition('.')[0]}.py"
         if source not in manifest["files"] or source in changed or not is_own_cache(path, folder / source):
             shown = ascii(path.name)[1:-1][:80]

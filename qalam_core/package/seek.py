@@ -1,7 +1,4 @@
-"""Reads rows of one tensor by seeking, without reading what precedes or follows them.
-Takes a package folder, the tensors' shapes, a name and a range of rows, gives float32 values.
-It does not check the rest of the files; reading the whole package does.
-"""
+"""Reads rows of one tensor by seeking; the rest of the files is neither read nor checked."""
 
 from __future__ import annotations
 
@@ -11,30 +8,17 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import did_you_mean
 from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
-from qalam_core.package.runtime.weights_reader import (
-    BLOCK,
-    END_OF_TENSOR,
-    HEADER,
-    FormatError,
-    Lines,
-    weight_files,
-)
+from qalam_core.package.runtime.weights_reader import BLOCK, END_OF_TENSOR, HEADER, FormatError, Lines, weight_files
 from qalam_core.package.runtime.weights_reader import read_rows as decode_rows
 from qalam_core.package.runtime.weights_reader import read_values as decode_values
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-__all__ = ["read_rows"]
 
 _HEADER = re.compile(b"^" + HEADER.pattern.encode() + b"\n", re.MULTILINE)
 _LONGEST_VALUE = 25  # bytes of a vector's value on its line, as exported
@@ -43,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class _Extent(NamedTuple):
-    """Where some rows of a tensor stand: the bytes `start` to `end` of a file are their lines."""
+    """The position of some rows of a tensor: the bytes `start` to `end` of a file."""
 
     path: Path
     start: int
@@ -51,11 +35,11 @@ class _Extent(NamedTuple):
     first: int
     rows: int
     matrix: RowType | None
-    whole: bool  # as many bytes as exported, so that a row's place follows from its number
+    regular: bool  # has as many bytes as exported, so that row numbers give offsets
 
 
 def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) -> NDArray[np.float32]:
-    """The rows `start` to `stop` (without it) of one tensor, from the files and bytes that hold them."""
+    """Rows `start` to `stop` (exclusive) of one tensor."""
     if name not in shapes:
         hint = did_you_mean(name, list(shapes), f"there are {', '.join(shapes)}")
         raise FormatError(f'weights.py:0: there is no tensor "{name}"; {hint}')
@@ -64,7 +48,7 @@ def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) ->
     shape = shapes[name][1:]
     files = weight_files(folder)
     pieces: list[NDArray[np.float32]] = [np.empty((0, *shape), np.float32)]
-    while start < stop:  # memory is taken part by part, for rows whose text is there
+    while start < stop:  # memory is allocated part by part, for rows that exist
         part = _find_part(files, shapes, name, start)
         until = min(stop, part.first + part.rows)
         pieces.append(_decode(part, shape, start - part.first, until - part.first))
@@ -75,13 +59,13 @@ def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) ->
 def _find_part(files: list[Path], shapes: Shapes, name: str, row: int) -> _Extent:
     places = {tensor: place for place, tensor in enumerate(shapes)}
 
-    def begins_after(path: Path) -> bool:  # as exported, parts stand in the order of the shapes
+    def begins_after(path: Path) -> bool:  # as exported, parts are in the order of the shapes
         with _mapped(path) as text:
             found = _HEADER.search(text)
             return found is not None and (places.get(found[1].decode(), -1), int(found[5])) > (places[name], row)
 
     likely = files[max(0, bisect_left(files, True, key=begins_after) - 1)]
-    for path in (likely, *files):  # all of them only for tensors that somebody put into another order
+    for path in (likely, *files):  # the others are searched only if somebody reordered the tensors
         with _mapped(path) as text:
             found = _find_in(text, path, shapes, name, row)
         if found is not None:
@@ -103,8 +87,7 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -> _Extent | None:
-    position = 0
-    closing = f"{END_OF_TENSOR}\n".encode()
+    position, closing = 0, f"{END_OF_TENSOR}\n".encode()
     while match := _HEADER.search(text, position):
         here, dtype, first, rows = match[1].decode(), match[2].decode(), int(match[5]), int(match[6])
         stated = (int(match[3]),) if match[4] is None else (int(match[3]), int(match[4]))
@@ -112,20 +95,18 @@ def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -
         shape = shapes.get(here, ())
         matrix = MATRIX_TYPES.get(dtype) if len(shape) == 2 else None
         end = position + rows * matrix.width(shape[1]) if matrix is not None else -1
-        whole = matrix is not None and text[end : end + len(closing)] == closing
-        if not whole:  # a matrix in which nothing was edited is stepped over; any other is searched for its end
+        regular = matrix is not None and text[end : end + len(closing)] == closing
+        if not regular:  # an unedited matrix is skipped by its size; in any other tensor its end is searched for
             end = _end(text, position, rows, closing)
         if here == name and first <= row < first + rows:
-            reason = ""
+            refused = f'{path.name}:0: "{name}"'
             if stated != shape:
-                reason = f"is {stated}, but config.py demands {shape}"
-            elif matrix is None and (len(shape) == 2 or dtype != "dec"):
-                reason = f'cannot be stored as "{dtype[:80]}"'
-            elif first + rows > shape[0]:
-                reason = f"has {shape[0]} rows, not {first} + {rows}"
-            if reason:
-                raise FormatError(f'{path.name}:0: "{name}" {reason}')
-            return _Extent(path, position, end if end >= 0 else len(text), first, rows, matrix, whole)
+                raise FormatError(f"{refused} is {stated}, but config.py requires {shape}")
+            if matrix is None and (len(shape) == 2 or dtype != "dec"):
+                raise FormatError(f'{refused} cannot be stored as "{dtype[:80]}"')
+            if first + rows > shape[0]:
+                raise FormatError(f"{refused} has {shape[0]} rows, not {first} + {rows}")
+            return _Extent(path, position, end if end >= 0 else len(text), first, rows, matrix, regular)
         if end < 0:
             break
         position = end
@@ -134,22 +115,21 @@ def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -
 
 def _end(text: mmap.mmap, position: int, rows: int, closing: bytes) -> int:
     near = text[position : position + _LONGEST_VALUE * rows + len(closing)].find(b"\n" + closing)
-    found = position + near if near >= 0 else text.find(b"\n" + closing, position)
-    return found + 1 if found >= 0 else -1
+    return 1 + (position + near if near >= 0 else text.find(b"\n" + closing, position)) or -1
 
 
 def _decode(part: _Extent, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
-    """Some rows of a part, by its own count, decoded by the reader's own code."""
-    if part.whole and part.matrix is not None and (start, stop) != (0, part.rows):
+    """Rows `start` to `stop` of a part, decoded by the package reader's functions."""
+    if part.regular and part.matrix is not None and (start, stop) != (0, part.rows):
         width = part.matrix.width(shape[0])
         near = part._replace(start=part.start + start * width, end=part.start + stop * width, rows=stop - start)
         try:
             return _decode(near, shape, 0, near.rows)
         except FormatError:
-            pass  # rows of other widths with the usual sum of bytes, or a wrong row: read the part from its start
-    # every value takes more than one byte of text: what cannot be there is not allocated
+            pass  # rows of other widths with the same total size, or a bad row: read the part from its start
+    # a value takes more than one byte of text: rows that cannot be there are not allocated
     if stop * (shape[0] if shape else 1) > part.end - part.start:
-        raise FormatError(f"{part.path.name}:0: a row is missing; read the whole package to learn where")
+        raise FormatError(f"{part.path.name}:0: a row is missing; read the package for the line")
     values = np.empty((stop, *shape), np.float32)
     with _ExtentLines(part) as lines:
         if part.matrix is not None:
@@ -158,33 +138,16 @@ def _decode(part: _Extent, shape: tuple[int, ...], start: int, stop: int) -> NDA
             decode_values(lines, values, BLOCK)
         while stop == part.rows and (line := lines.line()) is not None:
             if not COMMENT.fullmatch(line):
-                lines.refuse("a row too many; read the whole package to learn where")
+                lines.refuse("a row too many; read the package for the line")
     return values[start:].copy() if start else values
 
 
 class _ExtentLines(Lines):
-    """The lines of a part and nothing else of its file; refusals name no line, as lines were stepped over."""
+    """The lines of a part; errors have line 0, because earlier lines were not counted."""
 
     def __init__(self, part: _Extent) -> None:
-        super().__init__(part.path)
-        self._file.close()
-        self._file = _Span(part.path, part.start, part.end)
-        self.left = part.end - part.start
-        self.number = 2  # a part never holds the line that Python would search for a coding
+        super().__init__(part.path, part.start, part.end)
+        self.number = 2  # past the lines that Python searches for a coding
 
     def refuse(self, reason: str) -> NoReturn:
         raise FormatError(f"{self.name}:0: {reason}")
-
-
-class _Span(FileIO):
-    """Some bytes of a file: reading begins at `start` and ends at `end`."""
-
-    def __init__(self, path: Path, start: int, end: int) -> None:
-        super().__init__(path)
-        self.seek(start)
-        self._left = end - start
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        count = super().readinto(memoryview(buffer)[: self._left]) or 0
-        self._left -= count
-        return count

@@ -1,7 +1,4 @@
-"""Statistics of a model's weights: knowledge_map.py, and the comment above each tensor.
-Takes tensors and words, gives four numbers a tensor, or the file's text.
-It does not know how weights are stored.
-"""
+"""Statistics of a model's weights: knowledge_map.py, and the comment above each tensor."""
 
 from __future__ import annotations
 
@@ -14,13 +11,11 @@ from numpy.typing import NDArray
 
 from qalam_core.package.runtime.data_reader import KNOWLEDGE_MAGIC, quote
 
-__all__ = ["PREAMBLE", "Measured", "header_comment", "knowledge_text", "nearest_tokens", "statistics"]
-
 PREAMBLE = "# fmt: off\n# ruff: noqa\n"
-"""Follows the magic line of every data file, so that formatters and linters leave it alone."""
+"""Comes after the magic line of every data file, so that formatters and linters ignore the file."""
 
 NEIGHBOUR_WORDS, NEIGHBOURS = 32, 8
-NEIGHBOUR_RANGE = 8192  # rows of rarer tokens say little, and comparing with all took half of an export
+NEIGHBOUR_RANGE = 8192  # rarer tokens have little meaning, and comparing with all took half of an export
 _BLOCK = 1 << 18
 
 Measured = Mapping[str, tuple[float, float, float, float]]
@@ -36,13 +31,13 @@ def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]
 
 
 def header_comment(figures: tuple[float, float, float, float]) -> str:
-    """The comment above a tensor in a weights file, of its `statistics`."""
+    """The comment above a tensor in a weights file, from its `statistics`."""
     mean, std, low, high = figures
     return f"# mean={mean:.3e} std={std:.3e} min={low:.3e} max={high:.3e} (as exported)"
 
 
 def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
-    """The text of knowledge_map.py; `words` are the most frequent first."""
+    """The text of knowledge_map.py; `words` are in order of frequency."""
     embedding_VC, words = embedding_VC[:NEIGHBOUR_RANGE], words[:NEIGHBOUR_RANGE]
     ordinary = (index for index, word in enumerate(words) if index > 3 and _ordinary(word))
     chosen = list(islice(ordinary, NEIGHBOUR_WORDS))
@@ -64,9 +59,8 @@ def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words:
 def nearest_tokens(
     embedding_VC: NDArray[np.float32], words: tuple[str, ...], chosen: list[int]
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """For each chosen id its word, and the words with the most similar rows, by cosine similarity."""
-    length_V = np.sqrt(np.einsum("vc,vc->v", embedding_VC, embedding_VC, dtype=np.float64))
-    length_V = np.maximum(length_V, 1e-30)
+    """For each chosen id its word, and the words of the most similar rows with their cosine similarity."""
+    length_V = np.maximum(np.sqrt(np.einsum("vc,vc->v", embedding_VC, embedding_VC, dtype=np.float64)), 1e-30)
     cosines_NV = np.empty((len(chosen), len(words)))
     query_NC = embedding_VC[chosen].astype(np.float64) / length_V[chosen, None]
     for start in range(0, len(words), 4096):
@@ -76,7 +70,7 @@ def nearest_tokens(
         row[[0, 1, 2, 3, index]] = -2
         least = np.partition(row, max(0, len(row) - NEIGHBOURS))[max(0, len(row) - NEIGHBOURS)]
         near_N = np.flatnonzero(row >= max(least, -1.5))
-        order = near_N[np.argsort(-row[near_N], kind="stable")][:NEIGHBOURS]  # equal to three digits: lower id first
+        order = near_N[np.argsort(-row[near_N], kind="stable")][:NEIGHBOURS]  # ties: lower id first
         yield words[index], [(words[other], float(row[other]) + 0.0) for other in order]
 
 

@@ -1,7 +1,4 @@
-"""Writes a model as a folder of Python source: the same input always gives the same bytes.
-Takes a configuration, a vocabulary, weights and a card, writes the files described in docs/package_format.md.
-It does not read a package back.
-"""
+"""Writes a model as a folder of Python source (docs/package_format.md); the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,19 @@ from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
 from qalam_core.files import sha256_bytes
-from qalam_core.package.releases import FORMAT, code_files
+from qalam_core.package.releases import code_files
 from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
-from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, INVERSE, VOCAB_MAGIC, quote
+from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, FORMAT, INVERSE, VOCAB_MAGIC, quote
 from qalam_core.package.runtime.rows import MATRIX_TYPES, RowType, shortest
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 from qalam_core.package.runtime.weights_reader import MAGIC
 from qalam_core.package.statistics import PREAMBLE, Measured, header_comment, knowledge_text, statistics
 from qalam_core.package.vocabulary import tokenizer_json
 
-__all__ = ["json_bytes", "replace_card", "row_checksums", "rows_json", "tensor_digest", "with_newline", "write"]
-
 SHARD_LIMIT = 16_000_000
 _GITATTRIBUTES = "*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n"
 _BLOCK = 1 << 20
+_MARKS = re.compile("[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u08d3-\u08ff]")
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -49,16 +46,16 @@ def write(
     provenance: Mapping[str, str],
     dtype: str = "f32",
 ) -> None:
-    """Write a package into `folder`, which must be absent or empty; manifest.json comes last.
+    """Write a package into `folder`, which must be absent or empty; manifest.json last. Raises PackageError.
 
-    `weights` are the tensors that `config` demands. `dtype` is the storage type of the matrices: values are rounded to
-    it here, and the manifest holds digests of the rounded values. Raises PackageError.
+    `weights` are the tensors that `config` requires. `dtype` is the storage type of the matrices: values are rounded to
+    it, and the manifest has the digests of the rounded values.
     """
     row_type = MATRIX_TYPES.get(dtype)
     if row_type is None:
         raise PackageError(f'dtype "{dtype}": known are {", ".join(MATRIX_TYPES)}')
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what it does releases the interpreter lock, and each part
-        values = _checked_weights(pool, config, weights, row_type)  # of the output is one thread's
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # its work releases the GIL
+        values = _checked_weights(pool, config, weights, row_type)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise PackageError(f"{folder}: not an empty folder; choose another name or delete it")
         _check_vocabulary(vocabulary, config.vocab_size)
@@ -81,22 +78,15 @@ def write(
     for name, text in texts.items():
         (folder / name).write_bytes(text)
         files[name] = sha256_bytes(text)
-    manifest = {
-        "dtype": dtype,
-        "files": files,
-        "format": FORMAT,
-        "provenance": dict(provenance),
-        "tensors": tensors,
-    }
+    manifest = {"dtype": dtype, "files": files, "format": FORMAT, "provenance": dict(provenance), "tensors": tensors}
     (folder / "manifest.json").write_bytes(json_bytes(manifest))
 
 
 def replace_card(folder: Path, card: str) -> None:
-    """Give a package another card, and its manifest the card's digest; the rest stays to the byte."""
+    """Replace a package's card and its digest in the manifest; all other bytes stay."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    text = with_newline(card).encode()
+    (folder / "MODEL_CARD.md").write_bytes(text := with_newline(card).encode())
     manifest["files"]["MODEL_CARD.md"] = sha256_bytes(text)
-    (folder / "MODEL_CARD.md").write_bytes(text)
     (folder / "manifest.json").write_bytes(json_bytes(manifest))
 
 
@@ -106,60 +96,52 @@ def tensor_digest(tensor: NDArray[np.float32]) -> str:
 
 
 def row_checksums(tensor: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """CRC-32 of each row (of each value, for one dimension): enough to name what was edited."""
-    rows = np.ascontiguousarray(tensor, "<f4").reshape(len(tensor), -1)
-    return np.array([zlib.crc32(row.data) for row in rows], "<u4")
-
-
-def _packed(checksums: NDArray[np.uint32]) -> str:
-    return base64.b64encode(checksums.tobytes()).decode()
+    """CRC-32 of each row (each value, for one dimension), to find edited rows."""
+    raw = np.ascontiguousarray(tensor, "<f4").data.cast("B")
+    width = len(raw) // len(tensor)
+    return np.array([zlib.crc32(raw[start : start + width]) for start in range(0, len(raw), width)], "<u4")
 
 
 def rows_json(weights: Weights) -> bytes:
-    """The text of rows.json: the checksum of every row of every tensor."""
-    return json_bytes({name: _packed(row_checksums(tensor)) for name, tensor in weights.items()})
+    """The content of rows.json: the checksums of all rows of all tensors."""
+    checksums = {name: row_checksums(tensor).tobytes() for name, tensor in weights.items()}
+    return json_bytes({name: base64.b64encode(raw).decode() for name, raw in checksums.items()})
 
 
 def json_bytes(value: object) -> bytes:
-    """JSON as packages hold it: keys sorted, ending in a newline."""
+    """JSON in the form of packages: sorted keys, a final newline."""
     return (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
 def with_newline(text: str) -> str:
-    """The text, ending in a newline."""
+    """The text, with a final newline."""
     return text if text.endswith("\n") else text + "\n"
 
 
 def _checked_weights(
-    pool: ThreadPoolExecutor,
-    config: ModelConfig,
-    weights: Mapping[str, NDArray[Any]],
-    row_type: RowType,
+    pool: ThreadPoolExecutor, config: ModelConfig, weights: Mapping[str, NDArray[Any]], row_type: RowType
 ) -> dict[str, NDArray[np.float32]]:
-    """The values that a reader will find: float32, the matrices rounded to their storage type."""
+    """The values as a reader gets them: float32, matrices rounded to their storage type."""
     shapes = config.tensor_shapes()
     if extra := sorted(set(weights) - set(shapes)):
-        raise PackageError(f'"{extra[0]}" is no tensor of this model; its config has no place for it')
+        raise PackageError(f'"{extra[0]}" is not a tensor of this model; see its config')
     for name, shape in shapes.items():
         tensor = weights.get(name)
         if tensor is None or tensor.shape != shape:
             found = "missing" if tensor is None else f"of shape {tensor.shape}"
-            raise PackageError(f'"{name}" is {found}; the config demands {shape}')
+            raise PackageError(f'"{name}" is {found}; the config requires {shape}')
 
     def stored(name: str) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(weights[name], np.float32)
         if values.ndim == 2 and row_type.rounds:
-            rounded = np.empty_like(values)
+            given, values = values, np.empty_like(values)
             step = max(1, _BLOCK // 4 // values.shape[1])
             for start in range(0, len(values), step):
-                block = values[start : start + step]
-                if np.isfinite(block).all():
-                    block = row_type.rounded(block)
-                rounded[start : start + step] = block
-            values = rounded
+                block = given[start : start + step]
+                values[start : start + step] = row_type.rounded(block) if np.isfinite(block).all() else block
         if not all(np.isfinite(part).all() for part in np.array_split(values, 1 + values.size // _BLOCK)):
-            raise PackageError(f'"{name}" holds a value that is not finite in {row_type.name}; the model diverged?')
+            raise PackageError(f'"{name}" has a value that is not finite in {row_type.name}; did training diverge?')
         return values
 
     return dict(zip(shapes, pool.map(stored, shapes), strict=True))
@@ -170,10 +152,9 @@ def _check_vocabulary(vocabulary: Vocabulary, size: int) -> None:
     if len(words) != size:
         raise PackageError(f"vocabulary: {len(words)} words, but VOCAB_SIZE is {size}")
     if words[:4] != SPECIALS or len(set(words)) != size:
-        raise PackageError(f"vocabulary: words must differ, and the first four be {', '.join(SPECIALS)}")
-    texts = [*words, *(text for pair in (*vocabulary.merges, *vocabulary.rules) for text in pair)]
+        raise PackageError(f"vocabulary: words must be unique, and the first four must be {', '.join(SPECIALS)}")
     try:
-        "".join(texts).encode()
+        "".join(chain(words, *vocabulary.merges, *vocabulary.rules)).encode()
         Tokenizer(vocabulary)
     except ValueError as error:
         raise PackageError(f"vocabulary: {error}") from None
@@ -201,18 +182,14 @@ def _vocab_text(vocabulary: Vocabulary) -> str:
 
 
 def _quote_rule(text: str) -> str:
-    """As `quote`; marks that would sit on their neighbours are escaped too, as here they stand alone."""
-    return re.sub("[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u08d3-\u08ff]", _code, quote(text))
-
-
-def _code(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+    """As `quote`, and combining marks, which an editor would attach to their neighbours, are escaped too."""
+    return _MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", quote(text))
 
 
 def _write_weights(
     pool: ThreadPoolExecutor, folder: Path, values: Weights, row_type: RowType, measured: Measured
 ) -> Iterator[tuple[str, str]]:
-    """weights.py and its continuations, each at most SHARD_LIMIT bytes; their names and digests, when done."""
+    """Write weights.py, weights_001.py, ..., each at most SHARD_LIMIT bytes; yields names and digests."""
 
     def write_shard(numbered: tuple[int, list[_Rows]]) -> tuple[str, str]:
         number, shard = numbered
@@ -231,23 +208,23 @@ _Rows = tuple[str, int, int]  # tensor, first row, rows
 
 
 def _shards(values: Weights, row_type: RowType) -> Iterator[list[_Rows]]:
-    """Fill each file with whole rows, in tensor order, up to the limit."""
+    """Fill each file with complete rows, in tensor order, up to the limit."""
     shard: list[_Rows] = []
-    room = SHARD_LIMIT
+    free = SHARD_LIMIT
     for name, tensor in values.items():
         first, rows = 0, len(tensor)
-        # 24 bytes hold the longest float32 on its line; 512 the headers and the comment
+        # 24 bytes suffice for the longest float32 with its line, 512 for the headers and the comment
         width = row_type.width(tensor.shape[1]) if tensor.ndim == 2 else 24
         while first < rows:
-            fitting = min((room - 512) // width, rows - first)
+            fitting = min((free - 512) // width, rows - first)
             if fitting <= 0 and shard:
                 yield shard
-                shard, room = [], SHARD_LIMIT
+                shard, free = [], SHARD_LIMIT
                 continue
             fitting = max(1, fitting)
             shard.append((name, first, fitting))
             first += fitting
-            room -= 512 + fitting * width
+            free -= 512 + fitting * width
     yield shard
 
 

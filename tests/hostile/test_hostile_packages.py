@@ -1,4 +1,4 @@
-"""Bad packages, made from a good one: each is refused in one line, and nothing in it ever runs."""
+"""Hostile packages: each is refused with a one-line error, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ ZERO_ROW = encoded([0.0] * 8)
 HEADER = '"embedding.weight": ("f32", (12, 8), 0, 12, ('
 WEIGHTS_CASES = {
     "a call before the dict": (swap("WEIGHTS = {", f"{TRIPWIRE}\nWEIGHTS = {{"), "only comments"),
-    "a call after the dict": (lambda text: text + TRIPWIRE + "\n", "nothing may follow"),
-    "a comment after the dict": (lambda text: text + "# bye\n", "nothing may follow"),
+    "a call after the dict": (lambda text: text + TRIPWIRE + "\n", "unexpected text after"),
+    "a comment after the dict": (lambda text: text + "# bye\n", "unexpected text after"),
     "a call as a row": (row(f"{TRIPWIRE},"), "not a matrix row"),
     "a call in a list": (row(f"[{TRIPWIRE}, 0, 0, 0, 0, 0, 0, 0],"), "not a matrix row"),
     "a call as a tensor": (swap(HEADER, f'"x": {TRIPWIRE}, {HEADER}'), "not a tensor header"),
@@ -82,7 +82,7 @@ WEIGHTS_CASES = {
     "concatenation over lines": (row(f'"{ZERO_ROW}"'), "not a matrix row"),
     "an escape": (row('"\\x41AA",'), "not a matrix row"),
     "a line continued": (row(f'"{ZERO_ROW}",\\'), "not a matrix row"),
-    "no magic": (lambda text: text.partition("\n")[2], "begins with"),
+    "no magic": (lambda text: text.partition("\n")[2], "must begin with"),
     "a byte order mark": (lambda text: "\ufeff" + text, "hidden character U.FEFF"),
     "a second coding line": (swap("# fmt: off", "# -*- coding: utf-7 -*-"), "coding line"),
     "Windows line ends": (lambda text: text.replace("\n", "\r\n"), "Windows line end"),
@@ -113,17 +113,17 @@ WEIGHTS_CASES = {
     "base64 of a zlib stream": (row(f'"{base64.b64encode(b"x" * 31).decode()}",'), "bytes of base64"),
     "a row missing": (lambda text: GOOD_ROW.sub("", text, count=1), "not a matrix row"),
     "a row twice": (lambda text: GOOD_ROW.sub(lambda m: m[0] * 2, text, count=1), "should end here"),
-    "a longer shape": (swap("(12, 8), 0, 12", "(13, 8), 0, 13"), "config.py demands"),
-    "an absurd shape": (swap("(12, 8), 0, 12", "(999999999, 999999999), 0, 1"), "config.py demands"),
+    "a longer shape": (swap("(12, 8), 0, 12", "(13, 8), 0, 13"), "config.py requires"),
+    "an absurd shape": (swap("(12, 8), 0, 12", "(999999999, 999999999), 0, 1"), "config.py requires"),
     "a zero shape": (swap("(12, 8), 0, 12", "(0, 8), 0, 0"), "not a tensor header"),
     "a negative row": (swap("(12, 8), 0, 12", "(12, 8), -1, 12"), "not a tensor header"),
     "three dimensions": (swap("(12, 8), 0, 12", "(12, 8, 1), 0, 12"), "not a tensor header"),
-    "rows past the end": (swap("(12, 8), 0, 12", "(12, 8), 0, 13"), "goes on at row 0 of 12"),
-    "a part out of order": (swap("(12, 8), 0, 12", "(12, 8), 1, 11"), "goes on at row 0 of 12"),
-    "an unknown dtype": (swap('("f32", (12', '("f64", (12'), "no storage type"),
-    "dec for a matrix": (swap('("f32", (12', '("dec", (12'), "no storage type"),
-    "f32 for a vector": (swap('("dec", (8,)', '("f32", (8,)'), "no storage type"),
-    "an unknown tensor": (swap('"ln_out.bias"', '"ln_out.evil"'), "no tensor of this model"),
+    "rows past the end": (swap("(12, 8), 0, 12", "(12, 8), 0, 13"), "continues at row 0 of 12"),
+    "a part out of order": (swap("(12, 8), 0, 12", "(12, 8), 1, 11"), "continues at row 0 of 12"),
+    "an unknown dtype": (swap('("f32", (12', '("f64", (12'), "not a storage type"),
+    "dec for a matrix": (swap('("f32", (12', '("dec", (12'), "not a storage type"),
+    "f32 for a vector": (swap('("dec", (8,)', '("f32", (8,)'), "not a storage type"),
+    "an unknown tensor": (swap('"ln_out.bias"', '"ln_out.evil"'), "not a tensor of this model"),
     "a path as a name": (swap('"ln_out.bias"', '"../../x"'), "not a tensor header"),
     "a tensor twice": (
         swap('"pos_embedding": ("f32", (10', '"embedding.weight": ("f32", (12'), "twice in this file",
@@ -131,7 +131,7 @@ WEIGHTS_CASES = {
     "a tensor missing": (lambda text: text[: text.index('    "ln_out.bias"')] + "}\n", "0 of 8 rows"),
     "cut off in a tensor": (lambda text: text[: len(text) // 2].rpartition("\n")[0] + "\n", "cut off"),
     "cut off in a line": (lambda text: text[: len(text) // 2], "line end"),
-    "no closing brace": (lambda text: text[:-2], "file ends here"),
+    "no closing brace": (lambda text: text[:-2], "file ends after this line"),
     "an empty file": (lambda text: "", "more values than the files have bytes"),
     "an endless line": (swap("# fmt: off", "#" + " " * (2 << 20)), "longer than"),
     "a word among the values": (
@@ -145,7 +145,7 @@ WEIGHTS_CASES = {
 
 
 @pytest.mark.parametrize("case", WEIGHTS_CASES)
-def test_weights(package: Path, case: str) -> None:
+def test_hostile_weights_are_refused(package: Path, case: str) -> None:
     change, message = WEIGHTS_CASES[case]
     path = package / "weights.py"
     before = path.read_bytes()
@@ -209,7 +209,7 @@ FAR_SCALES = [
 CASES_BY_TYPE = [
     *((dtype, new, message) for dtype, cases in TYPE_CASES.items() for new, message in cases),
     *((dtype, f'({scale}, "{text}"),', message)
-      for scales, message in ((SCALES, "not a matrix row"), (FAR_SCALES, "a scale is zero, or from"))
+      for scales, message in ((SCALES, "not a matrix row"), (FAR_SCALES, "a scale must be zero, or from"))
       for scale in scales for dtype, text in (("i8", STEPS), ("q8", DECIMALS))),
     *((dtype, new, "not a matrix row") for dtype, text in (("i8", STEPS), ("q8", DECIMALS)) for new in (
         f'(1.00000000e-03, "{text}", 1),', f'[1.00000000e-03, "{text}"],', f'(1.00000000e-03,"{text}"),',
@@ -224,8 +224,8 @@ CASES_BY_TYPE = [
 
 
 @pytest.mark.parametrize(("dtype", "new", "message"), CASES_BY_TYPE)
-def test_rows_of_each_type(tmp_path: Path, dtype: str, new: str, message: str) -> None:
-    """Refused at the same line, for the same reason, whether read in blocks or by the strict parser."""
+def test_hostile_rows_of_each_type_are_refused(tmp_path: Path, dtype: str, new: str, message: str) -> None:
+    """The block decoder and the strict parser give the same error at the same line."""
     shapes = without_blocks(CONFIG)
     lines = shard_texts(random_tensors(shapes), dtype)[0].decode().split("\n")
     at = next(number for number, line in enumerate(lines) if '"embedding.weight"' in line) + 4
@@ -249,8 +249,8 @@ def test_rows_of_each_type(tmp_path: Path, dtype: str, new: str, message: str) -
         ("config.py", "DIM = 8", "DIM = 9", "not divisible"),
         ("config.py", "DIM = 8", "DIM = 16", "PARAMETERS does not follow"),
         ("config.py", "DIM = 8", "DIM = True", "of type int"),
-        ("config.py", "DIM = 8", "DIM = 8\nDIM = 8", "stands twice"),
-        ("config.py", "DIM = 8", "DIM = 8\nDEPTH = 8", "no setting"),
+        ("config.py", "DIM = 8", "DIM = 8\nDIM = 8", "twice"),
+        ("config.py", "DIM = 8", "DIM = 8\nDEPTH = 8", "not a setting"),
         ("config.py", "DIM = 8\n", "", "DIM is missing"),
         ("config.py", "DIM = 8", "DIM = 08", "not a setting"),
         ("config.py", "FORMAT = 1", "FORMAT = 2", "FORMAT must be 1"),
@@ -262,49 +262,49 @@ def test_rows_of_each_type(tmp_path: Path, dtype: str, new: str, message: str) -
         ("config.py", '"gelu"', '"relu"', "ACTIVATION"),
         ("config.py", "NUM_LAYERS = 2", "NUM_LAYERS = 2; import os", "not a setting"),
         ("vocab.py", '"القط": 4,', '"القط": 5,', "ids count up"),
-        ("vocab.py", '"القط": 4,', '"<PAD>": 4,', "has id 0 already"),
+        ("vocab.py", '"القط": 4,', '"<PAD>": 4,', "already has id 0"),
         ("vocab.py", '"القط": 4,', f"{TRIPWIRE}: 4,", "not a word"),
         ("vocab.py", '"القط": 4,', '"\\N{BULLET}": 4,', "not a word"),
         ("vocab.py", '"القط": 4,', '"\\x41": 4,', "not a word"),
-        ("vocab.py", '"القط": 4,', '"\\ud800": 4,', "no character"),
-        ("vocab.py", '"القط": 4,', '"\\Uffffffff": 4,', "no character"),
+        ("vocab.py", '"القط": 4,', '"\\ud800": 4,', "not a character"),
+        ("vocab.py", '"القط": 4,', '"\\Uffffffff": 4,', "not a character"),
         ("vocab.py", '"القط": 4,', '"ال\u200fقط": 4,', "hidden character"),
         ("vocab.py", '"القط": 4,', '"القط" "x": 4,', "not a word"),
         ("vocab.py", '    "في": 11,\n', "", "11 words"),
         ("vocab.py", '"<END>": 3,', '"<end>": 3,', "first four"),
         ("vocab.py", "NORMALISE = (\n", 'NORMALISE = (\n    ("(a+)+$", ""),\n', "NORMALISE pattern"),
         ("vocab.py", "NORMALISE = (\n", 'NORMALISE = (\n    ("[z-a]", ""),\n', "NORMALISE pattern"),
-        ("vocab.py", "NORMALISE = (\n", f"{TRIPWIRE}\nNORMALISE = (\n", "must stand here"),
+        ("vocab.py", "NORMALISE = (\n", f"{TRIPWIRE}\nNORMALISE = (\n", "expected "),
         ("vocab.py", "MERGES = (\n", 'MERGES = (\n    ("a", "b"),\n', "MERGES"),
-        ("vocab.py", "WORD2IDX.items()}", f"WORD2IDX.items() if {TRIPWIRE}}}", "must stand here"),
-        ("vocab.py", "WORD2IDX.items()}\n", f"WORD2IDX.items()}}\n{TRIPWIRE}\n", "nothing may follow"),
+        ("vocab.py", "WORD2IDX.items()}", f"WORD2IDX.items() if {TRIPWIRE}}}", "expected "),
+        ("vocab.py", "WORD2IDX.items()}\n", f"WORD2IDX.items()}}\n{TRIPWIRE}\n", "unexpected text after"),
         ("vocab.py", "# fmt: off", "# vim: set fileencoding=utf-7 : coding=utf-7", "coding line"),
         ("knowledge_map.py", "STATISTICS = {\n", f'STATISTICS = {{\n    "x": ({TRIPWIRE}),\n', "not a fact"),
-        ("knowledge_map.py", "STATISTICS = {\n", f"{TRIPWIRE}\nSTATISTICS = {{\n", "must stand here"),
-        ("loader.py", "_FOLDER = ", f"{TRIPWIRE}\n_FOLDER = ", "not the code of a release known here"),
-        ("__init__.py", "__all__", f"{TRIPWIRE}\n__all__", "not the code of a release known here"),
-        ("model.py", "END = 3", "END = 4", "not the code of a release known here"),
-        ("weights_reader.py", "BLOCK = 1", "BLOCK = 2", "not the code of a release known here"),
-        ("architecture.py", "ACTIVATIONS = ", f"{TRIPWIRE}\nACTIVATIONS = ", "not the code of a release known here"),
-        ("codings.py", "Coding = ", f"{TRIPWIRE}\nCoding = ", "not the code of a release known here"),
-        ("rows.py", "_STEPS = ", f"{TRIPWIRE}\n_STEPS = ", "not the code of a release known here"),
-        ("numpy_model.py", "0.3275911", "0.3275912", "not the code of a release known here"),
-        ("tokenizer.py", "_CACHE_SIZE", "_CACHE_SIZF", "not the code of a release known here"),
-        ("data_reader.py", "SIZE_LIMIT", "SIZE_LIMIX", "not the code of a release known here"),
-        ("__main__.py", "def main", f"{TRIPWIRE}\ndef main", "not the code of a release known here"),
+        ("knowledge_map.py", "STATISTICS = {\n", f"{TRIPWIRE}\nSTATISTICS = {{\n", "expected "),
+        ("loader.py", "_FOLDER = ", f"{TRIPWIRE}\n_FOLDER = ", "not the code of a known release"),
+        ("__init__.py", "__all__", f"{TRIPWIRE}\n__all__", "not the code of a known release"),
+        ("model.py", "END = 3", "END = 4", "not the code of a known release"),
+        ("weights_reader.py", "BLOCK = 1", "BLOCK = 2", "not the code of a known release"),
+        ("architecture.py", "ACTIVATIONS = ", f"{TRIPWIRE}\nACTIVATIONS = ", "not the code of a known release"),
+        ("codings.py", "Coding = ", f"{TRIPWIRE}\nCoding = ", "not the code of a known release"),
+        ("rows.py", "_STEPS = ", f"{TRIPWIRE}\n_STEPS = ", "not the code of a known release"),
+        ("numpy_model.py", "0.3275911", "0.3275912", "not the code of a known release"),
+        ("tokenizer.py", "_CACHE_SIZE", "_CACHE_SIZF", "not the code of a known release"),
+        ("data_reader.py", "SIZE_LIMIT", "SIZE_LIMIX", "not the code of a known release"),
+        ("__main__.py", "def main", f"{TRIPWIRE}\ndef main", "not the code of a known release"),
         ("manifest.json", '"format": 1', '"format": 2', "reads format 1"),
         ("manifest.json", '"format": 1', '"format": 1, "format": 1', "key twice"),
         ("manifest.json", '"format": 1', '"format": 1, "x": 1', "nothing else"),
-        ("manifest.json", '"dtype": "f32"', '"dtype": "zz"', "dtype is one of"),
+        ("manifest.json", '"dtype": "f32"', '"dtype": "zz"', "dtype must be one of"),
         ("manifest.json", '"vocab.py"', '"../../etc/passwd"', "vocab.py is not listed"),
-        ("manifest.json", '"vocab.py":', '"../x.py": "' + ZEROS + '", "vocab.py":', "no file of a package"),
+        ("manifest.json", '"vocab.py":', '"../x.py": "' + ZEROS + '", "vocab.py":', "not a file of a package"),
         ("manifest.json", '"vocab.py":', '"weights_002.py": "' + ZEROS + '", "vocab.py":', "without a gap"),
         ("manifest.json", '"vocab.py":', '"weights_001.py": "' + ZEROS + '", "vocab.py":', "cannot be read"),
         ("manifest.json", '"ln_out.bias"', '"ln_out.evil"', "other tensors"),
         ("manifest.json", '"format": 1', '"format": ' + "[" * 100_000, "not valid JSON"),
     ],
 )  # fmt: skip
-def test_other_files(package: Path, name: str, old: str, new: str, message: str) -> None:
+def test_other_hostile_files_are_refused(package: Path, name: str, old: str, new: str, message: str) -> None:
     replace(package / name, old, new)
     refused(package, message)
 
@@ -312,35 +312,35 @@ def test_other_files(package: Path, name: str, old: str, new: str, message: str)
 @pytest.mark.parametrize(
     "name", ["evil.py", "x.so", "x.pth", "Weights.py", "x.pyc", ".hidden", "weights_001.py", "م.py"]
 )
-def test_files_nobody_listed(package: Path, name: str) -> None:
+def test_unlisted_files_are_refused(package: Path, name: str) -> None:
     (package / name).write_text(TRIPWIRE)
     refused(package, "not listed in manifest")
 
 
-def test_folders_nobody_listed(package: Path) -> None:
+def test_unlisted_folders_are_refused(package: Path) -> None:
     (package / "weights").mkdir()
     (package / "weights" / "__init__.py").write_text(TRIPWIRE)
     refused(package, "not listed in manifest")
 
 
 @pytest.mark.parametrize("name", ["weights.py", "manifest.json", "MODEL_CARD.md"])
-def test_links(package: Path, name: str) -> None:
+def test_links_are_refused(package: Path, name: str) -> None:
     (package / name).rename(package.parent / "outside")
     (package / name).symlink_to("../outside")
-    refused(package, "not a plain file")
+    refused(package, "not a regular file")
     (package / name).unlink()
     os.link(package.parent / "outside", package / name)
     refused(package, "hard links")
 
 
-def test_special_files_and_missing_ones(package: Path) -> None:
+def test_special_and_missing_files_are_refused(package: Path) -> None:
     (package / "vocab.py").unlink()
     refused(package, "cannot be read")
     os.mkfifo(package / "vocab.py")
-    refused(package, "not a plain file")
+    refused(package, "not a regular file")
 
 
-def test_what_is_no_package(package: Path) -> None:
+def test_a_folder_that_is_not_a_package_is_refused(package: Path) -> None:
     (package.parent / "link").symlink_to(package)
     refused(package.parent / "link", "not a folder")
     refused(package.parent / "absent", "not a folder")
@@ -348,7 +348,7 @@ def test_what_is_no_package(package: Path) -> None:
     refused(package, "no manifest")
 
 
-def test_a_claim_of_rows_without_bytes_allocates_nothing(package: Path) -> None:
+def test_row_counts_without_bytes_allocate_nothing(package: Path) -> None:
     replace(package / "weights.py", "(12, 8), 0, 12", "(100000000, 8), 0, 12")
     shapes = {"embedding.weight": (100_000_000, 8)}
     with pytest.raises(reader.FormatError, match="more values than the files have bytes"):
@@ -371,7 +371,7 @@ def compiled(package: Path, name: str, source: str | None = None, optimise: int 
     return cache
 
 
-def test_the_interpreters_own_caches_are_fine(package: Path) -> None:
+def test_the_interpreters_own_caches_are_accepted(package: Path) -> None:
     for name in (
         "__init__.py",
         "loader.py",
@@ -411,7 +411,7 @@ def test_planted_caches_are_refused(package: Path) -> None:
         refused(package, "__pycache__/loader.*delete it", verify)
 
 
-def test_caches_of_nothing_are_refused(package: Path) -> None:
+def test_caches_without_a_matching_source_are_refused(package: Path) -> None:
     (package / "__pycache__").mkdir()
     for name in ("evil.cpython-311.pyc", "loader.pyc", "loader.py", "x.so", "loader.cpython-299.pyc"):
         path = package / "__pycache__" / name
@@ -427,7 +427,7 @@ def test_caches_of_nothing_are_refused(package: Path) -> None:
     refused(package, "a link", verify)
 
 
-def test_the_rows_file_must_be_what_it_says(package: Path) -> None:
+def test_a_changed_rows_file_is_reported(package: Path) -> None:
     replace(package / "rows.json", '": "', '": "!')
     replace(package / "vocab.py", '"القط"', '"القطة"')
     assert "rows.json: changed since export" in verify(package)

@@ -1,4 +1,4 @@
-"""What several tests of packages share."""
+"""Fixtures and helpers of the package tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trained_tokenizer(algorithm: Algorithm) -> ArabicTokenizer:
 
 
 def write_key(folder: Path, key: Any, name: str = "key", password: bytes | None = None) -> tuple[Path, Path]:
-    """Files with a private key and its public one."""
+    """Write files with a private key and its public key."""
     locked = BestAvailableEncryption(password) if password else NoEncryption()
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked))
@@ -36,7 +36,7 @@ def write_key(folder: Path, key: Any, name: str = "key", password: bytes | None 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A small package, to be read, edited or damaged."""
+    """A small package that a test may edit or damage."""
     return export(tmp_path / "model")
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of the Hugging Face library, put together as ours are and trained on a few texts."""
+"""Tokenizers of the Hugging Face library with our configuration, trained on a few texts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_plain_import_and_hand_edits_in_every_type(tmp_path: Path, dtype: str) -
         lines[start + row] = "  [0.1, -1, 2e-3, -0, 0.25, 1.5e+2, -0.0, 7000000],   # by hand"
     (folder / "weights.py").write_bytes("\n".join(lines).encode())
     package = read(folder)
-    expected = np.array([0.1, -1, 2e-3, 0, 0.25, 150, -0.0, 7e6], np.float32)  # as written, whatever the type
+    expected = np.array([0.1, -1, 2e-3, 0, 0.25, 150, -0.0, 7e6], np.float32)  # as written, in every type
     assert package.weights["embedding.weight"][11].tobytes() == expected.tobytes()
     assert row_of(folder, "blocks.1.fc1.weight", 7).tobytes() == expected.tobytes()
     for name, entry in run_file(folder / "weights.py")["WEIGHTS"].items():
@@ -45,7 +46,7 @@ def test_plain_import_and_hand_edits_in_every_type(tmp_path: Path, dtype: str) -
     ]
 
 
-def test_rows_rewritten_by_hand_load_and_are_named(package: Path) -> None:
+def test_rows_edited_by_hand_load_and_are_reported(package: Path) -> None:
     lines = (package / "weights.py").read_text(encoding="utf-8").split("\n")
     start = next(number for number, line in enumerate(lines) if '"embedding.weight"' in line) + 1
     lines[start + 5] = "        [0.5, -1, 2e-3, -0, 0.25, 1.5e+2, -0.0, 7],  # by hand"
@@ -89,35 +90,49 @@ def test_a_word_may_be_edited(package: Path) -> None:
     assert verify(package) == ["vocab.py: changed since export"]
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The weights files that are decoded from now on, once for each time."""
-    names: list[str] = []
-    original = reader.Lines.__init__
-
-    def counting(self: reader.Lines, path: Path) -> None:
-        names.append(path.name)
-        original(self, path)
-
-    monkeypatch.setattr(reader.Lines, "__init__", counting)
-    return names
+_opened: list[str] | None = None
 
 
-def test_whatever_needs_a_package_reads_it_once(package: Path, tmp_path: Path, decoded: list[str]) -> None:
-    """Sealing, a wheel and a signature verify the package that they have read, and do not read it again."""
+def _on_audit_event(event: str, arguments: tuple[object, ...]) -> None:
+    if _opened is not None and event == "open" and str(arguments[0]).endswith("weights.py"):
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_on_audit_event)  # a hook cannot be removed
+
+
+class Reads:
+    """Counts how often weights.py is decoded, and how often it is opened for that or any other reason."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.decoded = 0
+        original = reader.Lines.__init__
+
+        def counting(lines: reader.Lines, path: Path, *span: int) -> None:
+            self.decoded += 1
+            original(lines, path, *span)
+
+        monkeypatch.setattr(reader.Lines, "__init__", counting)
+
+    def of(self, task: Callable[[], object]) -> tuple[int, int]:
+        """(decoded, opened) while a task runs."""
+        global _opened
+        self.decoded, _opened = 0, []
+        try:
+            task()
+            return self.decoded, len(_opened)
+        finally:
+            _opened = None
+
+
+def test_each_command_decodes_a_package_once(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other opens are for digests (verify), copies (wheel), comments (seal) and the file's own digest (seal, sign)."""
     key, public = write_key(tmp_path, ec.derive_private_key(1234567, ec.SECP256R1()))
     scale_row(package, "embedding.weight", 5, 2)
-    tasks: dict[str, Callable[[], object]] = {
-        "read": lambda: read(package, strict=False),
-        "verify": lambda: verify(package),
-        "seal": lambda: seal(package, "twice as loud"),
-        "wheel": lambda: wheel(package, tmp_path / "wheels", "my_model"),
-        "sign": lambda: sign(package, key),
-    }
-    for name, task in tasks.items():
-        decoded.clear()
-        task()
-        assert decoded == ["weights.py"], name
-    decoded.clear()
-    verify_signature(package, public)  # files by their digests: what they mean is not its question
-    assert decoded == []
+    reads = Reads(monkeypatch)
+    assert reads.of(lambda: read(package)) == (1, 1)
+    assert reads.of(lambda: verify(package)) == (1, 2)
+    assert reads.of(lambda: wheel(package, tmp_path / "wheels", "my_model", edited=True)) == (1, 3)
+    assert reads.of(lambda: seal(package, "twice as loud")) == (1, 3)
+    assert reads.of(lambda: sign(package, key)) == (1, 3)
+    assert reads.of(lambda: verify_signature(package, public)) == (0, 1)  # only digests

@@ -11,6 +11,7 @@ from qalam_core.errors import PackageError
 from qalam_core.package import read, read_tensor_rows
 from qalam_core.package.runtime import weights_reader as reader
 from qalam_core.package.runtime.rows import MATRIX_TYPES
+from tests.flows.cli.command import qalam
 from tests.small_package import edit, export, row_of
 
 
@@ -18,7 +19,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> bool:
     return (found.dtype, found.shape, found.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
 
 
-def test_a_row_that_is_not_there(package: Path) -> None:
+def test_missing_rows_and_files_are_reported(package: Path) -> None:
     for name, row, message in (
         ("embedding.weight", 12, "there are no rows 12 to 13"),
         ("embedding.weight", -1, "there are no rows -1 to 0"),
@@ -57,7 +58,7 @@ def test_a_tensor_is_read_without_the_others(
 
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
-def test_rows_edited_to_the_usual_number_of_bytes(tmp_path: Path, dtype: str) -> None:
+def test_edited_rows_with_an_unchanged_total_size(tmp_path: Path, dtype: str) -> None:
     folder = export(tmp_path / "model", dtype=dtype)
     lines = (folder / "weights.py").read_bytes().split(b"\n")
     start = next(number for number, line in enumerate(lines) if b'"embedding.weight"' in line) + 1
@@ -71,7 +72,7 @@ def test_rows_edited_to_the_usual_number_of_bytes(tmp_path: Path, dtype: str) ->
             assert same(read_tensor_rows(folder, "embedding.weight", first, stop), expected[first:stop])
 
 
-def test_reading_a_tensor_touches_only_what_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_tensor_opens_only_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", 2000)
     folder = export(tmp_path / "model")
     expected = read(folder).weights["blocks.0.fc1.weight"]
@@ -83,9 +84,9 @@ def test_reading_a_tensor_touches_only_what_holds_it(tmp_path: Path, monkeypatch
     opened: list[str] = []
     original = reader.Lines.__init__
 
-    def counting(self: reader.Lines, path: Path) -> None:
+    def counting(self: reader.Lines, path: Path, *span: int) -> None:
         opened.append(path.name)
-        original(self, path)
+        original(self, path, *span)
 
     monkeypatch.setattr(reader.Lines, "__init__", counting)
     assert same(read_tensor_rows(folder, "blocks.0.fc1.weight"), expected)
@@ -111,7 +112,7 @@ def test_a_damaged_tensor_does_not_prevent_reading_another(package: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('(12, 8), 0, 12, (\n', '(12, 9), 0, 12, (\n', r"is \(12, 9\), but config\.py demands \(12, 8\)"),
+        ('(12, 8), 0, 12, (\n', '(12, 9), 0, 12, (\n', r"is \(12, 9\), but config\.py requires \(12, 8\)"),
         ('(12, 8), 0, 12, (\n', '(12, 8), 0, 11, (\n', "a row too many"),
         ('(12, 8), 0, 12, (\n', '(12, 8), 0, 13, (\n', "has 12 rows, not 0 \\+ 13"),
         ('(12, 8), 0, 12, (\n        "', '(12, 8), 0, 12, (\n        # "', "the file ends inside a tensor"),
@@ -121,7 +122,7 @@ def test_a_damaged_tensor_does_not_prevent_reading_another(package: Path) -> Non
         ('"embedding.weight"', '"embedding_weight"', 'row 0 of "embedding.weight" is missing'),
     ],
 )  # fmt: skip
-def test_a_tensor_that_is_wrong(package: Path, old: str, new: str, message: str) -> None:
+def test_a_damaged_tensor_is_refused(package: Path, old: str, new: str, message: str) -> None:
     edit(package / "weights.py", old, new)
     with pytest.raises(PackageError, match=message) as caught:
         read_tensor_rows(package, "embedding.weight")
@@ -129,7 +130,7 @@ def test_a_tensor_that_is_wrong(package: Path, old: str, new: str, message: str)
     assert str(caught.value).startswith("weights.py:0: ")
 
 
-def test_tensors_and_rows_that_are_not_there(package: Path) -> None:
+def test_unknown_tensors_and_rows_are_refused(package: Path) -> None:
     for start, stop in ((0, 13), (-1, 2), (3, 2), (12, 13)):
         with pytest.raises(
             PackageError, match=rf"^weights\.py:0: there are no rows {start} to {stop} of .*; it has 12$"
@@ -141,3 +142,21 @@ def test_tensors_and_rows_that_are_not_there(package: Path) -> None:
     (package / "weights.py").unlink()
     with pytest.raises(PackageError, match="cannot be read"):
         read_tensor_rows(package, "embedding.weight")
+
+
+def test_qalam_show_reads_only_the_bytes_of_a_row(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[tuple[int, ...]] = []
+    original = reader.Lines.__init__
+
+    def counting(self: reader.Lines, path: Path, *span: int) -> None:
+        spans.append(span)
+        original(self, path, *span)
+
+    text = (package / "weights.py").read_text(encoding="utf-8")
+    line = text.split('"embedding.weight"')[1].split("\n")[6]
+    monkeypatch.setattr(reader.Lines, "__init__", counting)
+    done = qalam("show", package, "embedding.weight", "--row", "5")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()[-1].split()) == 8
+    start = len(text.partition(line)[0].encode())
+    assert spans == [(start, start + len(line) + 1)]

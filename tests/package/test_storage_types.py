@@ -1,4 +1,4 @@
-"""A storage type is one entry of MATRIX_TYPES: with it, everything that handles packages handles the type."""
+"""A storage type is one entry of MATRIX_TYPES, which is sufficient for all functions on packages."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def expected(row_type: RowType) -> dict[str, np.ndarray]:
     return {name: row_type.rounded(tensor) if tensor.ndim == 2 else tensor for name, tensor in weights().items()}
 
 
-def test_without_the_entry_there_is_no_such_type(tmp_path: Path) -> None:
+def test_an_unknown_storage_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r'^dtype "f64x": known are f32, f16, bf16, i8, q8$'):
         export(tmp_path / "model", dtype="f64x")
 
 
-def test_it_is_written_and_read(tmp_path: Path, new: RowType) -> None:
+def test_a_new_type_is_written_and_read(tmp_path: Path, new: RowType) -> None:
     folder = export(tmp_path / "model", dtype=new.name)
     package = read(folder, strict=True)
     assert package.manifest["dtype"] == new.name
@@ -67,7 +67,7 @@ def test_it_is_written_and_read(tmp_path: Path, new: RowType) -> None:
         assert np.array_equal(stored, package.weights[EMBEDDING][0])
 
 
-def test_its_rows_are_found_by_seeking(tmp_path: Path, new: RowType) -> None:
+def test_rows_of_a_new_type_are_read_by_seeking(tmp_path: Path, new: RowType) -> None:
     folder = export(tmp_path / "model", dtype=new.name)
     for name, tensor in expected(new).items():
         assert read_tensor_rows(folder, name).tobytes() == tensor.tobytes()
@@ -75,7 +75,7 @@ def test_its_rows_are_found_by_seeking(tmp_path: Path, new: RowType) -> None:
         assert row_of(folder, name, len(tensor) - 1).tobytes() == tensor[-1].tobytes()
 
 
-def test_its_rows_are_edited_in_its_own_form(tmp_path: Path, new: RowType) -> None:
+def test_rows_of_a_new_type_are_edited_in_its_form(tmp_path: Path, new: RowType) -> None:
     folder = export(tmp_path / "model", dtype=new.name)
     before, old = read(folder), contents(folder)
     changes = [
@@ -104,7 +104,7 @@ def test_its_rows_are_edited_in_its_own_form(tmp_path: Path, new: RowType) -> No
     assert verify(folder) == []
 
 
-def test_it_takes_a_new_token_and_becomes_another_type(tmp_path: Path, new: RowType) -> None:
+def test_a_new_type_supports_new_tokens_and_conversion(tmp_path: Path, new: RowType) -> None:
     folder = export(tmp_path / "model", dtype=new.name)
     add_token(folder, "كلب", ["القط"])
     grown = read(folder)

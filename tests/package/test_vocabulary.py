@@ -16,7 +16,7 @@ from tests.package.hugging_face import hugging_face
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "word"])
-def test_the_tokenizer_json_is_the_librarys_byte_for_byte(algorithm: Algorithm) -> None:
+def test_tokenizer_json_equals_that_of_the_library(algorithm: Algorithm) -> None:
     for rules in NORMALISATIONS.values():
         text = hugging_face(algorithm, rules).to_str(pretty=True) + "\n"
         assert tokenizer_json(vocabulary_of(text)) == text
@@ -60,6 +60,6 @@ def test_a_foreign_tokenizer_is_refused(bpe: ArabicTokenizer, change: Callable[[
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 10**5, '{"a": 1, "a": 2}'])
-def test_a_tokenizer_that_is_no_json_object_is_refused(text: str) -> None:
+def test_a_tokenizer_that_is_not_a_json_object_is_refused(text: str) -> None:
     with pytest.raises(PackageError, match=r"^tokenizer\.json:0: "):
         vocabulary_of(text)

@@ -34,7 +34,7 @@ from tests.small_package import (
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_is_read_writes_the_same_bytes(tmp_path: Path, dtype: str, tied: bool) -> None:
+def test_a_round_trip_gives_the_same_bytes(tmp_path: Path, dtype: str, tied: bool) -> None:
     config = replace(CONFIG, tied=tied)
     first = export(tmp_path / "a", config=config, dtype=dtype)
     package = read(first, strict=True)
@@ -52,7 +52,7 @@ def test_what_is_read_writes_the_same_bytes(tmp_path: Path, dtype: str, tied: bo
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_bytes_depend_on_no_hash_seed_and_not_on_pybase64(tmp_path: Path, package: Path) -> None:
+def test_the_bytes_do_not_depend_on_the_hash_seed_or_pybase64(tmp_path: Path, package: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "if sys.argv[2] == 'bare': sys.modules['pybase64'] = None\n"
@@ -85,7 +85,7 @@ def test_plain_import_gives_the_same_values(package: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
-def test_large_models_are_cut_at_row_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+def test_large_models_are_split_between_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     monkeypatch.setattr(sys.modules["qalam_core.package.write"], "SHARD_LIMIT", 2000)
     folder = export(tmp_path / "model", dtype=dtype)
     row_type = MATRIX_TYPES[dtype]
@@ -109,7 +109,7 @@ def test_large_models_are_cut_at_row_borders(tmp_path: Path, monkeypatch: pytest
         read(folder)
 
 
-def test_words_show_nothing_hidden_and_come_back(tmp_path: Path) -> None:
+def test_hidden_characters_are_escaped_and_restored(tmp_path: Path) -> None:
     words: tuple[str, ...] = (*SPECIALS, "\u202e", "\u200f", "\ufeff", "\xa0", "\\xd8", '"\\n\n\t', "\U000e0041", "é")
     words = (*words, *(f"w{index}" for index in range(12 - len(words))))
     folder = export(tmp_path / "model", vocabulary=vocabulary(words=words, rules=(("[\x00\u200e]", ""),)))
@@ -123,7 +123,7 @@ def test_words_show_nothing_hidden_and_come_back(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"dtype": "f64"}, 'dtype "f64"'),
-        ({"weights": {**weights(), "extra": np.zeros(3)}}, '"extra" is no tensor'),
+        ({"weights": {**weights(), "extra": np.zeros(3)}}, '"extra" is not a tensor'),
         ({"weights": {**weights(), "ln_out.bias": np.zeros(3)}}, "shape"),
         ({"weights": {**weights(), "ln_out.bias": np.full(8, np.nan)}}, "not finite"),
         ({"weights": {**weights(), "pos_embedding": np.full((10, 8), 1e5)}, "dtype": "f16"}, "not finite in f16"),
@@ -138,17 +138,17 @@ def test_words_show_nothing_hidden_and_come_back(tmp_path: Path) -> None:
         ({"vocabulary": vocabulary(words=(*WORDS[:11], "\ud800"))}, "surrogates not allowed"),
     ],
 )
-def test_the_writer_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_of_write_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PackageError, match=message):
         export(tmp_path / "model", **changes)
 
 
-def test_the_writer_overwrites_nothing(package: Path) -> None:
+def test_write_refuses_a_folder_that_is_not_empty(package: Path) -> None:
     with pytest.raises(PackageError, match="not an empty folder"):
         export(package)
 
 
-def test_float32_extremes_survive_as_decimals(tmp_path: Path) -> None:
+def test_float32_extremes_are_exact_as_decimals(tmp_path: Path) -> None:
     limits = np.finfo(np.float32)
     values = np.array(
         [limits.max, limits.tiny, limits.smallest_subnormal, -0.0, 0.1, 1 / 3, 16777217, 1e-10], np.float32
@@ -158,7 +158,7 @@ def test_float32_extremes_survive_as_decimals(tmp_path: Path) -> None:
     assert python_values(run_file(folder / "weights.py")["WEIGHTS"]["ln_out.bias"]).tobytes() == values.tobytes()
 
 
-def test_nothing_a_clock_or_a_path_says_is_in_the_manifest(package: Path) -> None:
+def test_the_manifest_has_no_times_or_paths(package: Path) -> None:
     manifest = json.loads((package / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest) == {"dtype", "files", "format", "provenance", "tensors"}
     assert str(package) not in str(manifest)

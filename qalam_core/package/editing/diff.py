@@ -1,7 +1,4 @@
-"""Compares two packages by what they mean: settings, words, tensors, rows named by their words.
-Takes two packages that were read, gives a `Difference` of plain values, and on request its text.
-It does not know which of the two is better; with a prompt it shows how each goes on.
-"""
+"""Compares two packages by content: settings, words, tensors, and rows by their words."""
 
 from __future__ import annotations
 
@@ -15,25 +12,24 @@ from qalam_core.package.inference import generate
 from qalam_core.package.read import TOKEN_TENSORS, Package
 from qalam_core.package.runtime.data_reader import quote
 
-__all__ = ["Difference", "RowChange", "TensorChange", "diff", "render"]
-
+Floats = NDArray[np.float32]
 SHOWN = 8
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class RowChange:
-    """One row (in one dimension, one value): its number in the second package, and the length of the change."""
+    """A changed row (in one dimension, a value) and the Euclidean norms of its change and of its old values."""
 
-    row: int
-    word: str  # "" where rows belong to no word
+    row: int  # in the second package
+    word: str  # "" if rows have no words
     moved: float
-    before: float  # the row's length in the first package
+    before: float
 
 
 @dataclass(frozen=True)
 class TensorChange:
-    """A tensor whose rows changed: how many of how many that both hold, how far in all, and the largest."""
+    """A tensor with `changed` of `rows` common rows changed, the norms over all rows, and the largest changes."""
 
     name: str
     changed: int
@@ -45,11 +41,11 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs from the first package to the second; everything is empty when both mean the same.
+    """Changes from the first package to the second; false if the contents are equal.
 
-    Rows of the embedding and the head are compared word by word, wherever a word stands; other tensors are
-    compared when their shapes agree, and named in `reshaped` when not. `stored` is each package's storage
-    type. `continuations` holds a prompt as each goes on with it, likeliest token first; None without one.
+    Rows of the embedding and the head are compared by word, not by id; other tensors are compared if their shapes
+    agree, else listed in `reshaped`. `stored` has the storage types, `continuations` the greedy continuations of a
+    prompt by each model.
     """
 
     config: dict[str, tuple[Any, Any]]
@@ -74,18 +70,16 @@ class Difference:
 def diff(
     first: Package, second: Package, prompt: str | None = None, tokens: int = 20, shown: int = SHOWN
 ) -> Difference:
-    """Compare two packages; `shown` rows of each changed tensor are named, those that moved most."""
+    """Compare two packages; each changed tensor lists the `shown` rows with the largest changes."""
     old, new = first.vocabulary, second.vocabulary
     position = {word: index for index, word in enumerate(old.words)}
     pairs = [(position[word], index) for index, word in enumerate(new.words) if word in position]
     common_first, common_second = (np.array(side) for side in zip(*pairs, strict=True))
     known = set(new.words)
+    constants = zip(first.config.constants().items(), second.config.constants().values(), strict=True)
     reshaped, tensors = {}, []
-    for name, before in first.weights.items():
-        after = second.weights.get(name)
-        if after is None:
-            continue
-        by_word = name in TOKEN_TENSORS
+    for name in [name for name in first.weights if name in second.weights]:
+        before, after, by_word = first.weights[name], second.weights[name], name in TOKEN_TENSORS
         if before.shape[1:] != after.shape[1:] or (not by_word and before.shape != after.shape):
             reshaped[name] = before.shape, after.shape
         elif by_word and old.words != new.words:
@@ -96,13 +90,7 @@ def diff(
     if prompt is not None:
         continuations = (generate(first, prompt, tokens, 0), generate(second, prompt, tokens, 0))
     return Difference(
-        config={
-            name: (old_value, new_value)
-            for (name, old_value), new_value in zip(
-                first.config.constants().items(), second.config.constants().values(), strict=True
-            )
-            if old_value != new_value
-        },
+        config={name: (before, after) for (name, before), after in constants if before != after},
         stored=(first.manifest["dtype"], second.manifest["dtype"]),
         tokenizer=tuple(name for name in ("algorithm", "merges", "rules") if getattr(old, name) != getattr(new, name)),
         added=tuple(word for word in new.words if word not in position),
@@ -117,14 +105,9 @@ def diff(
 
 
 def _tensor(
-    name: str,
-    before: NDArray[np.float32],
-    after: NDArray[np.float32],
-    words: tuple[str, ...],
-    numbers: NDArray[np.int64] | None,
-    shown: int,
+    name: str, before: Floats, after: Floats, words: tuple[str, ...], numbers: NDArray[np.int64] | None, shown: int
 ) -> TensorChange | None:
-    """The changes of two tensors whose rows correspond; None when no value differs."""
+    """The changes of two tensors with corresponding rows; None if no value differs."""
     rows = len(before)
     before, after = before.reshape(rows, -1), after.reshape(rows, -1)
     moved, length, differs = np.empty(rows), np.empty(rows), np.empty(rows, bool)
@@ -148,19 +131,22 @@ def _tensor(
 
 
 def _share(change: TensorChange) -> float:
-    """How far a tensor moved for its size; from nothing to something is farthest."""
+    """The relative change of a tensor; infinite if all old values are zero."""
     return change.moved / change.before if change.before else np.inf
 
 
 def render(difference: Difference) -> str:
-    """The difference as lines of text, the largest change of tensors first."""
-    lines = [f"{name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in difference.config.items()]
+    """The difference as lines of text, tensors with the largest relative change first."""
+    shown = {name: [quote(value) if isinstance(value, str) else value for value in pair]
+             for name, pair in difference.config.items()}  # fmt: skip
+    lines = [f"{name}: {old} -> {new}" for name, (old, new) in shown.items()]
     if difference.stored[0] != difference.stored[1]:
         lines.append(f"stored as: {difference.stored[0]} -> {difference.stored[1]}")
     lines += [f"tokenizer: other {name}" for name in difference.tokenizer]
     for sign, words in (("+", difference.added), ("-", difference.removed)):
         if words:
-            lines.append(f"words {sign}{len(words)}: {_listed([quote(word) for word in words])}")
+            more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+            lines.append(f"words {sign}{len(words)}: {', '.join(map(quote, words[:SHOWN]))}{more}")
     if difference.renumbered:
         lines.append(f"words with another id: {difference.renumbered}")
     lines += [f"{name}: only in the first" for name in difference.only_first]
@@ -181,12 +167,3 @@ def render(difference: Difference) -> str:
         old, new = difference.continuations
         lines += [f"first:  {old}", f"second: {new}"] if old != new else [f"both: {old}"]
     return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    return quote(value) if isinstance(value, str) else str(value)
-
-
-def _listed(texts: list[str]) -> str:
-    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return ", ".join(texts[:SHOWN]) + more

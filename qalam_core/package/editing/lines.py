@@ -1,7 +1,4 @@
-"""The lines of a package: where a row is, which text states new values, and saving the files.
-Takes a package folder that was read, gives line positions and new lines, and replaces files.
-It does not know why a row changes, nor what the manifest says about it.
-"""
+"""The lines of a package: finds a row's line, encodes new values, and replaces files."""
 
 from __future__ import annotations
 
@@ -16,10 +13,8 @@ from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
 from qalam_core.files import replace_files
-from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, shortest
+from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType, shortest
 from qalam_core.package.runtime.weights_reader import END_OF_TENSOR, HEADER, FormatError, weight_files
-
-__all__ = ["Position", "TensorPart", "find_row_line", "new_line", "save", "tensor_parts"]
 
 Row = NDArray[np.float32]
 
@@ -28,12 +23,12 @@ _LINE = re.compile(r"( *)(.*?)( *(?:#.*)?)")
 
 @dataclass(frozen=True)
 class TensorPart:
-    """A tensor's rows in one weights file: the file's bytes, and where its header and its end are in them."""
+    """A tensor's rows in one weights file: the file's bytes, and the offsets of its header and end."""
 
     path: Path
     raw: bytes
     header: slice
-    end: int  # where the line that closes the tensor begins
+    end: int  # start of the line that closes the tensor
     dtype: str
     shape: tuple[int, ...]
     first: int
@@ -42,7 +37,7 @@ class TensorPart:
 
 @dataclass(frozen=True)
 class Position:
-    """A row's line: its part, its bytes' range and text, and its line number."""
+    """A row's line: its part, byte range, text and line number."""
 
     part: TensorPart
     span: slice
@@ -51,7 +46,7 @@ class Position:
 
 
 def tensor_parts(folder: Path, tensor: str) -> Iterator[TensorPart]:
-    """Where a tensor's rows are, file by file. The package was read before, so it follows the grammar."""
+    """The parts of a tensor, file by file. The package must have been read before, which checks the grammar."""
     for path in weight_files(folder):
         raw = path.read_bytes()
         start = raw.find(f'\n    "{tensor}": ('.encode()) + 1
@@ -67,7 +62,7 @@ def tensor_parts(folder: Path, tensor: str) -> Iterator[TensorPart]:
 
 
 def find_row_line(folder: Path, tensor: str, row: int) -> Position:
-    """The line of one row; comments and blank lines are skipped."""
+    """The line of one row; skips comments and blank lines."""
     for part in tensor_parts(folder, tensor):
         left = row - part.first
         if not 0 <= left < part.rows:
@@ -85,51 +80,42 @@ def find_row_line(folder: Path, tensor: str, row: int) -> Position:
 
 
 def new_line(position: Position, wanted: Row, old: Row, literal: str = "") -> str:
-    """The line that gives exactly `wanted`: in the tensor's storage type where possible, else as a list of numbers.
+    """The line that gives exactly `wanted`: in the tensor's storage type if possible, else as a list of numbers.
 
-    A row that is a list of numbers stays one, and unchanged numbers keep their digits; the indent and a comment are
-    kept in any case. `literal` is a row's text from another line, tried first.
+    A list of numbers stays one, and its unchanged numbers keep their digits; indent and comment are always kept.
+    `literal` is the text of a row on another line, tried first.
     """
     found = _LINE.fullmatch(position.line)
-    assert found is not None  # any line without a line end matches
+    assert found is not None  # any single line matches
     indent, body, tail = found.groups()
+    numbers = shortest(wanted)
     if len(position.part.shape) == 1:
-        return f"{indent}{shortest(wanted)[0]},{tail}"
+        return f"{indent}{numbers[0]},{tail}"
     if body.startswith("["):
-        return f"{indent}{_as_list(wanted, old, body.strip('[],').split(','))}{tail}"
-    choices = [*([literal] if literal else []), _encoded(wanted, position.part.dtype)]
-    exact = (body for body in choices if _states(body, wanted, position.part.dtype))
-    return f"{indent}{next(exact, None) or _as_list(wanted)}{tail}"
+        texts, same = body.strip("[],").split(","), wanted.view(np.uint32) == old.view(np.uint32)
+        numbers = [text.strip() if keep else new for text, new, keep in zip(texts, numbers, same, strict=True)]
+    else:
+        row_type = MATRIX_TYPES[position.part.dtype]
+        for text in (literal, row_type.encode(wanted[None]).tobytes().decode().strip()):
+            if text and _is_exact(text, wanted, row_type):
+                return f"{indent}{text}{tail}"
+    return f"{indent}[{', '.join(numbers)}],{tail}"
 
 
-def _states(body: str, wanted: Row, dtype: str) -> bool:
+def _is_exact(text: str, wanted: Row, row_type: RowType) -> bool:
     def refuse(reason: str) -> NoReturn:
         raise FormatError(reason)
 
     try:
-        return MATRIX_TYPES[dtype].parse(body, len(wanted), refuse).tobytes() == wanted.tobytes()
+        return row_type.parse(text, len(wanted), refuse).tobytes() == wanted.tobytes()
     except FormatError:  # a value too large for the type
         return False
-
-
-def _encoded(row: Row, dtype: str) -> str:
-    return MATRIX_TYPES[dtype].encode(row[None]).tobytes().decode().strip()
-
-
-def _as_list(wanted: Row, old: Row | None = None, texts: list[str] | None = None) -> str:
-    numbers = shortest(wanted)
-    if old is not None and texts is not None:
-        unchanged = wanted.view(np.uint32) == old.view(np.uint32)
-        numbers = [
-            text.strip() if same else number for text, number, same in zip(texts, numbers, unchanged, strict=True)
-        ]
-    return f"[{', '.join(numbers)}],"
 
 
 def save(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Replace files of a package, in the given order; each atomically, none before all are on the disk.
 
-    The interpreter's caches of the old ones are deleted: they would be refused as somebody else's.
+    Deletes the interpreter's caches of the old files, which `verify` would refuse.
     """
     try:
         replace_files(folder, contents)
@@ -138,5 +124,5 @@ def save(folder: Path, contents: Mapping[str, bytes]) -> None:
                 cache.unlink()
     except OSError as error:
         raise PackageError(
-            f"{folder}: cannot be written ({error.strerror}); free some space, or correct the permissions"
+            f"{folder}: cannot be written ({error.strerror}); free some space, or fix the permissions"
         ) from None

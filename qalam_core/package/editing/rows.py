@@ -1,6 +1,5 @@
-"""Edits single rows, values and tokens of a package, in the lines that state them.
-Takes a package folder and the new values, gives a `Change` that says which line changed, and by how much.
-It executes no code of the package. The manifest stays as it was, so `verify` names the change until `seal` accepts it.
+"""Edits rows, values and tokens of a package in their lines, without executing its code.
+The manifest is not changed, so `verify` reports the edit until `seal` accepts it.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from qalam_core.package.runtime.data_reader import quote
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
 from qalam_core.package.vocabulary import tokenizer_json
 
-__all__ = ["Change", "add_token", "copy_row", "find_row", "scale_row", "set_row", "set_value"]
+Row = NDArray[np.float32]
+Wide = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One line that was rewritten: where it is, which row it states, and the Euclidean distance of the change."""
+    """A rewritten line: its position, its row, and the Euclidean norm of the change."""
 
     file: str
     line: int
@@ -41,78 +41,70 @@ class Change:
 
 
 def find_row(vocabulary: Vocabulary, tensor: str, row: int | str) -> int:
-    """The number of a row that is named by number or, in `embedding.weight` and `lm_head.weight`, by token.
+    """The number of a row, given by number or, in `embedding.weight` and `lm_head.weight`, by token.
 
-    Digits are a number; a token of digits stands in double quotes. A byte-pair token that begins with the
-    space before a word is found without it, unless there is one without.
+    Digits are a number; a token of digits is written in double quotes. A byte-pair token that begins with a space is
+    also found without it, if there is no token without.
     """
     if isinstance(row, int):
         return row
     if row.isascii() and row.isdigit():
         return int(row)
     if tensor not in TOKEN_TENSORS:
-        raise PackageError(f'row "{row}": rows of "{tensor}" belong to no token; name one by its number')
+        raise PackageError(f'row "{row}": rows of "{tensor}" have no tokens; give the number of a row')
     word = row[1:-1] if len(row) > 2 and row[0] == row[-1] == '"' else row
     for form in (row, word, f" {word}"):
         if form in vocabulary.words:
             return vocabulary.words.index(form)
     pieces = " + ".join(map(quote, Tokenizer(vocabulary).tokenize(word)[:8]))
-    cure = "add it first" if vocabulary.algorithm == "word" else f"a text spells it {pieces}; name one of these"
-    raise PackageError(f"{quote(word)} is no token of this model; {cure}")
+    cure = "add it first" if vocabulary.algorithm == "word" else f"in a text it becomes {pieces}; use one of these"
+    raise PackageError(f"{quote(word)} is not a token of this model; {cure}")
 
 
 def set_row(folder: Path, tensor: str, row: int | str, values: Sequence[float]) -> Change:
-    """Give a row (for one dimension, a value) these numbers."""
+    """Set a row (for one dimension, a value)."""
 
-    def given(old: NDArray[np.float32], package: Package) -> NDArray[np.float64]:
+    def given(old: Row) -> Wide:
         if len(values) != len(old):
-            raise PackageError(f'"{tensor}": {len(values)} numbers for a row of {len(old)}; give one for each')
+            raise PackageError(f'"{tensor}": {len(values)} numbers for a row of {len(old)}; give one per value')
         return np.asarray(values, np.float64)
 
     return _rewrite(folder, tensor, row, given)
 
 
 def set_value(folder: Path, tensor: str, row: int | str, column: int, value: float) -> Change:
-    """Give one value of a row this number; in one dimension the column is 0."""
+    """Set one value of a row; in one dimension the column is 0."""
 
-    def with_value(old: NDArray[np.float32], package: Package) -> NDArray[np.float64]:
+    def with_value(old: Row) -> Wide:
         if not 0 <= column < len(old):
-            raise PackageError(f'"{tensor}" has no column {column}; they count from 0 to {len(old) - 1}')
-        wanted = old.astype(np.float64)
-        wanted[column] = value
-        return wanted
+            raise PackageError(f'"{tensor}" has no column {column}; columns are 0 to {len(old) - 1}')
+        return np.where(np.arange(len(old)) == column, value, old.astype(np.float64))
 
     return _rewrite(folder, tensor, row, with_value)
 
 
 def scale_row(folder: Path, tensor: str, row: int | str, factor: float) -> Change:
     """Multiply a row by a number."""
-    return _rewrite(folder, tensor, row, lambda old, package: old.astype(np.float64) * factor)
+    return _rewrite(folder, tensor, row, lambda old: old.astype(np.float64) * factor)
 
 
 def copy_row(folder: Path, tensor: str, row: int | str, source: int | str) -> Change:
-    """Give a row the values of another row of the same tensor."""
-
-    def other(old: NDArray[np.float32], package: Package) -> NDArray[np.float64]:
-        return _row(package, tensor, _checked_row(package, tensor, source)).astype(np.float64)
-
-    return _rewrite(folder, tensor, row, other, source)
+    """Copy the values of another row of the same tensor."""
+    return _rewrite(folder, tensor, row, lambda other: other.astype(np.float64), source)
 
 
 def _rewrite(
-    folder: Path,
-    tensor: str,
-    row: int | str,
-    make: Callable[[NDArray[np.float32], Package], NDArray[np.float64]],
-    source: int | str | None = None,
+    folder: Path, tensor: str, row: int | str, make: Callable[[Row], Wide], source: int | str | None = None
 ) -> Change:
+    """Replace a row by `make` of the row `source`, by default of itself."""
     folder = Path(folder)
     package = read(folder)
     number = _checked_row(package, tensor, row)
-    old = _row(package, tensor, number)
-    wanted = _finite(make(old, package), tensor)
+    origin = number if source is None else _checked_row(package, tensor, source)
+    old = package.weights[tensor][number].reshape(-1)
+    wanted = _finite(make(package.weights[tensor][origin].reshape(-1)), tensor)
     position = find_row_line(folder, tensor, number)
-    literal = "" if source is None else _literal(folder, position, tensor, _checked_row(package, tensor, source))
+    literal = "" if source is None else _literal(folder, position, tensor, origin)
     line = new_line(position, wanted, old, literal)
     if line != position.line:
         raw, span = position.part.raw, position.span
@@ -125,31 +117,26 @@ def _rewrite(
 def _checked_row(package: Package, tensor: str, row: int | str) -> int:
     if tensor not in package.weights:
         if tensor == "lm_head.weight":
-            raise PackageError('"lm_head.weight" is tied to "embedding.weight"; edit that one')
+            raise PackageError('"lm_head.weight" is tied to "embedding.weight"; edit the latter')
         hint = did_you_mean(tensor, list(package.weights), f"there are {', '.join(package.weights)}")
-        raise PackageError(f'"{tensor}" is no tensor of this model; {hint}')
+        raise PackageError(f'"{tensor}" is not a tensor of this model; {hint}')
     number = find_row(package.vocabulary, tensor, row)
-    if not 0 <= number < len(package.weights[tensor]):
-        last = len(package.weights[tensor]) - 1
-        raise PackageError(f'"{tensor}" has no row {number}; they count from 0 to {last}')
+    count = len(package.weights[tensor])
+    if not 0 <= number < count:
+        raise PackageError(f'"{tensor}" has no row {number}; rows are 0 to {count - 1}')
     return number
 
 
-def _row(package: Package, tensor: str, row: int) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = package.weights[tensor][row].reshape(-1)
-    return values
-
-
-def _finite(values: NDArray[np.float64], tensor: str) -> NDArray[np.float32]:
+def _finite(values: Wide, tensor: str) -> Row:
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     if not np.isfinite(single).all():
-        raise PackageError(f'"{tensor}": a value that is not finite in float32; weights are ordinary numbers')
+        raise PackageError(f'"{tensor}": a value that is not finite in float32; use finite numbers')
     return single
 
 
 def _literal(folder: Path, target: Position, tensor: str, source: int) -> str:
-    """The text of another row, where it means the same in the target's line."""
+    """The text of another row, if it has the storage type of the target's line."""
     position = find_row_line(folder, tensor, source)
     return position.line.partition("#")[0].strip() if position.part.dtype == target.part.dtype else ""
 
@@ -157,18 +144,17 @@ def _literal(folder: Path, target: Position, tensor: str, source: int) -> str:
 def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[Change]:
     """Add a token with the next id; its row, also in an untied head, is the mean of the rows of `like`.
 
-    A word vocabulary uses the token wherever a text has that word; by default its row starts as that of <UNK>, which
-    the model saw in its place. A byte-pair vocabulary reaches a token only through a merge, so it must be the
-    concatenation of two existing tokens; the merge gets the last rank, and from then on every text in which these two
-    are adjacent is spelled with the new one. " word" is the word inside a text, "word" the word at its beginning.
-    tokenizer.json is written again from the vocabulary. Several files change, one after the other: should the machine
-    stop in between, `read` says which does not fit, and a backup copy is the cure.
+    In a word vocabulary the default row is that of <UNK>, which the model saw instead of the word. A byte-pair
+    vocabulary produces a token only by a merge, so it must be the concatenation of two existing tokens; the merge gets
+    the last rank, and the new token replaces the two in all texts. " word" is a word inside a text, "word" one at its
+    beginning. tokenizer.json is generated again. Several files change one after the other: if the machine stops in
+    between, `read` reports the file that does not match, and the package must be restored from a copy.
     """
     folder = Path(folder)
     package = read(folder)
     words = package.vocabulary
     if not token.strip() or not token.isprintable():
-        raise PackageError(f"{token!a}: a token is a word of printable characters; give one")
+        raise PackageError(f"{token!a}: a token must be a word of printable characters")
     if words.algorithm == "bpe":
         readable, pair = _merge_for(words, token)
     else:
@@ -179,7 +165,7 @@ def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[
     contents: dict[str, bytes] = {}
     changes = [_append(folder, contents, package, name, numbers, readable) for name in tensors]
     if package.tokenizer_json != tokenizer_json(words):
-        raise PackageError("tokenizer.json:0: states another tokenizer than vocab.py; restore it first")
+        raise PackageError("tokenizer.json:0: differs from the tokenizer in vocab.py; restore it first")
     merges = (*words.merges, pair) if pair else words.merges
     contents["tokenizer.json"] = tokenizer_json(words._replace(words=(*words.words, readable), merges=merges)).encode()
     contents["vocab.py"] = _vocab(folder, words, readable, pair)
@@ -190,16 +176,16 @@ def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[
 
 def _whole_word(vocabulary: Vocabulary, token: str) -> str:
     if token in vocabulary.words:
-        raise PackageError(f"{quote(token)} is a token already; edit its row")
+        raise PackageError(f"{quote(token)} is already a token; edit its row")
     pieces = Tokenizer(vocabulary).tokenize(token)
     if pieces != [token]:
         becomes = " + ".join(map(quote, pieces[:8])) or "nothing"
-        raise PackageError(f"{quote(token)} would never be met: in a text it becomes {becomes}; add that")
+        raise PackageError(f"{quote(token)} would never occur: in a text it becomes {becomes}; add that")
     return token
 
 
 def _merge_for(vocabulary: Vocabulary, token: str) -> tuple[str, tuple[str, str]]:
-    """A byte-pair token in readable form, and the two tokens that make it."""
+    """A byte-pair token in readable form, and the two tokens that are merged into it."""
     tokenizer = Tokenizer(vocabulary)
     before = "." if token.startswith(" ") else ""  # a text's own first space is dropped
     known = len(tokenizer.tokenize(before))
@@ -207,33 +193,33 @@ def _merge_for(vocabulary: Vocabulary, token: str) -> tuple[str, tuple[str, str]
     spelled = b"".join(map(token_bytes, pieces))
     if spelled != token.encode():
         becomes = quote(spelled.decode("utf-8", "replace"))
-        raise PackageError(f"{quote(token)} would never be met: in a text it becomes {becomes}; add that")
+        raise PackageError(f"{quote(token)} would never occur: in a text it becomes {becomes}; add that")
     if len(pieces) == 1:
-        raise PackageError(f"{quote(token)} is a token already; edit its row")
+        raise PackageError(f"{quote(token)} is already a token; edit its row")
     if len(pieces) > 2:
         shown = " + ".join(map(quote, pieces[:8]))
-        raise PackageError(f"{quote(token)} is {len(pieces)} tokens, {shown}, and a merge joins two; add a part first")
+        raise PackageError(f"{quote(token)} is {len(pieces)} tokens, {shown}, but a merge joins two; add a part first")
     readable = spelled.decode().replace("\\", "\\\\")
     if readable in vocabulary.words:
-        raise PackageError(f"{quote(token)} is a token that no text is spelled with; choose another")
+        raise PackageError(f"{quote(token)} is already a token, but no text produces it; choose another")
     pair = pieces[0], pieces[1]
     grown = vocabulary._replace(words=(*vocabulary.words, readable), merges=(*vocabulary.merges, pair))
     if Tokenizer(grown).tokenize(before + token)[known:] != [readable]:
-        raise PackageError(f"{quote(token)} is two pieces of a text, which no merge joins; choose one word")
+        raise PackageError(f"{quote(token)} is split into two pieces, which no merge joins; choose one word")
     return readable, pair
 
 
 def _append(
     folder: Path, contents: dict[str, bytes], package: Package, tensor: str, like: list[int], word: str
 ) -> Change:
-    """Append a row to a tensor and state its new shape in every header; into `contents`."""
+    """Append a row to a tensor and update the shape in every header; the new files go into `contents`."""
     count, columns = package.weights[tensor].shape
     wanted = _finite(package.weights[tensor][like].mean(0, dtype=np.float64), tensor)
     literal = ""
     for part in tensor_parts(folder, tensor):
         name = part.path.name
         raw = contents.get(name, part.raw)
-        shift = len(raw) - len(part.raw)  # an earlier tensor in this file may have grown
+        shift = len(raw) - len(part.raw)  # growth of an earlier tensor in this file
         last = part.first + part.rows == count
         header = f'    "{tensor}": ("{part.dtype}", ({count + 1}, {columns}), {part.first}, {part.rows + last}, ('
         start, stop, end = part.header.start + shift, part.header.stop + shift, part.end + shift
@@ -252,17 +238,13 @@ def _append(
 
 def _vocab(folder: Path, vocabulary: Vocabulary, readable: str, pair: tuple[str, str] | None) -> bytes:
     text = (folder / "vocab.py").read_text(encoding="utf-8")
-    text = _insert(text, "WORD2IDX = {", "}", f"    {quote(readable)}: {len(vocabulary.words)},")
+    added = [("WORD2IDX = {", "}", f"{quote(readable)}: {len(vocabulary.words)}")]
     if pair:
-        text = _insert(text, "MERGES = (", ")", f"    ({quote(pair[0])}, {quote(pair[1])}),")
+        added.append(("MERGES = (", ")", f"({quote(pair[0])}, {quote(pair[1])})"))
+    for opening, closing, entry in added:
+        end = text.index(f"\n{closing}\n", text.index(f"\n{opening}\n"))
+        text = f"{text[:end]}\n    {entry},{text[end:]}"
     return text.encode()
-
-
-def _insert(text: str, opening: str, closing: str, line: str) -> str:
-    """Put a line before the one that closes a section."""
-    start = text.index(f"\n{opening}\n")
-    end = text.index(f"\n{closing}\n", start)
-    return f"{text[:end]}\n{line}{text[end:]}"
 
 
 def _config(folder: Path, package: Package, tensors: int) -> bytes:

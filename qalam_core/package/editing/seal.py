@@ -1,7 +1,4 @@
-"""Accepts what was edited in a package: new digests in the manifest, and a line about it in the card.
-Takes a package folder and a note, gives the sentences that `verify` had to say.
-It does not know who edited, when or why; a sealed package verifies, and its card says that it was edited.
-"""
+"""Accepts the edits of a package: new digests in the manifest, and a line in the card."""
 
 from __future__ import annotations
 
@@ -16,8 +13,6 @@ from qalam_core.package.runtime.weights_reader import HEADER, HIDDEN, weight_fil
 from qalam_core.package.statistics import Measured, header_comment, knowledge_text, statistics
 from qalam_core.package.write import json_bytes, rows_json, tensor_digest, with_newline
 
-__all__ = ["seal"]
-
 HEADING = "## Edited since export"
 _EXPLANATION = "Figures above were measured before these edits."
 _COMMENT = re.compile(
@@ -27,22 +22,23 @@ _NUMBERED = re.compile(r"[0-9]+\. ")
 
 
 def seal(folder: Path, note: str) -> list[str]:
-    """Make the package as it is now the one that `verify` compares with; what had changed until now.
+    """Make the current content the reference of `verify`; -> the changes since the last one.
 
-    manifest.json and rows.json get new digests, knowledge_map.py and the comments above changed tensors new
-    figures, and MODEL_CARD.md a numbered line with the note and the changes. manifest.json comes last and
-    counts the edits among its provenance, because a recipe alone no longer explains the weights.
+    Updates the digests in manifest.json and rows.json and the statistics in knowledge_map.py and in the comments, and
+    adds a numbered line with the note and the changes to MODEL_CARD.md. The provenance in manifest.json, which is
+    written last, counts the edits, because the recipe alone no longer determines the weights.
     """
     folder = Path(folder)
     if not note.strip() or re.search(f"[{HIDDEN}]", note):
-        raise PackageError("note: say in one line of plain text what was edited, and why")
+        raise PackageError("note: describe in one line of plain text what was edited, and why")
     package = read(folder)
     changed = changes(package)
     if not changed:
         raise PackageError(f"{folder}: as exported; there is nothing to seal")
     measured = {name: statistics(tensor) for name, tensor in package.weights.items()}
     embedding, words = package.weights["embedding.weight"], package.vocabulary.words
-    count = _count(package) + 1
+    edits = package.manifest["provenance"].get("edits", "0")
+    count = 1 + (int(edits) if re.fullmatch("[0-9]{1,9}", edits) else 0)
     contents = {
         **_comments(package, measured),
         "knowledge_map.py": knowledge_text(measured, embedding, words).encode(),
@@ -61,13 +57,8 @@ def seal(folder: Path, note: str) -> list[str]:
     return changed
 
 
-def _count(package: Package) -> int:
-    edits = package.manifest["provenance"].get("edits", "0")
-    return int(edits) if re.fullmatch("[0-9]{1,9}", edits) else 0
-
-
 def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
-    """Weights files whose statistics comments, where they are still there, are no longer true; with new ones."""
+    """The weights files whose statistics comments are outdated, with new comments."""
     contents = {}
     for path in weight_files(package.path):
         raw = path.read_bytes()
@@ -83,12 +74,12 @@ def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
 
 
 def _card(folder: Path, count: int, note: str, changes: list[str]) -> str:
-    """The card with one more numbered line below its heading, which is added with the first one."""
+    """The card with another numbered line below its heading, which is added first if missing."""
     lines = with_newline((folder / "MODEL_CARD.md").read_text(encoding="utf-8")).split("\n")[:-1]
-    said = "; ".join(change.replace(" changed since export", " changed") for change in changes)
+    listed = "; ".join(change.replace(" changed since export", " changed") for change in changes)
     if HEADING not in lines:
         lines += ["", HEADING, "", _EXPLANATION, ""]
     below = range(lines.index(HEADING), len(lines))
     last = max((at for at in below if _NUMBERED.match(lines[at])), default=len(lines) - 1)
-    lines.insert(last + 1, f"{count}. {note} ({said})")
+    lines.insert(last + 1, f"{count}. {note} ({listed})")
     return "\n".join(lines) + "\n"

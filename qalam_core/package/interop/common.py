@@ -1,9 +1,4 @@
-"""What every import and export has in common: careful input, and outputs that replace nothing.
-Takes paths from outside, gives their text, JSON and tensors, and writes safetensors files.
-It does not know whose names and shapes these are: the modules for each kind of model do.
-
-Nothing read here is ever executed or unpickled, and nothing is allocated that the bytes of a file do not back.
-"""
+"""What imports and exports share: checked input, which is never executed or unpickled, and safetensors files."""
 
 from __future__ import annotations
 
@@ -22,61 +17,49 @@ from qalam_core.errors import PackageError
 from qalam_core.files import sha256_file
 from qalam_core.package.runtime.architecture import ModelConfig
 
-__all__ = [
-    "Tensors", "card", "drop_tied_head", "free_folder", "json_object", "model_config", "provenance", "read_tensors",
-    "save_tensors", "small_text", "source_folder",
-]  # fmt: skip
-
 _FLOATS = ("F32", "F16", "BF16")
-"""Types of safetensors that become float32 without a loss."""
+"""Types of safetensors that convert to float32 exactly."""
 
 Tensors = dict[str, NDArray[np.float32]]
 
 
 def drop_tied_head(weights: Tensors, file: str) -> Tensors:
-    """Without the head, which must be the embedding again."""
+    """Remove the head, which must equal the embedding."""
     if not np.array_equal(weights["lm_head.weight"], weights.get("embedding.weight", np.empty(0))):
-        raise PackageError(f"{file}: a head of its own, but the config ties it to the embedding; correct one of them")
+        raise PackageError(f"{file}: a head of its own, but the config ties it to the embedding; fix one of them")
     return {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
 
 
 def read_tensors(files: Iterable[Path], wanted: Callable[[str], bool] = lambda name: True) -> Tensors:
-    """Every wanted tensor of some safetensors files as float32; a name may stand in one of them only.
-
-    Raises PackageError on what is not safetensors, and on types that float32 cannot hold exactly.
-    """
+    """The wanted tensors of safetensors files as float32, each in one file only; PackageError for other types."""
     tensors: Tensors = {}
     for file in files:
         if not file.is_file():
-            raise PackageError(f"{file}: no such file; a safetensors file is wanted here")
+            raise PackageError(f"{file}: no such file; give a safetensors file")
         try:
             with safe_open(file, framework="numpy") as opened:
                 types = {name: opened.get_slice(name).get_dtype() for name in opened.keys() if wanted(name)}  # noqa: SIM118
             for name, kind in types.items():
                 if kind not in _FLOATS:
-                    raise PackageError(
-                        f"{file.name}: {name[:80]!r} is of type {kind}; convert it to one of {', '.join(_FLOATS)}"
-                    )
+                    raise PackageError(f"{file.name}: {name[:80]!r} is of type {kind}; convert it to F32, F16 or BF16")
                 if name in tensors:
-                    raise PackageError(f"{file.name}: {name[:80]!r} stands in an earlier file too; keep one")
+                    raise PackageError(f"{file.name}: {name[:80]!r} is also in an earlier file; keep one")
             with safe_open(file, framework="pt" if "BF16" in types.values() else "numpy") as opened:
                 for name in types:
                     tensors[name] = _as_float32(opened.get_tensor(name))
         except (SafetensorError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise PackageError(f"{file.name}: not a whole safetensors file ({reason}); fetch it again") from None
+            raise PackageError(f"{file.name}: not a complete safetensors file ({reason}); fetch it again") from None
     return tensors
 
 
 def _as_float32(tensor: Any) -> NDArray[np.float32]:
-    """A numpy array, or torch's, which alone knows bfloat16."""
-    values = tensor if isinstance(tensor, np.ndarray) else tensor.float().numpy()
-    result: NDArray[np.float32] = values.astype(np.float32, copy=False)
-    return result
+    """Convert an array of numpy or, for bfloat16, of torch."""
+    return np.asarray(tensor if isinstance(tensor, np.ndarray) else tensor.float().numpy(), np.float32)
 
 
 def save_tensors(tensors: Mapping[str, NDArray[np.float32]], out: Path) -> None:
-    """Write a safetensors file that depends on names and values alone; what is there is not replaced."""
+    """Write a new safetensors file, whose bytes depend only on names and values."""
     if out.exists():
         raise PackageError(f"{out}: exists; choose another name or delete it")
     try:
@@ -85,22 +68,22 @@ def save_tensors(tensors: Mapping[str, NDArray[np.float32]], out: Path) -> None:
         save_file(rows, out, metadata={"format": "pt"})  # without it transformers refuses the file
     except (SafetensorError, OSError) as error:
         with suppress(OSError):
-            out.unlink()  # half of it may be there
+            out.unlink()  # it may be incomplete
         reason = " ".join(str(error).split())
-        raise PackageError(f"{out}: cannot be written ({reason}); is there room on the disk?") from None
+        raise PackageError(f"{out}: cannot be written ({reason}); is the disk full?") from None
 
 
 def source_folder(folder: Path, what: str) -> Path:
-    """The folder, if it is one and not a package already."""
+    """Check that a folder exists and is not a package."""
     if not folder.is_dir():
-        raise PackageError(f"{folder}: no such folder; {what} is one")
+        raise PackageError(f"{folder}: no such folder; give that of {what}")
     if (folder / "manifest.json").exists():
-        raise PackageError(f"{folder}: a package of this project already; there is nothing to import")
+        raise PackageError(f"{folder}: already a package of this project; there is nothing to import")
     return folder
 
 
 def free_folder(folder: Path) -> None:
-    """Refuse a folder that holds something."""
+    """Refuse a folder that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PackageError(f"{folder}: not an empty folder; choose another name or delete it")
 
@@ -112,9 +95,9 @@ def small_text(path: Path) -> str:
     try:
         raw = files.read_bytes(path)
     except OSError as error:
-        raise PackageError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
+        raise PackageError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     except ValueError as error:
-        raise PackageError(f"{path.name}:0: {error}; such files are small") from None
+        raise PackageError(f"{path.name}:0: {error}, the limit for such files") from None
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -123,7 +106,7 @@ def small_text(path: Path) -> str:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """A file with a JSON object of bounded size, in which no key is repeated."""
+    """A JSON object from a file of bounded size; repeated keys are refused."""
     try:
         return files.json_object(small_text(path))
     except ValueError as error:
@@ -131,22 +114,22 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def model_config(settings: Mapping[str, Any], file: str) -> ModelConfig:
-    """The configuration of these settings; PackageError, naming `file`, where no model can have them."""
+    """The configuration with these settings; PackageError, naming `file`, if they are invalid."""
     try:
         return ModelConfig(**settings)
     except ValueError as error:
         raise PackageError(f"{file}:0: {error}") from None
 
 
-def card(story: str, sources: Iterable[Path]) -> str:
-    """The model card of an import: what is known, which is where it came from."""
-    listed = "".join(f"- `{path.name}` sha256 `{sha256_file(path)}`\n" for path in sources)
-    return (
-        f"# An imported model\n\n{story}\n\nNothing is recorded here of its data, its training or its licence; "
-        f"its makers may have stated them elsewhere.\n\n## Files it was made from\n\n{listed}"
-    )
-
-
 def provenance(sources: Iterable[Path]) -> dict[str, str]:
-    """What the manifest of an import records of the files it was made from."""
+    """The manifest's record of the source files of an import."""
     return {f"imported {path.name}": sha256_file(path) for path in sources}
+
+
+def card(story: str, recorded: Mapping[str, str]) -> str:
+    """The model card of an import, which lists the source files recorded by `provenance`."""
+    listed = "".join(f"- `{name.removeprefix('imported ')}` sha256 `{digest}`\n" for name, digest in recorded.items())
+    return (
+        f"# An imported model\n\n{story}\n\nIts data, training and licence are not recorded here; "
+        f"see its publisher.\n\n## Source files\n\n{listed}"
+    )

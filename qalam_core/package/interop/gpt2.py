@@ -1,8 +1,6 @@
-"""GPT-2 checkpoints of Hugging Face transformers to packages and back: the same model under other names.
-Takes a checkpoint folder or a package, gives the other; the mapping is one to one and loses no bit.
-It does not know transformers or torch, and runs nothing that a checkpoint brings along.
+"""Imports and exports GPT-2 checkpoints of Hugging Face transformers, losslessly and without executing their code.
 
-A Linear of ours is a Conv1D there, with its weight transposed; nothing else differs but names.
+Apart from names, the only difference is that our Linear layers are Conv1D there, with transposed weights.
 """
 
 from __future__ import annotations
@@ -17,40 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.package.interop.common import (
-    card,
-    drop_tied_head,
-    free_folder,
-    json_object,
-    model_config,
-    provenance,
-    read_tensors,
-    save_tensors,
-    small_text,
-    source_folder,
-)
+from qalam_core.package.interop import common
 from qalam_core.package.read import read
 from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
 from qalam_core.package.write import write
 
-__all__ = ["export_gpt2", "from_gpt2", "import_gpt2", "to_gpt2"]
-
-_WHOLE = {
+_GLOBAL = {
     "embedding.weight": "wte.weight", "pos_embedding": "wpe.weight", "ln_out.weight": "ln_f.weight",
     "ln_out.bias": "ln_f.bias",
 }  # fmt: skip
 _PARTS = {
     "ln1": "ln_1", "qkv": "attn.c_attn", "out": "attn.c_proj", "ln2": "ln_2", "fc1": "mlp.c_fc", "fc2": "mlp.c_proj",
 }  # fmt: skip
-_WHOLE_BACK = {theirs: ours for ours, theirs in _WHOLE.items()}
-_PARTS_BACK = {theirs: ours for ours, theirs in _PARTS.items()}
-_LINEAR = ("qkv", "out", "fc1", "fc2")
-_OURS = re.compile(r"blocks\.([0-9]+)\.([a-z0-9]+)\.(weight|bias)")
-_THEIRS = re.compile(r"h\.(0|[1-9][0-9]{0,4})\.([a-z0-9_.]+)\.(weight|bias)")
+_HEAD = "lm_head.weight"
+_LINEAR = (".qkv.weight", ".out.weight", ".fc1.weight", ".fc2.weight")
 _BUFFER = re.compile(r"(?:transformer\.)?h\.[0-9]+\.attn\.(?:bias|masked_bias)")
-"""The causal mask that old checkpoints stored; `attn.c_attn.bias` is a parameter, hence the whole name."""
+"""The causal mask in old checkpoints; not `attn.c_attn.bias`, which is a parameter."""
 
 _SIZES = {
     "vocab_size": "vocab_size", "dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer",
@@ -62,98 +44,97 @@ _OTHER_NAMES = {
 }  # fmt: skip
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATIONS_BACK = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
-_DEMANDED: dict[str, Any] = {
+_REQUIRED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }  # fmt: skip
-"""What this model does, without alternatives; an absent key means the same in transformers."""
+"""Settings with only one supported value, which is also the default in transformers."""
 _FOREIGN = ("auto_map", "quantization_config", "pruned_heads")
 _SHARD = re.compile(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 
+def _names(layers: int) -> dict[str, str]:
+    """Our tensor names -> those of GPT2LMHeadModel."""
+    blocks = {
+        f"blocks.{layer}.{ours}.{kind}": f"transformer.h.{layer}.{theirs}.{kind}"
+        for layer in range(layers)
+        for ours, theirs in _PARTS.items()
+        for kind in ("weight", "bias")
+    }
+    return {**{ours: f"transformer.{theirs}" for ours, theirs in _GLOBAL.items()}, **blocks, _HEAD: _HEAD}
+
+
+def _converted(name: str, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+    return tensor.T if tensor.ndim == 2 and name.endswith(_LINEAR) else tensor
+
+
 def to_gpt2(weights: Mapping[str, NDArray[np.float32]], config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-    """Our tensors -> those of GPT2LMHeadModel; a tied head has no key in either."""
-    state = {}
-    for name in config.tensor_shapes():
-        theirs, part = name, ""
-        if name in _WHOLE:
-            theirs = f"transformer.{_WHOLE[name]}"
-        elif match := _OURS.fullmatch(name):
-            part = match[2]
-            theirs = f"transformer.h.{match[1]}.{_PARTS[part]}.{match[3]}"
-        state[theirs] = weights[name].T if part in _LINEAR and weights[name].ndim == 2 else weights[name]
-    return state
+    """Our tensors -> those of GPT2LMHeadModel; neither has a key for a tied head."""
+    names = _names(config.num_layers)
+    return {names[name]: _converted(name, weights[name]) for name in config.tensor_shapes()}
 
 
 def from_gpt2(state: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """Tensors of GPT2LMHeadModel -> ours; with or without the prefix `transformer.`, masks left out.
+    """Tensors of GPT2LMHeadModel, with or without the prefix `transformer.` -> ours, without masks.
 
-    Raises PackageError on a name that GPT-2 does not have, or has twice.
+    Raises PackageError for a name that GPT-2 does not have, or that is there twice.
     """
+    names = {theirs: ours for ours, theirs in _names(len(state)).items()}  # each layer has at least one tensor
     weights: dict[str, NDArray[np.float32]] = {}
-    for name, tensor in state.items():
-        if _BUFFER.fullmatch(name):
-            continue
-        bare, part = name.removeprefix("transformer."), ""
-        ours = _WHOLE_BACK.get(bare) or (name if name == "lm_head.weight" else None)
-        if match := _THEIRS.fullmatch(bare):
-            part = _PARTS_BACK.get(match[2], "")
-            ours = f"blocks.{match[1]}.{part}.{match[3]}" if part else None
-        if ours is None:
-            raise PackageError(f"{name[:80]!r} is no tensor of GPT2LMHeadModel; only its layout can be imported")
-        if ours in weights:
-            raise PackageError(f"{name[:80]!r} is there with and without the prefix 'transformer.'; keep one")
-        weights[ours] = tensor.T if part in _LINEAR and tensor.ndim == 2 else tensor
+    for key in [key for key in state if not _BUFFER.fullmatch(key)]:
+        name = names.get(key) or names.get(f"transformer.{key}")
+        if name is None:
+            raise PackageError(f"{key[:80]!r} is not a tensor of GPT2LMHeadModel; only its layout can be imported")
+        if name in weights:
+            raise PackageError(f"{key[:80]!r} is there with and without the prefix 'transformer.'; keep one")
+        weights[name] = _converted(name, state[key])
     return weights
 
 
 def import_gpt2(source: Path, out: Path, *, vocabulary: Vocabulary | None = None, dtype: str = "f32") -> list[str]:
-    """Write the GPT-2 checkpoint in the folder `source` as a package into `out`; returns remarks.
+    """Write the GPT-2 checkpoint in the folder `source` as a package into `out`; -> remarks.
 
-    Words come from `vocabulary` when it is given, else from tokenizer.json, which must be of this project's
-    kind: GPT-2's own tokenizers split text in another way and keep no place for <PAD>, <UNK>, <START>, <END>.
+    Words are `vocabulary`, or by default those of tokenizer.json, which must be of this project's kind: GPT-2's own
+    tokenizers split text differently and have no <PAD>, <UNK>, <START>, <END>.
     """
-    source = source_folder(source, "a checkpoint")
-    free_folder(out)
-    config = _config_of(json_object(source / "config.json"))
+    source = common.source_folder(source, "a checkpoint")
+    common.free_folder(out)
+    config = _config_of(common.json_object(source / "config.json"))
     files = _weight_files(source)
     if vocabulary is None:
-        vocabulary = _vocabulary(source)
+        if not (source / "tokenizer.json").is_file():
+            raise PackageError(f"{source}: no tokenizer.json; name a package to take the words from")
+        vocabulary = vocabulary_of(common.small_text(source / "tokenizer.json"))
     if len(vocabulary.words) != config.vocab_size:
         raise PackageError(
             f"config.json:0: vocab_size is {config.vocab_size}, but the tokenizer has {len(vocabulary.words)} "
-            "words; they must be those the model was trained with"
+            "words; use the tokenizer that the model was trained with"
         )
-    weights = from_gpt2(read_tensors(files, lambda name: not _BUFFER.fullmatch(name)))
-    if config.tied and "lm_head.weight" in weights:
-        weights = drop_tied_head(weights, files[-1].name)
-    read_from = [source / "config.json", *files]
+    weights = from_gpt2(common.read_tensors(files, lambda name: not _BUFFER.fullmatch(name)))
+    if config.tied and _HEAD in weights:
+        weights = common.drop_tied_head(weights, files[-1].name)
+    sources = common.provenance([source / "config.json", *files])
+    card = common.card("It was imported from a GPT-2 checkpoint in the layout of Hugging Face transformers.", sources)
     write(
-        out,
-        config=config,
-        vocabulary=vocabulary,
-        weights=weights,
-        card=card("It was imported from a GPT-2 checkpoint in the layout of Hugging Face transformers.", read_from),
-        provenance=provenance(read_from),
-        dtype=dtype,
-    )
+        out, config=config, vocabulary=vocabulary, weights=weights, card=card, provenance=sources, dtype=dtype,
+    )  # fmt: skip
     return []
 
 
 def export_gpt2(package: Path, out: Path) -> None:
-    """Write a package as a folder that GPT2LMHeadModel and AutoTokenizer load: float32, the same logits."""
+    """Write a package as a folder that GPT2LMHeadModel and AutoTokenizer load, in float32."""
     found = read(package)
-    free_folder(out)
+    common.free_folder(out)
     config, words = found.config, found.vocabulary
     out.mkdir(parents=True, exist_ok=True)
-    save_tensors(to_gpt2(found.weights, config), out / "model.safetensors")
+    common.save_tensors(to_gpt2(found.weights, config), out / "model.safetensors")
     pad, unk, start, end = SPECIALS
     texts = {
         "config.json": _json({
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
-            **_DEMANDED,
+            **_REQUIRED,
             "n_inner": None,
             "activation_function": _ACTIVATIONS_BACK[config.activation],
             "tie_word_embeddings": config.tied,
@@ -164,9 +145,9 @@ def export_gpt2(package: Path, out: Path) -> None:
             "bos_token_id": 2,
             "eos_token_id": 3,
         }),
-        # made anew from vocab.py, which is what the model runs with
+        # generated from vocab.py, which the model uses
         "tokenizer.json": tokenizer_json(words),
-        # without this class name transformers would build GPT-2's own tokenizer over our merges
+        # by default transformers would use GPT-2's own tokenizer with our merges
         "tokenizer_config.json": _json({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "pad_token": pad,
@@ -175,7 +156,7 @@ def export_gpt2(package: Path, out: Path) -> None:
             "eos_token": end,
             "model_max_length": config.max_seq_len,
             "clean_up_tokenization_spaces": False,
-            "split_special_tokens": True,  # text that spells "<END>" is text
+            "split_special_tokens": True,  # "<END>" in a text is plain text
         }),
     }  # fmt: skip
     for name, text in texts.items():
@@ -187,38 +168,38 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _config_of(theirs: dict[str, Any]) -> ModelConfig:
-    """config.json -> our settings; what our model cannot do is refused by name."""
+    """config.json -> our settings; unsupported settings are refused by name."""
     kind, architectures = theirs.get("model_type"), theirs.get("architectures") or ["GPT2LMHeadModel"]
     if kind == "aragpt2" or "AraGPT2LMHeadModel" in str(architectures):
         _refuse(
-            "this is AraGPT2 large or mega, a model of GROVER's kind with code of its own; base and medium are GPT-2 "
-            "and can be imported"
+            "this is AraGPT2 large or mega, a GROVER model with its own code; base and medium are GPT-2 and can be "
+            "imported"
         )
     if kind != "gpt2" or architectures != ["GPT2LMHeadModel"]:
         _refuse(f"model_type {kind!r}, architectures {architectures!r}: only gpt2's GPT2LMHeadModel can be imported")
     for key in _FOREIGN:
         if theirs.get(key):
             _refuse(f"{key} is set, which changes the model; only plain GPT-2 can be imported")
-    for key, value in _DEMANDED.items():
+    for key, value in _REQUIRED.items():
         if theirs.get(key, value) != value:
-            _refuse(f"{key} is {theirs[key]!r}, but this model has {value!r} and no other")
+            _refuse(f"{key} is {theirs[key]!r}, but this model supports only {value!r}")
     for other, key in _OTHER_NAMES.items():
         if theirs.get(other, theirs.get(key)) != theirs.get(key):
-            _refuse(f"{other} and {key} are one setting with two values; delete one")
+            _refuse(f"{other} and {key} are the same setting with two values; delete one")
     sizes: dict[str, int] = {}
     for ours, key in _SIZES.items():
         if type(theirs.get(key)) is not int:
-            _refuse(f"{key} must be there, and be a whole number")
+            _refuse(f"{key} must be present, and an integer")
         sizes[ours] = theirs[key]
     if theirs.get("n_inner") not in (None, 4 * sizes["dim"]):
         _refuse(f"n_inner is {theirs['n_inner']!r}, but this model's feed-forward is 4 * n_embd wide")
     activation = theirs.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        _refuse(f"activation_function {activation!r}: this model knows {', '.join(_ACTIVATIONS)}")
+        _refuse(f"activation_function {activation!r}: this model supports {', '.join(_ACTIVATIONS)}")
     tied = theirs.get("tie_word_embeddings", True)
     if type(tied) is not bool:
         _refuse("tie_word_embeddings must be true or false")
-    return model_config({**sizes, "tied": tied, "activation": _ACTIVATIONS[activation]}, "config.json")
+    return common.model_config({**sizes, "tied": tied, "activation": _ACTIVATIONS[activation]}, "config.json")
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -226,7 +207,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _weight_files(source: Path) -> list[Path]:
-    """model.safetensors, or all its shards; their index is not needed, and names in it are not trusted."""
+    """model.safetensors or all its shards; the index file is not needed, and not trusted."""
     if (source / "model.safetensors").is_file():
         return [source / "model.safetensors"]
     shards = {match[1]: match[2] for path in source.iterdir() if (match := _SHARD.fullmatch(path.name))}
@@ -234,18 +215,12 @@ def _weight_files(source: Path) -> list[Path]:
         count = min(shards.values())
         expected = [f"{number:05d}" for number in range(1, int(count) + 1)] if len(shards) == int(count) else []
         if sorted(shards) != expected or set(shards.values()) != {count}:
-            raise PackageError(f"{source}: shards of model.safetensors are missing or of two models; fetch them again")
+            raise PackageError(f"{source}: shards of model.safetensors are missing, or of two models; fetch them again")
         return [source / f"model-{number}-of-{count}.safetensors" for number in expected]
     pickles = [path.name for path in sorted(source.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickles:
         raise PackageError(
-            f"{pickles[0][:80]!r} is a pickle, which may run code when it is read; where you trust it, load it with "
+            f"{pickles[0][:80]!r} is a pickle, which can run code when it is read; if you trust it, load it with "
             "transformers and save_pretrained() it, which writes model.safetensors"
         )
     raise PackageError(f"{source}: no model.safetensors; fetch the weights too")
-
-
-def _vocabulary(source: Path) -> Vocabulary:
-    if not (source / "tokenizer.json").is_file():
-        raise PackageError(f"{source}: no tokenizer.json; name a package to take the words from")
-    return vocabulary_of(small_text(source / "tokenizer.json"))

@@ -1,9 +1,7 @@
-"""Packages of the original Al-Qalam, weights as base64 of zlib in Python dicts, to packages of this project.
-Takes such a folder, reads config.py, vocab.py and weights.py by the line, and gives a package.
-It does not run or import anything of it, nor know anything but the forms that the original's exporter writes.
+"""Imports packages of the original Al-Qalam (weights as base64 of zlib in a Python dict) without executing them.
 
-Deflate can claim a thousand times its size, so what may come out is bounded three times: by the shape that the
-config demands, by that shape's bytes while decompressing, and by the size of weights.py for all tensors.
+Deflate can expand a thousandfold, so the output is bounded by the shapes from the config, by each shape's bytes while
+decompressing, and for all tensors by the size of weights.py.
 """
 
 from __future__ import annotations
@@ -19,25 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.package.interop.common import (
-    Tensors,
-    card,
-    free_folder,
-    model_config,
-    provenance,
-    small_text,
-    source_folder,
-)
+from qalam_core.package.interop import common
 from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 from qalam_core.package.write import write
 
-__all__ = ["import_original"]
-
 INFLATION_LIMIT = 16
-"""Bytes of weights per byte of weights.py. Trained float32 shrinks by a tenth; a bomb grows a thousandfold."""
+"""Maximum bytes of weights per byte of weights.py. Trained float32 compresses by a tenth, a bomb a thousandfold."""
 _SIZES = ("VOCAB_SIZE", "DIM", "NUM_HEADS", "NUM_LAYERS", "MAX_SEQ_LEN")
-_OTHER_LINES = 200  # around the dict of weights stand a few imports and two small functions
+_OTHER_LINES = 200  # the dict is surrounded by a few imports and two small functions
 _OTHER_WIDTH = 4096
 
 _DOCSTRING = re.compile(r'(?:#[^\n]*\n)*\s*"""(?:[^"\\]|"(?!""))*+"""\n')
@@ -52,40 +40,36 @@ _TENSOR = re.compile(
 
 
 def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]:
-    """Write a package of the original Al-Qalam as one of ours into `out`; returns remarks.
+    """Convert a package of the original Al-Qalam into a package `out`; -> remarks.
 
-    Weights are the original's to the bit. Its tokenizer is not: it keeps Arabic letters, marks, digits and
-    punctuation that touch in one token and drops all else, where ours, "word" with profile "search", parts
-    punctuation and digits from letters, drops vowel marks and tatweel, and gives <UNK> for what the original drops.
-    A remark says how many words cannot be reached for that reason.
+    Weights are bit-identical, the tokenizer is not. The original keeps adjacent Arabic letters, marks, digits and
+    punctuation in one token and drops everything else. Ours, "word" with profile "search", separates punctuation and
+    digits from letters, drops vowel marks and tatweel, and gives <UNK> for what the original drops. A remark has the
+    number of words that are unreachable for that reason.
     """
-    from qalam_core.arabic import NORMALISATIONS  # brings pyarrow, which nothing else of a package needs
+    from qalam_core.arabic import NORMALISATIONS  # imports pyarrow, which packages do not need otherwise
 
-    folder = source_folder(folder, "a package of the original")
-    free_folder(out)
-    for name in ("config.py", "vocab.py", "weights.py"):
-        if (folder / name).is_symlink():
-            raise PackageError(f"{name}:0: a link; put the file itself here")
-    config = _read_config(folder / "config.py")
-    words = _read_words(folder / "vocab.py", config.vocab_size)
-    weights = _read_weights(folder / "weights.py", config)
+    folder = common.source_folder(folder, "a package of the original")
+    common.free_folder(out)
+    files = [folder / name for name in ("config.py", "vocab.py", "weights.py")]
+    for path in files:
+        if path.is_symlink():
+            _refuse(path.name, 0, "a link; put the file itself here")
+    config = _read_config(files[0])
+    words = _read_words(files[1], config.vocab_size)
+    weights = _read_weights(files[2], config)
     vocabulary = Vocabulary("word", words, (), NORMALISATIONS["search"])
     tokenizer = Tokenizer(vocabulary)
     lost = sum(tokenizer.encode(word) != [index] for index, word in enumerate(words[4:], 4))
     remarks = [
-        "the tokenizer parts punctuation and digits from letters, drops marks and tatweel, and gives <UNK> where "
-        f"the original's gave nothing; {lost} of {len(words)} words cannot be reached by it"
+        "the tokenizer separates punctuation and digits from letters, drops marks and tatweel, and gives <UNK> where "
+        f"the original's gave nothing; {lost} of {len(words)} words are unreachable"
     ]
-    read_from = [folder / name for name in ("config.py", "vocab.py", "weights.py")]
+    sources = common.provenance(files)
+    card = common.card(f"It was imported from a package of the original Al-Qalam. Note: {remarks[0]}.", sources)
     write(
-        out,
-        config=config,
-        vocabulary=vocabulary,
-        weights=weights,
-        card=card(f"It was imported from a package of the original Al-Qalam. Note: {remarks[0]}.", read_from),
-        provenance=provenance(read_from),
-        dtype=dtype,
-    )
+        out, config=config, vocabulary=vocabulary, weights=weights, card=card, provenance=sources, dtype=dtype,
+    )  # fmt: skip
     return remarks
 
 
@@ -94,51 +78,45 @@ def _refuse(file: str, line: int, reason: str) -> NoReturn:
 
 
 def _statements(path: Path) -> list[tuple[int, str]]:
-    """(number, line) of what follows a docstring, without blank lines and comments."""
-    text = small_text(path).replace("\r\n", "\n")
+    """(number, line) of the lines after the docstring, except blank lines and comments."""
+    text = common.small_text(path).replace("\r\n", "\n")
     begin = match.end() if (match := _DOCSTRING.match(text)) else 0
-    first = text.count("\n", 0, begin) + 1
-    lines = enumerate(text[begin:].split("\n"), first)
+    lines = enumerate(text[begin:].split("\n"), text.count("\n", 0, begin) + 1)
     return [(number, line) for number, line in lines if line.strip() and not line.startswith("#")]
 
 
 def _read_config(path: Path) -> ModelConfig:
-    found: dict[str, int] = {}
-    seen: set[str] = set()
+    found: dict[str, int | None] = {}
     for number, line in _statements(path):
         match = _SETTING.fullmatch(line)
         if match is None:
-            _refuse(path.name, number, 'not a setting; only NAME = 1 and NAME = "text" may stand here')
-        if match[1] in seen:
-            _refuse(path.name, number, f"{match[1][:80]} stands twice; delete one")
-        seen.add(match[1])
-        if match[2]:
-            found[match[1]] = int(match[2])
-    for name in _SIZES:
-        if name not in found:
-            _refuse(path.name, 0, f"{name} is missing, or no whole number")
-    config = model_config({name.lower(): found[name] for name in _SIZES}, path.name)
-    if found.get("PARAMETERS", config.parameters) != config.parameters:
-        _refuse(path.name, 0, f"PARAMETERS is {found['PARAMETERS']}, but the other settings make {config.parameters}")
+            _refuse(path.name, number, 'not a setting; write NAME = 1 or NAME = "text"')
+        if match[1] in found:
+            _refuse(path.name, number, f"{match[1][:80]} is set twice; delete one")
+        found[match[1]] = int(match[2]) if match[2] else None
+    if missing := [name for name in _SIZES if found.get(name) is None]:
+        _refuse(path.name, 0, f"{missing[0]} is missing, or not an integer")
+    config = common.model_config({name.lower(): found[name] for name in _SIZES}, path.name)
+    if found.get("PARAMETERS") not in (None, config.parameters):
+        _refuse(path.name, 0, f"PARAMETERS is {found['PARAMETERS']}, but the other settings give {config.parameters}")
     return config
 
 
 def _read_words(path: Path, size: int) -> tuple[str, ...]:
     statements = _statements(path)
     if len(statements) != 2 or statements[1][1] != _INVERSE or not statements[0][1].startswith("WORD2IDX = {"):
-        _refuse(path.name, 0, "must hold WORD2IDX = {...} on one line, the usual IDX2WORD line, and nothing else")
+        _refuse(path.name, 0, "must contain WORD2IDX = {...} on one line, the usual IDX2WORD line, and nothing else")
     number, line = statements[0]
     words: dict[int, str] = {}
     at = len("WORD2IDX = {")
     while match := _WORD.match(line, at):
         index = int(match[3])
         if index in words:
-            _refuse(path.name, number, f"two words have id {index}; ids must differ")
+            _refuse(path.name, number, f"two words have id {index}; ids must be unique")
         words[index] = _unescaped(match[2] if match[1] is None else match[1], path.name, number)
-        at = match.end()
-        if not line.startswith(", ", at):
+        at = match.end() + 2 * line.startswith(", ", match.end())
+        if at == match.end():
             break
-        at += 2
     if line[at:] != "}":
         _refuse(path.name, number, f"character {at + 1}: neither 'word': id nor the end of the dict")
     if sorted(words) != list(range(size)):
@@ -157,28 +135,25 @@ def _unescaped(text: str, file: str, number: int) -> str:
         if found[1]:
             return _NAMED.get(found[1], found[1])
         if 0xD800 <= code <= 0xDFFF or code > 0x10FFFF:
-            _refuse(file, number, "an escape that Python's repr does not write")
+            _refuse(file, number, "an escape that Python's repr does not produce")
         return chr(code)
 
     return _ESCAPE.sub(character, text)
 
 
-def _read_weights(path: Path, config: ModelConfig) -> Tensors:
+def _read_weights(path: Path, config: ModelConfig) -> common.Tensors:
     shapes = config.tensor_shapes()
     if not path.is_file():
         _refuse(path.name, 0, "no such file; the folder is incomplete")
     promised, size = 4 * sum(math.prod(shape) for shape in shapes.values()), path.stat().st_size
     if promised > INFLATION_LIMIT * size:
-        _refuse(
-            path.name, 0, f"{size} bytes, but config.py promises {promised} of weights; "
-            "no honest file shrinks so far"
-        )  # fmt: skip
-    # base64 of deflate, which adds five bytes to 16 kB at worst; then the name and the shape
+        _refuse(path.name, 0, f"{size} bytes, too few for {promised} bytes of weights; fetch it again")
+    # base64 of deflate, which adds at most five bytes per 16 kB; then the name and the shape
     longest = max(math.prod(shape) for shape in shapes.values())
     limit = 4 * longest * 4 // 3 * 101 // 100 + _OTHER_WIDTH
-    weights: Tensors = {}
+    weights: common.Tensors = {}
     with path.open("rb") as file:
-        number = _skip_to_data(file, path.name)
+        number = _skip(file, path.name, 0, b"WEIGHTS = {")
         while True:
             number += 1
             line = file.readline(limit + 1)
@@ -190,53 +165,37 @@ def _read_weights(path: Path, config: ModelConfig) -> Tensors:
                 break
             name, tensor = _tensor(line, shapes, path.name, number)
             if name in weights:
-                _refuse(path.name, number, f'"{name}" stands twice; Python would keep the last')
+                _refuse(path.name, number, f'"{name}" is there twice; Python would keep the last')
             weights[name] = tensor
-        _skip_the_rest(file, path.name, number)
-    for name in shapes:
-        if name not in weights:
-            _refuse(path.name, 0, f'"{name}" is missing; config.py demands it')
+        _skip(file, path.name, number)
+    if missing := [name for name in shapes if name not in weights]:
+        _refuse(path.name, 0, f'"{missing[0]}" is missing; config.py requires it')
     return weights
 
 
-def _skip_to_data(file: BinaryIO, name: str) -> int:
-    """The number of the line `WEIGHTS = {`; what stands before it is neither run nor kept."""
-    for number in range(1, _OTHER_LINES):
+def _skip(file: BinaryIO, name: str, number: int, until: bytes = b"") -> int:
+    """Skip code, which must not change WEIGHTS, up to a line or to the end of the file; -> the last line's number."""
+    for at in range(number + 1, number + _OTHER_LINES):
         line = file.readline(_OTHER_WIDTH)
-        if line.rstrip(b"\r\n") == b"WEIGHTS = {":
-            return number
-        _check_other(line, name, number)
-    _refuse(name, _OTHER_LINES, '"WEIGHTS = {" does not come; this is not a file of the original')
-
-
-def _skip_the_rest(file: BinaryIO, name: str, number: int) -> None:
-    for extra in range(1, _OTHER_LINES):
-        line = file.readline(_OTHER_WIDTH)
-        if not line:
-            return
-        _check_other(line, name, number + extra)
-    _refuse(name, number + _OTHER_LINES, "too many lines after the weights; this is not a file of the original")
-
-
-def _check_other(line: bytes, name: str, number: int) -> None:
-    """Code around the data is stepped over; code that plainly changes the data would make that a lie."""
-    if not line:
-        _refuse(name, number, '"WEIGHTS = {" does not come; this is not a file of the original')
-    if line.lstrip().startswith(b"WEIGHTS") or not line.endswith(b"\n"):
-        _refuse(name, number, "changes WEIGHTS, or is too long for what stands around them; only data is read")
+        if line.rstrip(b"\r\n") == until if until else not line:
+            return at
+        if line.lstrip().startswith(b"WEIGHTS") or (line and not line.endswith(b"\n")):
+            _refuse(name, at, "changes WEIGHTS, or is too long for code around them; only data is read")
+    reason = '"WEIGHTS = {" is missing' if until else "too many lines after the weights"
+    _refuse(name, number + _OTHER_LINES, f"{reason}; this is not a file of the original")
 
 
 def _tensor(line: bytes, shapes: dict[str, tuple[int, ...]], file: str, number: int) -> tuple[str, NDArray[np.float32]]:
     match = _TENSOR.fullmatch(line)
     if match is None:
-        _refuse(file, number, 'not a tensor; only lines "name": ("base64", (shape)), may stand here')
+        _refuse(file, number, 'not a tensor; write "name": ("base64", (shape)),')
     name = match[1].decode()
     shape = tuple(int(size) for size in match[3].decode().rstrip(",").split(", "))
     if name not in shapes:
-        _refuse(file, number, f'"{name}" is no tensor of this config; the original has no other')
+        _refuse(file, number, f'"{name}" is not a tensor of this config')
     stored = (1, *shapes[name]) if name == "pos_embedding" else shapes[name]
     if shape != stored:
-        _refuse(file, number, f'"{name}" is {shape}, but config.py demands {stored}')
+        _refuse(file, number, f'"{name}" is {shape}, but config.py requires {stored}')
     size = 4 * math.prod(shape)
     inflater = zlib.decompressobj()
     try:

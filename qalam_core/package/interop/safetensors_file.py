@@ -1,7 +1,4 @@
-"""Packages to safetensors files and back: the weights under their own names.
-Takes a package or a safetensors file, gives the other. A safetensors file holds neither words nor a configuration; a
-package lends them.
-"""
+"""Exports weights to safetensors files and imports them, with the words and configuration of another package."""
 
 from __future__ import annotations
 
@@ -11,35 +8,29 @@ from qalam_core.package.interop.common import card, drop_tied_head, provenance, 
 from qalam_core.package.read import read
 from qalam_core.package.write import write
 
-__all__ = ["export_safetensors", "import_safetensors"]
-
 
 def export_safetensors(package: Path, out: Path) -> None:
-    """The weights of a package, as float32 under their own names, as the safetensors file `out`."""
+    """Write the weights of a package to the safetensors file `out`, as float32 under their own names."""
     save_tensors(read(package).weights, out)
 
 
 def import_safetensors(file: Path, package: Path, out: Path, *, dtype: str = "f32") -> list[str]:
-    """Write into `out` a package with the tensors of `file` and the config and words of `package`.
+    """Write a package with the tensors of `file` and the config and words of `package` into `out`; -> remarks.
 
-    A head that a tied model stores beside its embedding must equal it, and is left out. Returns remarks.
+    The head of a tied model must equal the embedding, and is dropped.
     """
     base = read(package)
     weights = read_tensors([file])
     if base.config.tied and "lm_head.weight" in weights:
         weights = drop_tied_head(weights, file.name)
+    sources = provenance([file])
     text = card(
         "Its weights come from a safetensors file, its config and words from a package whose vocab.py has sha256 "
         f"`{base.manifest['files']['vocab.py']}`.",
-        [file],
+        sources,
     )
     write(
-        out,
-        config=base.config,
-        vocabulary=base.vocabulary,
-        weights=weights,
-        card=text,
-        provenance=provenance([file]),
-        dtype=dtype,
-    )
-    return ["the card and the provenance of the package that lent its words were not taken over"]
+        out, config=base.config, vocabulary=base.vocabulary, weights=weights, card=text,
+        provenance=sources, dtype=dtype,
+    )  # fmt: skip
+    return ["the card and the provenance of the package that provided the words were not copied"]

@@ -1,7 +1,4 @@
-"""The same model in another storage type.
-Takes a package and the name of a type, gives a new package.
-It does not know what the rounding costs; evaluation measures that.
-"""
+"""The same model in another storage type."""
 
 from __future__ import annotations
 
@@ -10,11 +7,9 @@ from pathlib import Path
 from qalam_core.package.read import read
 from qalam_core.package.write import write
 
-__all__ = ["convert"]
-
 
 def convert(folder: Path, out: Path, dtype: str) -> None:
-    """Write the package in `folder` to `out` with its matrices stored as `dtype`; the card says so."""
+    """Write the package in `folder` to `out` with its matrices stored as `dtype`, and record that in the card."""
     package = read(folder)
     card = (Path(folder) / "MODEL_CARD.md").read_text(encoding="utf-8")
     write(

@@ -1,9 +1,6 @@
-"""Makes a wheel of a package, so that pip installs a model: the same package gives the same bytes.
-Takes a package folder, a folder to write to and a name, gives the path of the wheel.
-It does not know package indexes; it needs the standard library only, and no network.
+"""Makes a wheel of a package, so that pip can install a model; needs only the standard library.
 
-The bytes follow from the package, the name, the version and the zlib that deflates; `compress=False` takes
-zlib out of it. RECORD inside lists the same digests either way.
+The bytes depend only on the package, the name, the version and, unless `compress=False`, the version of zlib.
 """
 
 from __future__ import annotations
@@ -15,13 +12,12 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from qalam_core.errors import PackageError
 from qalam_core.files import replacing
 from qalam_core.package.read import changes, read
-
-__all__ = ["wheel"]
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?")
 _COUNT = "(?:0|[1-9][0-9]*)"
@@ -30,37 +26,28 @@ _VERSION = re.compile(
     r"(?:\+[a-z0-9]+(?:\.[a-z0-9]+)*)?"
 )
 _RELEASE = re.compile(r'^__version__ = "([^"]+)"', re.MULTILINE)
-_OLDEST = (1980, 1, 1, 0, 0, 0)  # the first time a zip archive can say
-_PLAIN_FILE = 0o100644
-_CHUNK = 1 << 20
 _NEEDED = ("numpy", "torch", "pybase64")
 
 
 def wheel(
-    folder: Path,
-    out_dir: Path,
-    name: str,
-    version: str | None = None,
-    *,
-    edited: bool = False,
-    compress: bool = True,
+    folder: Path, out_dir: Path, name: str, version: str | None = None, *, edited: bool = False, compress: bool = True
 ) -> Path:
-    """Write `<name>-<version>-py3-none-any.whl`; what imports as `name` once installed is this package.
+    """Write `<name>-<version>-py3-none-any.whl`, which installs the package under the import name `name`.
 
-    The version is that of the release whose code the package holds, unless one is given. A package with
-    changes since its export is refused; `edited` lets it pass as it is.
+    The default version is that of the release that wrote the package. A package with changes since export is refused
+    unless `edited`.
     """
     folder, out_dir = Path(folder), Path(out_dir)
     _check_name(name)
     package = read(folder)
     changed = changes(package)
     if changed and not edited:
-        raise PackageError(f"{folder}: {changed[0]}; seal it, restore it, or ask for a wheel of the edited package")
+        raise PackageError(f"{folder}: {changed[0]}; seal or restore it, or request a wheel of the edited package")
     if version is None:
         found = _RELEASE.search((folder / "__init__.py").read_text(encoding="utf-8"))
         version = found[1] if found else ""
     if not _VERSION.fullmatch(version):
-        raise PackageError(f'version "{version}": write it as 1.0, 1.0.2, 1.0rc1 or 1.0+mine')
+        raise PackageError(f'version "{version}": not valid; examples are 1.0, 1.0.2, 1.0rc1 and 1.0+local')
     files = [*package.manifest["files"], "manifest.json"]
     distribution = re.sub("_+", "_", name).lower()
     home = f"{distribution}-{version}.dist-info"
@@ -76,9 +63,7 @@ def wheel(
             lines = [*record, f"{home}/RECORD,,", ""]
             _add(archive, f"{home}/RECORD", iter(["\n".join(lines).encode()]))
     except OSError as error:
-        raise PackageError(
-            f"{target}: cannot be written ({error.strerror}); make room, or name another folder"
-        ) from None
+        raise PackageError(f"{target}: cannot be written ({error.strerror}); use another folder") from None
     return target
 
 
@@ -87,9 +72,9 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: qalam\nRoot-Is-Purelib: true\nTag: py3-
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise PackageError(f'name "{name}": must import, so ASCII letters, digits and _, as in my_model')
+        raise PackageError(f'name "{name}": not an import name; use ASCII letters, digits and _, as in my_model')
     if name in sys.stdlib_module_names or name.lower() in _NEEDED:
-        raise PackageError(f'name "{name}": Python or the package needs a module of that name; choose another')
+        raise PackageError(f'name "{name}": Python or the package needs the module of that name; choose another')
 
 
 def _metadata(name: str, version: str, card: str) -> str:
@@ -105,16 +90,15 @@ def _metadata(name: str, version: str, card: str) -> str:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
+        yield from iter(partial(file.read, 1 << 20), b"")
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: Iterator[bytes]) -> str:
-    """Add one file that says nothing of this machine; its line for RECORD."""
-    entry = zipfile.ZipInfo(name, _OLDEST)
+    """Add a file without any data of this machine; -> its line in RECORD."""
+    entry = zipfile.ZipInfo(name)  # its default time is the earliest in a zip archive
     entry.compress_type = archive.compression
-    entry.create_system = 3  # permissions mean something only on Unix
-    entry.external_attr = _PLAIN_FILE << 16
+    entry.create_system = 3  # Unix, where the permissions apply
+    entry.external_attr = 0o100644 << 16
     digest, size = hashlib.sha256(), 0
     with archive.open(entry, "w") as file:
         for chunk in content:

@@ -1,22 +1,16 @@
-"""The architecture of a model: its configuration, and the tensors that it consists of.
-Gives plain values. It does not know files, nor how a tensor is computed with.
-
-Both are stated here alone: torch's model, numpy's, the readers and the writers follow.
-"""
+"""The architecture of a model: its configuration and its tensors' shapes, the only definition of both."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
 
-__all__ = ["ACTIVATIONS", "END", "PAD", "SPECIALS", "START", "UNK", "ModelConfig"]
-
 SPECIALS = ("<PAD>", "<UNK>", "<START>", "<END>")
 PAD, UNK, START, END = range(4)
 """Ids of the special tokens, the same in every vocabulary."""
 
 ACTIVATIONS = ("gelu", "gelu_tanh")
-"""The exact GELU, and its tanh approximation that GPT-2 was trained with."""
+"""The exact GELU, and its tanh approximation as used by GPT-2."""
 
 _LARGEST = {
     "vocab_size": 10**8, "dim": 10**6, "num_heads": 10**5, "num_layers": 10**4, "max_seq_len": 10**8,
@@ -25,10 +19,9 @@ _LARGEST = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a PureDynamicTransformer: the arguments that its constructor takes, dropout excepted.
+    """The constructor arguments of PureDynamicTransformer, except dropout; config.py has each in upper case.
 
-    Raises ValueError, one line, for values that no model can have. config.py states each field under its name in
-    capitals.
+    Raises ValueError, one line that begins with the upper-case name, for values that no model can have.
     """
 
     vocab_size: int
@@ -55,16 +48,16 @@ class ModelConfig:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Its fields, in order."""
+        """The field names, in order."""
         return tuple(field.name for field in fields(cls))
 
     def constants(self) -> dict[str, int | bool | str]:
-        """What config.py states of it."""
+        """The constants in config.py."""
         return {**{name.upper(): getattr(self, name) for name in self.names()}, "PARAMETERS": self.parameters}
 
     @property
     def parameters(self) -> int:
-        """Values of all tensors together; a tied head is counted once."""
+        """The number of values in all tensors; a tied head is counted once."""
         return sum(map(math.prod, self.tensor_shapes().values()))
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

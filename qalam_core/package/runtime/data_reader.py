@@ -1,6 +1,5 @@
-"""Reads config.py, vocab.py and knowledge_map.py line by line, without executing anything.
-Takes paths, gives plain values or raises `FormatError`, one line; the writer's quoting of strings is here too.
-It does not know weights, nor how a tokenizer uses its vocabulary.
+"""Reads config.py, vocab.py and knowledge_map.py without executing them; raises `FormatError`, one line.
+Also the quoting of strings that the writer uses.
 """
 
 from __future__ import annotations
@@ -14,13 +13,9 @@ from .architecture import SPECIALS, ModelConfig
 from .tokenizer import Vocabulary
 from .weights_reader import HIDDEN, FormatError
 
-__all__ = ["FORMAT", "check_knowledge", "is_usable", "quote", "read_config", "read_vocabulary"]
-
-CONFIG_MAGIC, VOCAB_MAGIC, KNOWLEDGE_MAGIC = (
-    "# qalam config 1", "# qalam vocab 1", "# qalam knowledge 1",
-)  # fmt: skip
+CONFIG_MAGIC, VOCAB_MAGIC, KNOWLEDGE_MAGIC = "# qalam config 1", "# qalam vocab 1", "# qalam knowledge 1"
 INVERSE = "IDX2WORD = {index: word for word, index in WORD2IDX.items()}"
-"""The only line of a package's data files that computes; it is compared, never executed."""
+"""The only expression in a package's data files; the reader compares it and never executes it."""
 
 SIZE_LIMIT = 64 << 20
 FORMAT = 1
@@ -40,13 +35,13 @@ _DECIMAL = r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-][0-9]{1,3})?"
 _NUMBERS = rf"{_DECIMAL}(?:, {_DECIMAL})*+"
 _NEAREST = rf'(?:\("(?:[^"\\]|\\.)*+", {_DECIMAL}\),(?: (?=\())?)*+'
 _FACT = re.compile(rf" *{_STRING}: \((?:{_NUMBERS}|{_NEAREST})\),{_TAIL}")
-# A normalisation pattern is a run of literals and classes, each repeated or not: no groups, no
-# alternatives, no escapes, so what it costs to match stays tame and every engine reads it alike.
+# A normalisation pattern is a sequence of literals and classes, each with an optional quantifier. Without groups,
+# alternatives and escapes, matching takes polynomial time and all regex engines agree on its meaning.
 _PATTERN = re.compile(r"(?:(?:[^\\\[\](){}.|^$?*+]|\[[^\\\[\]^][^\\\[\]]*\])[?*+]?)+")
 
 
 def quote(text: str) -> str:
-    """A Python string literal that hides nothing: whatever an editor would not show is escaped."""
+    """A Python string literal in which every character that an editor would not show is escaped."""
     if not _UNSAFE.search(text):
         return f'"{text}"'
     text = re.sub(r'["\\\n\t]', lambda found: _NAMED[found[0]], text)
@@ -61,7 +56,7 @@ def _code(found: re.Match[str]) -> str:
 
 
 class _Source:
-    """A small file as checked lines; iterating skips blanks and comments."""
+    """A small file as checked lines; iterating skips blank lines and comments."""
 
     def __init__(self, path: Path, magic: str) -> None:
         self.name, self.number = path.name, 0
@@ -75,30 +70,22 @@ class _Source:
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
-            self.number = raw.count(b"\n", 0, error.start) + 1
-            self.refuse("not UTF-8; save the file as UTF-8")
+            self.refuse("not UTF-8; save the file as UTF-8", raw.count(b"\n", 0, error.start) + 1)
         if found := _HIDDEN_IN_FILE.search(text):
-            self.number = text.count("\n", 0, found.start()) + 1
+            reason = f"hidden character U+{ord(found[0]):04X}; delete it or write it as an escape"
             if found[0] == "\r":
-                self.refuse("Windows line end; check out with LF, as .gitattributes asks")
-            self.refuse(f"hidden character U+{ord(found[0]):04X}; delete it or write it as an escape")
+                reason = "Windows line end; check out with LF, as .gitattributes requires"
+            self.refuse(reason, text.count("\n", 0, found.start()) + 1)
         self.lines = text.split("\n")
         if self.lines.pop():
-            self.number = len(self.lines) + 1
-            self.refuse("the last line has no line end; the file was cut off")
+            self.refuse("the last line has no line end; the file was cut off", len(self.lines) + 1)
         if not self.lines or self.lines[0] != magic:
-            self.number = 1
-            self.refuse(f'the first line must be "{magic}"')
+            self.refuse(f'the first line must be "{magic}"', 1)
         if len(self.lines) > 1 and re.search(r"#.*coding[:=]", self.lines[1]):
-            self.number = 2
-            self.refuse("a coding line changes how Python reads the file; delete it")
+            self.refuse("a coding line changes how Python reads the file; delete it", 2)
 
-    def refuse(self, reason: str) -> NoReturn:
-        raise FormatError(f"{self.name}:{self.number}: {reason}")
-
-    def refuse_at(self, number: int, reason: str) -> NoReturn:
-        self.number = number
-        self.refuse(reason)
+    def refuse(self, reason: str, number: int | None = None) -> NoReturn:
+        raise FormatError(f"{self.name}:{self.number if number is None else number}: {reason}")
 
     def __iter__(self) -> Iterator[str]:
         for line in self.lines[self.number :]:
@@ -116,33 +103,30 @@ class _Source:
         self.refuse(f'"{closing}" is missing; the file was cut off')
 
     def expect(self, wanted: str) -> None:
-        line = next(iter(self), None)
-        if line != wanted:
-            self.refuse(f'"{wanted}" must stand here, and only comments before it')
+        if next(iter(self), None) != wanted:
+            self.refuse(f'expected "{wanted}" here, with only comments before it')
 
     def finish(self) -> None:
         if next(iter(self), None) is not None:
-            self.refuse("nothing may follow here")
+            self.refuse("unexpected text after the end")
 
     def string(self, text: str) -> str:
-        """What the inside of a literal means."""
-        if "\\" not in text:
-            return text
-        return _ESCAPE.sub(self._unescape, text)
+        """Decode the escapes inside a literal."""
+        return _ESCAPE.sub(self._unescape, text) if "\\" in text else text
 
     def _unescape(self, found: re.Match[str]) -> str:
         if found[1]:
             return {"n": "\n", "t": "\t"}.get(found[1], found[1])
         code = int(found[2] or found[3], 16)
         if 0xD800 <= code <= 0xDFFF or code > 0x10FFFF:
-            self.refuse(f"\\u{code:04x} is no character")
+            self.refuse(f"\\u{code:04x} is not a character")
         return chr(code)
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The configuration in config.py, which also states FORMAT and the number of PARAMETERS."""
+    """Read config.py, which also holds FORMAT and the number of PARAMETERS."""
     source = _Source(path, CONFIG_MAGIC)
-    stated: dict[str, int | bool | str] = {}
+    values: dict[str, int | bool | str] = {}
     lines: dict[str, int] = {}
     known = ("FORMAT", *(name.upper() for name in ModelConfig.names()), "PARAMETERS")
     for line in source:
@@ -150,43 +134,42 @@ def read_config(path: Path) -> ModelConfig:
         if match is None:
             source.refuse('not a setting; write NAME = 1, NAME = True or NAME = "text"')
         name = match[1]
-        if name in stated:
-            source.refuse(f"{name} stands twice; delete one")
+        if name in values:
+            source.refuse(f"{name} is set twice; delete one")
         if name not in known:
-            source.refuse(f"{name} is no setting; known are {', '.join(known)}")
+            source.refuse(f"{name} is not a setting; known are {', '.join(known)}")
         lines[name] = source.number
         if match[2]:
-            stated[name] = int(match[2])
+            values[name] = int(match[2])
         else:
-            stated[name] = match[3] == "True" if match[3] else source.string(match[4])
-    for name in known:
-        if name not in stated:
-            source.refuse(f"{name} is missing")
-    version, parameters = stated.pop("FORMAT"), stated.pop("PARAMETERS")
+            values[name] = match[3] == "True" if match[3] else source.string(match[4])
+    if missing := [name for name in known if name not in values]:
+        source.refuse(f"{missing[0]} is missing")
+    version, parameters = values.pop("FORMAT"), values.pop("PARAMETERS")
     if type(version) is not int or version != FORMAT:  # True equals 1
-        source.refuse_at(lines["FORMAT"], f"FORMAT must be {FORMAT}")
+        source.refuse(f"FORMAT must be {FORMAT}", lines["FORMAT"])
     try:
-        config = ModelConfig(**{name.lower(): value for name, value in stated.items()})  # type: ignore[arg-type]
-    except ValueError as error:  # its first word is the setting
-        source.refuse_at(lines.get(str(error).partition(" ")[0], source.number), str(error))
+        config = ModelConfig(**{name.lower(): value for name, value in values.items()})  # type: ignore[arg-type]
+    except ValueError as error:  # its first word is the setting's name
+        source.refuse(str(error), lines.get(str(error).partition(" ")[0]))
     if type(parameters) is not int or parameters != config.parameters:
-        source.refuse_at(
-            lines["PARAMETERS"], f"PARAMETERS does not follow from the other settings, which give {config.parameters}"
+        source.refuse(
+            f"PARAMETERS does not follow from the other settings, which give {config.parameters}", lines["PARAMETERS"]
         )
     return config
 
 
 def read_vocabulary(path: Path, size: int) -> Vocabulary:
-    """vocab.py, whose WORD2IDX must hold exactly `size` words in id order."""
+    """Read vocab.py, whose WORD2IDX must hold exactly `size` words in id order."""
     source = _Source(path, VOCAB_MAGIC)
     match = _ASSIGNMENT.fullmatch(next(iter(source), ""))
     if match is None or match[1] != "ALGORITHM" or match[4] not in ("bpe", "word"):
-        source.refuse('ALGORITHM = "bpe" or "word" must stand here')
+        source.refuse('expected ALGORITHM = "bpe" or "word" here')
     algorithm: str = match[4]
     rules = tuple(_pairs(source, source.section("NORMALISE = (", ")")))
     for pattern, _ in rules:
         if not is_usable(pattern):
-            source.refuse("a NORMALISE pattern may hold literals, [classes] and the signs ?, *, + only")
+            source.refuse("a NORMALISE pattern may contain only literals, [classes] and the quantifiers ?, *, +")
     words = dict[str, int]()
     for line in source.section("WORD2IDX = {", "}"):
         found = _WORD.fullmatch(line)
@@ -194,15 +177,15 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             source.refuse('not a word; write "word": id, with a comma at the end')
         word = source.string(found[1])
         if int(found[2]) != len(words):
-            source.refuse(f"id {found[2]} where {len(words)} is due; ids count up by one a line")
+            source.refuse(f"id {found[2]}, expected {len(words)}; ids count up by one per line")
         if word in words:
-            source.refuse(f"a word that has id {words[word]} already")
+            source.refuse(f"this word already has id {words[word]}")
         words[word] = len(words)
     if len(words) != size or tuple(words)[:4] != SPECIALS:
-        source.refuse(f"{len(words)} words, VOCAB_SIZE is {size}; the first four are {', '.join(SPECIALS)}")
+        source.refuse(f"{len(words)} words, but VOCAB_SIZE is {size}; the first four must be {', '.join(SPECIALS)}")
     merges = tuple(_pairs(source, source.section("MERGES = (", ")")))
     if len(set(merges)) != len(merges) or (merges and algorithm == "word"):
-        source.refuse("MERGES may hold each pair once, and none in a word vocabulary")
+        source.refuse("MERGES must not repeat a pair, and must be empty in a word vocabulary")
     source.expect(INVERSE)
     source.finish()
     return Vocabulary(algorithm, tuple(words), merges, rules)
@@ -217,18 +200,15 @@ def _pairs(source: _Source, lines: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 
 def is_usable(pattern: str) -> bool:
-    """Whether a normalisation pattern is a run of literals and classes, as every engine reads alike."""
-    if not _PATTERN.fullmatch(pattern):
-        return False
+    """Whether a normalisation pattern is valid and consists of literals, classes and quantifiers only."""
     try:
-        re.compile(pattern)
+        return _PATTERN.fullmatch(pattern) is not None and re.compile(pattern) is not None
     except re.error:
         return False
-    return True
 
 
 def check_knowledge(path: Path) -> None:
-    """Refuse a knowledge_map.py that is not plain facts, one a line."""
+    """Refuse a knowledge_map.py that is not plain facts, one per line."""
     source = _Source(path, KNOWLEDGE_MAGIC)
     for section in ("STATISTICS", "NEIGHBOURS"):
         for line in source.section(f"{section} = {{", "}"):

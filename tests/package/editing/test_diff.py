@@ -46,10 +46,10 @@ def test_rows_are_named_by_their_words_largest_first(package: Path, tmp_path: Pa
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(4, 12)), st.sets(st.integers(4, 11), max_size=4), st.integers(0, 2))
-def test_words_are_compared_wherever_they_stand(
+def test_words_are_compared_regardless_of_their_ids(
     package: Path, tmp_path_factory: pytest.TempPathFactory, order: list[int], edited: set[int], new: int
 ) -> None:
-    """Moving words to other ids changes no row; what is edited is found under its word."""
+    """Words with new ids are not changes; edited rows are found by their words."""
     kept = order[: len(order) - new]
     values = weights()
     embedding = values[EMBEDDING].copy()
@@ -68,7 +68,7 @@ def test_words_are_compared_wherever_they_stand(
     assert [change.name for change in difference.tensors] == ([EMBEDDING] if found else [])
 
 
-def test_settings_tensors_and_words(package: Path, tmp_path: Path) -> None:
+def test_differences_of_settings_tensors_and_words(package: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, num_layers=1, max_seq_len=6, tied=False, vocab_size=13)
     words = vocabulary(words=(*WORDS, "كلب"), rules=(("ـ", ""),))
     other = export(tmp_path / "other", config=config, vocabulary=words, weights=weights(config), dtype="f16")
@@ -92,18 +92,18 @@ def test_settings_tensors_and_words(package: Path, tmp_path: Path) -> None:
     assert 'words -1: "كلب"' in render(diff(read(other), read(package)))
 
 
-def test_a_prompt_is_continued_by_each(package: Path, tmp_path: Path) -> None:
+def test_a_prompt_is_continued_by_both_models(package: Path, tmp_path: Path) -> None:
     other = export(tmp_path / "other", weights=weights(seed=9))
     first, second = read(package), read(other)
     difference = diff(first, second, "القط يأكل", tokens=6)
-    said = generate(first, "القط يأكل", 6, temperature=0), generate(second, "القط يأكل", 6, temperature=0)
-    assert difference.continuations == said
-    assert said[0] != said[1]
-    assert render(difference).endswith(f"first:  {said[0]}\nsecond: {said[1]}")
-    assert render(diff(first, first, "القط يأكل", tokens=6)).endswith(f"both: {said[0]}")
+    output = generate(first, "القط يأكل", 6, temperature=0), generate(second, "القط يأكل", 6, temperature=0)
+    assert difference.continuations == output
+    assert output[0] != output[1]
+    assert render(difference).endswith(f"first:  {output[0]}\nsecond: {output[1]}")
+    assert render(diff(first, first, "القط يأكل", tokens=6)).endswith(f"both: {output[0]}")
 
 
-def test_long_lists_are_cut_and_say_so(package: Path, tmp_path: Path) -> None:
+def test_long_lists_are_truncated_with_a_count(package: Path, tmp_path: Path) -> None:
     other = export(tmp_path / "other", weights={name: tensor + 1 for name, tensor in weights().items()})
     text = render(diff(read(package), read(other), shown=3))
     assert "    and 9 more" in text.split("\n")

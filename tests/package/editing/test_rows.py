@@ -33,13 +33,13 @@ ROW = [0.5, -1.0, 0.002, 0.0, 0.25, 150.0, 1 / 3, 7.0]
 
 
 def changed_lines(before: bytes, after: bytes) -> list[tuple[bytes, bytes]]:
-    """The lines that differ, where none was added or removed."""
+    """(old, new) of each line that differs; no line may be added or removed."""
     old, new = before.split(b"\n"), after.split(b"\n")
     return [(first, second) for first, second in zip(old, new, strict=True) if first != second]
 
 
 def real_package(folder: Path, algorithm: str, tied: bool = True) -> Path:
-    """A package whose tokenizer was trained."""
+    """A package with a trained tokenizer."""
     trained = ArabicTokenizer(330, algorithm)  # type: ignore[arg-type]
     trained.build_vocab(sentences(40), min_freq=1)
     return export(folder, config=replace(CONFIG, vocab_size=len(trained), tied=tied), vocabulary=trained.vocabulary)
@@ -54,7 +54,7 @@ def encoders(folder: Path) -> tuple[Callable[[str], list[int]], Callable[[str], 
 
 
 @pytest.mark.parametrize("dtype", list(MATRIX_TYPES))
-def test_a_row_gets_its_numbers_in_its_own_line(tmp_path: Path, dtype: str) -> None:
+def test_set_row_changes_only_the_line_of_the_row(tmp_path: Path, dtype: str) -> None:
     folder = export(tmp_path / "model", dtype=dtype)
     before, old = contents(folder), read(folder).weights[EMBEDDING][5]
     change = set_row(folder, EMBEDDING, "يأكل", ROW)
@@ -71,7 +71,7 @@ def test_a_row_gets_its_numbers_in_its_own_line(tmp_path: Path, dtype: str) -> N
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_what_the_type_can_state_is_stated_in_it(tmp_path: Path, dtype: str) -> None:
+def test_exact_values_are_written_in_the_storage_type(tmp_path: Path, dtype: str) -> None:
     folder = export(tmp_path / "model", dtype=dtype)
     scale_row(folder, EMBEDDING, 5, 0.5)
     text = (folder / "weights.py").read_text(encoding="utf-8")
@@ -84,7 +84,7 @@ names = st.sampled_from([*weights()])
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([*MATRIX_TYPES]), st.lists(st.tuples(names, st.integers(0, 7), floats), min_size=1, max_size=4))
-def test_edits_land_exactly_and_verify_names_them_and_nothing_else(
+def test_verify_reports_exactly_the_edited_rows(
     tmp_path: Path, dtype: str, edits: list[tuple[str, int, float]]
 ) -> None:
     folder = tmp_path / dtype
@@ -110,7 +110,7 @@ def test_edits_land_exactly_and_verify_names_them_and_nothing_else(
         (folder / name).write_bytes(text)
 
 
-def test_a_row_by_hand_keeps_its_form_its_digits_and_its_comment(package: Path) -> None:
+def test_a_list_of_numbers_keeps_its_digits_and_comment(package: Path) -> None:
     lines = (package / "weights.py").read_text(encoding="utf-8").split("\n")
     start = next(number for number, line in enumerate(lines) if f'"{EMBEDDING}"' in line) + 1
     lines[start + 5] = "    [0.5000, -1, 2e-3, 0, 0.25, 1.5e+2, -0.0, 7],  # by hand"
@@ -122,7 +122,7 @@ def test_a_row_by_hand_keeps_its_form_its_digits_and_its_comment(package: Path) 
     assert text[change.line - 1] == "    [0.5000, -1, -0.125, 0, 0.25, 1.5e+2, -0.0, 7],  # by hand"
 
 
-def test_scaling_and_copying(package: Path) -> None:
+def test_scale_row_and_copy_row(package: Path) -> None:
     before = read(package).weights[EMBEDDING]
     scale_row(package, EMBEDDING, "القط", 2)
     copy_row(package, EMBEDDING, "السمك", "يأكل")
@@ -180,7 +180,7 @@ def test_git_shows_three_edited_rows_as_three_lines(tmp_path: Path, monkeypatch:
     assert verify(folder) == []
 
 
-def test_a_hand_edit_changes_what_the_model_says(tmp_path: Path) -> None:
+def test_an_edited_row_changes_the_generated_text(tmp_path: Path) -> None:
     folder = export(tmp_path / "model", config=replace(CONFIG, tied=False))
     before = read(folder)
     model = NumpyTransformer(before.config, before.weights)
@@ -202,18 +202,18 @@ def test_a_hand_edit_changes_what_the_model_says(tmp_path: Path) -> None:
     ("call", "message"),
     [
         (lambda p: set_row(p, EMBEDDING, 5, [1, 2]), "2 numbers for a row of 8"),
-        (lambda p: set_row(p, EMBEDDING, 12, ROW), "has no row 12; they count from 0 to 11"),
-        (lambda p: set_row(p, EMBEDDING, "-1", ROW), '"-1" is no token'),
+        (lambda p: set_row(p, EMBEDDING, 12, ROW), "has no row 12; rows are 0 to 11"),
+        (lambda p: set_row(p, EMBEDDING, "-1", ROW), '"-1" is not a token'),
         (lambda p: set_row(p, EMBEDDING, -1, ROW), "has no row -1"),
-        (lambda p: set_row(p, EMBEDDING, "كلب", ROW), '"كلب" is no token of this model; add it first'),
-        (lambda p: set_row(p, "pos_embedding", "القط", ROW), "belong to no token"),
+        (lambda p: set_row(p, EMBEDDING, "كلب", ROW), '"كلب" is not a token of this model; add it first'),
+        (lambda p: set_row(p, "pos_embedding", "القط", ROW), "have no tokens"),
         (lambda p: set_row(p, "embeding.weight", 1, ROW), 'did you mean "embedding.weight"'),
         (lambda p: set_row(p, "lm_head.weight", 1, ROW), "is tied to"),
-        (lambda p: set_value(p, EMBEDDING, 5, 8, 1), "has no column 8; they count from 0 to 7"),
+        (lambda p: set_value(p, EMBEDDING, 5, 8, 1), "has no column 8; columns are 0 to 7"),
         (lambda p: set_value(p, "ln_out.bias", 5, 1, 1), "has no column 1"),
         (lambda p: set_value(p, EMBEDDING, 5, 0, float("nan")), "not finite"),
         (lambda p: scale_row(p, EMBEDDING, 5, 1e300), "not finite"),
-        (lambda p: copy_row(p, EMBEDDING, 5, "كلب"), "no token"),
+        (lambda p: copy_row(p, EMBEDDING, 5, "كلب"), "not a token"),
         (lambda p: add_token(p, "  "), "printable"),
         (lambda p: add_token(p, "a\nb"), "printable"),
         (lambda p: seal(p, "no change"), "nothing to seal"),
@@ -221,7 +221,7 @@ def test_a_hand_edit_changes_what_the_model_says(tmp_path: Path) -> None:
         (lambda p: seal(p, " "), "one line"),
     ],
 )
-def test_mistakes_are_one_line_and_change_nothing(package: Path, call: Any, message: str) -> None:
+def test_errors_are_one_line_and_change_nothing(package: Path, call: Any, message: str) -> None:
     before = contents(package)
     with pytest.raises(PackageError, match=message) as caught:
         call(package)
@@ -229,10 +229,10 @@ def test_mistakes_are_one_line_and_change_nothing(package: Path, call: Any, mess
     assert contents(package) == before
 
 
-def test_a_tokenizer_json_of_another_vocabulary_takes_no_token(package: Path) -> None:
+def test_add_token_refuses_a_tokenizer_json_of_another_vocabulary(package: Path) -> None:
     edit(package / "tokenizer.json", '"القط": 4', '"القطة": 4')
     before = contents(package)
-    with pytest.raises(PackageError, match=r"^tokenizer\.json:0: states another tokenizer than vocab\.py") as caught:
+    with pytest.raises(PackageError, match=r"^tokenizer\.json:0: differs from the tokenizer in vocab\.py") as caught:
         add_token(package, "قط")
     assert "\n" not in str(caught.value)
     assert contents(package) == before
@@ -253,7 +253,7 @@ def test_a_word_inside_a_text_is_found_without_its_space() -> None:
     assert find_row(words, EMBEDDING, " في") == 10
 
 
-def test_a_full_disk_leaves_the_package_as_it_was(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_change_the_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(package)
 
     def full(handle: int) -> None:
@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_the_package_as_it_was(package: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("processes")
-def test_nothing_in_the_package_is_executed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_editing_executes_nothing_in_the_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_it(package, "model.weights")
     assert list(package.glob("__pycache__/weights.*.pyc"))
     modules = set(sys.modules)
@@ -276,7 +276,7 @@ def test_nothing_in_the_package_is_executed(package: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_new_word_is_met_in_texts(tmp_path: Path, tied: bool) -> None:
+def test_a_new_word_is_used_in_texts(tmp_path: Path, tied: bool) -> None:
     folder = real_package(tmp_path / "model", "word", tied=tied)
     old = read(folder)
     size = old.config.vocab_size
@@ -307,18 +307,18 @@ def test_a_new_word_is_met_in_texts(tmp_path: Path, tied: bool) -> None:
     assert verify(folder) == []
 
 
-def test_a_word_that_starts_as_unknown(tmp_path: Path) -> None:
+def test_a_new_word_starts_with_the_row_of_unk(tmp_path: Path) -> None:
     folder = real_package(tmp_path / "model", "word")
     before = read(folder).weights[EMBEDDING][1]
     add_token(folder, "مكتبات")
     assert np.array_equal(read(folder).weights[EMBEDDING][-1], before)
 
 
-def test_words_that_no_text_would_ever_meet_are_refused(tmp_path: Path) -> None:
+def test_words_that_would_never_occur_are_refused(tmp_path: Path) -> None:
     folder = real_package(tmp_path / "model", "word")
     for token, message in (
-        ("الكتاب", "is a token already"),
-        ("كتاب جديد", "would never be met"),
+        ("الكتاب", "is already a token"),
+        ("كتاب جديد", "would never occur"),
         ("ﻛﺘﺎب", "it becomes"),
     ):
         with pytest.raises(PackageError, match=message):
@@ -326,7 +326,7 @@ def test_words_that_no_text_would_ever_meet_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "، "])
-def test_a_byte_pair_token_comes_with_the_merge_that_makes_it(tmp_path: Path, before: str) -> None:
+def test_a_byte_pair_token_is_added_with_its_merge(tmp_path: Path, before: str) -> None:
     folder = real_package(tmp_path / "model", "bpe")
     old = read(folder)
     encode, _ = encoders(folder)
@@ -346,20 +346,20 @@ def test_a_byte_pair_token_comes_with_the_merge_that_makes_it(tmp_path: Path, be
     assert find_row(package.vocabulary, EMBEDDING, word) == size
 
 
-def test_byte_pair_tokens_that_no_merge_makes_are_refused(tmp_path: Path) -> None:
+def test_byte_pair_tokens_without_a_possible_merge_are_refused(tmp_path: Path) -> None:
     folder = real_package(tmp_path / "model", "bpe")
     before = contents(folder)
     for token, message in (
-        ("x", "is a token already"), ("zebra", "is 5 tokens"), ("a.", "is two pieces"), ("ﻻ", "it becomes"),
+        ("x", "is already a token"), ("zebra", "is 5 tokens"), ("a.", "is split into two pieces"), ("ﻻ", "it becomes"),
     ):  # fmt: skip
         with pytest.raises(PackageError, match=message):
             add_token(folder, token)
     assert contents(folder) == before
-    with pytest.raises(PackageError, match='a text spells it "z" '):
+    with pytest.raises(PackageError, match='in a text it becomes "z" '):
         find_row(read(folder).vocabulary, EMBEDDING, "zebra")
 
 
-def test_sealing_is_in_the_card_and_counted(package: Path) -> None:
+def test_seals_are_counted_and_listed_in_the_card(package: Path) -> None:
     scale_row(package, EMBEDDING, "القط", 2)
     (package / "config.py").write_bytes((package / "config.py").read_bytes() + b"# small\n")
     assert len(seal(package, "cats matter more")) == 2
@@ -382,7 +382,7 @@ def test_sealing_is_in_the_card_and_counted(package: Path) -> None:
     assert manifest["provenance"] == {"edits": "2", "recipe": "0" * 64}
 
 
-def test_a_sealed_package_is_as_an_exported_one_would_be(package: Path, tmp_path: Path) -> None:
+def test_a_sealed_package_equals_an_exported_one(package: Path, tmp_path: Path) -> None:
     values = weights()
     values[EMBEDDING][5] = ROW
     values["ln_out.bias"][3] = 2

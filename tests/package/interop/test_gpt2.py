@@ -1,4 +1,4 @@
-"""From and to GPT-2 checkpoints of Hugging Face transformers."""
+"""Import and export of GPT-2 checkpoints of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.small_package import contents, export, same_weights
 
 
 def build(folder: Path, tokenizer: ArabicTokenizer, **changes: Any) -> Path:
-    """A package of random weights, large enough that a wrong activation shows."""
+    """A package of random weights, large enough to reveal a wrong activation."""
     config = ModelConfig(vocab_size=len(tokenizer), dim=16, num_heads=4, num_layers=2, max_seq_len=40, **changes)
     return export(folder, config=config, vocabulary=tokenizer.vocabulary, provenance={})
 
@@ -39,10 +39,10 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def imports() -> None:
-    """Two seconds of imports are of no test."""
+    """Import transformers here, so that its two seconds are not those of a test."""
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    assert AutoTokenizer, GPT2LMHeadModel
+    del AutoTokenizer, GPT2LMHeadModel
 
 
 def hf_model(folder: Path) -> Any:
@@ -55,7 +55,7 @@ def hf_model(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(("tied", "activation"), [(True, "gelu"), (False, "gelu_tanh"), (True, "gelu_tanh")])
-def test_transformers_gives_our_logits_and_our_text(
+def test_an_export_gives_equal_logits_and_text_in_transformers(
     tmp_path: Path, bpe: ArabicTokenizer, tied: bool, activation: str
 ) -> None:
     from transformers import AutoTokenizer
@@ -90,7 +90,7 @@ def test_transformers_gives_our_logits_and_our_text(
         assert (tmp_path / "back" / name).read_bytes() == (package / name).read_bytes()
 
 
-def test_an_export_has_the_same_bytes_each_time(tmp_path: Path, bpe: ArabicTokenizer) -> None:
+def test_export_is_deterministic(tmp_path: Path, bpe: ArabicTokenizer) -> None:
     package = build(tmp_path / "ours", bpe)
     export_gpt2(package, tmp_path / "a")
     export_gpt2(package, tmp_path / "b")
@@ -106,7 +106,7 @@ def test_an_export_has_the_same_bytes_each_time(tmp_path: Path, bpe: ArabicToken
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, bpe: ArabicTokenizer) -> Path:
-    """An exported checkpoint, to be damaged."""
+    """An exported checkpoint for tests that damage it."""
     export_gpt2(build(tmp_path / "ours", bpe), tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
@@ -118,7 +118,7 @@ def resave(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> N
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
 
 
-def test_old_checkpoints_without_prefix_and_with_masks(tmp_path: Path, checkpoint: Path) -> None:
+def test_import_of_old_checkpoints_without_prefix_and_with_masks(tmp_path: Path, checkpoint: Path) -> None:
     def age(state: dict[str, torch.Tensor]) -> None:
         for name in list(state):
             state[name.removeprefix("transformer.")] = state.pop(name)
@@ -134,7 +134,7 @@ def test_old_checkpoints_without_prefix_and_with_masks(tmp_path: Path, checkpoin
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
-def test_half_precision_widens_without_a_loss(tmp_path: Path, checkpoint: Path, kind: torch.dtype) -> None:
+def test_half_precision_is_imported_exactly(tmp_path: Path, checkpoint: Path, kind: torch.dtype) -> None:
     resave(checkpoint, lambda state: state.update({name: tensor.to(kind) for name, tensor in state.items()}))
     import_gpt2(checkpoint, tmp_path / "back")
     expected = {
@@ -144,8 +144,8 @@ def test_half_precision_widens_without_a_loss(tmp_path: Path, checkpoint: Path, 
 
 
 @pytest.mark.parametrize(("name", "dim", "layers", "heads"), [("base", 768, 12, 12), ("medium", 1024, 24, 16)])
-def test_the_layouts_of_aragpt2(name: str, dim: int, layers: int, heads: int) -> None:
-    """All names and shapes, with memory for one value each."""
+def test_layouts_of_aragpt2(name: str, dim: int, layers: int, heads: int) -> None:
+    """Check all names and shapes; each tensor has memory for one value."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):
@@ -163,7 +163,7 @@ def test_the_layouts_of_aragpt2(name: str, dim: int, layers: int, heads: int) ->
     }
 
 
-def test_words_may_come_from_a_package(tmp_path: Path, checkpoint: Path) -> None:
+def test_words_can_come_from_a_package(tmp_path: Path, checkpoint: Path) -> None:
     words = read(tmp_path / "ours").vocabulary
     data = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r" ?\p{L}+"
@@ -196,8 +196,8 @@ def test_words_may_come_from_a_package(tmp_path: Path, checkpoint: Path) -> None
     ({"tie_word_embeddings": 1}, "true or false"),
     ({"tie_word_embeddings": False}, "lm_head"),
     ({"n_head": 3}, "divisible"),
-    ({"n_head": True}, "n_head must be there"),
-    ({"n_layer": "absent"}, "n_layer must be there"),
+    ({"n_head": True}, "n_head must be present"),
+    ({"n_layer": "absent"}, "n_layer must be present"),
     ({"n_layer": 10**9}, "NUM_LAYERS must be between"),
     ({"n_layer": 1}, r"blocks\.1"),
     ({"n_layer": 3}, r"blocks\.2"),
@@ -206,7 +206,7 @@ def test_words_may_come_from_a_package(tmp_path: Path, checkpoint: Path) -> None
     ({"vocab_size": 301}, "301, but the tokenizer has 300"),
     ({"vocab_size": -1}, "VOCAB_SIZE must be between"),
 ])  # fmt: skip
-def test_what_this_model_cannot_be_is_refused_by_name(
+def test_unsupported_settings_are_refused_by_name(
     tmp_path: Path, checkpoint: Path, changes: dict[str, Any], message: str
 ) -> None:
     edit_json(checkpoint / "config.json", **changes)
@@ -216,7 +216,7 @@ def test_what_this_model_cannot_be_is_refused_by_name(
     assert not (tmp_path / "back").exists()
 
 
-def test_default_activation_is_gpt2s_own(tmp_path: Path, checkpoint: Path) -> None:
+def test_default_activation_is_that_of_gpt2(tmp_path: Path, checkpoint: Path) -> None:
     edit_json(checkpoint / "config.json", activation_function="absent")
     import_gpt2(checkpoint, tmp_path / "back")
     assert read(tmp_path / "back").config.activation == "gelu_tanh"
@@ -248,11 +248,11 @@ def doubles(state: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     (other_head, "a head of its own"), (both_prefixes, "with and without the prefix"), (not_transposed, "fc1.weight"),
-    (infinite, "not finite"), (extra, r"q_attn\.weight\\n\\u202e' is no tensor"), (doubles, "type F64"),
+    (infinite, "not finite"), (extra, r"q_attn\.weight\\n\\u202e' is not a tensor"), (doubles, "type F64"),
     (lambda state: state.pop("transformer.ln_f.bias"), '"ln_out.bias" is missing'),
-    (lambda state: state.update({"transformer.lm_head.weight": torch.ones(1)}), "no tensor of GPT2LMHeadModel"),
+    (lambda state: state.update({"transformer.lm_head.weight": torch.ones(1)}), "not a tensor of GPT2LMHeadModel"),
 ])  # fmt: skip
-def test_wrong_tensors_are_refused_by_name(
+def test_invalid_tensors_are_refused_by_name(
     tmp_path: Path, checkpoint: Path, change: Callable[[Any], None], message: str
 ) -> None:
     resave(checkpoint, change)
@@ -260,21 +260,21 @@ def test_wrong_tensors_are_refused_by_name(
         import_gpt2(checkpoint, tmp_path / "back")
 
 
-def test_pickles_and_halves_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+def test_pickles_and_incomplete_files_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     weights_file = checkpoint / "model.safetensors"
     raw = weights_file.read_bytes()
     weights_file.write_bytes(raw[:-1])
-    with pytest.raises(PackageError, match=r"^model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(PackageError, match=r"^model\.safetensors: not a complete safetensors file"):
         import_gpt2(checkpoint, tmp_path / "back")
     weights_file.write_bytes(struct.pack("<Q", 1 << 40) + raw[8:])
-    with pytest.raises(PackageError, match="not a whole"):
+    with pytest.raises(PackageError, match="not a complete"):
         import_gpt2(checkpoint, tmp_path / "back")
     for names, message in [
         (["pytorch_model.bin"], "save_pretrained"),
         ([], "no model.safetensors"),
         (["model-00001-of-00002.safetensors"], "missing"),
-        (["model-00001-of-00002.safetensors", "model-00002-of-00003.safetensors"], "missing or of two models"),
-        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "stands in an earlier file"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00003.safetensors"], "missing, or of two models"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "also in an earlier file"),
         (["model-00000-of-99999.safetensors"], "missing"),
     ]:
         for path in checkpoint.glob("*model*"):
@@ -285,10 +285,10 @@ def test_pickles_and_halves_are_refused(tmp_path: Path, checkpoint: Path) -> Non
             import_gpt2(checkpoint, tmp_path / "back")
 
 
-def test_a_folder_that_is_none(tmp_path: Path, checkpoint: Path) -> None:
+def test_invalid_folders_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(PackageError, match="no such folder"):
         import_gpt2(tmp_path / "nowhere", tmp_path / "back")
-    with pytest.raises(PackageError, match="a package of this project already"):
+    with pytest.raises(PackageError, match="already a package of this project"):
         import_gpt2(tmp_path / "ours", tmp_path / "back")
     with pytest.raises(PackageError, match="not an empty folder"):
         import_gpt2(checkpoint, tmp_path / "ours")
@@ -296,6 +296,6 @@ def test_a_folder_that_is_none(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(PackageError, match=r"^config\.json:1: not UTF-8"):
         import_gpt2(checkpoint, tmp_path / "back")
     (checkpoint / "config.json").unlink()
-    os.mkfifo(checkpoint / "config.json")  # reading one would wait for ever
+    os.mkfifo(checkpoint / "config.json")  # reading it would block
     with pytest.raises(PackageError, match="no such file"):
         import_gpt2(checkpoint, tmp_path / "back")

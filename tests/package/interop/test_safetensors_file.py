@@ -14,7 +14,7 @@ from tests.small_package import CONFIG, export, same_weights
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_safetensors_there_and_back(tmp_path: Path, tied: bool) -> None:
+def test_safetensors_round_trip(tmp_path: Path, tied: bool) -> None:
     package = export(tmp_path / "model", config=replace(CONFIG, tied=tied))
     file = tmp_path / "model.safetensors"
     export_safetensors(package, file)
@@ -32,7 +32,7 @@ def test_safetensors_there_and_back(tmp_path: Path, tied: bool) -> None:
         import_safetensors(tmp_path / "none", package, tmp_path / "other")
 
 
-def test_a_checkpoint_of_torch_may_hold_the_tied_head(tmp_path: Path) -> None:
+def test_a_torch_checkpoint_may_contain_the_tied_head(tmp_path: Path) -> None:
     package = export(tmp_path / "model")
     state = {name: torch.from_numpy(tensor * 2) for name, tensor in read(package).weights.items()}
     state["lm_head.weight"] = state["embedding.weight"].clone()

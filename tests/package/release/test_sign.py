@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -31,7 +32,9 @@ def payload(signature: Path) -> dict[str, Any]:
     return statement
 
 
-def test_a_signature_lists_every_file_and_repeats(package: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_signature_lists_every_file_and_is_deterministic(
+    package: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
     path = sign(package, keys[0])
     assert path == signature_path(package) == tmp_path / "model.sig"
     first = path.read_bytes()
@@ -50,7 +53,7 @@ def test_a_signature_lists_every_file_and_repeats(package: Path, keys: tuple[Pat
 
 
 def plant(folder: Path, text: str, name: str) -> None:
-    """A compilation of other source, as if it were the interpreter's of `name`."""
+    """Plant a compilation of other source as the cache of `name`."""
     source = folder / "planted.py"
     source.write_text(text, encoding="utf-8")
     script = (
@@ -86,7 +89,7 @@ def change(path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("processes")
-def test_whatever_is_not_as_signed_is_refused(
+def test_any_change_after_signing_is_refused(
     package: Path, keys: tuple[Path, Path], damage: Callable[[Path], Any], message: str
 ) -> None:
     sign(package, keys[0])
@@ -98,14 +101,14 @@ def test_whatever_is_not_as_signed_is_refused(
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_interpreters_own_cache_may_stay(package: Path, keys: tuple[Path, Path]) -> None:
+def test_the_interpreters_own_cache_is_accepted(package: Path, keys: tuple[Path, Path]) -> None:
     import_it(package)
     assert (package / "__pycache__").is_dir()
     sign(package, keys[0])
     verify_signature(package, keys[1])
 
 
-def test_a_signature_inside_the_package_leaves_itself_out(package: Path, keys: tuple[Path, Path]) -> None:
+def test_a_signature_inside_the_package_excludes_itself(package: Path, keys: tuple[Path, Path]) -> None:
     (package / ".git").mkdir()
     (package / ".git" / "config").touch()
     path = sign(package, keys[0], package / "model.sig")
@@ -151,7 +154,7 @@ def test_another_key_and_a_forged_bundle_are_refused(package: Path, keys: tuple[
         (lambda bundle: bundle.update(dsseEnvelope=[1]), "not a signature made with a key"),
     ],
 )  # fmt: skip
-def test_bundles_of_another_kind(package: Path, keys: tuple[Path, Path], spoil: Any, message: str) -> None:
+def test_bundles_of_another_kind_are_refused(package: Path, keys: tuple[Path, Path], spoil: Any, message: str) -> None:
     path = sign(package, keys[0])
     bundle = json.loads(path.read_bytes())
     spoil(bundle)
@@ -173,13 +176,13 @@ def leave_out(statement: dict[str, Any], name: str) -> None:
 
 
 def resign(path: Path, key: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """The signature of a statement that `sign` does not make."""
-    from qalam_core.package.release.sign import _private_key, _signature
+    """Sign an edited statement, which `sign` would not produce."""
+    from qalam_core.package.release.sign import _load_key, _signature
 
     bundle, statement = json.loads(path.read_bytes()), payload(path)
     edit(statement)
     raw = json.dumps(statement).encode()
-    signature = _signature(_private_key(key, None), raw)
+    signature = _signature(_load_key(key, "private"), raw)
     bundle["dsseEnvelope"]["payload"] = base64.b64encode(raw).decode()
     bundle["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(signature).decode()
     path.write_text(json.dumps(bundle), encoding="utf-8")
@@ -196,9 +199,7 @@ def resign(path: Path, key: Path, edit: Callable[[dict[str, Any]], Any]) -> None
         (lambda s: s.clear(), "does not list files"),
     ],
 )  # fmt: skip
-def test_a_statement_that_promises_less_is_refused(
-    package: Path, keys: tuple[Path, Path], edit: Any, message: str
-) -> None:
+def test_an_incomplete_statement_is_refused(package: Path, keys: tuple[Path, Path], edit: Any, message: str) -> None:
     path = sign(package, keys[0])
     resign(path, keys[0], edit)
     with pytest.raises(PackageError, match=message):
@@ -210,40 +211,94 @@ def test_a_signature_replaces_no_file_of_the_package(package: Path, keys: tuple[
         sign(package, keys[0], package / "weights.py")
 
 
-def test_only_what_verifies_is_signed(package: Path, keys: tuple[Path, Path]) -> None:
+def test_only_a_verified_package_is_signed(package: Path, keys: tuple[Path, Path]) -> None:
     scale_row(package, "embedding.weight", 5, 2)
     with pytest.raises(PackageError, match="seal or restore it, then sign"):
         sign(package, keys[0])
     assert not signature_path(package).exists()
 
 
-def test_keys_that_will_not_do(package: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+def test_unsuitable_keys_are_refused(package: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     sign(package, keys[0])
     wide, wide_public = write_key(tmp_path, ec.derive_private_key(5, ec.SECP384R1()), "wide")
     other, other_public = write_key(tmp_path, ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)), "other")
     locked, _ = write_key(tmp_path, ec.derive_private_key(5, ec.SECP256R1()), "locked", b"secret")
     for key, password, message in (
-        (wide, None, "not a key of the curve P-256"),
-        (other, None, "not a key of the curve P-256"),
+        (wide, None, "not a P-256 key"),
+        (other, None, "not a P-256 key"),
         (keys[1], None, "not a private key in PEM form"),
         (tmp_path / "none.pem", None, "cannot be read"),
-        (locked, None, "locked with a password"),
+        (locked, None, "is encrypted"),
         (locked, b"guess", "or the password is wrong"),
-        (keys[0], b"secret", "has no password"),
+        (keys[0], b"secret", "is not encrypted"),
     ):
         with pytest.raises(PackageError, match=message):
             sign(package, key, password=password)
     sign(package, locked, tmp_path / "locked.sig", b"secret")
     for key, message in (
-        (wide_public, "not a key of the curve P-256"),
-        (other_public, "not a key of the curve P-256"),
+        (wide_public, "not a P-256 key"),
+        (other_public, "not a P-256 key"),
         (keys[0], "not a public key in PEM form"),
     ):
         with pytest.raises(PackageError, match=message):
             verify_signature(package, key)
 
 
-def test_without_cryptography_there_is_one_line(
+upstream = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("model_signing", "OpenSSL")),
+    reason='needs OpenSSF model-signing and pyOpenSSL; pip install "al-qalam[test]"',
+)
+
+
+def model_signing(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line of OpenSSF model-signing, which does not use our code."""
+    command = [sys.executable, "-m", "model_signing", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@upstream
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("inside", [False, True])
+def test_model_signing_verifies_our_signature(package: Path, keys: tuple[Path, Path], inside: bool) -> None:
+    path = sign(package, keys[0], package / "model.sig" if inside else None)
+    verify = ("verify", "key", package, "--signature", path, "--public_key", keys[1])
+    done = model_signing(*verify)
+    assert done.returncode == 0, done.stderr
+    change(package / "weights.py")
+    done = model_signing(*verify)
+    assert done.returncode == 1
+    assert "Hash mismatch for 'weights.py'" in done.stderr
+
+
+@upstream
+@pytest.mark.usefixtures("processes")
+def test_we_verify_a_signature_of_model_signing(package: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "theirs.sig"
+    done = model_signing("sign", "key", package, "--private_key", keys[0], "--signature", path)
+    assert done.returncode == 0, done.stderr
+    assert verify_signature(package, keys[1], path) == verify_signature(package, keys[1], sign(package, keys[0]))
+    statement, ours = payload(path), payload(signature_path(package))
+    assert statement["subject"] == ours["subject"]
+    assert statement["predicate"]["resources"] == ours["predicate"]["resources"]
+    change(package / "weights.py")
+    with pytest.raises(PackageError, match=r"'weights\.py' is not as signed"):
+        verify_signature(package, keys[1], path)
+
+
+@upstream
+@pytest.mark.usefixtures("processes")
+def test_model_signing_does_not_see_files_that_a_signature_ignores(package: Path, keys: tuple[Path, Path]) -> None:
+    """The reason for our own verifier: a signed statement may exclude files, and upstream then accepts any content."""
+    path = sign(package, keys[0])
+    resign(path, keys[0], lambda statement: leave_out(statement, "weights.py"))
+    change(package / "weights.py")
+    done = model_signing("verify", "key", package, "--signature", path, "--public_key", keys[1])
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(PackageError, match=r"'weights\.py' was not signed"):
+        verify_signature(package, keys[1], path)
+
+
+def test_without_cryptography_the_error_is_one_line(
     package: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)

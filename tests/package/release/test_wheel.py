@@ -23,7 +23,7 @@ from tests.small_package import contents, export
 HOME = f"my_model-{__version__}.dist-info"
 
 
-def test_two_builds_are_the_same_bytes(package: Path, tmp_path: Path) -> None:
+def test_wheels_are_deterministic(package: Path, tmp_path: Path) -> None:
     first = wheel(package, tmp_path / "a", "my_model")
     again = export(tmp_path / "elsewhere" / "other_name")
     for path in again.iterdir():
@@ -37,7 +37,7 @@ def test_two_builds_are_the_same_bytes(package: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_every_file_is_recorded_and_says_nothing_of_this_machine(package: Path, tmp_path: Path, compress: bool) -> None:
+def test_every_file_is_in_record_without_data_of_this_machine(package: Path, tmp_path: Path, compress: bool) -> None:
     path = wheel(package, tmp_path, "my_model", compress=compress)
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -62,13 +62,14 @@ def test_every_file_is_recorded_and_says_nothing_of_this_machine(package: Path, 
 
 
 @pytest.mark.usefixtures("processes")
-def test_pip_installs_it_and_it_works_with_numpy_alone(package: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_works_with_only_numpy(package: Path, tmp_path: Path) -> None:
     path = wheel(package, tmp_path, "my_model", "1.2.post1")
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     python = bare / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", "-q", path]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    install = [*pip, "install", "--no-index", "--no-deps", "-q", str(path)]
     subprocess.run(install, check=True, env={**environment, "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
     numpy = tmp_path / "numpy_alone"
     numpy.mkdir()
@@ -81,16 +82,16 @@ def test_pip_installs_it_and_it_works_with_numpy_alone(package: Path, tmp_path: 
     )
     environment["PYTHONPATH"] = str(numpy)
     run = {"check": True, "capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
-    said = subprocess.run([python, "-W", "error", "-c", script], **run).stdout.split()  # type: ignore[call-overload]
-    assert Path(said[0]).is_relative_to(bare)
-    assert said[1:] == ["NumpyTransformer", "1.2.post1"]
+    output = subprocess.run([python, "-W", "error", "-c", script], **run).stdout.split()  # type: ignore[call-overload]
+    assert Path(output[0]).is_relative_to(bare)
+    assert output[1:] == ["NumpyTransformer", "1.2.post1"]
     command = [python, "-m", "my_model", "القط", "--temperature", "0", "--tokens", "5"]
-    said = subprocess.run(command, **run).stdout  # type: ignore[call-overload]
-    assert said == generate(read(package), "القط", 5, temperature=0) + "\n"
+    output = subprocess.run(command, **run).stdout  # type: ignore[call-overload]
+    assert output == generate(read(package), "القط", 5, temperature=0) + "\n"
     assert read(Path(next(bare.glob("lib/python*/site-packages/my_model"))), strict=True).edited == ()
 
 
-def test_an_edited_package_ships_only_when_asked_or_sealed(package: Path, tmp_path: Path) -> None:
+def test_an_edited_package_needs_a_seal_or_an_option(package: Path, tmp_path: Path) -> None:
     scale_row(package, "embedding.weight", 5, 2)
     with pytest.raises(PackageError, match="1 of 12 rows changed since export"):
         wheel(package, tmp_path / "out", "my_model")
@@ -100,25 +101,25 @@ def test_an_edited_package_ships_only_when_asked_or_sealed(package: Path, tmp_pa
     assert wheel(package, tmp_path / "out", "my_model").read_bytes() != loose
 
 
-def test_whatever_could_run_is_never_shipped(package: Path, tmp_path: Path) -> None:
+def test_foreign_code_is_never_in_a_wheel(package: Path, tmp_path: Path) -> None:
     (package / "extra.py").write_text("print(1)\n", encoding="utf-8")
     with pytest.raises(PackageError, match="not listed"):
         wheel(package, tmp_path, "my_model", edited=True)
 
 
 @pytest.mark.parametrize("name", ["", "my-model", "1st", "class", "_hidden", "ends_", "json", "numpy", "نموذج", "a.b"])
-def test_a_name_must_import(package: Path, tmp_path: Path, name: str) -> None:
+def test_a_name_must_be_importable(package: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(PackageError, match=r"^name "):
         wheel(package, tmp_path, name)
 
 
 @pytest.mark.parametrize("version", ["", "1.0-1", "v1", "01.0", "1.0+Mine", "1.0\n", "latest"])
-def test_a_version_must_sort(package: Path, tmp_path: Path, version: str) -> None:
+def test_a_version_must_be_valid(package: Path, tmp_path: Path, version: str) -> None:
     with pytest.raises(PackageError, match=r"^version "):
         wheel(package, tmp_path, "my_model", version)
 
 
-def test_a_folder_that_cannot_be_written(package: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(package: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PackageError, match="cannot be written"):
         wheel(package, tmp_path / "file", "my_model")

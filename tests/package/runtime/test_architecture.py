@@ -14,7 +14,7 @@ from tests.small_package import CONFIG
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_the_tensors_are_those_of_the_model(tied: bool, layers: int) -> None:
+def test_tensor_shapes_equal_those_of_the_torch_model(tied: bool, layers: int) -> None:
     config = replace(CONFIG, tied=tied, num_layers=layers)
     with torch.device("meta"):
         model = PureDynamicTransformer(**asdict(config))
@@ -27,8 +27,8 @@ def test_the_tensors_are_those_of_the_model(tied: bool, layers: int) -> None:
     assert {name: getattr(model, name) for name in ModelConfig.names()} == asdict(config)
 
 
-def test_the_constants_of_the_model_are_stated_once_more_only() -> None:
-    """model.py imports nothing but torch, so what it repeats must be the same."""
+def test_constants_repeated_in_the_torch_model_are_equal() -> None:
+    """model.py imports only torch, so it repeats some constants."""
     assert tuple(GELUS) == ACTIVATIONS
     assert models.END == END
     assert [SPECIALS[index] for index in (PAD, UNK, START, END)] == ["<PAD>", "<UNK>", "<START>", "<END>"]
@@ -47,13 +47,13 @@ def test_the_constants_of_the_model_are_stated_once_more_only() -> None:
         ({"activation": "relu"}, "ACTIVATION is one of gelu, gelu_tanh"),
     ],
 )
-def test_values_that_no_model_has(changes: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}") as caught:
         replace(CONFIG, **changes)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["depth", "parameters"])
-def test_there_are_no_other_settings(name: str) -> None:
+def test_unknown_settings_are_refused(name: str) -> None:
     with pytest.raises(TypeError, match=name):
         ModelConfig(**{**asdict(CONFIG), name: 3})

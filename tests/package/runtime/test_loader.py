@@ -28,7 +28,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module
         del sys.modules[name]
 
 
-def test_the_originals_snippet(imported: ModuleType) -> None:
+def test_the_usage_of_the_original_works(imported: ModuleType) -> None:
     model, word2idx, idx2word = imported.load_model()
     ids = [word2idx[word] for word in ("القط", "يأكل")]
     generated = model.generate(torch.tensor([ids]), max_new_tokens=20)
@@ -91,7 +91,7 @@ def test_a_package_needs_neither_torch_nor_this_project(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "there" / "my_model").iterdir()) == before
 
 
-def test_a_package_carries_its_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_contains_its_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = export(tmp_path / "tanh_model", config=replace(CONFIG, activation="gelu_tanh"))
     assert verify(folder) == []
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -13,7 +13,7 @@ from qalam_core.package.runtime.numpy_model import NumpyTransformer, _sample, er
 from tests.small_package import CONFIG, weights
 
 
-def test_erf_is_within_a_millionth() -> None:
+def test_erf_is_exact_to_1e_6() -> None:
     x = np.linspace(-6, 6, 20001, dtype=np.float32)
     exact = np.array([math.erf(value) for value in x.astype(np.float64)])
     assert np.abs(erf(x) - exact).max() < 1e-6
@@ -43,7 +43,7 @@ def test_numpy_and_torch_agree(tied: bool) -> None:
         ours.generate(np.zeros((1, 0), np.int64))
 
 
-def test_sampling_repeats_with_a_seed_and_keeps_to_the_top_k() -> None:
+def test_sampling_is_repeatable_and_respects_top_k() -> None:
     model = NumpyTransformer(CONFIG, weights())
     prompt = np.array([[4]] * 64)
     assert model.generate(prompt, 6, seed=7).tolist() == model.generate(prompt, 6, seed=7).tolist()
@@ -55,7 +55,7 @@ def test_sampling_repeats_with_a_seed_and_keeps_to_the_top_k() -> None:
     assert model.generate(prompt, 4, top_k=1, seed=3).tolist() == greedy.tolist()
 
 
-def test_top_p_keeps_the_fewest_that_hold_the_share() -> None:
+def test_top_p_keeps_the_fewest_tokens_with_the_probability() -> None:
     logits = np.log(np.array([[0.1, 0.5, 0.05, 0.3, 0.05]], np.float32))
     random = np.random.default_rng(0)
     for share, allowed in ((0.01, {1}), (0.49, {1}), (0.51, {1, 3}), (0.85, {0, 1, 3}), (1.0, {0, 1, 2, 3, 4})):
@@ -63,7 +63,7 @@ def test_top_p_keeps_the_fewest_that_hold_the_share() -> None:
         assert drawn == allowed, share
 
 
-def test_rows_that_ended_are_filled() -> None:
+def test_finished_rows_are_filled_with_end() -> None:
     values = weights()
     values["ln_out.weight"][:] = 0
     values["embedding.weight"][3] *= 10
@@ -79,7 +79,7 @@ def gelu_by_definition(x: float, activation: str) -> float:
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_both_backends_know_both_activations(activation: str) -> None:
+def test_both_backends_support_both_activations(activation: str) -> None:
     config = replace(CONFIG, activation=activation)
     values = weights(config, scale=0.6)
     ours = NumpyTransformer(config, values)

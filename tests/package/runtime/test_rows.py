@@ -17,7 +17,7 @@ ANY_ROW = st.lists(FINITE, min_size=1, max_size=9) | st.lists(st.floats(-1, 1, w
 @pytest.mark.parametrize(
     ("dtype", "share"), [("f32", 0.0), ("f16", 0.00022), ("bf16", 0.0018), ("i8", 0.0073), ("q8", 0.0073)]
 )
-def test_rounding_costs_what_the_documentation_says(dtype: str, share: float) -> None:
+def test_rounding_errors_are_as_documented(dtype: str, share: float) -> None:
     values = np.random.default_rng(0).normal(0, 0.02, (2000, 256)).astype(np.float32)
     error = MATRIX_TYPES[dtype].rounded(values) - values
     assert np.sqrt(np.square(error, dtype=np.float64).mean()) / 0.02 <= share
@@ -26,8 +26,8 @@ def test_rounding_costs_what_the_documentation_says(dtype: str, share: float) ->
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
 @settings(max_examples=150)
 @given(row=ANY_ROW)
-def test_any_row_is_stored_once_and_for_all(dtype: str, row: list[float]) -> None:
-    """Rounding a second time changes nothing, both ways of reading agree, and Python reads the same."""
+def test_storing_a_row_is_idempotent(dtype: str, row: list[float]) -> None:
+    """Rounding again changes nothing, both decoders agree, and Python reads the same values."""
     row_type, values = MATRIX_TYPES[dtype], np.array([row, row[::-1]], np.float32)
     rounded = row_type.rounded(values)
     if not np.isfinite(rounded).all():
@@ -50,7 +50,7 @@ def test_any_row_is_stored_once_and_for_all(dtype: str, row: list[float]) -> Non
 
 
 def test_bfloat16_is_rounded_to_nearest_even() -> None:
-    """Every value of the type comes back; what is between is rounded to the nearer, and halfway to the even one."""
+    """Values of the type are exact; others are rounded to nearest, ties to even."""
     upper = np.arange(1 << 16, dtype=np.uint32)
     upper = upper[(upper & 0x7F80) != 0x7F80]
     bf16 = MATRIX_TYPES["bf16"]
@@ -66,8 +66,8 @@ def test_bfloat16_is_rounded_to_nearest_even() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["i8", "q8"])
-def test_the_scale_of_a_row(dtype: str) -> None:
-    """Its largest magnitude / 127, so that 127 is reached; a row too small for any scale is zero."""
+def test_the_scale_of_a_row_is_its_largest_magnitude_over_127(dtype: str) -> None:
+    """A row too small for a scale is stored as zeros."""
     row_type = MATRIX_TYPES[dtype]
     rows = np.array([[0, -0.0], [1.27, -2.54], [1e-37, 1e-38], [2e-36, -1e-36], [3.4e38, -3.4e38]], np.float32)
     texts = [line.tobytes().decode().strip() for line in row_type.encode(rows)]
@@ -82,7 +82,7 @@ def test_the_scale_of_a_row(dtype: str) -> None:
     assert rounded[3:] == pytest.approx(rows[3:], rel=0.01)
 
 
-def test_every_scale_reads_as_python_reads_it() -> None:
+def test_scales_are_read_as_in_python() -> None:
     random = np.random.default_rng(0)
     scales = (10.0 ** random.uniform(-37, 36, 3000)).astype(np.float32)
     texts = [f"{scale:.8e}" for scale in scales.tolist()] + ["1.17549435e-38", "2.67927900e+36", "9.99999999e-01"]

@@ -46,7 +46,7 @@ def ours_from(theirs: Tokenizer, algorithm: str, rules: Rules) -> OurTokenizer:
 
 @pytest.mark.parametrize("algorithm", ["bpe", "word"])
 @pytest.mark.parametrize("profile", sorted(NORMALISATIONS))
-def test_the_runtime_tokenizer_is_hugging_faces(algorithm: str, profile: str) -> None:
+def test_the_runtime_tokenizer_equals_that_of_hugging_face(algorithm: str, profile: str) -> None:
     rules = NORMALISATIONS[profile]
     theirs = hugging_face(algorithm, rules)
     ours = ours_from(theirs, algorithm, rules)
@@ -59,13 +59,13 @@ def test_the_runtime_tokenizer_is_hugging_faces(algorithm: str, profile: str) ->
     assert ours.decode([2, *ours.encode(" القط السمك\n"), 3, 0]) == "القط السمك"
 
 
-def test_readable_tokens_lose_no_byte() -> None:
+def test_readable_tokens_are_lossless() -> None:
     for raw in (b"\xd8", b"\\", b"\\xd8", b"\xd8\xa7\xd8", bytes(range(256)), "القط".encode(), b"\\\\x41"):
         token = raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
         assert token_bytes(token) == raw
 
 
-def test_words_unknown_and_absent() -> None:
+def test_unknown_words_and_special_tokens() -> None:
     tokenizer = OurTokenizer(Vocabulary("word", WORDS, (), ()))
     assert tokenizer.tokenize("القط طار!") == ["القط", "طار", "!"]
     assert tokenizer.encode("القط طار!") == [4, 1, 1]
