@@ -1,22 +1,15 @@
-"""Normalisation of Arabic text.
-Takes strings or Arrow string arrays, and rules; gives the same kind back. The rules are data, so that a tokenizer.json
-and a package carry exactly the rules that cleaned the corpus.
-It does not know files, documents or tokens.
-"""
+"""Normalisation of Arabic text. Rules are data: tokenizer.json and a package hold those that cleaned the corpus."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["NORMALISATIONS", "Rules", "normalise", "normalise_array"]
-
 Rules = tuple[tuple[str, str], ...]
 """(pattern, replacement) pairs. A text is normalised by NFKC, each pair in order, NFKC again, and strip.
 
-The second NFKC makes the whole idempotent: deleting a joiner can bring a letter and its mark together. Patterns use
-literal characters in classes and nothing else, which RE2 (Arrow), Oniguruma (tokenizers) and Python's `re` interpret
-alike.
+The second NFKC makes it idempotent: deleting a joiner can make a letter and its mark adjacent. Patterns are literal
+characters and classes of them, which RE2 (Arrow), Oniguruma (tokenizers) and Python's `re` interpret alike.
 """
 
 _CONTROLS = (
@@ -29,7 +22,7 @@ _TATWEEL = "\u0640"
 _SPACES: Rules = (
     ("[\r\x0b\x0c\x85\u2028\u2029]", "\n"),
     ("[\t\u1680]", " "),
-    ("  +", " "),  # twice as fast as one class that stops at every space
+    ("  +", " "),  # twice as fast as a class that matches at every space
     (" ?\n[ \n]*", "\n"),
 )
 _VOCALISED: Rules = ((f"[{_CONTROLS}{_TATWEEL}]+", ""), *_SPACES)
@@ -44,7 +37,7 @@ NORMALISATIONS: dict[str, Rules] = {
 
 
 def normalise_array(texts: pa.Array, rules: Rules) -> pa.Array:
-    """A string array -> one of the same length and type, each text normalised by `rules`."""
+    """Normalise each text of a string array by `rules`; nulls and the type are kept."""
     texts = pc.utf8_normalize(texts, form="NFKC")
     for pattern, replacement in rules:
         texts = pc.replace_substring_regex(texts, pattern=pattern, replacement=replacement)
@@ -52,6 +45,6 @@ def normalise_array(texts: pa.Array, rules: Rules) -> pa.Array:
 
 
 def normalise(text: str, rules: Rules = _STANDARD) -> str:
-    """One text, normalised by `rules`."""
+    """Normalise one text by `rules`."""
     result: str = normalise_array(pa.array([text], pa.large_string()), rules)[0].as_py()
     return result

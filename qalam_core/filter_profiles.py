@@ -1,9 +1,7 @@
-"""Filter profiles: which rules a document must pass, each rule by its name and its threshold.
-Gives plain data: profile -> rule -> threshold, in the order in which the rules are applied.
-It does not know how anything is measured (corpus/filters.py does), nor which source has which profile.
+"""Filter profiles: profile -> rule -> threshold, in the order in which the rules are applied.
 
-A rule's name says what it does: `min_words` rejects a document whose measure `words` is below the threshold,
-`max_newlines` one whose measure `newlines` is above it.
+`min_words` rejects a document whose measure `words` (see corpus/measures.py) is below the threshold, `max_newlines` one
+whose measure `newlines` is above it. `min_language` comes last: it alone is measured text by text.
 
 Sources: FineWeb2's settings for arb_Arab (Penedo et al. 2025, arXiv 2506.20920, configs/arb_Arab.yml, Apache-2.0),
 whose repetition rules are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1).
@@ -12,8 +10,6 @@ whose repetition rules are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-__all__ = ["FILTER_PROFILES", "RULES", "rules_of"]
 
 _REPETITION = {
     "max_top_2gram": 0.197,
@@ -60,9 +56,9 @@ FILTER_PROFILES: dict[str, dict[str, float]] = {
 
 
 def rules_of(profiles: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
-    """Every rule of some profiles, each once.
+    """Every rule of some profiles once, in the order of the profiles, the longest first.
 
-    In the order of the profiles, longest first, so that an order which all of them share is kept.
+    So an order that all profiles share is kept.
     """
     longest_first = sorted(profiles.values(), key=len, reverse=True)
     return tuple(dict.fromkeys(rule for profile in longest_first for rule in profile))

@@ -1,31 +1,25 @@
-"""Duplicates: which documents are the same as another, or nearly, in a corpus of any size.
-Takes digests and words of documents, batch by batch; says which digests are new, and at the end which documents to
-drop so that no two near-duplicates remain.
-It does not know texts, files, or which split a document is in.
+"""Duplicates: which documents equal another, exactly or nearly, in a corpus of any size.
 
 Near-duplicates are found by MinHash and banding: 14 bands of 8 values over 5-grams of words, as in FineWeb2 (Penedo et
 al. 2025, arXiv 2506.20920), so that two documents share a band with probability 1 - (1 - s^8)^14 when their 5-grams
-have Jaccard similarity s: two in three at s = 0.72, 92 in 100 at 0.8. Documents that share a band, directly or through
-others, form one cluster, of which the one with the smallest digest is kept. Since the held-out splits take the lowest
-digests, no cluster reaches from the training split into a held-out one, in whatever order the files were read; and a
-document that joins a held-out document's cluster later is either dropped, or held out in its place.
+have Jaccard similarity s: 65% at s = 0.72, 92% at 0.8. Documents that share a band, directly or through others, form a
+cluster, of which the one with the smallest digest is kept. As the held-out splits take the lowest digests, no cluster
+is in training and in a held-out split, and a document that joins a held-out document's cluster later is either dropped
+or held out in its place.
 
-Memory: 16 bytes a document for the digests, three times that while they are merged, and at most 56 while clusters are
-found, one after the other; on disk 136 bytes a document, in temporary files.
+Memory: 16 bytes a document for the digests, three times that while they are merged, then at most 56 while clusters are
+found. Temporary disk space: 136 bytes a document.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import rensa
 from numpy.typing import NDArray
 
 from qalam_core.corpus.words import Hashes, Numbers, Words, hash_ngrams, mixed, ngrams
-
-__all__ = ["BANDS", "GRAM", "ROWS", "Clusters", "Digests", "Seen", "band_keys"]
 
 GRAM = 5  # words
 BANDS = 14
@@ -60,9 +54,6 @@ class Seen:
         fresh[rows[first[new]]] = True
         return fresh
 
-    def __len__(self) -> int:
-        return sum(map(len, self._levels))
-
 
 def band_keys(words: Words) -> tuple[NDArray[np.bool_], Hashes]:
     """Which documents have GRAM words or more, and their band keys, (documents, BANDS)."""
@@ -81,7 +72,7 @@ def band_keys(words: Words) -> tuple[NDArray[np.bool_], Hashes]:
 
 
 class Clusters:
-    """The digests and band keys of documents, in files of `folder`, and at the end the clusters among them."""
+    """Collects digests and band keys of documents in files of `folder`, and finds the clusters among them."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,26 +81,16 @@ class Clusters:
         self._files = [path.open("wb") for path in (self._digests, self._rows, *self._paths)]
         self._count = 0
 
-    def __enter__(self) -> Clusters:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._files:
-            file.close()
-
     def add(self, digests: Digests, long: NDArray[np.bool_], keys: Hashes) -> None:
-        """Add documents: all their digests, and the keys of those that are `long` enough to have some."""
+        """Add documents: the digests of all, and the keys of those that are `long` enough to have some."""
         rows = self._count + np.flatnonzero(long)
         self._count += len(digests)
         for file, values in zip(self._files, (digests, rows, *keys.T), strict=True):
             file.write(np.ascontiguousarray(values).tobytes())
 
     def finish(self) -> tuple[Digests, NDArray[np.bool_]]:
-        """(all digests, which documents to drop), in the order in which they were added."""
-        for file in self._files:
-            file.close()
+        """-> all digests, and which documents to drop, in the order in which they were added."""
+        self.close()
         rows = np.fromfile(self._rows, np.int64)
         labels = np.arange(len(rows))
         for path in self._paths:
@@ -123,12 +104,14 @@ class Clusters:
         dropped[rows[by_digest[first]]] = False
         return digests, dropped
 
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
 
 def _join(labels: Numbers, keys: Hashes) -> None:
-    """Give documents with equal keys the same label, the smaller one; in place (union-find over arrays).
-
-    Labels are rows: each points to a smaller or equal one, and in the end to its cluster's smallest.
-    """
+    """Label documents that share a key with the smallest row of their cluster, in place: union-find over arrays."""
     order = np.argsort(keys)
     ordered = keys[order]
     del keys

@@ -1,194 +1,171 @@
-"""Quality filters: which normalised documents are prose, and which are menus, lists or machine output.
-Takes texts as an Arrow array, their words, and rules with thresholds; gives for each text the first rule that it
-violates, or "". Everything but the language is counted over whole batches: no step runs once per document.
-It does not know files or sources, nor what happens to a rejected document.
-
-The measures are those of Gopher (Rae et al. 2021, arXiv 2112.11446) and FineWeb2 (Penedo et al. 2025, arXiv
-2506.20920), with two differences. Repetition is the share of a document's letters (white space does not count) in
-n-grams that occur earlier in it, overlaps counted once, where datatrove skips past a match before it searches on. And
-these n-grams are of words as white space separates them, where FineWeb2 uses spaCy's. The other measures tell words and
-symbols apart, as there.
-"""
+"""Filters: a batch of documents as read -> their normalised text, why each is rejected, and the keys of duplicates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from qalam_core.arabic import NORMALISATIONS, normalise
-from qalam_core.corpus.language import likelihood
-from qalam_core.corpus.words import Numbers, Words
+from qalam_core.arabic import NORMALISATIONS, Rules, normalise_array
+from qalam_core.corpus import language
+from qalam_core.corpus.duplicates import BANDS, Digests, band_keys
+from qalam_core.corpus.measures import MEASURES, Floats
+from qalam_core.corpus.mojibake import repair_array
+from qalam_core.corpus.sources import slice_name
+from qalam_core.corpus.words import Hashes, Words, words
+from qalam_core.errors import RecipeError, did_you_mean
+from qalam_core.filter_profiles import FILTER_PROFILES, RULES
+from qalam_core.recipe import Corpus, Filters, Frozen
 
-__all__ = ["MEASURES", "STOP_WORDS", "first_violation", "measures"]
+REASONS = ("empty", "too_short", "too_long", "not_arabic", *RULES, "duplicate", "near_duplicate")
+"""Why a document is rejected, in the order in which that is checked."""
 
-Floats = NDArray[np.float64]
+Thresholds = tuple[tuple[str, float], ...]
+"""(rule, threshold), in the order in which they are applied."""
 
-STOP_WORDS = (
-    "،", "في", "من", "على", "إلى", "عام", "أن", "مع", "أو", "هو", "عن", "التي", "كان", "بين", "ما", "كانت", "هي",
-    "المتحدة", "بعد",
-)  # fmt: skip
-"""FineWeb2's for arb_Arab; at least two different ones must occur. The comma counts as one, as there."""
+Reasons = NDArray[np.object_]
+"""For each document an element of REASONS, or "" when it is kept."""
 
-_LETTERS = r"\p{L}\p{M}\p{N}_"
-# a full stop of some script, and what may close after it
-_TERMINAL = r"""[.!?؟۔:؛][)\]"'»”’]*$"""
+# Letters of the Arabic script (Arabic, Supplement, Extended-A and -B) as they are after NFKC.
+_ARABIC = (
+    "[\u0620-\u063f\u0641-\u064a\u066e\u066f\u0671-\u06d3\u06d5\u06ee\u06ef\u06fa-\u06fc\u06ff"
+    "\u0750-\u077f\u0870-\u0887\u0889-\u088f\u08a0-\u08c9]+"
+)
+
+
+class FilterSettings(Frozen):
+    """Everything that the decision about a document depends on, beside its text."""
+
+    normalisation: Rules
+    repair: bool
+    min_chars: int
+    max_chars: int
+    min_arabic: float
+    rules: Thresholds  # of all slices but these:
+    slice_rules: dict[str, Thresholds]
+    languages: tuple[str, ...]  # () where no rule asks for them
+    near_duplicates: bool
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> FilterSettings:
+        """From the recipe's corpus section. Raises RecipeError where two sources of one name contradict."""
+        rules = _thresholds(corpus, corpus.filters)
+        filters: dict[str, Filters] = {}
+        for source in corpus.sources:
+            chosen, name = source.filters or corpus.filters, slice_name(source)
+            if filters.setdefault(name, chosen) != chosen:
+                raise RecipeError(
+                    f'corpus.sources: "{name}" names two sources with different filters ({filters[name]} and '
+                    f"{chosen}); give one of them another name"
+                )
+        by_slice = {name: _thresholds(corpus, profile) for name, profile in filters.items()}
+        needs_language = any("min_language" in dict(found) for found in (rules, *by_slice.values()))
+        return cls(
+            normalisation=NORMALISATIONS[corpus.normalisation], repair=corpus.repair, min_chars=corpus.min_chars,
+            max_chars=corpus.max_chars, min_arabic=corpus.min_arabic, rules=rules,
+            slice_rules={name: found for name, found in by_slice.items() if found != rules},
+            languages=corpus.languages if needs_language else (), near_duplicates=corpus.near_duplicates,
+        )  # fmt: skip
+
+
+def _thresholds(corpus: Corpus, filters: Filters) -> Thresholds:
+    """The rules of a filter profile, with the recipe's thresholds where it has its own."""
+    return tuple(
+        (rule, corpus.thresholds.get(rule, threshold))
+        for rule, threshold in FILTER_PROFILES[filters].items()
+        if corpus.languages or rule != "min_language"
+    )
+
+
+@dataclass
+class Filtered:
+    """A batch of documents, and what was found about each."""
+
+    read: pa.Array
+    slices: pa.Array  # their names
+    texts: pa.Array  # normalised
+    digests: Digests
+    reasons: Reasons
+    repaired: NDArray[np.bool_]
+    long: NDArray[np.bool_]  # enough words for near-duplicate detection
+    keys: Hashes  # band keys of those
+
+
+def check_languages(settings: FilterSettings) -> None:
+    """Raises RecipeError for languages that cannot be identified."""
+    for code in settings.languages:
+        if code not in language.known():
+            hint = did_you_mean(code, language.known(), "they are ISO 639 codes such as ar, arz, fa")
+            raise RecipeError(f'corpus.languages: "{code}" is not known; {hint}')
+
+
+def filter_batch(batch: pa.RecordBatch, settings: FilterSettings) -> Filtered:
+    """Normalise documents, and decide which to reject for their own text; duplicates are found later, in order."""
+    read, slices = batch.column("text"), batch.column("source")
+    texts, repaired = repair_array(read) if settings.repair else (read, np.zeros(len(read), np.bool_))
+    texts = normalise_array(texts, settings.normalisation)
+    found = words(texts)
+    reasons = _basic(texts, found, batch.column("cut").to_numpy(zero_copy_only=False), settings)
+    names = np.array(slices.to_pylist(), np.object_) if settings.slice_rules else np.zeros(len(texts), np.object_)
+    for name in dict.fromkeys(names.tolist()):
+        rules = settings.slice_rules.get(name, settings.rules)
+        violated = first_violation(texts, found, rules, settings.languages, reasons)
+        reasons = np.where(names == name, violated, reasons)
+    long, keys = np.zeros(len(texts), np.bool_), np.zeros((0, BANDS), np.uint64)
+    if settings.near_duplicates:
+        long, keys = band_keys(found)
+    return Filtered(read, slices, texts, digests_of(texts), reasons, repaired, long, keys)
+
+
+def _basic(texts: pa.Array, found: Words, cut: NDArray[np.bool_], settings: FilterSettings) -> Reasons:
+    """The reasons from length and script alone."""
+    characters = pc.utf8_length(texts).to_numpy()
+    letters = pc.replace_substring_regex(found.distinct, pattern=r"\PL+", replacement="")
+    foreign = pc.replace_substring_regex(letters, pattern=_ARABIC, replacement="")
+    total = found.summed(pc.utf8_length(letters).to_numpy())
+    arabic = total - found.summed(pc.utf8_length(foreign).to_numpy())
+    conditions = [
+        cut,
+        characters == 0,
+        characters < settings.min_chars,
+        characters > settings.max_chars,
+        arabic < settings.min_arabic * np.maximum(total, 1),  # a text without letters is not Arabic
+    ]
+    reasons = np.select(conditions, ["too_long", "empty", "too_short", "too_long", "not_arabic"], default="")
+    return reasons.astype(np.object_)
 
 
 def first_violation(
-    texts: pa.Array,
-    words: Words,
-    rules: Sequence[tuple[str, float]],
-    languages: Collection[str] = (),
-    reasons: NDArray[np.object_] | None = None,
-) -> NDArray[np.object_]:
-    """For each text the first of `rules` (name, threshold) that it violates, or ""; an entry in `reasons` is kept."""
+    texts: pa.Array, found: Words, rules: Sequence[tuple[str, float]], languages: Collection[str] = (),
+    reasons: Reasons | None = None,
+) -> Reasons:  # fmt: skip
+    """The first of `rules` (name, threshold) that each text violates; reasons that are given are kept."""
     reasons = np.full(len(texts), "", np.object_) if reasons is None else reasons.copy()
-    if not rules or not len(texts):
-        return reasons
-    found = measures(texts, words, {rule[4:] for rule, _ in rules} - {"language"})
-    for rule, threshold in sorted(rules, key=lambda pair: pair[0] == "min_language"):  # last: a step for each text
-        left = np.flatnonzero(reasons == "")
-        by_text = rule == "min_language"
-        value = likelihood(texts.take(pa.array(left)), languages) if by_text else found[rule[4:]][left]
-        violated = value < threshold if rule.startswith("min_") else value > threshold
+    measured: dict[str, Floats] = {}
+    for rule, threshold in rules:
+        left, measure = np.flatnonzero(reasons == ""), rule[4:]
+        if not len(left):
+            break
+        if measure == "language":
+            values = language.likelihood(texts.take(pa.array(left)), languages)
+        else:
+            measured = measured if measure in measured else measured | MEASURES[measure](texts, found)
+            values = measured[measure][left]
+        violated = values < threshold if rule.startswith("min_") else values > threshold
         reasons[left[violated]] = rule
     return reasons
 
 
-def measures(texts: pa.Array, words: Words, wanted: Collection[str]) -> dict[str, Floats]:
-    """Measure (a rule's name without min_ or max_) -> its value for each text; at least those that are wanted."""
-    found: dict[str, Floats] = {}
-    for measure in dict.fromkeys(MEASURES[name] for name in sorted(wanted)):
-        found |= measure(texts, words)
-    return found
-
-
-# -- words ----------------------------------------------------------------------------------------
-
-
-def _shape(texts: pa.Array, words: Words) -> dict[str, Floats]:
-    """What is computed once per distinct spelling, and summed over a document's words."""
-    spelling = words.distinct
-    parts = pc.count_substring_regex(spelling, pattern=f"[{_LETTERS}]+").to_numpy()
-    symbols = pc.count_substring_regex(spelling, pattern=rf"[^{_LETTERS}\s]").to_numpy()
-    alphabetic = pc.count_substring_regex(spelling, pattern=rf"[\p{{M}}\p{{N}}_]*\p{{L}}[{_LETTERS}]*").to_numpy()
-    count = words.summed(parts)
-    # without marks, or vocalised words would be half as long again
-    marks = pc.count_substring_regex(spelling, pattern=r"\p{M}").to_numpy()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        average = words.summed(pc.utf8_length(spelling).to_numpy() - symbols - marks) / count
-        share = words.summed(alphabetic) / (count + words.summed(symbols))
-    return {
-        "words": count.astype(np.float64),
-        "average_word": np.nan_to_num(average),
-        "alphabetic": np.nan_to_num(share),
-        "stop_words": _stop_words(words),
-    }
-
-
-def _stop_words(words: Words) -> Floats:
-    """How many different stop words each document has, as spelled or as the normalisation `search` folds them."""
-    bare = pc.replace_substring_regex(words.distinct, pattern=r"\PL+", replacement="")
-    folded = [normalise(word, NORMALISATIONS["search"]) for word in STOP_WORDS]
-    which = pc.index_in(bare, value_set=pa.array([*STOP_WORDS, *folded], pa.large_string())).fill_null(-1).to_numpy()
-    bits = np.where(which >= 0, np.int64(1) << (which % len(STOP_WORDS)), 0)
-    bits |= pc.match_substring(words.distinct, STOP_WORDS[0]).to_numpy(zero_copy_only=False)
-    bits = bits[words.ids]
-    joined = np.bitwise_or.reduceat(np.append(bits, 0), words.borders[:-1])
-    joined[words.sizes == 0] = 0
-    return np.bitwise_count(joined).astype(np.float64)
-
-
-# -- lines ----------------------------------------------------------------------------------------
-
-
-def _lines(texts: pa.Array, words: Words) -> dict[str, Floats]:
-    lists = pc.split_pattern(texts, "\n")
-    borders = lists.offsets.to_numpy().astype(np.int64)
-    lines = lists.values.slice(borders[0], borders[-1] - borders[0])
-    borders = borders - borders[0]
-    counts = np.diff(borders)
-    documents = np.repeat(np.arange(len(texts)), counts)
-    ended = pc.match_substring_regex(lines, pattern=_TERMINAL).to_numpy(zero_copy_only=False)
-    ids = pc.dictionary_encode(lines).indices.to_numpy().astype(np.int64)
-    _, first = np.unique(documents * len(lines) + ids, return_index=True)
-    repeated = np.ones(len(lines), np.bool_)
-    repeated[first] = False
-    chars = pc.utf8_length(lines).to_numpy()
-    total = np.bincount(documents, chars, len(texts))
-    return {
-        "line_punctuation": np.bincount(documents, ended, len(texts)) / counts,
-        "newlines": (counts - 1) / np.maximum(words.sizes, 1),
-        "duplicate_lines": np.bincount(documents, repeated, len(texts)) / counts,
-        "duplicate_line_chars": np.bincount(documents, repeated * chars, len(texts)) / np.maximum(total, 1),
-    }
-
-
-# -- repetition -----------------------------------------------------------------------------------
-
-
-def _repetition(texts: pa.Array, words: Words) -> dict[str, Floats]:
-    """The share of each document's letters in its most frequent n-gram, and in n-grams that occur earlier in it.
-
-    A recurring n-gram consists of two recurring (n-1)-grams, so each length searches only where the one before it found
-    something. N-grams are compared by the numbers of their parts: exactly, not by hash. An n-gram across a border of
-    documents cannot recur, because its words' numbers are specific to their documents.
-    """
-    chars = pc.utf8_length(words.distinct).to_numpy().astype(np.int64)[words.ids]
-    ends = np.concatenate([[0], np.cumsum(chars)])
-    totals = np.maximum(ends[words.borders[1:]] - ends[words.borders[:-1]], 1)
-    documents, count = words.documents, len(words.ids)
-    starts, kinds, _ = _recurring(np.arange(count), documents * max(len(words.distinct), 1) + words.ids)
-    single = np.full(count + 1, -1)  # the number of each recurring word; -1 elsewhere and past the end
-    single[starts] = kinds
-    found: dict[str, Floats] = {}
-    for n in range(2, 11):
-        last = np.append(starts[1:] == starts[:-1] + 1, False) if len(starts) else np.zeros(0, np.bool_)
-        starts, kinds = starts[last], kinds[last]  # an (n-1)-gram that recurs begins at the next word too
-        starts, kinds, again = _recurring(starts, kinds * (count + 1) + single[starts + n - 1])
-        if n <= 4:
-            found[f"top_{n}gram"] = _top(starts, kinds, ends[starts + n] - ends[starts], documents, totals)
-        if n >= 5:
-            edges = np.zeros(count + 1, np.int64)
-            np.add.at(edges, starts[again], 1)
-            np.add.at(edges, starts[again] + n, -1)
-            covered = np.concatenate([[0], np.cumsum(chars * (np.cumsum(edges[:-1]) > 0))])
-            found[f"duplicate_{n}gram"] = (covered[words.borders[1:]] - covered[words.borders[:-1]]) / totals
-    return found
-
-
-def _recurring(starts: Numbers, keys: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
-    """Those of `starts` whose key occurs more than once: they, the number of their key, and which come again."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    new = np.ones(len(keys), np.bool_)
-    new[1:] = ordered[1:] != ordered[:-1]
-    groups = np.cumsum(new) - 1
-    recurs = np.bincount(groups, minlength=1)[groups] > 1
-    back = np.empty(len(keys), np.int64)
-    back[order] = np.arange(len(keys))  # to the order of the text
-    kept = recurs[back]
-    return starts[kept], groups[back][kept], ~new[back][kept]
-
-
-def _top(starts: Numbers, kinds: Numbers, chars: Numbers, documents: Numbers, totals: Numbers) -> Floats:
-    """The share of the letters in the n-gram that a document has most often; of several the longest."""
-    value, first, counts = np.unique(kinds, return_index=True, return_counts=True)
-    best = np.zeros(len(totals), np.int64)
-    if len(value):
-        np.maximum.at(best, documents[starts[first]], (counts << 32) + chars[first])
-    return np.minimum((best >> 32) * (best & 0xFFFFFFFF) / totals, 1.0)
-
-
-MEASURES: dict[str, Callable[[pa.Array, Words], dict[str, Floats]]] = {
-    **dict.fromkeys(("words", "average_word", "alphabetic", "stop_words"), _shape),
-    **dict.fromkeys(("line_punctuation", "newlines", "duplicate_lines", "duplicate_line_chars"), _lines),
-    **dict.fromkeys((f"top_{n}gram" for n in range(2, 5)), _repetition),
-    **dict.fromkeys((f"duplicate_{n}gram" for n in range(5, 11)), _repetition),
-}
-"""Measure -> the function that computes it (and what comes with it): a rule is one entry here, and its threshold one in
-filter_profiles.py. The language alone is not here, as it takes a step for each text."""
+def digests_of(texts: pa.Array) -> Digests:
+    """The first 16 bytes of each text's sha256."""
+    _, offsets, data = texts.buffers()
+    borders = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    view, sha256 = memoryview(data or b""), hashlib.sha256
+    heads = b"".join([sha256(view[a:b]).digest()[:16] for a, b in pairwise(borders)])
+    return np.frombuffer(heads, "S16")

@@ -1,8 +1,4 @@
-"""Lines: one source file's bytes -> decompressed, checked and decoded whole lines.
-Takes a `SourceFile` and gives its text a block at a time, in memory that no file can exceed; whatever is not readable
-UTF-8 text is a CorpusError of one line that names the place.
-It does not know formats or documents.
-"""
+"""Lines: a source file's bytes -> decompressed, checked and decoded complete lines, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,30 +12,26 @@ import pyarrow as pa
 from qalam_core.corpus.sources import SourceFile
 from qalam_core.errors import CorpusError
 
-__all__ = ["MAX_LINE", "Input", "reading", "split"]
-
-CHUNK = 1 << 20  # bytes asked for at a time
+CHUNK = 1 << 20  # bytes per read
 MAX_LINE = 16 << 20  # bytes of one line
-HEAD = 4000  # bytes kept of a longer one
+HEAD = 4000  # bytes kept of a longer line
 
 
 @contextmanager
 def reading(file: SourceFile) -> Iterator[None]:
-    """For reading alone: a full disk on the writing side is not the file's fault."""
+    """Turn errors of reading into CorpusErrors. Wrap reads alone: a full disk is not the source's fault."""
     try:
         yield
     except (OSError, EOFError, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno:
             raise CorpusError(f"{file.path}: cannot be read ({error.strerror}); check its permissions") from None
-        reason = "it ends too early" if "end" in str(error) or "runcated" in str(error) else "it is damaged"
-        kind = f"{file.settings.compression} file" if file.settings.compression else "file"
-        raise CorpusError(
-            f"{file.path}: not a whole {kind} ({reason}); fetch it again, or correct its suffix"
-        ) from None
+        problem = "truncated" if "end" in str(error) or "runcated" in str(error) else "damaged"
+        kind = f"{file.settings.compression} file".strip()
+        raise CorpusError(f"{file.path}: {problem} {kind}; fetch it again, or correct its suffix") from None
 
 
 class Input:
-    """One file being read. `done` is how many of its bytes (compressed ones, where they are) have been."""
+    """A file that is being read; `done` of its bytes, as they are on disk, have been read."""
 
     def __init__(self, file: SourceFile) -> None:
         self.file = file
@@ -53,7 +45,7 @@ class Input:
                 raw = stack.enter_context(pa.OSFile(self.file.path))
                 stream: Any = raw
                 compression = self.file.settings.compression
-                if compression == "xz":  # the one that Arrow does not support
+                if compression == "xz":  # Arrow does not support it
                     stream = stack.enter_context(lzma.open(raw))
                 elif compression:
                     stream = stack.enter_context(pa.CompressedInputStream(raw, compression))
@@ -66,7 +58,7 @@ class Input:
                 yield chunk
 
     def text_chunks(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) without a byte order mark; refuses what cannot be UTF-8 text at all."""
+        """(offset, bytes) without a byte order mark. Raises CorpusError where they cannot be UTF-8 text."""
         offset = 0
         for chunk in self.chunks():
             if not offset and chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -74,18 +66,15 @@ class Input:
             nul = chunk.find(b"\0")
             if nul >= 0:
                 raise CorpusError(
-                    f"{self.file.path}: byte {offset + nul} is NUL, so this is not UTF-8 text (binary, or "
-                    f"UTF-16?); name its real format, or remove it from the sources"
+                    f"{self.file.path}: byte {offset + nul} is NUL, so this is not UTF-8 text (binary, or UTF-16?); "
+                    "name its real format, or remove it from the sources"
                 )
             mark = 3 if not offset and chunk.startswith(b"\xef\xbb\xbf") else 0
             yield offset + mark, chunk[mark:]
             offset += len(chunk)
 
     def blocks(self) -> Iterator[tuple[str, bytes]]:
-        """(text of whole lines, b""), or ("", start of a line) for a line of more than MAX_LINE bytes.
-
-        The end of such a line opens the next text, so that who counts lines stays right.
-        """
+        """(text of complete lines, b""), or ("", start of a line) for a line of more than MAX_LINE bytes."""
         pending = bytearray()  # the unfinished last line
         start = 0  # where it starts, in bytes from the file's beginning
         skipping = False
@@ -98,8 +87,8 @@ class Input:
                     continue
                 skipping = False
                 start += min(ends)
-                chunk = chunk[min(ends) :]
-            # a \r that closed the last chunk was left there, as it may have been half of \r\n
+                chunk = chunk[min(ends) :]  # the line end begins the next text, so that line counts stay right
+            # a \r at the end of the last chunk is still pending, as it may be half of \r\n
             unread = max(0, len(pending) - 1)
             pending += chunk
             end = max(pending.rfind(b"\n", unread), pending.rfind(b"\r", unread, len(pending) - 1)) + 1
@@ -115,11 +104,8 @@ class Input:
             yield self.decode(pending, start), b""
 
     def decode(self, block: bytes | bytearray, offset: int, record: int = 0) -> str:
-        """UTF-8 at `offset` of the file, or of its `record`, as text.
-
-        For `encoding_errors = "replace"` a bad byte becomes a lone surrogate, and the writer mends it.
-        """
-        try:
+        """Decode UTF-8 at `offset` of the file, or of its `record`. Raises CorpusError with the place."""
+        try:  # surrogates are replaced by readers.py
             return block.decode("utf-8", "surrogateescape" if self.lossy else "strict")
         except UnicodeDecodeError as error:
             place = f"record {record}, byte" if record else "byte"
@@ -130,7 +116,7 @@ class Input:
 
 
 def split(text: str) -> list[str]:
-    """Lines end with \\n, \\r\\n or \\r and with nothing else: U+2028 and its like stay inside a line."""
+    """The lines of a text; they end with \\n, \\r\\n or \\r and nothing else: U+2028 does not end one."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = text.split("\n")

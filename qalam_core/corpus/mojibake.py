@@ -1,10 +1,8 @@
-"""Mojibake: Arabic text whose bytes were once decoded by the wrong table, and its repair.
-Takes texts as an Arrow array; gives them repaired, and which were.
-It does not know files: what a source's bytes are decoded by is not decided here.
+"""Mojibake: repairs Arabic text whose bytes were decoded with the wrong encoding.
 
-Three kinds are told and undone. UTF-8 read as cp1252 or Latin-1 (U+0639 became U+00D8 U+00B9); cp1256, the table of
-Arabic Windows, read as either (a run of accented capitals and no plain letters); and whatever ftfy recognises by
-itself, text that went wrong twice among it. A pattern finds suspects by native code; the others are not touched.
+Three kinds are recognised. UTF-8 read as cp1252 or Latin-1 (U+0639 became U+00D8 U+00B9); cp1256, the encoding of
+Arabic Windows, read as either (a run of accented capitals and no plain letters); and whatever ftfy recognises, such as
+text that was damaged twice. A pattern finds suspects in native code; other texts are not touched.
 """
 
 from __future__ import annotations
@@ -16,16 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-__all__ = ["repair", "repair_array"]
-
-# Each byte from 0x80 on, as both tables show it; cp1252 leaves five undefined, and readers pass those through.
+# How both encodings show each byte from 0x80 on; cp1252 leaves five undefined, and decoders pass those through.
 _LATIN = {byte: {chr(byte), bytes([byte]).decode("cp1252", "ignore") or chr(byte)} for byte in range(0x80, 0x100)}
 _BYTE = {ord(char): chr(byte) for byte, chars in _LATIN.items() for char in chars}
 _CP1256 = {char: byte.encode("latin-1").decode("cp1256") for char, byte in _BYTE.items()}
 
 
 def _shown(first: int, last: int) -> str:
-    """A class of all characters that bytes of a range are shown as."""
+    """A regex class of the characters that the bytes of a range are shown as."""
     return "[" + "".join(sorted(char for byte in range(first, last + 1) for char in _LATIN[byte])) + "]"
 
 
@@ -34,7 +30,7 @@ _SEQUENCE = f"[\u00c2-\u00df]{_NEXT}|[\u00e0-\u00ef]{_NEXT}{_NEXT}|[\u00f0-\u00f
 _ARABIC = f"(?:[\u00d8-\u00db]{_NEXT})"  # how two bytes of an Arabic letter are shown
 _ACCENTED = "[\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff]"
 
-# What no writer of a Latin language puts side by side.
+# Sequences that do not occur in Latin languages.
 _UTF8_SIGN = f"{_ARABIC}{{2}}"
 _CP1256_SIGN = f"{_ACCENTED}{{3}}"
 _FTFY_SIGN = f"[\u00c2\u00c3\u00e2]{_NEXT}"
@@ -48,7 +44,7 @@ _PLAIN = re.compile("[A-Za-z]")
 
 
 def repair_array(texts: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
-    """large_string texts -> the same repaired, and which of them were changed."""
+    """large_string texts -> the texts repaired, and which of them were changed."""
     changed = np.zeros(len(texts), np.bool_)
     suspects = np.flatnonzero(pc.match_substring_regex(texts, pattern=_SUSPECT).to_numpy(zero_copy_only=False))
     if not len(suspects):
@@ -56,29 +52,27 @@ def repair_array(texts: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
     before = texts.take(pa.array(suspects)).to_pylist()
     after = [repair(text) for text in before]
     changed[suspects] = [old != new for old, new in zip(before, after, strict=True)]
-    if not changed.any():
-        return texts, changed
     new = pa.array([text for text, row in zip(after, suspects, strict=True) if changed[row]], pa.large_string())
     return pc.replace_with_mask(texts, pa.array(changed), new), changed
 
 
 def repair(text: str) -> str:
-    """One text as its writer meant it; what is not recognised stays as it is."""
+    """Repair one text; what is not recognised stays as it is."""
     if _UTF8.search(text):
         return _SEQUENCES.sub(_decoded, text)
-    # accents are a few in a hundred letters of a Latin language; words of nothing else hardly occur in one
+    # in Latin languages a few letters in a hundred are accented, and words of accented letters alone hardly occur
     words = len(_CP1256_WORD.findall(text))
     if words > 2 or (words and len(_ACCENTS.findall(text)) > len(_PLAIN.findall(text))):
         return text.translate(_CP1256)
     if re.search(_FTFY_SIGN, text):
-        import ftfy  # only texts that need it pay for it
+        import ftfy  # slow to import, and few texts need it
 
         return ftfy.fix_encoding(text)
     return text
 
 
 def _decoded(sequences: re.Match[str]) -> str:
-    """What the bytes behind a match say in UTF-8; the match itself where they say nothing."""
+    """The bytes of a match decoded as UTF-8; the match itself where they are not UTF-8."""
     try:
         return sequences[0].translate(_BYTE).encode("latin-1").decode()
     except UnicodeDecodeError:

@@ -1,9 +1,7 @@
-"""A sample of a split: the documents that a vocabulary is trained on when the corpus is larger than it needs.
-Takes corpus shards, a number of bytes and a seed; gives texts, in the shards' order, never more than that.
-It does not know what the texts are for.
+"""A sample of a split, of bounded size: the documents that a vocabulary is trained on.
 
-A document is drawn by the hash of (seed, its id), and its id is the digest of its text: the same documents are
-drawn from the same corpus in any order and in any shards, and one that is added moves few of the others.
+The documents with the lowest hashes of (seed, id) are drawn, and an id is the digest of the text: the same documents
+are drawn from the same corpus in any order and in any shards, and one that is added displaces few of the others.
 """
 
 from __future__ import annotations
@@ -13,22 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from qalam_core.corpus.splits import read_texts
 
-__all__ = ["sample"]
-
-Draws = npt.NDArray[np.uint64]
-
 
 def sample(shards: Sequence[Path], limit: int, seed: int) -> Iterator[pa.LargeStringArray]:
-    """Texts of at most `limit` bytes together, by batches: those drawn lowest, and at least the lowest one.
-
-    Reads ids and lengths once, then the texts. Memory: 16 bytes a drawn document, and a batch.
-    """
+    """Texts of at most `limit` bytes in all, at least one, in batches. Memory: 16 bytes per document drawn."""
     threshold = _threshold(shards, limit, seed)
     for shard in shards:
         for batch in read_texts(shard):
@@ -55,13 +46,13 @@ def _threshold(shards: Sequence[Path], limit: int, seed: int) -> np.uint64:
             below = draws < threshold
             drawn = np.append(drawn, draws[below])
             sizes = np.append(sizes, pc.binary_length(batch.column("text")).to_numpy()[below])
-            if sizes.sum() > 2 * limit:  # not at each batch: sorting would take longer than reading
+            if sizes.sum() > 2 * limit:  # not after each batch: sorting would take longer than reading
                 cut()
     cut()
     return threshold
 
 
-def _draws(batch: pa.RecordBatch, seed: int) -> Draws:
+def _draws(batch: pa.RecordBatch, seed: int) -> NDArray[np.uint64]:
     salt = b"%d:" % seed
     heads = [hashlib.sha256(salt + id_.encode()).digest()[:8] for id_ in batch.column("id").to_pylist()]
     return np.frombuffer(b"".join(heads), ">u8").astype(np.uint64)

@@ -1,9 +1,7 @@
-"""Splits: which of train, validation and test a document is in, and the shard files of each split.
-Takes documents with their digests; gives Arrow files with content-defined borders.
-It does not know which documents are kept.
+"""Splits: which of train, validation and test a document is in, and the Arrow shards of each split.
 
-A shard ends at a document whose digest says so, once the shard is half full. So a file that joins the corpus changes
-the shards around its own text; those after them have their old borders, and keep their bytes.
+Shards have content-defined borders: once a shard is half full, a document's digest decides whether it ends there. So a
+file that is added to the corpus changes the shards around its own text; later ones keep their borders and bytes.
 """
 
 from __future__ import annotations
@@ -22,17 +20,12 @@ from numpy.typing import NDArray
 from qalam_core.corpus.duplicates import Digests
 from qalam_core.recipe import Frozen
 
-__all__ = [
-    "ENCODE_BYTES", "SPLITS", "Shards", "Shares", "ids", "read_split", "read_texts", "reassignments", "required_splits",
-    "split_of", "text_bytes", "text_chunks",
-]  # fmt: skip
-
 SPLITS = ("train", "validation", "test")
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string()), ("source", pa.string())])
 
 WRITE_BYTES = 1 << 20  # text per record batch of a shard
-ENCODE_BYTES = 8_000_000  # text that is encoded at once: about ten times as much memory, on each thread
+ENCODE_BYTES = 8_000_000  # text that is encoded at once; each thread needs about ten times as much memory
 
 
 class Shares(Frozen):
@@ -43,7 +36,7 @@ class Shares(Frozen):
 
 
 def read_split(folder: Path, split: str) -> list[Path]:
-    """The shards of one split ("train", "validation" or "test"), in order; none when its share is 0."""
+    """The shards of one split, in order; none when its share is 0."""
     return sorted(folder.glob(f"{split}-*.arrow"))
 
 
@@ -55,7 +48,7 @@ def read_texts(shard: Path) -> Iterator[pa.RecordBatch]:
 
 
 def text_chunks(shard: Path) -> Iterator[pa.LargeStringArray]:
-    """The texts of a shard, joined to about ENCODE_BYTES each: in more text, more words are known already."""
+    """The texts of a shard, joined to about ENCODE_BYTES each: in more text, more words repeat."""
     gathered: list[pa.Array] = []
     for batch in read_texts(shard):
         gathered.append(batch.column("text"))
@@ -76,13 +69,6 @@ def ids(digests: Digests) -> list[str]:
     return [f"{head:016x}" for head in _half(digests, 0).tolist()]
 
 
-def split_of(digests: Digests, shares: Shares) -> NDArray[np.int8]:
-    """Index into SPLITS by the digest's first 8 bytes, as a share of their range: test takes the lowest."""
-    share = _half(digests, 0) / 2.0**64
-    held_out = np.where(share < shares.test, SPLITS.index("test"), SPLITS.index("validation"))
-    return np.where(share < shares.test + shares.validation, held_out, SPLITS.index("train")).astype(np.int8)
-
-
 def _half(digests: Digests, which: int) -> NDArray[np.uint64]:
     """The first or second 8 bytes of each digest, as a number."""
     return np.ascontiguousarray(digests).view(">u8").reshape(-1, 2)[:, which].astype(np.uint64)
@@ -90,28 +76,29 @@ def _half(digests: Digests, which: int) -> NDArray[np.uint64]:
 
 def required_splits(shares: Shares) -> list[int]:
     """Indices of the splits that must not be empty."""
-    share = {"train": 1.0, "validation": shares.validation, "test": shares.test}
-    return [index for index, split in enumerate(SPLITS) if share[split] > 0]
+    return [index for index, share in enumerate((1.0, shares.validation, shares.test)) if share > 0]
 
 
-def reassignments(digests: Digests, shares: Shares) -> dict[str, int]:
-    """Reassignments (id -> split) so that no required split is empty, which happens by chance in a small corpus.
+def assign(digests: Digests, shares: Shares) -> NDArray[np.int8]:
+    """The split of each document, an index into SPLITS, by its digest's first 8 bytes: test takes the lowest.
 
-    The fullest split gives its document with the smallest digest: a function of the texts alone.
+    A required split that is empty by chance, in a small corpus, gets the smallest digest of the largest split.
     """
+    share = _half(digests, 0) / 2.0**64
+    train, validation, test = range(len(SPLITS))
+    held_out = np.where(share < shares.test, test, validation)
+    split = np.where(share < shares.test + shares.validation, held_out, train).astype(np.int8)
     needed = required_splits(shares)
-    split = split_of(digests, shares)
     counts = np.bincount(split, minlength=len(SPLITS))[needed]
     if counts.all() or counts.sum() < len(needed):
-        return {}
-    members = {index: sorted(ids(digests[split == index])) for index in needed}
-    reassigned: dict[str, int] = {}
+        return split
+    members = {index: sorted(np.flatnonzero(split == index), key=digests.__getitem__) for index in needed}
     for index in needed:
         if not members[index]:
-            donor = max(needed, key=lambda other: len(members[other]))
-            members[index].append(members[donor].pop(0))
-            reassigned[members[index][0]] = index
-    return reassigned
+            largest = max(needed, key=lambda other: len(members[other]))
+            members[index].append(members[largest].pop(0))
+            split[members[index][0]] = index
+    return split
 
 
 class Shards:
@@ -120,9 +107,8 @@ class Shards:
     def __init__(self, folder: Path, split: str, size: int) -> None:
         self.counts: Counter[str] = Counter()  # documents, characters, bytes, shards
         self._folder, self._split, self._size = folder, split, size
-        self._filled = 0
         self._waiting: list[pa.RecordBatch] = []
-        self._waiting_bytes = 0
+        self._filled, self._waiting_bytes = 0, 0
         self._file: Any = None
 
     def write(self, texts: pa.Array, names: pa.Array, digests: Digests) -> None:
@@ -133,7 +119,7 @@ class Shards:
         self.counts["documents"] += len(texts)
         self.counts["characters"] += pc.sum(pc.utf8_length(texts)).as_py()
         self.counts["bytes"] += int(sizes.sum())
-        # with this probability per byte, a shard that is half full ends after as much again, on average
+        # with this probability per byte, a half full shard is full at its end, on average
         ending = np.flatnonzero(_half(digests, 1) / 2.0**64 < sizes / (self._size / 2))
         batch = pa.record_batch([pa.array(ids(digests), pa.string()), texts, names], schema=SCHEMA)
         start = 0
@@ -150,7 +136,7 @@ class Shards:
             start = end
 
     def _add(self, batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> None:
-        """Add documents to the current file; its record batches have content-defined borders, too."""
+        """Add documents to the current file; its record batches have content-defined borders as well."""
         self._filled += int(sizes.sum())
         while len(batch):
             ends = self._waiting_bytes + np.cumsum(sizes)
@@ -168,7 +154,7 @@ class Shards:
             path = self._folder / f"{self._split}-{self.counts['shards']:05}.arrow"
             self._file = ipc.new_file(path, SCHEMA)
             self.counts["shards"] += 1
-        # concatenated even when it is one: a slice would be written with the whole buffers behind it
+        # concatenated even when there is one: a slice would be written with all of its parent's buffers
         self._file.write_batch(pa.concat_batches(self._waiting))
         self._waiting, self._waiting_bytes = [], 0
 

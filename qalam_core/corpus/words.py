@@ -1,7 +1,4 @@
-"""Words and n-grams of words of many texts at once, as flat arrays with document borders.
-Takes normalised texts as an Arrow array; gives words as numbers, and hashes that depend on the spelling alone.
-It does not know what they are counted for: filters, near-duplicates and contamination each do it in their own way.
-"""
+"""Words and n-grams of words of many normalised texts at once, as flat arrays with document borders."""
 
 from __future__ import annotations
 
@@ -12,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-
-__all__ = ["Hashes", "Words", "hash_ngrams", "mixed", "ngrams", "words"]
 
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
@@ -42,14 +37,12 @@ class Words:
     @cached_property
     def hashes(self) -> Hashes:
         """(N,) 64-bit hashes that depend on the word's spelling alone."""
-        hashes: Hashes = _spellings(self.distinct)[self.ids]
-        return hashes
+        return _spellings(self.distinct).take(self.ids)
 
     def summed(self, per_spelling: Numbers) -> Numbers:
         """(D,) a number of each distinct word, summed over each document's words."""
         sums = np.concatenate([[0], np.cumsum(per_spelling[self.ids], dtype=np.int64)])
-        totals: Numbers = sums[self.borders[1:]] - sums[self.borders[:-1]]
-        return totals
+        return np.diff(sums[self.borders])
 
 
 def words(texts: pa.Array) -> Words:
@@ -76,7 +69,7 @@ def ngrams(words: Words, n: int) -> tuple[Numbers, Numbers]:
 
 
 def hash_ngrams(values: Hashes, starts: Numbers, n: int) -> Hashes:
-    """A hash of the `n` values from each of `starts` on."""
+    """A hash of the `n` values that begin at each of `starts`."""
     hashes = np.zeros(len(starts), np.uint64)
     for step in range(n):
         hashes = hashes * np.uint64(_BASE) + values[starts + step]
@@ -84,7 +77,7 @@ def hash_ngrams(values: Hashes, starts: Numbers, n: int) -> Hashes:
 
 
 def mixed(values: Hashes) -> Hashes:
-    """splitmix64's finalizer: neighbouring numbers become unrelated ones."""
+    """splitmix64's finalizer: mixes the bits of each number."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,10 +1,7 @@
-"""Token shards on disk, and the batches that training draws from them.
-Takes documents' ids and gives Arrow files of uint16/uint32, memory-mapped without a copy; a batch is a pure function
-of (seed, step), so that a resumed run reads what an uninterrupted one would have read.
-It does not know text, tokenizers or torch.
+"""Token shards on disk, memory-mapped without a copy, and the batches that training draws from them.
 
-A shard is one Arrow IPC file with one record batch and one column, `tokens`: a large list per document,
-<START> ids <END>. The lists' values are one flat array, the lists' offsets are the document borders.
+A shard is one Arrow IPC file with one record batch and one column, `tokens`: a large list of uint16 or uint32 per
+document, <START> ids <END>. The lists' values are one flat array, the lists' offsets are the document borders.
 """
 
 from __future__ import annotations
@@ -21,18 +18,15 @@ import pyarrow as pa
 
 from qalam_core.errors import TrainingError
 
-__all__ = ["Batches", "documents", "flat", "flattened", "write_shard"]
-
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 def write_shard(
     path: Path, encoded: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]], vocab_size: int, start: int, end: int
 ) -> tuple[int, int]:
-    """Write documents' ids as one shard, each document between `start` and `end`.
+    """Write batches of documents (flat ids, and how many each has) as one shard, each between `start` and `end`.
 
-    They come in batches: the ids of a batch's documents in one flat array, and how many each document has.
-    -> (documents, tokens). Memory: 2 bytes a token (4 with more than 65,536 entries).
+    -> (documents, tokens). Memory: 2 bytes per token (4 with more than 65,536 entries).
     """
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     pieces: list[npt.NDArray[Any]] = [np.empty(0, dtype)]
@@ -56,7 +50,7 @@ def write_shard(
 
 
 def flattened(documents: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Lists of ids as `write_shard` takes them: flat, and their lengths."""
+    """Lists of ids as a batch for `write_shard`: flat, and their lengths."""
     lengths = np.array([len(ids) for ids in documents], np.int64)
     return np.fromiter(chain.from_iterable(documents), np.int64, int(lengths.sum())), lengths
 
@@ -74,18 +68,16 @@ def flat(path: Path) -> Ids:
 
 def documents(path: Path) -> Iterator[Ids]:
     """The ids of each document of a shard, <START> and <END> included: views of the mapped file."""
-    lists = _lists(path)
-    offsets = lists.offsets.to_numpy(zero_copy_only=True)
-    ids = lists.flatten().to_numpy(zero_copy_only=True)
-    for begin, end in pairwise(offsets):
-        yield ids[begin - offsets[0] : end - offsets[0]]
+    ids, offsets = flat(path), _lists(path).offsets.to_numpy(zero_copy_only=True)
+    for begin, end in pairwise(offsets - offsets[0]):
+        yield ids[begin:end]
 
 
 class Batches:
     """Random access to training batches: `batches[step]` depends on the seed and the step alone.
 
-    Each epoch cuts every shard into windows of `length` + 1 tokens, from an offset of its own, and goes
-    through all windows once, in an order of its own. Both come from PCG64([seed, epoch]).
+    Each epoch divides every shard into windows of `length` + 1 tokens, from a random offset, and visits each window
+    once, in a random order. Both come from PCG64([seed, epoch]).
     """
 
     def __init__(self, shards: Sequence[Path], batch_size: int, length: int, seed: int) -> None:
@@ -93,14 +85,14 @@ class Batches:
         self._batch_size, self._length, self._seed = batch_size, length, seed
         self.tokens = sum(map(len, self._ids))
         longest = max(map(len, self._ids), default=0)
-        # One window less in each shard, so that every offset fits the same number of windows.
-        self._windows = np.array([max(0, len(ids) // length - 1) for ids in self._ids], np.int64)
-        if not self._windows.sum():
+        # one window less than would fit: the number of windows is then the same for every offset
+        windows = np.array([max(0, len(ids) // length - 1) for ids in self._ids], np.int64)
+        if not windows.sum():
             raise TrainingError(
                 f"a context of {length} tokens needs a shard of at least {2 * length} tokens, "
                 f"and the longest has {longest}; lower model.max_seq_len, or add text"
             )
-        self._first = np.concatenate([[0], np.cumsum(self._windows)])
+        self._first = np.concatenate([[0], np.cumsum(windows)])
         self._epoch = -1
 
     @cached_property
@@ -116,7 +108,7 @@ class Batches:
             self._offsets = random.integers(0, self._length, len(self._ids))
             self._order = random.permutation(int(self._first[-1]))
             self._epoch = epoch
-        # take() wraps: a corpus of fewer windows than a batch still fills it
+        # with mode="wrap" fewer windows than a batch still fill it
         chosen = self._order.take(np.arange(self._batch_size) + place * self._batch_size, mode="wrap")
         shard = np.searchsorted(self._first, chosen, side="right") - 1
         begin = (chosen - self._first[shard]) * self._length + self._offsets[shard]

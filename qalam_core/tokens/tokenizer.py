@@ -1,7 +1,4 @@
-"""ArabicTokenizer: byte-level BPE, or the original's word list, kept as a Hugging Face tokenizer.json.
-Takes texts and gives token ids and back; trains to the same bytes from the same texts on any machine.
-It does not know corpora, shards or models.
-"""
+"""ArabicTokenizer: byte-level BPE, or the original's word list, saved as a Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 
@@ -19,31 +16,28 @@ from tokenizers import Tokenizer, trainers
 
 from qalam_core.arabic import NORMALISATIONS, Rules, normalise
 from qalam_core.errors import CorpusError, PackageError, QalamError
-from qalam_core.package.runtime.architecture import END, PAD, SPECIALS, START, UNK
+from qalam_core.package.runtime.architecture import SPECIALS, UNK
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.package.vocabulary import ALPHABET, tokenizer_json, vocabulary_of
 
-__all__ = ["END", "PAD", "SPECIALS", "START", "UNK", "ArabicTokenizer", "WordIndex"]
-
 Algorithm = Literal["bpe", "word"]
 
-# Characters that are letters, marks, digits or signs in every Unicode since long ago, and so to every library.
+# Characters that are letters, marks, digits or signs in every version of Unicode that a library may have.
 _LETTER = "A-Za-z\u0621-\u063a\u0641-\u0652\u0670-\u06d3"
 _DIGIT = "0-9\u0660-\u0669\u06f0-\u06f9"
 _SIGN = "!-/:-@\\[-`{-~\u00ab\u00bb\u060c\u061b\u061f\u2013\u2014\u2018\u2019\u201c\u201d\ufd3e\ufd3f"
 _PLAIN = f"^[{_LETTER}{_DIGIT}{_SIGN}]+$"
 _PLAIN_WORD = f"([{_LETTER}]+|[{_DIGIT}]+|[{_SIGN}])"
 
-_TOGETHER = 512  # pieces given to Hugging Face's encoder as one item: an item costs as much as ten pieces
+_TOGETHER = 512  # pieces in one item for Hugging Face's encoder: an item costs as much as ten pieces
 _AT_ONCE = 64 * _TOGETHER
-
 
 Encoded = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
 
 
 class WordIndex(dict[str, int]):
-    """word -> id, remembering its tokenizer: `to_python_code(folder, tokenizer.word2idx)` needs no more."""
+    """word -> id, and the tokenizer: `to_python_code(folder, tokenizer.word2idx)` needs it."""
 
     def __init__(self, words: Sequence[str], tokenizer: ArabicTokenizer) -> None:
         super().__init__((word, index) for index, word in enumerate(words))
@@ -67,16 +61,13 @@ class ArabicTokenizer:
     def _adopt(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._tokenizer = _loaded(vocabulary)
-        for name in ("word2idx", "idx2word", "_bare", "_entries"):
+        for name in ("word2idx", "idx2word", "_bare"):
             self.__dict__.pop(name, None)
 
-    # -- making ---------------------------------------------------------------------------------
-
     def build_vocab(self, texts: Iterable[str], min_freq: int = 2, normalised: bool = False) -> None:
-        """Train on `texts`: at most `vocab_size` entries, none rarer than `min_freq`.
+        """Train on `texts`: at most `vocab_size` entries, none rarer than `min_freq`. Raises CorpusError.
 
-        With `normalised`, the texts are not normalised again, which would take most of the time. Raises CorpusError
-        when the texts hold nothing to learn from.
+        Deterministic on any machine. `normalised` texts are not normalised again, which would take most of the time.
         """
         trained = _loaded(self.vocabulary._replace(words=(), merges=()))
         normalizer = trained.normalizer
@@ -101,9 +92,8 @@ class ArabicTokenizer:
     def from_vocabulary(cls, vocabulary: Vocabulary) -> ArabicTokenizer:
         """The tokenizer of a vocabulary, which begins with the four special tokens."""
         if vocabulary.words[:4] != SPECIALS:
-            raise QalamError(
-                f"a vocabulary begins with {' '.join(SPECIALS)}, not with {' '.join(vocabulary.words[:4])!r}"
-            )
+            first = " ".join(vocabulary.words[:4])
+            raise QalamError(f"a vocabulary begins with {' '.join(SPECIALS)}, not with {first!r}")
         tokenizer = cls(len(vocabulary.words))
         tokenizer._adopt(vocabulary)
         return tokenizer
@@ -115,14 +105,14 @@ class ArabicTokenizer:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> ArabicTokenizer:
-        """The tokenizer of a tokenizer.json that `save` wrote."""
+        """Read a tokenizer.json that `save` wrote. Raises QalamError."""
         try:
             return cls.from_vocabulary(vocabulary_of(Path(path).read_text(encoding="utf-8")))
         except (PackageError, UnicodeDecodeError) as error:
             raise QalamError(f"{path}: not a tokenizer.json of this project: {error}") from None
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Become the tokenizer saved at `path`."""
+        """Replace this tokenizer by the one saved at `path`."""
         other = self.from_file(path)
         self.vocab_size = other.vocab_size
         self._adopt(other.vocabulary)
@@ -131,8 +121,6 @@ class ArabicTokenizer:
         """Write tokenizer.json; transformers.PreTrainedTokenizerFast(tokenizer_file=path) reads it."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(tokenizer_json(self.vocabulary), encoding="utf-8")
-
-    # -- using ----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.vocabulary.words)
@@ -158,7 +146,7 @@ class ArabicTokenizer:
         return dict(enumerate(self.words))
 
     def normalize(self, text: str) -> str:
-        """The text as the tokenizer sees it."""
+        """The text, normalised by the tokenizer's rules."""
         return normalise(text, self.vocabulary.rules)
 
     def tokenize(self, text: str) -> list[str]:
@@ -180,44 +168,38 @@ class ArabicTokenizer:
     def encode_normalised(self, texts: pa.LargeStringArray) -> tuple[Encoded, Counts]:
         """Ids of all `texts` in one flat array, and how many of them each text has, as `encode` would give them.
 
-        The texts, without nulls, must be normalised by this tokenizer's rules, as a corpus shard's are; others may give
-        other ids. Each distinct piece of text is encoded once and then looked up. Memory: about ten bytes per byte of
-        text.
+        The texts, without nulls, must be normalised by this tokenizer's rules. Memory: about ten times their bytes.
         """
         pieces, per_text = _pieces(texts)
-        coded = pieces.dictionary_encode()
+        coded = pieces.dictionary_encode()  # each distinct piece is encoded once
         known, firsts, counts = self._encode_pieces(coded.dictionary)
         which = coded.indices.to_numpy()
         lengths = counts[which]
         ends = np.cumsum(lengths)
-        # a ragged gather: where each piece's ids stand among the known ones, less where they shall stand
+        # a ragged gather: the position of each piece's ids among the known ones, less their position in the output
         ids = known[np.repeat(firsts[which] - (ends - lengths), lengths) + np.arange(lengths.sum())]
         upto = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(per_text)])]
         return ids, np.diff(upto)
 
     @cached_property
     def _bare(self) -> Tokenizer:
-        """The same model and splitting without the normaliser, which would strip a piece's leading space."""
+        """The same model and pre-tokenizer without the normaliser, which would strip a piece's leading space."""
         bare = Tokenizer(self._tokenizer.model)
         bare.pre_tokenizer = self._tokenizer.pre_tokenizer
         return bare
 
-    @cached_property
-    def _entries(self) -> pa.StringArray:
-        return pa.array(self.words)
-
     def _encode_pieces(self, pieces: pa.LargeStringArray) -> tuple[Encoded, Counts, Counts]:
-        """Ids of distinct pieces; where each piece's begin among them, and how many it has."""
+        """-> ids of distinct pieces, where each piece's begin, and how many it has."""
         counts = np.zeros(len(pieces), np.int64)
         if self.algorithm == "bpe":
             ids, counts = self._encode_anything(pieces.to_pylist())
             return ids, np.cumsum(counts) - counts, counts
-        # Words need only a look-up in the vocabulary, where it is certain what a word is.
+        # plain words, about which all libraries agree, need only a look-up in the vocabulary
         words = pc.utf8_trim(pieces, " \n")
         plain = pc.match_substring_regex(words, _PLAIN)
         cut = pc.utf8_rtrim(pc.replace_substring_regex(words.filter(plain), _PLAIN_WORD, "\\1\n"), "\n")
         lists = pc.split_pattern(cut, "\n")
-        found = pc.index_in(lists.flatten().cast(pa.string()), self._entries).fill_null(UNK).to_numpy()
+        found = pc.index_in(lists.flatten().cast(pa.string()), pa.array(self.words)).fill_null(UNK).to_numpy()
         is_plain = plain.to_numpy(zero_copy_only=False)
         counts[is_plain] = lists.value_lengths().to_numpy()
         other_ids, counts[~is_plain] = self._encode_anything(words.filter(pc.invert(plain)).to_pylist())
@@ -227,7 +209,7 @@ class ArabicTokenizer:
         return np.concatenate([found.astype(np.uint32), other_ids]), firsts, counts
 
     def _encode_anything(self, pieces: list[str]) -> tuple[Encoded, Counts]:
-        """Ids of pieces in one flat array, and how many each has, by Hugging Face's encoder."""
+        """-> ids of pieces in one flat array, and how many each has, by Hugging Face's encoder."""
         ids, counts = [np.empty(0, np.uint32)], [np.empty(0, np.int64)]
         for start in range(0, len(pieces), _AT_ONCE):  # an encoding takes a hundred times the memory of its ids
             block = pieces[start : start + _AT_ONCE]
@@ -239,23 +221,22 @@ class ArabicTokenizer:
         return np.concatenate(ids), np.concatenate(counts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; specials are left out."""
+        """The text of ids, without specials."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def _loaded(vocabulary: Vocabulary) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json(vocabulary))
-    # Ordinary text that spells "<END>" is text: a special token comes from us, never from a corpus.
+    # text that spells "<END>" is text: special tokens never come from a corpus
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def _pieces(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, npt.NDArray[np.int64]]:
-    """Normalised texts cut before every space and line end, without a copy; and pieces per text.
+    """Normalised texts split before every space and line end, without a copy; and the number of pieces of each.
 
-    No token crosses these cuts: white space in a normalised text is single spaces and line ends, never two of
-    them side by side nor one at an end, and a token has it in front or not at all. What is letter, mark or digit
-    is left to the tokenizer: two libraries' tables may be of different Unicodes.
+    No token crosses these borders: white space in a normalised text is single spaces and line ends, never two in a row
+    nor at an end, and a token has it in front or not at all.
     """
     _, offsets_buffer, data_buffer = texts.buffers()
     if not len(texts) or data_buffer is None:
@@ -264,7 +245,7 @@ def _pieces(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, npt.NDArra
     first, last = int(offsets[0]), int(offsets[-1])
     data = np.frombuffer(data_buffer, np.uint8)[first:last]
     begins = (data == ord(" ")) | (data == ord("\n"))
-    begins[offsets[:-1][offsets[:-1] < last] - first] = True  # but for empty texts at the end
+    begins[offsets[:-1][offsets[:-1] < last] - first] = True  # except empty texts at the end
     starts = np.flatnonzero(begins)
     borders = np.append(starts, last - first) + first
     pieces = pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(borders), data_buffer)

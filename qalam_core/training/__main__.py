@@ -1,6 +1,5 @@
-"""`python -m qalam_core.training SPEC`: trains in a process of its own, or several.
-It owns the signals, the thread count and the deterministic switches; every metrics line also goes to standard output.
-spec.py has the exit statuses.
+"""`python -m qalam_core.training SPEC`: trains in this process, or in several that it starts.
+Writes each metrics line to standard output. spec.py has the exit statuses.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from qalam_core.training.hardware import choose_device
 from qalam_core.training.loop import run
 from qalam_core.training.spec import DISK_FAILED, PEER_LOST, STOPPED, USER_ERROR, Spec
 
-__all__ = ["main"]
-
 
 def main() -> int:
     """Run the specification in the first argument; -> exit status."""
-    # cuBLAS reads it when the first handle is made; without it, deterministic mode refuses to run
+    # cuBLAS reads it when it creates its first handle; deterministic mode requires it
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         spec = Spec.load(Path(sys.argv[1]))

@@ -1,7 +1,4 @@
-"""Checkpoints: files of named tensors, written atomically, that state the conditions under which they may be resumed.
-Takes tensors and what must be the same on resume; gives the newest usable checkpoint.
-It does not know what the tensors mean.
-"""
+"""Checkpoints: files of named tensors, written atomically, with the conditions under which they may be resumed."""
 
 from __future__ import annotations
 
@@ -21,23 +18,21 @@ from torch import Tensor
 from qalam_core.errors import TrainingError
 from qalam_core.files import replacing
 
-__all__ = ["Checkpoint", "find", "newest_step", "write", "write_tensors"]
-
 log = logging.getLogger(__name__)
 
-_KEPT = 2  # should one be damaged, the other is usable
+_KEPT = 2  # if one is damaged, the other is usable
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: after how many steps, and the plain numbers beside its tensors."""
+    """A checkpoint on disk: the steps that were done, and the plain numbers beside its tensors."""
 
     path: Path
     done: int
     notes: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, on the CPU."""
+        """All tensors, on the CPU."""
         return load_file(self.path)
 
 
@@ -65,15 +60,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # the disk's errno is in its text only
+        except SafetensorError as error:  # an error of the disk has its errno in its text only
             number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+            if number:
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+            raise
 
 
 def find(folder: Path, conditions: Mapping[str, str]) -> Checkpoint | None:
-    """The newest checkpoint; TrainingError when it was made under other conditions, naming each."""
+    """The newest usable checkpoint. Raises TrainingError naming the conditions in which it differs."""
     for path in reversed(_files(folder)):
         try:
             with safe_open(path, "pt") as file:
@@ -85,8 +80,8 @@ def find(folder: Path, conditions: Mapping[str, str]) -> Checkpoint | None:
         changed = [f"{key} {found.get(key)} -> {value}" for key, value in conditions.items() if found.get(key) != value]
         if changed:
             raise TrainingError(
-                f"the checkpoint at step {found['done']} was made with other conditions ({', '.join(changed)}) and "
-                f"would not go on to the same weights; put them back, or delete {folder} to start over"
+                f"the checkpoint at step {found['done']} was made under other conditions ({', '.join(changed)}) and "
+                f"would not resume to the same weights; restore them, or delete {folder} to start over"
             )
         return Checkpoint(path, int(found["done"]), json.loads(found["notes"]))
     return None

@@ -1,7 +1,4 @@
-"""The processes that train one model: starting, collective operations, and stopping.
-Takes torchrun's environment variables, or starts the processes itself; gives a `World` of ranks.
-It does not know models, batches or files.
-"""
+"""The processes that train one model: starting, collective operations, and stopping."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,20 +18,15 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from qalam_core.errors import TrainingError
 from qalam_core.training.spec import PEER_LOST, USER_ERROR
 
-__all__ = [
-    "Stop", "World", "exit_process", "gather", "is_peer_loss", "launch", "local_shard", "report_error", "shard",
-    "shard_like",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class World:
-    """The data-parallel processes; with one process, everything here costs nothing."""
+    """The data-parallel processes; with one process, every operation is free."""
 
     rank: int = 0
     size: int = 1
@@ -51,8 +43,8 @@ class World:
             local = int(os.environ["LOCAL_RANK"])
             if local >= torch.cuda.device_count():
                 raise TrainingError(
-                    f"train.processes asks this machine for {local + 1} GPUs or more, and it has "
-                    f"{torch.cuda.device_count()}; one process needs one GPU"
+                    f"train.processes needs {local + 1} GPUs or more on this machine, one per process, and it has "
+                    f"{torch.cuda.device_count()}; lower it"
                 )
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
@@ -60,10 +52,7 @@ class World:
         return cls(dist.get_rank(), size)
 
     def any(self, *flags: bool) -> list[bool]:
-        """Each flag, true if it is true in any process: so that all stop, or save, after the same step.
-
-        The flags are reduced on the CPU: no GPU is synchronised.
-        """
+        """Each flag, true if it is true in any process; reduced on the CPU, without synchronising a GPU."""
         if self.size == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.int32)
@@ -71,11 +60,10 @@ class World:
         return [bool(flag) for flag in raised.tolist()]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes, element by element."""
+        """The element-wise mean over all processes."""
         if self.size > 1:
             dist.all_reduce(values)
-            values = values / self.size
-        return values
+        return values / self.size
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -84,11 +72,7 @@ class World:
 
 
 class Stop:
-    """Becomes true on SIGTERM, on SIGINT, or when the parent process dies.
-
-    The latter closes the pipe on standard input; with several processes the parent is their launcher, which may be
-    killed alone.
-    """
+    """Becomes true on SIGTERM, on SIGINT, or when the parent process exits, which closes the pipe on standard input."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -96,7 +80,7 @@ class Stop:
             signal.signal(number, lambda *_: self._asked.set())
         if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
             threading.Thread(target=self._watch_input, daemon=True).start()
-        if "WORLD_SIZE" in os.environ:
+        if "WORLD_SIZE" in os.environ:  # the parent is the launcher of several processes
             threading.Thread(target=self._watch_parent, args=(os.getppid(),), daemon=True).start()
 
     def _watch_input(self) -> None:
@@ -113,16 +97,21 @@ class Stop:
         return self._asked.is_set()
 
 
-# sharded tensors are recognised by their methods: importing their class costs every training half a second
+# sharded tensors are recognised by their methods: importing their class takes half a second
 
 
-def gather(tensor: Tensor) -> Tensor:
-    """The full tensor of one that fsdp sharded (all processes must call it); others as they are."""
+def full(tensor: Tensor) -> Tensor:
+    """The full tensor of one that fsdp sharded (all processes must call it); other tensors unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def gather(tensor: Tensor) -> Tensor:
+    """The values of a tensor, in full, on the CPU; all processes must call it."""
+    return full(tensor.detach()).cpu().contiguous()
+
+
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor that fsdp sharded; others as they are."""
+    """This process's shard of a tensor that fsdp sharded; other tensors unchanged."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -136,37 +125,24 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
-def shard(blocks: Iterable[nn.Module], root: nn.Module) -> nn.Module:
-    """Shard the weights over the processes (FSDP2): each of `blocks` is gathered only while it computes."""
-    from torch.distributed.fsdp import fully_shard
-
-    for block in blocks:
-        fully_shard(block)
-    fully_shard(root, reshard_after_forward=True)
-    return root
-
-
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether an error means that another process is gone, rather than a fault of this one."""
-    text = str(error)
+    """Whether an error means that another process exited, rather than a fault of this one."""
     known = ("gloo", "Connection", "NCCL", "Socket", "peer", "recv", "Timed out")
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in known)
-    )
+    by_text = isinstance(error, RuntimeError) and any(word in str(error) for word in known)
+    return by_text or isinstance(error, dist.DistError)
 
 
 def launch(command: Sequence[str], processes: int, stopped: int) -> int:
     """Start `python COMMAND` in each of `processes` processes, as torchrun does, and wait; -> exit status.
 
-    Over several machines: run the same on each, with PET_NNODES and PET_RDZV_ENDPOINT set as for torchrun.
-    A process that was stopped by a signal ends with status `stopped`, and so does this. Raises TrainingError when a
-    process was killed, or reported a mistake of the user.
+    Over several machines: run the same on each, with PET_NNODES and PET_RDZV_ENDPOINT set as for torchrun. The status
+    is `stopped` after a signal. Raises TrainingError when a process was killed, or reported a user error.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # what matters of torchrun's output is said below, in one line
+    logging.disable(logging.ERROR)  # torchrun's tracebacks; the errors below are one line each
     machines = int(os.environ.get("PET_NNODES", "1"))
     if processes % machines:
         raise TrainingError(f"train.processes {processes} is not a multiple of the {machines} machines of PET_NNODES")
@@ -181,27 +157,23 @@ def launch(command: Sequence[str], processes: int, stopped: int) -> int:
         return stopped
     except ChildFailedError as failed:
         failures: list[ProcessFailure] = sorted(failed.failures.values(), key=lambda failure: failure.local_rank)
+        resume = "run the same command again to resume from the last checkpoint"
         for failure in failures:
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
-                name = signal.Signals(-failure.exitcode).name
-                raise TrainingError(
-                    f"process {failure.local_rank} of {processes} was killed ({name}); "
-                    "run the same command again to go on from the last checkpoint"
-                ) from None
-        # the others were ended because of these
-        own = [failure for failure in failures if failure.exitcode not in (PEER_LOST, -signal.SIGTERM)] or failures
-        if own[0].exitcode == USER_ERROR:
-            raise TrainingError(_message(own[0].error_file)) from None
-        if own[0].exitcode == PEER_LOST:
-            raise TrainingError(
-                "a process on another machine is gone; run the same command again to go on from the last checkpoint"
-            ) from None
-        return own[0].exitcode
+                killed = f"process {failure.local_rank} of {processes} was killed"
+                raise TrainingError(f"{killed} ({signal.Signals(-failure.exitcode).name}); {resume}") from None
+        # the first that failed by itself; the others exited because of it
+        first = next((f for f in failures if f.exitcode not in (PEER_LOST, -signal.SIGTERM)), failures[0])
+        if first.exitcode == USER_ERROR:
+            raise TrainingError(_message(first.error_file)) from None
+        if first.exitcode == PEER_LOST:
+            raise TrainingError(f"a process on another machine exited; {resume}") from None
+        return first.exitcode
     return 0
 
 
 def exit_process(status: int) -> NoReturn:
-    """Exit; one of several processes at once, because gloo's threads may abort an orderly exit."""
+    """Exit; one of several processes immediately, because gloo's threads may abort an orderly exit."""
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -210,7 +182,7 @@ def exit_process(status: int) -> NoReturn:
 
 
 def report_error(text: str) -> None:
-    """Report a mistake of the user to `launch`, in the file that torchrun provides."""
+    """Report a user error to `launch`, in the file that torchrun provides."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": text}), encoding="utf-8")
 

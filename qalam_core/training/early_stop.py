@@ -1,6 +1,4 @@
-"""Early stopping: the best weights on the validation split so far, and when to stop.
-Takes validation losses; gives a decision, and a state that checkpoints keep. It does not know batches or files.
-"""
+"""Early stopping: the best weights on the validation split so far, and when to stop."""
 
 from __future__ import annotations
 
@@ -11,14 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["EarlyStopping"]
-
 _PREFIX = "best."  # of its tensors in a checkpoint
 
 
 @dataclass
 class EarlyStopping:
-    """`patience` validation passes without improvement end a training; 0 never does, and keeps no weights."""
+    """Stops after `patience` validation passes without improvement; 0 never stops, and keeps no weights."""
 
     patience: int
     loss: float = math.inf
@@ -32,7 +28,7 @@ class EarlyStopping:
         return 0 < self.patience <= self.passes
 
     def update(self, loss: float, step: int, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Take note of a validation loss after `step` steps; `weights` is called where they are to be kept."""
+        """Record a validation loss after `step` steps; calls `weights` when it is the best so far."""
         if self.patience and loss < self.loss:
             self.loss, self.step, self.passes = loss, step, 0
             self.weights = {name: tensor.clone() for name, tensor in weights().items()}
@@ -48,6 +44,5 @@ class EarlyStopping:
         """Restore what `state` gave."""
         if notes["best"]:
             self.loss, self.step, self.passes = notes["best"]
-            self.weights = {
-                name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)
-            }
+            best = (name for name in tensors if name.startswith(_PREFIX))
+            self.weights = {name.removeprefix(_PREFIX): tensors[name] for name in best}

@@ -1,7 +1,4 @@
-"""The hardware: which device, which dtype, compiled or not, and its peak speed.
-Takes the requested settings and the size of the work, gives resolved settings that training records and keeps.
-It does not know models or data.
-"""
+"""The hardware: resolves "auto" in device, dtype and compile; peak speed and memory."""
 
 from __future__ import annotations
 
@@ -18,14 +15,12 @@ import torch
 from qalam_core.errors import TrainingError
 from qalam_core.recipe import Optimisation
 
-__all__ = ["Numerics", "choose_device", "choose_numerics", "memory_mb", "peak_flops"]
-
-# Compiling costs 20 to 30 s on two cores and saves an eighth of each step (benchmarks/RESULTS.md), so it pays from
-# some 250 s of training on; eager training does about 3e11 operations a second there. The GPU's figure is a guess.
+# Compiling takes 20 to 30 s on two cores and saves an eighth of each step (benchmarks/RESULTS.md), so it pays for runs
+# of more than about 250 s; eager training does about 3e11 operations a second there. The GPU's figure is a guess.
 _COMPILING_PAYS = 8e13
 _COMPILING_PAYS_CUDA = 1e16
 
-# Dense bfloat16 FLOP/s, from the manufacturers' data sheets; by a part of the device's name.
+# Dense bfloat16 FLOP/s from the manufacturers' data sheets, by a part of the device's name.
 _PEAKS = {
     "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12,
@@ -34,25 +29,24 @@ _PEAKS = {
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the last bits of a result depend on, with every "auto" resolved."""
+    """The settings that the last bits of a result depend on, with every "auto" resolved."""
 
-    device: str  # torch's kind of device, and a GPU's name
+    device: str  # torch's device type, and a GPU's name
     dtype: str
     compile: str
 
 
 def choose_device(requested: str) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`; TrainingError when there is no GPU to be had."""
+    """The device for `auto`, `cpu` or `cuda`. Raises TrainingError when there is no GPU for `cuda`."""
     if requested == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device is cuda, and torch sees no GPU here; set train.device to auto or cpu")
     return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def choose_numerics(settings: Optimisation, device: torch.device, parameters: int, context: int) -> Numerics:
-    """The dtype and whether to compile, for a model of so many parameters.
+    """The dtype and whether to compile: a function of the recipe and the kind of machine alone, never of timings.
 
-    A function of the recipe and the kind of machine alone: never of timings or caches. Raises TrainingError for what
-    the recipe demands and the machine lacks.
+    Raises TrainingError when the recipe requires compilation and the machine cannot compile.
     """
     cuda = device.type == "cuda"
     dtype = settings.dtype
@@ -73,14 +67,12 @@ def choose_numerics(settings: Optimisation, device: torch.device, parameters: in
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; elsewhere it is emulated, and slower than float32."""
+    """Whether the CPU has bfloat16 instructions; without them it is emulated, and slower than float32."""
     if platform.system() != "Linux":
         return False
-    flags = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith(("flags", "Features")):
-            return not flags.isdisjoint(line.split())
-    return False
+    flags = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is Arm's
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return not flags.isdisjoint(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
 def _can_compile() -> bool:
@@ -90,7 +82,7 @@ def _can_compile() -> bool:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bfloat16 operations per second of the GPU by its data sheet; None where that is not known."""
+    """Dense bfloat16 FLOP/s of the GPU by its data sheet; None where that is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

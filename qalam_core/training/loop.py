@@ -1,6 +1,5 @@
-"""The training loop: steps, logging, validation, checkpoints, and an end that resumes to the same bits.
-Takes a `Spec`, gives model.safetensors, metrics.jsonl and result.json in its folder.
-It does not know the store, the recipe's other sections, or who started it.
+"""The training loop: steps, logging, validation and checkpoints; a run that is stopped resumes to the same bits.
+Writes model.safetensors, metrics.jsonl and result.json into the folder of its `Spec`.
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ from qalam_core.training.optimizers import learning_rate
 from qalam_core.training.spec import RESULT, STOPPED, WEIGHTS, Spec
 from qalam_core.training.step import Training, flops_per_token, weights_of
 
-__all__ = ["run", "validation_windows"]
-
-VALIDATION_WINDOWS = 256  # bounded, so that a validation pass costs the same on any corpus
+VALIDATION_WINDOWS = 256  # bounded, so that a validation pass takes the same time on any corpus
 
 
 def validation_windows(shards: Sequence[Path], length: int) -> npt.NDArray[np.int64] | None:
@@ -63,14 +60,13 @@ def _build(spec: Spec, world: World, device: torch.device) -> Training:
     model = PureDynamicTransformer(settings.vocab_size, **settings.model.model_dump())
     if settings.optimisation.distributed == "ddp" or world.size == 1:
         model = model.to(device)  # fsdp moves each process's shard
-    batches = Batches(
-        [Path(p) for p in spec.tokens], settings.optimisation.batch_size, settings.model.max_seq_len, settings.seed
-    )
+    shards, batch_size = [Path(path) for path in spec.tokens], settings.optimisation.batch_size
+    batches = Batches(shards, batch_size, settings.model.max_seq_len, settings.seed)
     return Training(model, batches, settings.optimisation, settings.seed, world, device)
 
 
 def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
-    """Train to the end of `spec`, from its newest checkpoint if there is one; -> exit status, STOPPED on a signal."""
+    """Train to the last step, from the newest checkpoint if there is one; -> exit status, STOPPED after a signal."""
     settings, monitoring, out = spec.settings.optimisation, spec.monitoring, Path(spec.out)
     training = _build(spec, world, device)
     parameters = training.model.count_parameters()
@@ -92,7 +88,7 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
         del tensors
     elif spec.initial:
         training.load_weights(load_file(spec.initial))
-    world.barrier()  # until all have read what the first may soon replace
+    world.barrier()  # all have read the checkpoint, which the first process may soon replace
     metrics = MetricsLog(out / "metrics.jsonl", done, monitoring.tensorboard) if world.rank == 0 else NullMetrics()
     saved = 0.0
 
@@ -114,12 +110,12 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
 
     @contextmanager
     def saving_on_peer_loss() -> Iterator[None]:
-        """Should another process vanish, save the state after `done` steps."""
+        """Save the state after `done` steps if another process exited."""
         try:
             yield
         except Exception as error:
             if world.size > 1 and is_peer_loss(error) and settings.distributed == "ddp":
-                save()  # nothing of it needs the others
+                save()  # needs no other process
             raise
 
     metrics.send({"step": done, "steps": settings.steps, **asdict(training.numerics)})
@@ -142,7 +138,7 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
             if len(finite) < len(values) and not settings.spike:
                 bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
                 raise _diverged(out, f"the loss became {values[bad]} at step {done - len(values) + bad + 1}")
-            # the loss is that of the weights before the step
+            # the loss is that of the weights before the step, so it does not show this
             if saving and not training.is_finite():
                 raise _diverged(out, f"the weights stopped being finite by step {done}")
             metrics.write({
@@ -180,20 +176,20 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
 
 
 def _conditions(spec: Spec, numerics: Numerics) -> dict[str, str]:
-    """Everything that the weights depend on, by name: what must be the same when a run is resumed."""
+    """Everything that the weights depend on, by name; it must be the same when a run is resumed."""
     settings = spec.settings
-    tokens = [sha256_file(Path(path)) for path in spec.tokens]
     found: dict[str, object] = {
         "torch": torch.__version__, "vocab_size": settings.vocab_size, "seed": settings.seed,
-        **settings.model.canonical(), **settings.optimisation.canonical(), **asdict(numerics), "tokens": _short(tokens),
+        **settings.model.canonical(), **settings.optimisation.canonical(), **asdict(numerics),
+        "tokens": _short_digest(spec.tokens),
     }  # fmt: skip
     if spec.initial:
-        found["initial weights"] = _short([sha256_file(Path(spec.initial))])
+        found["initial weights"] = _short_digest([spec.initial])
     if settings.validate_every:
         found["validate_every"] = settings.validate_every
-        found["validation tokens"] = _short([sha256_file(Path(path)) for path in spec.validation])
+        found["validation tokens"] = _short_digest(spec.validation)
     return {name: str(value) for name, value in found.items()}
 
 
-def _short(digests: list[str]) -> str:
-    return digest(digests)[:12]
+def _short_digest(paths: Sequence[str]) -> str:
+    return digest([sha256_file(Path(path)) for path in paths])[:12]

@@ -1,9 +1,7 @@
 """The training loss: next-token cross-entropy through a head that never materialises all its logits.
-Takes windows of token ids, gives the mean loss in nats, with gradients for every weight of the model.
-It does not know optimizers, batches or processes.
 
 At the sizes of this project the head and the loss are most of a step, and their logits most of its memory. So the head
-works in chunks that stay in the cache: logits, loss and the gradients of both, in one pass.
+is computed in chunks that stay in the cache: logits, loss and the gradients of both, in one pass.
 
 Shapes: N tokens, R rows of a chunk, C channels (dim), V vocabulary, B batch, T time.
 """
@@ -19,9 +17,7 @@ from torch import Tensor, nn
 
 from qalam_core.model import PureDynamicTransformer
 
-__all__ = ["Objective"]
-
-_CUDA_CHUNK = 1 << 26  # logits a chunk; a GPU wants few large ones
+_CUDA_CHUNK = 1 << 26  # logits per chunk; few large chunks are faster on a GPU
 
 Chunk = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -69,14 +65,14 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         dx_NC, dweight_VC = ctx.gradients
-        del ctx.gradients  # no other reference, so that autograd may use them without a copy
-        if grad.device.type != "cpu" or grad.item() != 1:  # cheaper to read than to multiply, but not on a GPU
+        del ctx.gradients  # without another reference autograd uses them without a copy
+        if grad.device.type != "cpu" or grad.item() != 1:  # reading it is cheaper than multiplying, but not on a GPU
             dx_NC, dweight_VC = dx_NC * grad, dweight_VC * grad
         return dx_NC, dweight_VC, None, None, None, None, None, None
 
 
 class Objective(nn.Module):
-    """A model with its loss, as one module: what autograd and data parallelism wrap."""
+    """A model with its loss as one module, which data parallelism can wrap."""
 
     def __init__(
         self, model: PureDynamicTransformer, dtype: torch.dtype = torch.float32, compiled: str = "off",
@@ -91,39 +87,30 @@ class Objective(nn.Module):
             self._features = torch.compile(model.features, dynamic=False)
 
     def _rows(self, x_NC: Tensor) -> int:
-        """Rows of a chunk.
-
-        As many as the model is wide: then the gradient of the head's matrix, which each chunk rewrites, is no larger
-        than the chunk itself, which should stay in the cache.
-        """
-        cuda = x_NC.device.type == "cuda"
-        return max(self.model.dim, _CUDA_CHUNK // self.model.vocab_size if cuda else 0)
+        """Rows of a chunk."""
+        if x_NC.device.type == "cuda":
+            return max(self.model.dim, _CUDA_CHUNK // self.model.vocab_size)
+        return self.model.dim  # the head's gradient, which each chunk updates, is then no larger than the chunk
 
     def forward(self, windows_BT: Tensor, share: float = 1.0) -> Tensor:
-        """(B, T + 1) token ids -> the mean loss in nats, times `share` (of a micro-batch in its batch).
-
-        In evaluation mode, without gradients or compilation.
-        """
-        if not self.training:
-            return self._measure(windows_BT)
-        # THE shift, the only one: the label of a token is the token after it.
-        ids_BT, labels_BT = windows_BT[:, :-1], windows_BT[:, 1:]
+        """(B, T + 1) token ids -> the mean loss in nats, times `share` (of a micro-batch in its batch)."""
+        # the only shift: the label of a token is the token after it
+        ids_BT, labels_N = windows_BT[:, :-1], windows_BT[:, 1:].flatten()
+        features = self._features if self.training else self.model.features
         with torch.autocast(windows_BT.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            x_BTC = self._features(ids_BT)
+            x_NC = features(ids_BT).flatten(0, 1)
+            if not self.training:
+                return self._measure(x_NC, labels_N)
         with torch.autocast(windows_BT.device.type, enabled=False):
-            x_NC = x_BTC.flatten(0, 1)
             loss: Tensor = _HeadLoss.apply(
-                x_NC, self.model.lm_head.weight, labels_BT.flatten(), share, self.z_loss, self._rows(x_NC),
-                self.dtype, self._chunk,
-            )  # type: ignore[no-untyped-call]  # fmt: skip
+                x_NC, self.model.lm_head.weight, labels_N, share, self.z_loss, self._rows(x_NC), self.dtype, self._chunk
+            )  # type: ignore[no-untyped-call]
         return loss
 
-    def _measure(self, windows_BT: Tensor) -> Tensor:
-        with torch.autocast(windows_BT.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            x_NC = self.model.features(windows_BT[:, :-1]).flatten(0, 1)
-            labels_N = windows_BT[:, 1:].flatten()
-            total = x_NC.new_zeros((), dtype=torch.float32)
-            for begin in range(0, len(x_NC), self._rows(x_NC)):
-                here = slice(begin, begin + self._rows(x_NC))
-                total += F.cross_entropy(self.model.lm_head(x_NC[here]).float(), labels_N[here], reduction="sum")
+    def _measure(self, x_NC: Tensor, labels_N: Tensor) -> Tensor:
+        """The mean loss without gradients or compilation."""
+        total = x_NC.new_zeros((), dtype=torch.float32)
+        for begin in range(0, len(x_NC), self._rows(x_NC)):
+            here = slice(begin, begin + self._rows(x_NC))
+            total += F.cross_entropy(self.model.lm_head(x_NC[here]).float(), labels_N[here], reduction="sum")
         return total / len(x_NC)

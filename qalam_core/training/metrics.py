@@ -1,7 +1,4 @@
-"""Training metrics: metrics.jsonl, the same lines on standard output, TensorBoard; and throughput.
-Takes lines of numbers by name, gives files and text.
-It does not know what the numbers mean.
-"""
+"""Training metrics: metrics.jsonl, the same lines on standard output, TensorBoard; and throughput."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,20 +15,26 @@ import torch
 from qalam_core.errors import TrainingError
 from qalam_core.training.hardware import memory_mb, peak_flops
 
-__all__ = ["Meter", "MetricsLog", "NullMetrics"]
-
 
 class MetricsLog:
-    """metrics.jsonl, the same lines on standard output, and TensorBoard's files where the recipe asks."""
+    """Writes metrics.jsonl, the same lines to standard output, and TensorBoard's files if the recipe says so."""
 
     def __init__(self, path: Path, done: int, tensorboard: str) -> None:
         self._path = path
-        path.write_text("".join(list(_earlier_metrics(path, done))), encoding="utf-8")
-        self._board = _tensorboard(tensorboard, done) if tensorboard else None
+        path.write_text("".join(_earlier_metrics(path, done)), encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise TrainingError(
+                    'train.tensorboard is set, and TensorBoard is not installed; pip install "al-qalam[tensorboard]"'
+                ) from None
+            self._board = SummaryWriter(tensorboard, purge_step=done)
 
     def send(self, line: dict[str, Any]) -> None:
         """Write a line to standard output alone."""
-        # the reader may be gone: that asks us to stop, and must not prevent the checkpoint
+        # the reader may have exited: that makes us stop, and must not prevent the checkpoint
         with suppress(BrokenPipeError):
             os.write(sys.stdout.fileno(), (json.dumps(line) + "\n").encode())
 
@@ -49,41 +51,28 @@ class MetricsLog:
 
 
 class NullMetrics(MetricsLog):
-    """For every process but the first: writes nothing."""
+    """Writes nothing: for every process but the first."""
 
     def __init__(self) -> None:
         pass
 
-    def send(self, line: dict[str, Any]) -> None:
-        """Do nothing."""
-
     def write(self, line: dict[str, Any]) -> None:
         """Do nothing."""
 
-
-def _tensorboard(folder: str, done: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise TrainingError(
-            'train.tensorboard is set, and TensorBoard is not installed; pip install "al-qalam[tensorboard]"'
-        ) from None
-    return SummaryWriter(folder, purge_step=done)
+    send = write
 
 
-def _earlier_metrics(path: Path, done: int) -> Iterator[str]:
+def _earlier_metrics(path: Path, done: int) -> list[str]:
     """The lines of an interrupted run up to step `done`; later ones will be written again."""
-    if path.exists():
+    lines: list[str] = []
+    with suppress(FileNotFoundError, ValueError):  # ValueError: a line was truncated when the run was killed
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= done:
-                    yield line + "\n"
-            except ValueError:  # the kill cut this line short
-                return
+            lines += [line + "\n"] if json.loads(line)["step"] <= done else []
+    return lines
 
 
 class Meter:
-    """Tokens per second since the last reading, the most memory so far, and the share of the hardware's peak."""
+    """Tokens per second since the last reading, peak memory, and the share of the hardware's peak speed."""
 
     def __init__(self, device: torch.device, flops_per_token: float, processes: int) -> None:
         self._device, self._flops, self._processes = device, flops_per_token, processes
@@ -95,7 +84,7 @@ class Meter:
         self._since = time.monotonic()
 
     def read(self, tokens: int) -> dict[str, float]:
-        """The figures for the `tokens` that all processes did since the last reading."""
+        """The figures for the `tokens` that all processes trained on since the last reading."""
         rate = tokens / (time.monotonic() - self._since)
         self.restart()
         figures: dict[str, float] = {"tokens_per_second": round(rate), "memory_mb": round(memory_mb(self._device), 1)}

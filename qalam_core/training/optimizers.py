@@ -1,7 +1,4 @@
-"""Optimizers: the learning rate of each step, and AdamW, alone or beside Muon.
-Takes the optimisation settings and a model's named parameters, gives optimizers and their state by name.
-It does not know losses, batches or files.
-"""
+"""Optimizers: the learning rate of each step, and AdamW, alone or beside Muon."""
 
 from __future__ import annotations
 
@@ -12,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from qalam_core.recipe import Optimisation
-
-__all__ = ["Optimizers", "learning_rate"]
+from qalam_core.training.distributed import gather, shard_like
 
 
 def learning_rate(settings: Optimisation, number: int) -> float:
     """The learning rate of step `number` (from 0): linear warm-up, then decay to `final` of the peak.
 
-    "cosine" decays all the way; "wsd" (warm-up, stable, decay) stays at the peak and decays linearly over the last
-    `decay` of the steps.
+    "cosine" decays from the warm-up on; "wsd" (warm-up, stable, decay) stays at the peak and decays linearly over the
+    last `decay` of the steps.
     """
     warmup = max(1, round(settings.warmup * settings.steps))
     if number < warmup:
@@ -34,10 +30,7 @@ def learning_rate(settings: Optimisation, number: int) -> float:
 
 
 class Optimizers:
-    """Muon optimises 2-D block weights, AdamW the rest; every parameter is in one group of one of them.
-
-    Vectors have no weight decay.
-    """
+    """AdamW, or Muon for 2-D block weights and AdamW for the rest; vectors have no weight decay."""
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], settings: Optimisation) -> None:
         self._named = list(named)
@@ -46,24 +39,18 @@ class Optimizers:
         vectors = [p for _, p in named if p.dim() < 2]
         self.all: list[torch.optim.Optimizer] = []
         if settings.optimizer == "muon":
-            # the embedding is a table of rows, not a linear map: AdamW optimises it
+            # the embedding is a table of rows, not a linear map
             hidden = [p for name, p in named if p.dim() == 2 and "blocks." in name]
             matrices = [p for p in matrices if all(p is not other for other in hidden)]
-            # scaled so that an update is as large as AdamW's: one learning rate and weight decay serve both
-            self.all.append(
-                torch.optim.Muon(
-                    hidden, lr=settings.learning_rate, weight_decay=settings.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )  # fmt: skip
-        groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+            # updates are scaled to AdamW's, so that both can use one learning rate and weight decay
+            scaled, decay = "match_rms_adamw", settings.weight_decay
+            muon = torch.optim.Muon(hidden, lr=settings.learning_rate, weight_decay=decay, adjust_lr_fn=scaled)
+            self.all.append(muon)
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.all.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True))
 
     def zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Delete the gradients."""
         for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
 
@@ -76,9 +63,9 @@ class Optimizers:
             optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the optimizers' state, as `key.parameter`."""
+        """Every tensor of the optimizers' state by `key.parameter`, in full, on the CPU."""
         return {
-            f"{key}.{name}": value
+            f"{key}.{name}": gather(value)
             for name, parameter in self._named
             for optimizer in self.all
             for key, value in optimizer.state.get(parameter, {}).items()
@@ -86,10 +73,9 @@ class Optimizers:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` gave."""
-        owner = {
-            id(p): optimizer for optimizer in self.all for group in optimizer.param_groups for p in group["params"]
-        }
+        owner = {id(p): one for one in self.all for group in one.param_groups for p in group["params"]}
         parameters = dict(self._named)
         for full, value in state.items():
             key, _, name = full.partition(".")
-            owner[id(parameters[name])].state[parameters[name]][key] = value
+            p = parameters[name]
+            owner[id(p)].state[p][key] = shard_like(value.to(p.device), p)

@@ -1,6 +1,4 @@
-"""The specification of a training run: what the training process reads, and the statuses that it exits with.
-Takes and gives plain values as JSON. It does not know torch, so that the parent process starts without it.
-"""
+"""The specification of a training run, which the training process reads, and its exit statuses; without torch."""
 
 from __future__ import annotations
 
@@ -11,19 +9,13 @@ from pydantic import ValidationError
 from qalam_core.errors import TrainingError
 from qalam_core.recipe import Frozen, Model, Monitoring, Optimisation
 
-__all__ = ["DISK_FAILED", "PEER_LOST", "RESULT", "STOPPED", "USER_ERROR", "WEIGHTS", "Spec", "TrainSettings"]
-
 WEIGHTS, RESULT = "model.safetensors", "result.json"
-"""What training leaves in its folder; the latter last."""
+"""The files that training leaves in its folder; the result is written last."""
 
-USER_ERROR = 2
-"""A mistake of the user: the last line of standard error says which."""
-DISK_FAILED = 74
-"""A file cannot be written (EX_IOERR): the last line of standard error begins with the errno."""
-STOPPED = 75
-"""Stopped by a signal (EX_TEMPFAIL): the checkpoint is written, and the same command continues from it."""
-PEER_LOST = 76
-"""Another process of the group vanished: not this one's fault."""
+USER_ERROR = 2  # the last line of standard error is the message
+DISK_FAILED = 74  # EX_IOERR; the last line of standard error begins with the errno
+STOPPED = 75  # EX_TEMPFAIL, by a signal; the checkpoint is written, and the same command resumes from it
+PEER_LOST = 76  # another process of the group exited; not a fault of this one
 
 
 class TrainSettings(Frozen):
@@ -37,7 +29,7 @@ class TrainSettings(Frozen):
 
 
 class Spec(Frozen):
-    """What `python -m qalam_core.training` reads; paths are absolute."""
+    """The input of `python -m qalam_core.training`; paths are absolute."""
 
     settings: TrainSettings
     monitoring: Monitoring

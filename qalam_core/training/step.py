@@ -1,9 +1,7 @@
 """One training step: gradients over micro-batches, clipping, the optimizers' update; and the state that resumes it.
-Takes a model, batches and settings; gives losses and gradient norms.
-It does not know files, checkpoints or when training ends.
 
 Everything random is a function of (seed, step, rank): the batch, and dropout masks. So a checkpoint needs no random
-state, and a killed run that is started again ends with the bits of one that was never stopped.
+state, and a killed run resumes to the same bits.
 
 Shapes: B batch, T time, N windows.
 """
@@ -25,21 +23,19 @@ from qalam_core.errors import TrainingError
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.recipe import Optimisation
 from qalam_core.tokens.shards import Batches
-from qalam_core.training.distributed import World, gather, local_shard, shard, shard_like
+from qalam_core.training.distributed import World, full, gather, local_shard, shard_like
 from qalam_core.training.hardware import choose_numerics
 from qalam_core.training.loss import Objective
 from qalam_core.training.optimizers import Optimizers
 
-__all__ = ["Training", "flops_per_token", "weights_of"]
-
-SKIPS = 20  # so many skipped steps in a row are no spike
+SKIPS = 20  # skipped steps in a row that stop a run
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by name, on the CPU, without a tied head: what checkpoints and packages hold."""
+    """The model's tensors by name, on the CPU, without a tied head, as in checkpoints and packages."""
     tied = getattr(model, "tied", False)
     state = {name: t for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")}
-    return {name: gather(t.detach()).cpu().contiguous() for name, t in state.items()}
+    return {name: gather(t) for name, t in state.items()}
 
 
 class Training:
@@ -57,7 +53,10 @@ class Training:
         self.objective = Objective(model, dtype, self.numerics.compile, settings.z_loss)
         self._run: nn.Module = self.objective
         if self.world.size > 1 and settings.distributed == "fsdp":
-            self._run = shard(model.blocks, self.objective)
+            from torch.distributed.fsdp import fully_shard
+
+            for module in (*model.blocks, self.objective):  # FSDP2: each is gathered only while it computes
+                fully_shard(module, reshard_after_forward=True)
         elif self.world.size > 1:
             self._run = DistributedDataParallel(self.objective)
         self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -67,9 +66,8 @@ class Training:
 
     def _windows(self, rows: npt.NDArray[np.int64]) -> Tensor:
         windows_BT = torch.from_numpy(rows)
-        if self.device.type == "cuda":
-            windows_BT = windows_BT.pin_memory().to(self.device, non_blocking=True)
-        return windows_BT
+        cuda = self.device.type == "cuda"
+        return windows_BT.pin_memory().to(self.device, non_blocking=True) if cuda else windows_BT
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
         """Step `number` (from 0) -> this process's mean loss in nats and the gradient norm, still on the device."""
@@ -80,23 +78,19 @@ class Training:
         parts = np.split(share, self.settings.accumulate)
         total = torch.zeros((), device=self.device)
         for index, part in enumerate(parts):
-            with self._gradient_sync(index == len(parts) - 1):
+            # only the last micro-batch needs the other processes
+            last = index == len(parts) - 1
+            with self._run.no_sync() if isinstance(self._run, DistributedDataParallel) and not last else nullcontext():
                 loss = self._run(self._windows(part), 1 / len(parts))
                 loss.backward()
             total += loss.detach()
-        norm = gather(nn.utils.clip_grad_norm_(self._parameters, self.settings.clip))
+        norm = full(nn.utils.clip_grad_norm_(self._parameters, self.settings.clip))
         if not (self.settings.spike and self._is_spike(norm.item())):
             self.optimizers.step(number)
         return total, norm
 
-    def _gradient_sync(self, now: bool) -> Any:
-        """Only the last micro-batch needs the other processes."""
-        if isinstance(self._run, DistributedDataParallel) and not now:
-            return self._run.no_sync()
-        return nullcontext()
-
     def _is_spike(self, norm: float) -> bool:
-        """Whether to skip a step; its gradient norm then does not enter the average."""
+        """Whether to skip a step for its gradient norm, which then is not averaged."""
         if not math.isfinite(norm) or norm > self.settings.spike * self.norm_average > 0:
             self.skipped += 1
             self._skipped_in_row += 1
@@ -121,20 +115,15 @@ class Training:
         return float(torch.stack(losses).sum()) / len(windows)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """-> tensors by name, and plain numbers: all that `load` needs to continue to the same bits."""
+        """-> tensors by name, and plain numbers: all that `load` needs to resume to the same bits."""
         tensors = {f"model.{name}": t for name, t in weights_of(self.model).items()}
-        for name, value in self.optimizers.state().items():
-            tensors[f"optimizer.{name}"] = gather(value.detach()).cpu().contiguous()
+        tensors |= {f"optimizer.{name}": t for name, t in self.optimizers.state().items()}
         return tensors, {"norm": self.norm_average, "skipped": self.skipped, "in_row": self._skipped_in_row}
 
     def load(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Restore what `state` gave."""
         self.load_weights(_under("model.", tensors))
-        parameters = dict(self._named)
-        self.optimizers.load({
-            name: shard_like(value.to(self.device), parameters[name.partition(".")[2]])
-            for name, value in _under("optimizer.", tensors).items()
-        })  # fmt: skip
+        self.optimizers.load(_under("optimizer.", tensors))
         self.norm_average, self.skipped, self._skipped_in_row = notes["norm"], notes["skipped"], notes["in_row"]
 
     def is_finite(self) -> bool:
@@ -153,7 +142,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def flops_per_token(model: PureDynamicTransformer) -> float:
-    """Training FLOPs a token: 6 for each weight of a matrix product (a tied head is one), and attention's."""
+    """Training FLOPs per token: 6 for each weight of a matrix product (a tied head is one), and attention's."""
     matrices = model.count_parameters() - model.pos_embedding.numel()
     if not model.tied:
         matrices -= model.embedding.weight.numel()  # rows are looked up, not multiplied

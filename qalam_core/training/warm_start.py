@@ -1,8 +1,4 @@
-"""Warm starts: initial weights from an earlier package, adapted to a vocabulary that has grown or shrunk.
-Takes a package as read (nothing of it was executed), the new vocabulary and configuration; gives float32 tensors by
-name.
-It does not know which package to take, nor how training goes on.
-"""
+"""Warm starts: initial weights from an earlier package, adapted to another vocabulary."""
 
 from __future__ import annotations
 
@@ -14,14 +10,12 @@ from qalam_core.package.read import TOKEN_TENSORS, Package
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 
-__all__ = ["initial_weights"]
-
 
 def initial_weights(package: Package, vocabulary: Vocabulary, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
     """The package's tensors, with one row for each token of `vocabulary`.
 
-    A token that the package has keeps its row; a new one starts at the mean of the rows of the pieces that the
-    package's tokenizer spells it with (for whole words: at the row of <UNK>, which the model saw in its place). Raises
+    A token that the package has keeps its row; a new one starts at the mean row of the pieces into which the package's
+    tokenizer splits it (in word vocabularies at the row of <UNK>, which the model saw in its place). Raises
     TrainingError when the package's model differs in more than its vocabulary.
     """
     _refuse_other_models(package, vocabulary, config)
@@ -37,11 +31,8 @@ def initial_weights(package: Package, vocabulary: Vocabulary, config: ModelConfi
 
 
 def _refuse_other_models(package: Package, vocabulary: Vocabulary, config: ModelConfig) -> None:
-    found, wanted = package.config, config
-    differing = [
-        f"{name.upper()} {getattr(found, name)} and not {getattr(wanted, name)}" for name in ModelConfig.names()
-        if name != "vocab_size" and getattr(found, name) != getattr(wanted, name)
-    ]  # fmt: skip
+    fields = [(n, getattr(package.config, n), getattr(config, n)) for n in ModelConfig.names() if n != "vocab_size"]
+    differing = [f"{name.upper()} {found} and not {wanted}" for name, found, wanted in fields if found != wanted]
     if package.vocabulary.algorithm != vocabulary.algorithm:
         differing.append(f"a {package.vocabulary.algorithm} vocabulary and not {vocabulary.algorithm}")
     if differing:

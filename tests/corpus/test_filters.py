@@ -6,17 +6,22 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc as ipc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core import recipe
 from qalam_core.arabic import NORMALISATIONS, normalise
-from qalam_core.corpus.filters import MEASURES, STOP_WORDS, Floats, first_violation, measures
-from qalam_core.corpus.judge import JudgeSettings, Thresholds
+from qalam_core.corpus import prepare as preparation
+from qalam_core.corpus.filters import REASONS, FilterSettings, Thresholds, first_violation
+from qalam_core.corpus.measures import MEASURES, STOP_WORDS, Floats
+from qalam_core.corpus.prepare import PrepareSettings, read_rejects
+from qalam_core.corpus.readers import SCHEMA
 from qalam_core.corpus.words import Words, words
 from qalam_core.filter_profiles import FILTER_PROFILES, RULES, rules_of
 from qalam_core.recipe import Corpus, Filters, Source
@@ -30,7 +35,7 @@ texts = st.lists(st.one_of(few, some.map(" ".join), known).map(normalise), max_s
 
 
 def by_loop(text: str) -> dict[str, float]:
-    """Every measure of one text, as its definition says it."""
+    """Every measure of one text, by its definition."""
     tokens = text.split()
     lines = text.split("\n")
     again = [line in lines[:number] for number, line in enumerate(lines)]
@@ -73,7 +78,10 @@ def _is_wordly(char: str) -> bool:
 @given(texts)
 def test_measures_equal_a_loop(texts: list[str]) -> None:
     array = pa.array(texts, pa.large_string())
-    found = measures(array, words(array), {rule[4:] for rule in RULES} - {"language"})  # measured apart
+    found: dict[str, Floats] = {}
+    for measure in set(MEASURES.values()):
+        found |= measure(array, words(array))
+    assert found.keys() == MEASURES.keys() == {rule[4:] for rule in RULES} - {"language"}  # measured text by text
     for row, text in enumerate(texts):
         assert {name: float(values[row]) for name, values in found.items()} == pytest.approx(by_loop(text))
 
@@ -124,12 +132,12 @@ def bad_pages() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("rule", "text"), bad_pages(), ids=[rule for rule, _ in bad_pages()])
-def test_each_kind_of_bad_page_violates_its_rule(rule: str, text: str) -> None:
+def test_each_bad_page_violates_its_rule(rule: str, text: str) -> None:
     array = pa.array([normalise(text), PAGE], pa.large_string())
     assert first_violation(array, words(array), WEB, ["ar"]).tolist() == [rule, ""]
 
 
-def test_vowel_marks_make_no_difference() -> None:
+def test_vowel_marks_do_not_change_the_average_word() -> None:
     vocalised = "".join(char + "\u064e" * (char.isalpha() and n % 3 != 0) for n, char in enumerate(PAGE))
     array = pa.array(
         [normalise(vocalised, NORMALISATIONS["vocalised"]), normalise(PAGE, NORMALISATIONS["search"])],
@@ -137,7 +145,7 @@ def test_vowel_marks_make_no_difference() -> None:
     )
     assert array[0].as_py().count("\u064e") > 100
     assert first_violation(array, words(array), WEB, ["ar"]).tolist() == ["", ""]
-    found = measures(array, words(array), {"average_word"})["average_word"]
+    found = MEASURES["average_word"](array, words(array))["average_word"]
     assert found[0] == pytest.approx(found[1])
 
 
@@ -166,7 +174,7 @@ def test_a_recipes_thresholds_replace_those_of_the_profiles() -> None:
 
 def rules(corpus: Corpus, filters: Filters) -> Thresholds:
     """The rules of a filter profile with the corpus's thresholds."""
-    return JudgeSettings.of(corpus.model_copy(update={"filters": filters})).rules
+    return FilterSettings.of(corpus.model_copy(update={"filters": filters})).rules
 
 
 def test_rules_of_profiles_that_differ_are_all_known() -> None:
@@ -193,14 +201,35 @@ def test_a_rule_of_one_profile_alone_is_known_and_applied(monkeypatch: pytest.Mo
     assert first_violation(array, words(array), rules(corpus, "web"), ["ar"]).tolist() == ["", ""]
 
 
-def test_a_filter_rule_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exclamations(texts: pa.Array, words: Words) -> dict[str, Floats]:
-        marks = np.array([text.count("!") for text in texts.to_pylist()])
-        return {"exclamations": marks / np.maximum(words.sizes, 1)}
+def exclamations(texts: pa.Array, words: Words) -> dict[str, Floats]:
+    """A measure that the library does not have: exclamation marks per word."""
+    marks = np.array([text.count("!") for text in texts.to_pylist()])
+    return {"exclamations": marks / np.maximum(words.sizes, 1)}
 
+
+def test_a_new_measure_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MEASURES, "exclamations", exclamations)
     array = pa.array(["كتاب جديد! جدا!! رائع!", PAGE], pa.large_string())
-    assert measures(array, words(array), {"exclamations"})["exclamations"].tolist() == [1, 0]
     rule, other = ("max_exclamations", 0.5), ("min_words", 2)
     assert first_violation(array, words(array), [other, rule]).tolist() == ["max_exclamations", ""]
     assert first_violation(array, words(array), [other]).tolist() == ["", ""]
+
+
+def test_a_new_rule_is_applied_by_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measure and its threshold in a profile: recipes know the rule, documents are rejected by it, and counted."""
+    monkeypatch.setitem(MEASURES, "exclamations", exclamations)
+    monkeypatch.setitem(FILTER_PROFILES, "short", {**FILTER_PROFILES["short"], "max_exclamations": 0.5})
+    rules = rules_of(FILTER_PROFILES)  # what RULES is where the entries are in the source
+    monkeypatch.setattr(recipe, "RULES", rules)
+    monkeypatch.setattr(preparation, "REASONS", (*REASONS, *(rule for rule in rules if rule not in RULES)))
+    texts = [f"جملة من كلمات قليلة رقمها {'ابتثجحخدذرزسشصضطظعغفقكلمنهوي'[n]}" for n in range(20)]
+    texts += ["كتاب جديد! جدا!! رائع!", "كتاب جديد جدا ورائع!"]
+    with ipc.new_file(tmp_path / "in.arrow", SCHEMA) as writer:
+        writer.write_batch(pa.record_batch([texts, ["news"] * 22, [False] * 22], schema=SCHEMA))
+    for limit, rejected in ((0.5, 1), (0.1, 2)):
+        options = {"min_chars": 1, "near_duplicates": False, "thresholds": {"max_exclamations": limit}}
+        corpus = Corpus(sources=(Source(path="x"),), **options)
+        facts = preparation.prepare([tmp_path / "in.arrow"], PrepareSettings.of(corpus), tmp_path / "out")
+        assert facts.rejected == facts.sources["news"].rejected == {"max_exclamations": rejected}
+        found = list(read_rejects(tmp_path / "out", "max_exclamations", 5))
+        assert found == [("news", text) for text in texts[20 : 20 + rejected]]

@@ -1,4 +1,4 @@
-"""Repairing text that was decoded by the wrong table: damaged text is restored, and nothing else changes."""
+"""Repairing text that was decoded with the wrong encoding: damaged text is restored, other text is unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ texts = st.tuples(arabic_words, anything, arabic_words).map(" ".join)
 
 
 def as_cp1252(data: bytes) -> str:
-    """As browsers decode: the five bytes that cp1252 leaves undefined pass through."""
+    """Decode as browsers do: the five bytes that cp1252 leaves undefined pass through."""
     return "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in data)
 
 
@@ -53,7 +53,7 @@ def test_every_letter_is_restored_among_others() -> None:
         ),
     ],
 )  # fmt: skip
-def test_damage_that_is_known(damaged: str, meant: str) -> None:
+def test_known_damage_is_repaired(damaged: str, meant: str) -> None:
     assert repair(damaged) == meant
 
 

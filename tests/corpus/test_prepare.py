@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus import splits as module
-from qalam_core.corpus.judge import REASONS
+from qalam_core.corpus.filters import REASONS
 from qalam_core.corpus.prepare import (
     REJECTS,
     CorpusFacts,
@@ -152,7 +152,7 @@ def test_the_split_follows_from_the_id(tmp_path: Path) -> None:
             assert split == ("test" if share < 0.3 else "validation" if share < 0.5 else "train")
 
 
-def test_a_cut_document_is_too_long_whatever_the_limit(tmp_path: Path) -> None:
+def test_a_cut_document_is_too_long_for_any_limit(tmp_path: Path) -> None:
     run(tmp_path, [*sentences(20), ("news", "بداية")], part(min_chars=10), cut=frozenset({20}))
     assert rejected(tmp_path) == [{"text": "بداية", "source": "news", "reason": "too_long"}]
 
@@ -170,7 +170,7 @@ def test_the_first_of_equal_documents_is_kept_across_files(tmp_path: Path) -> No
     assert facts.sources["b"] == SliceCounts(read=45, kept=5, repaired=0, rejected={"duplicate": 40})
 
 
-def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_have_about_the_configured_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WRITE_BYTES", 100_000)
     documents = [("news", f"{'كلمة ' * 500}{n}") for n in range(1000)]  # 4.5 kB each
     facts = run(tmp_path, documents, part(shard_mb=1), batch=64)
@@ -184,7 +184,7 @@ def test_shards_hold_about_the_size_asked_for(tmp_path: Path, monkeypatch: pytes
     assert sum(sizes) == facts.splits["train"].bytes
 
 
-def test_progress_is_in_bytes_and_ends_full(tmp_path: Path) -> None:
+def test_progress_is_in_bytes_and_ends_at_the_total(tmp_path: Path) -> None:
     path = write(tmp_path / "in.arrow", sentences(50), batch=5)
     seen: list[tuple[int, int]] = []
     settings = PrepareSettings.of(part())
@@ -201,14 +201,14 @@ def page(rng: random.Random, words: int = 120) -> list[str]:
 
 
 def family(rng: random.Random, size: int) -> list[str]:
-    """Texts that are all nearly the same: a word differs."""
+    """Near-duplicates: texts that differ in one word."""
     words = page(rng)
     return [" ".join([*words[:60], "".join(rng.choices("ابتث", k=6)), *words[60:]]) for _ in range(size)]
 
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 40))
-def test_no_family_is_in_two_splits_and_its_smallest_digest_is_kept(seed: int, batch: int) -> None:
+def test_no_cluster_is_in_two_splits_and_its_smallest_digest_is_kept(seed: int, batch: int) -> None:
     rng = random.Random(seed)
     families = [family(rng, rng.randint(1, 5)) for _ in range(15)]
     documents = [(rng.choice("ab"), text) for texts in families for text in texts] + SEEDS["a"] + SEEDS["b"]
@@ -227,7 +227,7 @@ def test_no_family_is_in_two_splits_and_its_smallest_digest_is_kept(seed: int, b
         again = {text: split for split, rows in kept(Path(name, "2")).items() for _, _, text in rows}
         assert again == where
 
-        # what joins a held-out document's family later is dropped, or takes its place in the same split
+        # a document that joins a held-out document's cluster later is dropped, or takes its place in the same split
         more = [("a", texts[0] + " زيادة") for texts in families]
         run(Path(name, "3"), [*more, *documents], corpus, batch=11)
         later = {text: split for split, rows in kept(Path(name, "3")).items() for _, _, text in rows}
@@ -293,7 +293,7 @@ def canonical(**options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("filters", ["short", "prose", "web"])
-def test_settings_hold_the_limits_of_the_profile(filters: Filters, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_contain_the_thresholds_of_the_profile(filters: Filters, monkeypatch: pytest.MonkeyPatch) -> None:
     before, rule = canonical(filters=filters), "min_alphabetic"
     profile = FILTER_PROFILES[filters]
     assert before["rules"] == [[name, limit] for name, limit in profile.items()]
@@ -304,7 +304,7 @@ def test_settings_hold_the_limits_of_the_profile(filters: Filters, monkeypatch: 
     assert canonical(filters=filters, thresholds={rule: profile[rule]}) == before  # a recipe's threshold overrides it
 
 
-def test_settings_hold_the_limits_of_a_sources_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_contain_the_thresholds_of_a_sources_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     def of_sources() -> dict[str, Any]:
         sources = (Source(path="a", name="pages", filters="web"), Source(path="b", name="plain"))
         return PrepareSettings.of(part().model_copy(update={"sources": sources})).canonical()
@@ -318,7 +318,7 @@ def test_settings_hold_the_limits_of_a_sources_profile(monkeypatch: pytest.Monke
     assert dict(after["slice_rules"]["pages"])["min_words"] == 51
 
 
-def test_settings_hold_the_rules_of_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_contain_the_rules_of_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
     before = canonical()
     assert before["normalisation"] == [list(rule) for rule in NORMALISATIONS["standard"]]
     monkeypatch.setitem(NORMALISATIONS, "standard", (*NORMALISATIONS["standard"], ("\u0622", "\u0627")))
@@ -330,7 +330,7 @@ def test_settings_hold_the_rules_of_normalisation(monkeypatch: pytest.MonkeyPatc
 # -- shards ---------------------------------------------------------------------------------------
 
 
-def test_another_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_a_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WRITE_BYTES", 20_000)
     rng = random.Random(0)
     vocabulary = page(rng, 5000)
@@ -355,7 +355,7 @@ def test_another_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.Mon
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=200), st.integers(1, 30), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_shards_hold_the_documents_in_order_whatever_the_batches(sizes: list[int], batch: int, seed: int) -> None:
+def test_shards_do_not_depend_on_the_batches(sizes: list[int], batch: int, seed: int) -> None:
     rng = random.Random(seed)
     documents = ["a" * size for size in sizes]
     digests = np.array([rng.randbytes(16) for _ in sizes], "S16").view("V16").view("S16")
@@ -413,7 +413,7 @@ def fails(folder: Path, documents: Sequence[Document], corpus: Corpus, *parts: s
         assert text in str(caught.value)
 
 
-def test_a_source_that_leaves_nothing_is_named(tmp_path: Path) -> None:
+def test_a_source_without_usable_documents_is_an_error(tmp_path: Path) -> None:
     documents = [*sentences(30), ("books", "abc"), ("books", "def"), ("books", "قصير")]
     parts = (
         "books",
@@ -431,7 +431,7 @@ def test_a_source_that_leaves_nothing_is_named(tmp_path: Path) -> None:
     fails(tmp_path, [*sentences(30), *sentences(3, name="copy")], part(), "copy", "3 duplicate")
 
 
-def test_too_few_documents(tmp_path: Path) -> None:
+def test_too_few_documents_are_an_error(tmp_path: Path) -> None:
     fails(tmp_path, [*sentences(2), ("news", "x")], part(), "2 documents are too few", "1 not_arabic")
     fails(tmp_path, [], part(), "0 documents are too few", "train and validation and test would be empty")
 
@@ -480,7 +480,7 @@ def test_every_document_is_kept_or_rejected_and_keeps_its_split(
 
 @settings(max_examples=15, deadline=None)
 @given(documents=corpora, added=texts)
-def test_adding_a_document_moves_no_other(documents: list[Document], added: str) -> None:
+def test_adding_a_document_does_not_move_others(documents: list[Document], added: str) -> None:
     documents = [*SEEDS["a"], *SEEDS["b"], *documents]
     corpus = part(validation=0.3, test=0.3)
     with tempfile.TemporaryDirectory() as name:

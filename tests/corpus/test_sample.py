@@ -3,12 +3,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
-from qalam_core.corpus import sample as module
 from qalam_core.corpus.prepare import CorpusFacts, SplitCounts
 from qalam_core.corpus.sample import sample
 from qalam_core.pipeline.vocab import Vocab, VocabFacts
@@ -20,7 +21,7 @@ TEXTS = sentences(300)
 
 
 def shards(folder: Path, texts: list[str], per_shard: int, per_batch: int = 7) -> list[Path]:
-    """Corpus shards; an id is a function of its text, as a corpus's are."""
+    """Corpus shards; an id is a function of its text, as in a corpus."""
     folder.mkdir()
     paths = []
     for start in range(0, len(texts), per_shard):
@@ -40,7 +41,7 @@ def drawn(paths: list[Path], limit: int, seed: int = 1) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [500, 5_000, 20_000])
-def test_a_sample_is_full_and_never_over(tmp_path: Path, limit: int) -> None:
+def test_a_sample_is_near_its_limit_and_never_above(tmp_path: Path, limit: int) -> None:
     texts = drawn(shards(tmp_path / "a", TEXTS, 100), limit)
     size = sum(len(text.encode()) for text in texts)
     assert limit - max(len(text.encode()) for text in TEXTS) < size <= limit
@@ -62,15 +63,20 @@ def test_a_sample_larger_than_the_split_is_the_split(tmp_path: Path) -> None:
     assert drawn(shards(tmp_path / "a", TEXTS, 100), 1 << 30) == TEXTS
 
 
-def test_a_text_longer_than_the_sample_is_taken_alone(tmp_path: Path) -> None:
+def test_a_text_longer_than_the_limit_is_drawn_alone(tmp_path: Path) -> None:
     assert len(drawn(shards(tmp_path / "a", TEXTS, 100), 1)) == 1
 
 
-def test_what_cannot_be_drawn_any_more_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounded memory: the list of candidates is cut as it grows, to what the sample holds."""
+def test_memory_of_a_sample_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of candidates is cut to the size of the sample as it grows."""
     lengths = []
-    argsort = module.np.argsort
-    monkeypatch.setattr(module.np, "argsort", lambda a, **kw: lengths.append(len(a)) or argsort(a, **kw))
+    argsort = np.argsort
+
+    def noted(values: np.ndarray, **options: Any) -> np.ndarray:
+        lengths.append(len(values))
+        return argsort(values, **options)
+
+    monkeypatch.setattr(np, "argsort", noted)
     drawn(shards(tmp_path / "a", TEXTS, 100), 2_000)
     assert len(lengths) > 3
     assert max(lengths) < 60
@@ -81,7 +87,7 @@ MADE = Identity(stage="prepare", version=0, settings={}, inputs={})
 
 @dataclass(frozen=True)
 class Made:
-    """A stage of our own: a corpus whose training split has these texts."""
+    """A stage that makes a corpus whose training split has these texts."""
 
     texts: tuple[str, ...]
     identity: Identity = MADE
@@ -96,7 +102,7 @@ class Made:
         return CorpusFacts(read=count, kept=count, repaired=0, rejected={}, sources={}, splits={"train": train})
 
 
-def test_limit_and_seed_decide_only_where_something_is_left_out(store: Store) -> None:
+def test_limit_and_seed_matter_only_for_a_true_sample(store: Store) -> None:
     texts = tuple(f"{text} {number}" for number in range(30) for text in TEXTS)
     size = sum(len(text.encode()) for text in texts)
     assert size > 1_000_000

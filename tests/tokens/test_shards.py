@@ -12,7 +12,7 @@ from qalam_core.tokens.shards import Batches, documents, flat, write_shard
 
 
 def shard(path: Path, lengths: list[int], vocab_size: int = 8000) -> Path:
-    """Documents of the given lengths whose tokens count upwards from 10 over the whole shard."""
+    """Documents of the given lengths; the tokens of the shard count upwards from 10."""
     ids, counts = np.arange(10, 10 + sum(lengths)), np.array(lengths)
     batches = [(ids[: lengths[0]], counts[:1]), (ids[lengths[0] :], counts[1:])]
     assert write_shard(path, batches, vocab_size, 2, 3) == (len(lengths), sum(lengths) + 2 * len(lengths))
@@ -80,7 +80,7 @@ def test_a_corpus_smaller_than_a_batch_still_fills_it(tmp_path: Path) -> None:
     assert batches[0].shape == (32, 17)
 
 
-def test_the_shortest_shard_that_will_do(tmp_path: Path) -> None:
+def test_the_shortest_usable_shard(tmp_path: Path) -> None:
     assert Batches([shard(tmp_path / "a.arrow", [30])], 1, 16, seed=1)[0].shape == (1, 17)
     with pytest.raises(TrainingError, match=r"longest has 31; lower model\.max_seq_len"):
         Batches([shard(tmp_path / "b.arrow", [29])], 1, 16, seed=1)

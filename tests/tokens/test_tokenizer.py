@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from qalam_core.arabic import NORMALISATIONS, normalise, normalise_array
 from qalam_core.errors import CorpusError, QalamError
+from qalam_core.package.runtime.architecture import SPECIALS
 from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
 from qalam_core.tokens.shards import flattened
-from qalam_core.tokens.tokenizer import SPECIALS, Algorithm, ArabicTokenizer
+from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
 from tests.conftest import sentences
 
 
@@ -60,7 +61,7 @@ def test_bpe_loses_nothing_of_normalised_text(text: str) -> None:
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=20), max_size=5))
-def test_a_batch_is_its_texts(texts: list[str]) -> None:
+def test_encode_batch_equals_encode(texts: list[str]) -> None:
     assert BPE.encode_batch(texts) == [BPE.encode(text) for text in texts]
 
 
@@ -77,7 +78,7 @@ def test_tokens_are_readable_and_one_to_one() -> None:
     assert all(left + right in BPE.word2idx or "\\x" in left + right for left, right in BPE.vocabulary.merges)
 
 
-def test_text_that_spells_a_special_is_text() -> None:
+def test_text_that_looks_like_a_special_token_is_text() -> None:
     assert not set(BPE.encode("<END> <PAD>")) & {0, 1, 2, 3}
     assert set(WORD.encode("<END>")) == {1}
 
@@ -89,7 +90,7 @@ def test_the_word_tokenizer_splits_as_the_original_did() -> None:
     assert BPE.tokenize("القط") == [BPE.words[i] for i in BPE.encode("القط")]
 
 
-def test_from_words_gives_every_word_its_place() -> None:
+def test_from_words_keeps_the_order_of_ids() -> None:
     tokenizer = ArabicTokenizer.from_words([*SPECIALS, "قط", "كلب"])
     assert tokenizer.encode("كلب قط فيل") == [5, 4, 1]
     with pytest.raises(QalamError, match="begins with"):
@@ -114,7 +115,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert (other.algorithm, len(other)) == ("bpe", len(BPE))
 
 
-def test_nothing_to_learn_is_one_line() -> None:
+def test_texts_without_frequent_words_are_an_error() -> None:
     with pytest.raises(CorpusError, match="min_freq"):
         ArabicTokenizer(100, "word").build_vocab(["كل كلمة مرة"], min_freq=2)
 
@@ -159,13 +160,13 @@ def test_normalised_texts_have_the_ids_that_hugging_face_gives(
 
 @given(ODD, st.sampled_from(["standard", "vocalised", "search"]))
 def test_white_space_in_normalised_text_is_single_spaces_and_line_ends(text: str, profile: str) -> None:
-    """Normalised text is cut where no token crosses: on the left of a space, and at a line end."""
+    """So no token crosses the borders at which normalised text is split: before a space or a line end."""
     normalised = normalise(text, NORMALISATIONS[profile])
     assert not re.search(r"[^\S \n]|\s\s|^\s|\s$", normalised)
 
 
-def test_every_character_is_cut_as_hugging_face_cuts_it() -> None:
-    """Characters of all planes between two words: the two libraries need not agree on what is a letter."""
+def test_every_character_is_split_as_hugging_face_splits_it() -> None:
+    """Characters of all planes between two words, even if the two libraries disagree on what a letter is."""
     points = [
         *range(0x800),
         *range(0x2010, 0x2040),
@@ -183,13 +184,13 @@ def test_every_character_is_cut_as_hugging_face_cuts_it() -> None:
         assert len(lengths) == len(texts)
 
 
-def test_no_texts_have_no_ids() -> None:
+def test_empty_texts_have_no_ids() -> None:
     for texts in ([], ["", ""]):
         ids, lengths = BPE.encode_normalised(pa.array(texts, pa.large_string()))
         assert (ids.tolist(), lengths.tolist()) == ([], [0] * len(texts))
 
 
-def test_text_that_is_known_to_be_normalised_trains_the_same_tokenizer() -> None:
+def test_normalised_text_trains_the_same_tokenizer() -> None:
     one, two = ArabicTokenizer(320, "bpe"), ArabicTokenizer(320, "bpe")
     one.build_vocab(sentences(200))
     two.build_vocab((normalise(text) for text in sentences(200)), normalised=True)

@@ -1,4 +1,4 @@
-"""Tokens to train on, and a training that was never interrupted."""
+"""Tokens, and an uninterrupted training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.training.small_training import CYCLE, DROPOUT, finish, spec, write_to
 
 @pytest.fixture(scope="session")
 def cyclic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4, 5, ..., 23, 4, 5, ... without end: after token n comes n + 1, and never anything else."""
+    """4, 5, ..., 23, 4, 5, ...: token n is always followed by n + 1."""
     return write_tokens(tmp_path_factory.mktemp("tokens") / "tokens.arrow", [4 + n % CYCLE for n in range(4000)])
 
 

@@ -1,4 +1,4 @@
-"""A training that takes seconds, in this process or in one of its own."""
+"""A training run of a few seconds, in this process or in a subprocess."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qalam_core.model import PureDynamicTransformer
-from qalam_core.recipe import Model, Optimisation, Train
+from qalam_core.recipe import Model, Monitoring, Optimisation, Train
 from qalam_core.tokens.shards import Batches, flattened, write_shard
 from qalam_core.training.spec import Spec, TrainSettings
 from qalam_core.training.step import Training
@@ -46,7 +46,7 @@ def training_of(model: PureDynamicTransformer, tokens: Path, settings: Optimisat
     return Training(model, Batches([tokens], 8, 16, seed=seed), settings, seed=seed)
 
 
-# -- in a process of its own ------------------------------------------------------------------------
+# -- in a subprocess --------------------------------------------------------------------------------
 
 
 def spec_of(out: Path, tokens: Path, validation: Path, model: Model, train: Train) -> Spec:
@@ -54,12 +54,12 @@ def spec_of(out: Path, tokens: Path, validation: Path, model: Model, train: Trai
         seed=3,
         model=model,
         vocab_size=VOCABULARY,
-        optimisation=train.optimisation,
+        optimisation=train.narrowed(Optimisation),
         validate_every=train.validate_every if train.patience else None,
     )
     return Spec(
         settings=settings,
-        monitoring=train.monitoring,
+        monitoring=train.narrowed(Monitoring),
         tokens=(str(tokens),),
         validation=(str(validation),),
         out=str(out),
@@ -67,7 +67,7 @@ def spec_of(out: Path, tokens: Path, validation: Path, model: Model, train: Trai
 
 
 def spec(out: Path, tokens: Path, model: Model = MODEL, **train: Any) -> Path:
-    """The file of a specification; `train` replaces single values of STEPS."""
+    """Write a specification; `train` overrides values of STEPS."""
     out.mkdir(exist_ok=True)
     spec_of(out, tokens, tokens, model, STEPS.model_copy(update=train)).save(out / "spec.json")
     return out / "spec.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.training.small_training import CYCLE, DROPOUT, finish, spec, start, w
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def test_a_damaged_checkpoint_is_passed_over(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
     file = spec(tmp_path / "out", cyclic, DROPOUT)
     finish(file)
     (tmp_path / "out" / "model.safetensors").unlink()
@@ -33,11 +34,11 @@ def test_other_conditions_are_refused_by_name(cyclic: Path, tmp_path: Path) -> N
     assert len(errors.splitlines()) == 1
 
 
-def test_what_changed_is_named(cyclic: Path, tmp_path: Path) -> None:
+def test_changed_conditions_are_named(cyclic: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     finish(spec(out, cyclic, dtype="bfloat16"))
     other = write_tokens(tmp_path / "other.arrow", [4 + n % CYCLE for n in range(4100)])
-    same = {"dtype": "bfloat16", "log_every": 7}
+    same: dict[str, Any] = {"dtype": "bfloat16", "log_every": 7}
     for tokens, change, named in (
         (cyclic, {"dtype": "float32"}, "dtype bfloat16 -> float32"),
         (cyclic, {"accumulate": 2, "learning_rate": 0.02}, "accumulate 1 -> 2, learning_rate 0.01 -> 0.02"),
@@ -49,7 +50,7 @@ def test_what_changed_is_named(cyclic: Path, tmp_path: Path) -> None:
         assert errors.count(" -> ") == max(1, len(change))
 
 
-def test_a_checkpoint_every_so_many_minutes(cyclic: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_also_written_by_time(cyclic: Path, tmp_path: Path) -> None:
     with start(spec(tmp_path / "out", cyclic, checkpoint_every=1000, checkpoint_minutes=1e-9)) as process:
         assert process.stdout
         for line in process.stdout:

@@ -1,4 +1,4 @@
-"""Several processes: the curve of one, and an end of all when one is gone."""
+"""Several processes: the losses of one, and all exit when one is killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("processes")
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize(("how", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
-def test_two_gpus_give_the_curve_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
+def test_two_gpus_give_the_losses_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
     for name, change in (("one", {"accumulate": 2}), ("two", {"processes": 2, "distributed": how})):
         file = spec(tmp_path / name, cyclic, device="cuda", dtype="float32", optimizer=optimizer, **change)
         assert finish(file)[0] == 0
@@ -28,7 +28,7 @@ def test_two_gpus_give_the_curve_of_one(how: str, optimizer: str, cyclic: Path, 
 
 
 @pytest.mark.parametrize(("how", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
-def test_two_processes_give_the_curve_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
     alone = spec(tmp_path / "alone", cyclic, dtype="float32", optimizer=optimizer, accumulate=2)
     shared = spec(tmp_path / "shared", cyclic, dtype="float32", optimizer=optimizer, processes=2, distributed=how)
     for file in (alone, shared):
@@ -41,10 +41,10 @@ def test_two_processes_give_the_curve_of_one(how: str, optimizer: str, cyclic: P
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_gone_ends_all_and_they_go_on_to_the_same_bits(
+def test_a_killed_process_stops_all_and_they_resume_to_the_same_bits(
     how: signal.Signals, cyclic: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of one of two; SIGTERM to their launcher."""
+    """By SIGKILL to one of two processes, and by SIGTERM to their launcher."""
     straight, hit = (spec(tmp_path / name, cyclic, DROPOUT, processes=2) for name in ("straight", "hit"))
     assert finish(straight)[0] == 0
     with start(hit) as process:
@@ -59,7 +59,7 @@ def test_a_process_that_is_gone_ends_all_and_they_go_on_to_the_same_bits(
         errors, status = process.stderr.read(), process.wait()
     if how is signal.SIGKILL:
         assert status == 2
-        assert errors.splitlines()[-1].endswith("run the same command again to go on from the last checkpoint")
+        assert errors.splitlines()[-1].endswith("run the same command again to resume from the last checkpoint")
         assert "Traceback" not in errors
     else:
         assert (status, errors) == (75, "")
@@ -70,7 +70,7 @@ def test_a_process_that_is_gone_ends_all_and_they_go_on_to_the_same_bits(
     assert one == other
 
 
-def test_a_mistake_in_several_processes_is_reported_once_at_the_end(tmp_path: Path) -> None:
+def test_a_user_error_in_several_processes_is_reported_once(tmp_path: Path) -> None:
     short = write_tokens(tmp_path / "short.arrow", [5, 6])
     status, _, errors = finish(spec(tmp_path / "out", short, processes=2))
     assert status == 2

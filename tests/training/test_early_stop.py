@@ -1,4 +1,4 @@
-"""Early stopping, in a training whose held-out text is of another kind."""
+"""Early stopping, in a training run whose validation loss gets worse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.training.small_training import (
 
 @pytest.mark.usefixtures("processes")
 def test_patience_ends_with_the_best_weights(cyclic: Path, tmp_path: Path) -> None:
-    """The longer it trains, the worse it gets: what is held out counts down."""
+    """The validation tokens count down, so the loss on them soon rises."""
     backwards = write_tokens(tmp_path / "backwards.arrow", [4 - n % CYCLE + CYCLE - 1 for n in range(600)])
     out = tmp_path / "out"
     out.mkdir()
@@ -44,7 +44,7 @@ def test_patience_ends_with_the_best_weights(cyclic: Path, tmp_path: Path) -> No
     assert windows is not None
     found = training_of(model, cyclic, settings, seed=3).validate(windows)
     assert found == pytest.approx(result["validation_loss"], rel=1e-4)
-    # started again where patience ran out, it does not go on
+    # started again after patience ran out, it does not continue
     (out / "result.json").unlink()
     assert finish(out / "spec.json")[0] == 0
     assert json.loads((out / "result.json").read_text()) == result

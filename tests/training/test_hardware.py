@@ -1,4 +1,4 @@
-"""What "auto" resolves to."""
+"""The resolution of "auto"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qalam_core.recipe import Optimisation
 from qalam_core.training.hardware import choose_numerics
 
 
-def test_compiling_pays_for_long_runs_alone() -> None:
+def test_auto_compiles_only_long_runs() -> None:
     device = torch.device("cpu")
     short, long = (choose_numerics(Optimisation(steps=steps), device, 1_400_000, 128) for steps in (100, 100_000))
     assert short.compile == "off"

@@ -1,4 +1,4 @@
-"""Trainings in a process of their own: what they leave behind, and that nothing changes their bits."""
+"""Training runs in subprocesses: their files, and that interruptions do not change the weights."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_two_runs_give_the_same_bits(uninterrupted: Path, cyclic: Path, tmp_path
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_a_stopped_run_resumes_to_the_same_bits(
     how: signal.Signals | None, uninterrupted: Path, cyclic: Path, tmp_path: Path
 ) -> None:
     file = spec(tmp_path / "out", cyclic, DROPOUT)
@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert 1 <= len(checkpoints) <= 2
     status, out, errors = finish(file)
     assert (status, errors) == (0, "")
-    assert json.loads(out.splitlines()[0])["step"] >= 20  # it went on, it did not start over
+    assert json.loads(out.splitlines()[0])["step"] >= 20  # it resumed, it did not start over
     assert sha256_file(tmp_path / "out" / "model.safetensors") == sha256_file(uninterrupted / "model.safetensors")
     steps = [line["step"] for line in metrics(tmp_path / "out")]
     assert steps == sorted(steps)
@@ -99,14 +99,14 @@ def test_two_runs_on_a_gpu_give_the_same_bits(how: str, cyclic: Path, tmp_path: 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_runs_give_the_same_bits_as_each_other(cyclic: Path, tmp_path: Path) -> None:
+def test_compiled_runs_give_the_same_bits(cyclic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert finish(spec(tmp_path / name, cyclic, DROPOUT, compile="on", dtype="bfloat16", threads=2))[0] == 0
     assert sha256_file(tmp_path / "one" / "model.safetensors") == sha256_file(tmp_path / "two" / "model.safetensors")
     assert losses(tmp_path / "one")[-1] < 0.5
 
 
-def test_bfloat16_trains_too(cyclic: Path, tmp_path: Path) -> None:
+def test_bfloat16_trains(cyclic: Path, tmp_path: Path) -> None:
     status, _, errors = finish(spec(tmp_path / "out", cyclic, dtype="bfloat16"))
     assert (status, errors) == (0, "")
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -123,7 +123,7 @@ def test_auto_is_resolved_and_recorded(cyclic: Path, tmp_path: Path) -> None:
     assert result["threads"] == 1
 
 
-def test_a_loss_that_is_no_number_stops_the_run(cyclic: Path, tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_run(cyclic: Path, tmp_path: Path) -> None:
     status, _, errors = finish(spec(tmp_path / "out", cyclic, learning_rate=1e30, clip=1e30))
     assert status == 2
     assert "the loss became" in errors
@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_stops_the_run(cyclic: Path, tmp_path: Path) ->
     assert len(errors.splitlines()) == 1
 
 
-def test_spikes_without_end_stop_the_run(cyclic: Path, tmp_path: Path) -> None:
+def test_many_spikes_in_a_row_stop_the_run(cyclic: Path, tmp_path: Path) -> None:
     status, _, errors = finish(spec(tmp_path / "out", cyclic, learning_rate=1e30, spike=5.0))
     assert status == 2
     assert "20 steps in a row were skipped" in errors

@@ -44,7 +44,7 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(tied: bool, z_loss: f
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_parts_of_a_batch_add_up() -> None:
+def test_gradients_of_micro_batches_add_up() -> None:
     windows = torch.randint(0, 50, (6, 12))
     model = small()
     objective = Objective(model)
@@ -57,7 +57,7 @@ def test_parts_of_a_batch_add_up() -> None:
         assert torch.allclose(one, parameter.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_the_incoming_gradient_counts() -> None:
+def test_the_incoming_gradient_is_applied() -> None:
     windows = torch.randint(0, 50, (6, 12))
     model = small()
     objective = Objective(model)

@@ -1,4 +1,4 @@
-"""The process's exit statuses, and mistakes of the user in one line."""
+"""Exit statuses of the process, and user errors in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.training.small_training import finish, spec, write_tokens
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def test_no_gpu_is_one_line(cyclic: Path, tmp_path: Path) -> None:
+def test_a_missing_gpu_is_a_one_line_error(cyclic: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     status, _, errors = finish(spec(tmp_path / "out", cyclic, device="cuda"))
@@ -22,7 +22,7 @@ def test_no_gpu_is_one_line(cyclic: Path, tmp_path: Path) -> None:
     assert "sees no GPU" in errors
 
 
-def test_data_shorter_than_the_context_is_one_line(tmp_path: Path) -> None:
+def test_data_shorter_than_the_context_is_a_one_line_error(tmp_path: Path) -> None:
     short = write_tokens(tmp_path / "short.arrow", [5, 6])
     status, _, errors = finish(spec(tmp_path / "out", short))
     assert status == 2

@@ -1,4 +1,4 @@
-"""Where metrics go."""
+"""The outputs of metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.training.small_training import finish, spec
 
 
 @pytest.mark.usefixtures("processes")
-def test_tensorboard_where_it_is_not_installed_is_one_line(cyclic: Path, tmp_path: Path) -> None:
+def test_missing_tensorboard_is_a_one_line_error(cyclic: Path, tmp_path: Path) -> None:
     if find_spec("tensorboard"):
         pytest.skip("it is installed")
     status, _, errors = finish(spec(tmp_path / "out", cyclic, tensorboard=str(tmp_path / "board")))

@@ -1,4 +1,4 @@
-"""Learning rates by step, and which optimizer has which parameter."""
+"""Learning rates by step, and which optimizer updates which parameter."""
 
 from __future__ import annotations
 

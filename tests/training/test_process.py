@@ -1,4 +1,4 @@
-"""The training process as its parent sees it."""
+"""The parent of the training process."""
 
 from __future__ import annotations
 

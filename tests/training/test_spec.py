@@ -1,4 +1,4 @@
-"""The specification of a training: nothing of it is lost on its way to the process, and nothing is missing."""
+"""The specification of a training run: it is complete, and survives its file."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_another_file_is_refused_in_one_line(text: str | None, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_the_settings_hold_every_field_of_the_optimisation(tmp_path: Path) -> None:
-    """They are what a training's digest is made from: a field that is missing there would not rebuild anything."""
+def test_the_settings_contain_every_field_of_the_optimisation(tmp_path: Path) -> None:
+    """A training's digest is made from them: a change of a missing field would not cause a rebuild."""
     settings = spec_of(tmp_path, tmp_path, tmp_path, DROPOUT, STEPS).settings
     assert TrainSettings.model_fields["optimisation"].annotation is Optimisation
     found = settings.canonical()["optimisation"]
@@ -40,7 +40,7 @@ def test_the_settings_hold_every_field_of_the_optimisation(tmp_path: Path) -> No
     assert found == {name: STEPS.canonical()[name] for name in Optimisation.model_fields}
 
 
-def test_every_field_of_train_is_of_one_kind() -> None:
+def test_every_field_of_train_is_in_one_group() -> None:
     kinds = (Optimisation.model_fields.keys(), Monitoring.model_fields.keys(), {"warm_start"})
     assert sum(map(len, kinds)) == len(Train.model_fields)
     assert set().union(*kinds) == Train.model_fields.keys()

@@ -1,4 +1,4 @@
-"""Single steps: what the model learns to predict, what a step changes, and what resumes it."""
+"""Single steps: the target, gradients, spikes, and the state that resumes a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.training.small_training import CYCLE, STEPS, small_model, training_of
 
 
 def test_the_target_is_the_next_token(cyclic: Path) -> None:
-    """The shift is in one place: a model trained on a cycle predicts t + 1, and never t + 2."""
+    """The shift is applied once: a model trained on a cycle predicts t + 1, not t + 2."""
     torch.manual_seed(0)
     model = small_model()
     training = training_of(model, cyclic)
@@ -25,7 +25,7 @@ def test_the_target_is_the_next_token(cyclic: Path) -> None:
     assert not torch.equal(predicted, 4 + (ids - 4 + 2) % CYCLE)
 
 
-def test_accumulation_changes_the_memory_and_not_the_gradient(cyclic: Path) -> None:
+def test_accumulation_does_not_change_the_gradient(cyclic: Path) -> None:
     norms = []
     for parts in (1, 4):
         torch.manual_seed(0)
@@ -36,7 +36,7 @@ def test_accumulation_changes_the_memory_and_not_the_gradient(cyclic: Path) -> N
 
 
 def test_a_spike_is_skipped(cyclic: Path) -> None:
-    """A batch whose gradient is made huge moves nothing; the next ones do."""
+    """A step with a huge gradient does not change the weights; the next one does."""
     torch.manual_seed(0)
     model = small_model()
     training = training_of(model, cyclic, STEPS.model_copy(update={"spike": 5.0}))
@@ -53,8 +53,8 @@ def test_a_spike_is_skipped(cyclic: Path) -> None:
     assert not torch.equal(weights_of(model)["ln_out.weight"], before["ln_out.weight"])
 
 
-def test_an_optimizer_state_of_any_name_survives(cyclic: Path) -> None:
-    """Like amsgrad's running maximum, which none of our optimizers has."""
+def test_the_complete_optimizer_state_is_resumed(cyclic: Path) -> None:
+    """Not a fixed list of keys: amsgrad's running maximum is one that the default optimizers do not have."""
 
     def with_amsgrad() -> Training:
         training = training_of(small_model(), cyclic, STEPS.model_copy(update={"optimizer": "adamw", "spike": 5.0}))

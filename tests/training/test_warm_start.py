@@ -1,4 +1,4 @@
-"""Starting from an earlier package: rows of known and new tokens, and builds that begin at the champion."""
+"""Starting from an earlier package: rows of known and new tokens, and builds that start from the champion."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def package(tmp_path: Path) -> Package:
     return read(golden_package(tmp_path / "golden"))
 
 
-def test_known_tokens_keep_their_rows_and_new_ones_are_their_pieces_mean(package: Package) -> None:
+def test_known_tokens_keep_their_rows_and_new_ones_start_at_the_mean_of_their_pieces(package: Package) -> None:
     grown = ArabicTokenizer(400, "bpe")
     grown.build_vocab([*sentences(200), *["مكتبة جامعية"] * 30])
     weights = initial_weights(package, grown.vocabulary, config_of(grown.words))
@@ -80,7 +80,9 @@ def test_a_new_whole_word_starts_at_the_row_of_unknown_words(package: Package) -
         ("word", {}, "a bpe vocabulary and not word"),
     ],
 )
-def test_other_shapes_are_one_line(package: Package, algorithm: str, change: dict[str, Any], message: str) -> None:
+def test_another_shape_is_a_one_line_error(
+    package: Package, algorithm: str, change: dict[str, Any], message: str
+) -> None:
     vocabulary = package.vocabulary._replace(algorithm=algorithm)
     with pytest.raises(TrainingError, match=message) as caught:
         initial_weights(package, vocabulary, config_of(vocabulary.words, **change))
@@ -130,6 +132,6 @@ def test_a_grown_corpus_starts_from_the_champion_and_a_rebuild_is_cached(
     assert all(np.array_equal(one, two) for one, two in zip(*(w.values() for w in weights), strict=True))
 
 
-def test_a_run_that_is_not_there_is_one_line(store: Store, corpus_file: Path) -> None:
+def test_a_missing_run_is_a_one_line_error(store: Store, corpus_file: Path) -> None:
     with pytest.raises(StoreError, match="run 'tiny-123' is not in"):
         build(recipe_of(corpus_file, "tiny-123"), store)

@@ -1,0 +1,145 @@
+"""Measures of normalised documents, which the filter rules compare with thresholds.
+Those of Gopher (Rae et al. 2021, arXiv 2112.11446) and FineWeb2 (Penedo et al. 2025, arXiv 2506.20920), with two
+differences. Repetition is the share of a document's letters (white space does not count) in n-grams that occur earlier
+in it, overlaps counted once, where datatrove skips past a match before it searches on. And these n-grams are of words
+as white space separates them, where FineWeb2 uses spaCy's. The other measures separate words and symbols as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from qalam_core.arabic import NORMALISATIONS, normalise
+from qalam_core.corpus.words import Numbers, Words
+
+Floats = NDArray[np.float64]
+
+STOP_WORDS = (
+    "،", "في", "من", "على", "إلى", "عام", "أن", "مع", "أو", "هو", "عن", "التي", "كان", "بين", "ما", "كانت", "هي",
+    "المتحدة", "بعد",
+)  # fmt: skip
+"""FineWeb2's for arb_Arab; at least two different ones must occur. The comma counts as one, as there."""
+
+_LETTERS = r"\p{L}\p{M}\p{N}_"
+# a full stop of some script, and closing brackets and quotation marks
+_TERMINAL = r"""[.!?؟۔:؛][)\]"'»”’]*$"""
+
+
+def _shape(texts: pa.Array, words: Words) -> dict[str, Floats]:
+    """Measures that are computed once per distinct spelling, and summed over a document's words."""
+    spelling = words.distinct
+    parts = pc.count_substring_regex(spelling, pattern=f"[{_LETTERS}]+").to_numpy()
+    symbols = pc.count_substring_regex(spelling, pattern=rf"[^{_LETTERS}\s]").to_numpy()
+    alphabetic = pc.count_substring_regex(spelling, pattern=rf"[\p{{M}}\p{{N}}_]*\p{{L}}[{_LETTERS}]*").to_numpy()
+    count = words.summed(parts)
+    # without marks: vocalised words would be half as long again
+    marks = pc.count_substring_regex(spelling, pattern=r"\p{M}").to_numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        average = words.summed(pc.utf8_length(spelling).to_numpy() - symbols - marks) / count
+        share = words.summed(alphabetic) / (count + words.summed(symbols))
+    return {
+        "words": count.astype(np.float64), "average_word": np.nan_to_num(average),
+        "alphabetic": np.nan_to_num(share), "stop_words": _stop_words(words),
+    }  # fmt: skip
+
+
+def _stop_words(words: Words) -> Floats:
+    """Different stop words in each document, as spelled or as the normalisation `search` folds them."""
+    bare = pc.replace_substring_regex(words.distinct, pattern=r"\PL+", replacement="")
+    folded = [normalise(word, NORMALISATIONS["search"]) for word in STOP_WORDS]
+    which = pc.index_in(bare, value_set=pa.array([*STOP_WORDS, *folded], pa.large_string())).fill_null(-1).to_numpy()
+    bits = np.where(which >= 0, np.int64(1) << (which % len(STOP_WORDS)), 0)
+    bits |= pc.match_substring(words.distinct, STOP_WORDS[0]).to_numpy(zero_copy_only=False)
+    bits = bits[words.ids]
+    joined = np.bitwise_or.reduceat(np.append(bits, 0), words.borders[:-1])
+    joined[words.sizes == 0] = 0
+    return np.bitwise_count(joined).astype(np.float64)
+
+
+def _lines(texts: pa.Array, words: Words) -> dict[str, Floats]:
+    lists = pc.split_pattern(texts, "\n")
+    borders = lists.offsets.to_numpy().astype(np.int64)
+    lines = lists.values.slice(borders[0], borders[-1] - borders[0])
+    counts = np.diff(borders)
+    documents = np.repeat(np.arange(len(texts)), counts)
+    ended = pc.match_substring_regex(lines, pattern=_TERMINAL).to_numpy(zero_copy_only=False)
+    ids = pc.dictionary_encode(lines).indices.to_numpy().astype(np.int64)
+    _, first = np.unique(documents * len(lines) + ids, return_index=True)
+    repeated = np.ones(len(lines), np.bool_)
+    repeated[first] = False
+    chars = pc.utf8_length(lines).to_numpy()
+    total = np.bincount(documents, chars, len(texts))
+    return {
+        "line_punctuation": np.bincount(documents, ended, len(texts)) / counts,
+        "newlines": (counts - 1) / np.maximum(words.sizes, 1),
+        "duplicate_lines": np.bincount(documents, repeated, len(texts)) / counts,
+        "duplicate_line_chars": np.bincount(documents, repeated * chars, len(texts)) / np.maximum(total, 1),
+    }
+
+
+def _repetition(texts: pa.Array, words: Words) -> dict[str, Floats]:
+    """Shares of each document's letters in its most frequent n-gram, and in n-grams that occur earlier in it.
+
+    A recurring n-gram consists of two recurring (n-1)-grams, so each length is searched only where the one before it
+    recurs. N-grams are compared exactly, by the numbers of their parts. None recurs across a border of documents,
+    because its words' numbers are specific to their documents.
+    """
+    chars = pc.utf8_length(words.distinct).to_numpy().astype(np.int64)[words.ids]
+    ends = np.concatenate([[0], np.cumsum(chars)])
+    totals = np.maximum(np.diff(ends[words.borders]), 1)
+    documents, count = words.documents, len(words.ids)
+    starts, kinds, _ = _recurring(np.arange(count), documents * max(len(words.distinct), 1) + words.ids)
+    single = np.full(count + 1, -1)  # the number of each recurring word; -1 elsewhere and past the end
+    single[starts] = kinds
+    found: dict[str, Floats] = {}
+    for n in range(2, 11):
+        last = np.append(starts[1:] == starts[:-1] + 1, False) if len(starts) else np.zeros(0, np.bool_)
+        starts, kinds = starts[last], kinds[last]  # an (n-1)-gram that recurs begins at the next word too
+        starts, kinds, again = _recurring(starts, kinds * (count + 1) + single[starts + n - 1])
+        if n <= 4:
+            found[f"top_{n}gram"] = _top(starts, kinds, ends[starts + n] - ends[starts], documents, totals)
+        if n >= 5:
+            edges = np.zeros(count + 1, np.int64)
+            np.add.at(edges, starts[again], 1)
+            np.add.at(edges, starts[again] + n, -1)
+            covered = np.concatenate([[0], np.cumsum(chars * (np.cumsum(edges[:-1]) > 0))])
+            found[f"duplicate_{n}gram"] = np.diff(covered[words.borders]) / totals
+    return found
+
+
+def _recurring(starts: Numbers, keys: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
+    """-> those of `starts` whose key occurs more than once, the number of their key, and which are not its first."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    new = np.ones(len(keys), np.bool_)
+    new[1:] = ordered[1:] != ordered[:-1]
+    groups = np.cumsum(new) - 1
+    recurs = np.bincount(groups, minlength=1)[groups] > 1
+    back = np.empty(len(keys), np.int64)
+    back[order] = np.arange(len(keys))  # to the order of the text
+    kept = recurs[back]
+    return starts[kept], groups[back][kept], ~new[back][kept]
+
+
+def _top(starts: Numbers, kinds: Numbers, chars: Numbers, documents: Numbers, totals: Numbers) -> Floats:
+    """The share of the letters in each document's most frequent n-gram; of equally frequent ones the longest."""
+    value, first, counts = np.unique(kinds, return_index=True, return_counts=True)
+    best = np.zeros(len(totals), np.int64)
+    if len(value):
+        np.maximum.at(best, documents[starts[first]], (counts << 32) + chars[first])
+    return np.minimum((best >> 32) * (best & 0xFFFFFFFF) / totals, 1.0)
+
+
+MEASURES: dict[str, Callable[[pa.Array, Words], dict[str, Floats]]] = {
+    **dict.fromkeys(("words", "average_word", "alphabetic", "stop_words"), _shape),
+    **dict.fromkeys(("line_punctuation", "newlines", "duplicate_lines", "duplicate_line_chars"), _lines),
+    **dict.fromkeys((f"top_{n}gram" for n in range(2, 5)), _repetition),
+    **dict.fromkeys((f"duplicate_{n}gram" for n in range(5, 11)), _repetition),
+}
+"""Measure (a rule's name without min_ or max_) -> the function that computes it, and others with it, for a batch.
+A new rule is one entry here and its threshold in filter_profiles.py. (language.py measures text by text.)"""
