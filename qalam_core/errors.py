@@ -1,12 +1,11 @@
-"""The errors that a user can cause. Each message is one line that names the thing, the place and the cure.
-Gives exception classes, and the hint for a misspelt name. It does not know terminals or exit codes.
+"""The errors that a user can cause. Each message is one line with the thing, the place and the cure.
 
-    QalamError
-    +-- RecipeError     a recipe value is unknown, of the wrong type, or contradicts another
-    +-- CorpusError     a source cannot be read, or holds no usable text
-    +-- TrainingError   training cannot start, diverged, or was stopped (and says how to go on)
-    +-- PackageError    a folder is not a model package, or not an honest one
-    +-- StoreError      the store cannot be written, or an artifact or run is missing or damaged
+QalamError
++-- RecipeError
++-- CorpusError
++-- TrainingError
++-- PackageError
++-- StoreError
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-__all__ = ["CorpusError", "PackageError", "QalamError", "RecipeError", "StoreError", "TrainingError", "did_you_mean"]
-
 
 class QalamError(Exception):
-    """Base of everything a user can cause and cure; `str(error)` is the one line to show."""
+    """Base class of errors that a user can cause and cure; `str(error)` is the message to show."""
 
 
 class RecipeError(QalamError):
@@ -26,22 +23,22 @@ class RecipeError(QalamError):
 
 
 class CorpusError(QalamError):
-    """A source cannot be read, or holds no usable text."""
+    """A source cannot be read, or has no usable text."""
 
 
 class TrainingError(QalamError):
-    """Training cannot start, diverged, or was stopped."""
+    """Training cannot start, diverged, or was stopped; the message says how to continue."""
 
 
 class PackageError(QalamError):
-    """A folder is not a model package, or not an honest one."""
+    """A folder is not a model package, or is a damaged or forged one."""
 
 
 class StoreError(QalamError):
-    """The store cannot be written, or something in it is missing or damaged."""
+    """The store cannot be written, or an artifact or run in it is missing or damaged."""
 
 
 def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:
-    """The end of a message about an unknown name: the nearest of `known`, or else `otherwise`."""
+    """The end of a message about an unknown name: the nearest of `known`, else `otherwise`."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'did you mean "{found[0]}"?' if found else otherwise

@@ -1,7 +1,6 @@
 """Files: atomic writes, locks, digests, and bounded readers of text and JSON.
-Takes paths and bytes. It raises OSError where the disk fails and ValueError where content is not acceptable; callers
-add the place and the cure in their own errors.
-It does not know what any file means.
+
+Functions raise OSError for disk errors and ValueError for unacceptable content; callers add the place and the cure.
 """
 
 from __future__ import annotations
@@ -17,13 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = [
-    "DISK_ERRORS", "TEXT_LIMIT", "digest", "json_object", "read_bytes", "replace_file", "replace_files", "replacing",
-    "sha256_bytes", "sha256_file", "sync", "try_lock",
-]  # fmt: skip
-
-TEXT_LIMIT = 64 << 20
-"""Bytes of a file that is read at once, unless the caller says otherwise."""
+TEXT_LIMIT = 64 << 20  # default of `read_bytes`
 
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some, then run the same command again",
@@ -33,10 +26,7 @@ DISK_ERRORS = {
     errno.EPERM: "no permission to write; choose another place with --store",
     errno.EIO: "the disk fails to read or write; what is finished stays in the store",
 }
-"""errno -> message, for the disk errors that a user can cure; any other OSError keeps its traceback."""
-
-
-# -- digests --------------------------------------------------------------------------------------
+"""errno -> message, for the disk errors that a user can cure."""
 
 
 def digest(value: object) -> str:
@@ -45,7 +35,7 @@ def digest(value: object) -> str:
 
 
 def sha256_bytes(content: bytes) -> str:
-    """sha256 of some bytes, as 64 hex digits."""
+    """sha256 of bytes, as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -55,15 +45,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# -- atomic writes --------------------------------------------------------------------------------
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; at the end of the block it replaces `path` atomically and durably.
+    """Context manager of a temporary path that replaces `path` atomically and durably at the end of the block.
 
-    A reader, or a crash, sees the old content or the new one. When the block or the disk fails, the temporary file
-    is deleted and `path` stays as it was.
+    Readers see the old content or the new one, also after a crash. When the block fails, the temporary file is deleted
+    and `path` is unchanged.
     """
     with _temporary(path) as temporary:
         yield temporary
@@ -73,14 +60,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably, and its folder where that is missing."""
+    """Write a file atomically and durably; create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Replace several files of a folder, in the given order; each atomically, none before all are on the disk."""
+    """Replace files of a folder in the given order: each atomically, and none before all are on the disk."""
     with ExitStack() as stack:
         temporaries = {name: stack.enter_context(_temporary(folder / name)) for name in contents}
         for name, content in contents.items():
@@ -95,7 +82,7 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    # random, because containers that share a folder may have equal process ids
+    # random: containers that share a folder may have equal process ids
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         yield temporary
@@ -113,22 +100,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-# -- locks ----------------------------------------------------------------------------------------
-
-
 def try_lock(file: IO[Any], blocking: bool = False) -> bool:
-    """Take the exclusive flock of an open file; -> False when another process holds it and `blocking` is off.
+    """Acquire the exclusive flock of an open file; -> False when another process holds it and `blocking` is off.
 
-    Closing the file releases it, and so does the kernel when the process dies.
+    The lock is released when the file is closed or the process ends.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True
-
-
-# -- reading --------------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
@@ -141,24 +122,19 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
 
 
 def json_object(content: bytes | str) -> dict[str, Any]:
-    """Parse a JSON object; ValueError, with the reason, when it is none or any object in it repeats a key."""
+    """Parse a JSON object. Raises ValueError when it is not one, or an object in it has a key twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            raise _RepeatedKeyError("holds a key twice; parsers disagree about which counts")
+        if len(value := dict(pairs)) != len(pairs):
+            raise KeyError
         return value
 
     try:
         value = json.loads(content, object_pairs_hook=unique)
-    except _RepeatedKeyError:
-        raise
+    except KeyError:
+        raise ValueError("holds a key twice; parsers disagree about which counts") from None
     except (ValueError, RecursionError):
         raise ValueError("not valid JSON") from None
     if not isinstance(value, dict):
         raise ValueError("must be a JSON object")
     return value
-
-
-class _RepeatedKeyError(ValueError):
-    """Told apart from the decoder's own ValueError."""

@@ -1,15 +1,11 @@
-"""Progress callbacks: how long work says how far it is.
-Gives a type, and the callback that does nothing. It does not know who listens.
-"""
+"""Progress callbacks of long work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Progress", "no_progress"]
-
 Progress = Callable[[int, int], None]
-"""Called as (done, total), in the unit that the work counts in; a total of 0 means "not known yet"."""
+"""Called as (done, total), in a unit of the caller's; a total of 0 is not known yet."""
 
 
 def no_progress(done: int, total: int) -> None:

@@ -1,8 +1,4 @@
-"""The recipe: every setting of a build, once, as frozen models.
-Takes TOML (or a mapping, or Prefect's form) and gives a validated `Recipe`. Each stage takes from it the settings
-that its result depends on, so that an unrelated edit rebuilds nothing.
-It does not know what any stage does with its settings.
-"""
+"""The recipe: every setting of a build as frozen models, read from TOML, a mapping or Prefect's form."""
 
 from __future__ import annotations
 
@@ -17,20 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from qalam_core.errors import RecipeError, did_you_mean
 from qalam_core.filter_profiles import RULES
 
-__all__ = [
-    "SIZES", "Corpus", "Filters", "Frozen", "Gate", "Model", "Monitoring", "Normalisation", "Optimisation", "Package",
-    "Recipe", "Requirements", "Source", "Tokenizer", "Train", "to_toml",
-]  # fmt: skip
-
-Filters = Literal["none", "short", "prose", "web"]
-"""Which rules a document must pass; a key of filter_profiles.FILTER_PROFILES."""
-
-Normalisation = Literal["standard", "vocalised", "search"]
-"""How text is normalised; a key of arabic.NORMALISATIONS."""
-
+Filters = Literal["none", "short", "prose", "web"]  # keys of filter_profiles.FILTER_PROFILES
+Normalisation = Literal["standard", "vocalised", "search"]  # keys of arabic.NORMALISATIONS
+Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
-
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 Narrow = TypeVar("Narrow", bound="Frozen")
 
@@ -41,15 +30,15 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     def canonical(self) -> dict[str, Any]:
-        """The record as plain JSON values: what is hashed, and what is written to files."""
+        """The record as plain JSON values, as they are hashed and written to files."""
         return self.model_dump(mode="json")
 
     def narrowed(self, base: type[Narrow]) -> Narrow:
-        """The fields that it inherits from `base`, as a `base`."""
+        """Its fields that are inherited from `base`, as a `base`."""
         return base.model_validate({name: getattr(self, name) for name in base.model_fields})
 
     def to_json(self) -> bytes:
-        """The record as the text of a JSON file; keys keep their order, so that reading it gives the same record."""
+        """The record as a JSON file; keys keep their order, so that reading it gives the same record."""
         return (json.dumps(self.canonical(), ensure_ascii=False, indent=1) + "\n").encode()
 
 
@@ -62,49 +51,46 @@ class Source(Frozen):
     )
     name: str = Field("", description="slice name in reports; the path's stem when empty")
     format: Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"] = Field(
-        "auto", description="auto goes by the file's suffix"
+        "auto", description="auto: by the file's suffix"
     )
-    text: str = Field("text", description="field that holds the text (all formats but plain text)")
-    records: str = Field("", description="JSON key that holds the list of records, when they are not at the top")
-    unit: Literal["line", "paragraph", "file"] = Field("line", description="what one document is in plain text")
-    encoding_errors: Literal["refuse", "replace"] = Field("refuse", description="on bytes that are not UTF-8")
+    text: str = Field("text", description="field of the text (all formats but plain text)")
+    records: str = Field("", description="JSON key of the list of records, when it is not the top level")
+    unit: Literal["line", "paragraph", "file"] = Field("line", description="unit of plain text that is one document")
+    encoding_errors: Literal["refuse", "replace"] = Field("refuse", description="handling of bytes that are not UTF-8")
     revision: str = Field("", description="commit of the Hugging Face data set, 40 hex digits; for `hf:NAME`")
     config: str = Field("", description="configuration of the Hugging Face data set")
     split: str = Field("train", description="split of the Hugging Face data set")
     data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")
-    filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's when empty")
+    filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's filters when empty")
     licence: str = Field("", description="licence of the text, for the model card")
 
     @model_validator(mode="after")
     def _revision_is_pinned(self) -> Self:
         if self.path.startswith("hf:") and not self.revision and not self.data_files:
-            raise ValueError(f"{self.path} needs a revision, or a rebuild would read other data")
+            raise ValueError(f"{self.path} needs a revision, because its data may change")
         return self
 
 
 class Corpus(Frozen):
-    """What is read and which documents are kept."""
+    """Where text comes from, and which documents are kept."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
     normalisation: Normalisation = Field("standard", description="how text is normalised; see docs/corpus.md")
-    repair: bool = Field(False, description="undo Arabic that was decoded by the wrong table; see docs/corpus.md")
+    repair: bool = Field(False, description="repair Arabic decoded with the wrong encoding; see docs/corpus.md")
     min_chars: Positive = Field(20, description="shorter documents are rejected")
     max_chars: Positive = Field(1_000_000, description="longer documents are rejected")
-    min_arabic: Fraction = Field(0.5, description="least share of Arabic among a document's letters")
-    filters: Filters = Field(
-        "short", description="rules for what no source says otherwise of: none, short (sentences), prose, web"
-    )
+    min_arabic: Fraction = Field(0.5, description="smallest share of Arabic among a document's letters")
+    filters: Filters = Field("short", description="default for sources: none, short (sentences), prose, web")
     thresholds: dict[str, float] = Field(
-        {},
-        description="rule = threshold, instead of the profile's where it has the rule; see docs/corpus.md",
+        {}, description="overrides of profiles' thresholds by rule; see docs/corpus.md"
     )
     languages: tuple[str, ...] = Field(
-        ("ar", "arz", "ary"), description="what prose and web must be in, by py3langid's codes; [] takes any"
+        ("ar", "arz", "ary"), description="languages that prose and web accept, as py3langid's codes; [] accepts any"
     )
-    near_duplicates: bool = Field(True, description="of documents that are nearly the same keep one")
-    validation: Fraction = Field(0.05, description="share of documents held out to watch training")
+    near_duplicates: bool = Field(True, description="keep one of several near-duplicate documents")
+    validation: Fraction = Field(0.05, description="share of documents held out for validation during training")
     test: Fraction = Field(0.05, description="share of documents held out for the gate")
-    shard_mb: Positive = Field(16, description="normalised text per shard, in MB; shards are tokenized in parallel")
+    shard_mb: Positive = Field(16, description="MB of normalised text per shard; shards are tokenized in parallel")
 
     @field_validator("thresholds")
     @classmethod
@@ -132,11 +118,11 @@ class Tokenizer(Frozen):
     algorithm: Literal["bpe", "word"] = Field("bpe", description="bpe is lossless; word is the original's")
     vocab_size: Annotated[int, Field(ge=260)] = Field(8000, description="entries, the four specials included")
     min_freq: Positive = Field(2, description="rarer words (word) or pairs (bpe) get no entry")
-    sample_mb: Positive = Field(32, description="text that the vocabulary is trained on, in MB; drawn by the seed")
+    sample_mb: Positive = Field(32, description="MB of text that the vocabulary is trained on, drawn with the seed")
 
 
 class Model(Frozen):
-    """The shape of PureDynamicTransformer."""
+    """The architecture of PureDynamicTransformer."""
 
     dim: Positive = Field(128, description="width C")
     num_heads: Positive = Field(4, description="attention heads H; divides dim")
@@ -167,79 +153,58 @@ class Optimisation(Frozen):
     optimizer: Literal["adamw", "muon"] = Field(
         "muon", description="muon for the blocks' matrices with adamw for the rest, or adamw for all"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        1e-2, description="peak learning rate; adamw alone wants about a third of muon's"
-    )
+    learning_rate: PositiveFloat = Field(1e-2, description="peak; adamw alone needs about a third of muon's")
     schedule: Literal["cosine", "wsd"] = Field(
         "wsd", description="after the warm-up: constant, then linear decay (wsd), or cosine decay"
     )
     warmup: Fraction = Field(0.05, description="share of the steps with a linear warm-up")
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the steps in wsd's linear decay")
-    final: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="final learning rate as a share of the peak")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="weight decay, on matrices only")
+    final: Share = Field(0.1, description="final learning rate as a share of the peak")
+    weight_decay: NonNegativeFloat = Field(0.1, description="weight decay, on matrices only")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's betas")
-    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm clipping")
-    z_loss: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the squared log-partition term, which keeps logits small"
-    )
-    spike: Annotated[float, Field(ge=0)] = Field(
+    clip: PositiveFloat = Field(1.0, description="gradient norm clipping")
+    z_loss: NonNegativeFloat = Field(0.0, description="weight of the squared log-partition, which keeps logits small")
+    spike: NonNegativeFloat = Field(
         0.0,
         description="skip steps whose gradient norm is non-finite or this many times the running average; 0: never",
     )
     patience: Annotated[int, Field(ge=0)] = Field(
         0, description="early stopping: validation passes without improvement, the best weights are kept; 0: off"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses a GPU when there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of matrix products (autocast); auto: bfloat16 where the hardware supports it"
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile; auto: when the run is long enough to pay for it"
+        "auto", description="torch.compile; auto: for runs long enough to benefit"
     )
-    threads: Positive = Field(2, description="CPU threads of each process; another number gives other bits")
-
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _compile_was_a_switch(cls, value: object) -> object:
-        return ("off", "on")[value] if isinstance(value, bool) else value
+    threads: Positive = Field(2, description="CPU threads of each process; another number changes last bits")
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         parts = self.accumulate * self.processes
         if self.batch_size % parts:
-            several = f" x processes {self.processes}" if self.processes > 1 else ""
-            raise ValueError(f"accumulate {self.accumulate}{several} does not divide batch_size {self.batch_size}")
+            processes = f" x processes {self.processes}" if self.processes > 1 else ""
+            raise ValueError(f"accumulate {self.accumulate}{processes} does not divide batch_size {self.batch_size}")
         if self.distributed == "fsdp" and self.optimizer == "muon":
-            raise ValueError('muon needs whole matrices, and fsdp shards them; set optimizer = "adamw", or use ddp')
+            raise ValueError('muon needs full matrices, and fsdp shards them; set optimizer = "adamw", or use ddp')
         return self
 
 
 class Monitoring(Frozen):
-    """The settings of training that only say how it is logged, validated and saved."""
+    """The settings of training that do not change the weights: logging, validation and checkpoints."""
 
     log_every: Positive = Field(20, description="steps between two lines of metrics.jsonl")
     validate_every: Positive = Field(200, description="steps between two validation passes")
     checkpoint_every: Positive = Field(200, description="steps between two checkpoints")
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="longest time between two checkpoints")
+    checkpoint_minutes: PositiveFloat = Field(10.0, description="longest time between two checkpoints")
     tensorboard: str = Field("", description="folder for TensorBoard's event files; needs al-qalam[tensorboard]")
 
 
 class Train(Monitoring, Optimisation):
-    """How the model is trained. What "auto" resolved to is recorded beside the weights, and kept on resume."""
+    """How the model is trained. What "auto" resolved to is recorded with the weights, and kept on resume."""
 
-    warm_start: str = Field(
-        "", description='initial weights: "" at random, "champion" from the last champion, or a run\'s id'
-    )
-
-    @property
-    def optimisation(self) -> Optimisation:
-        """What the weights depend on."""
-        return self.narrowed(Optimisation)
-
-    @property
-    def monitoring(self) -> Monitoring:
-        """What they do not depend on."""
-        return self.narrowed(Monitoring)
+    warm_start: str = Field("", description='initial weights: "" for random, "champion", or a run\'s id')
 
 
 class Package(Frozen):
@@ -250,7 +215,7 @@ class Package(Frozen):
     @field_validator("dtype")
     @classmethod
     def _is_a_storage_type(cls, dtype: str) -> str:
-        from qalam_core.package.runtime.rows import MATRIX_TYPES  # what is shipped with a package is the only list
+        from qalam_core.package.runtime.rows import MATRIX_TYPES  # the only list; it ships with packages
 
         if dtype not in MATRIX_TYPES:
             raise ValueError(f"known are {', '.join(MATRIX_TYPES)}")
@@ -258,48 +223,37 @@ class Package(Frozen):
 
 
 class Requirements(Frozen):
-    """What a model must achieve before it may become champion."""
+    """The limits of the gate's checks."""
 
-    beat_unigram: Annotated[float, Field(ge=0, le=1)] = Field(
+    beat_unigram: Share = Field(
         0.0, description="required improvement over the unigram baseline, as a share of its bits per byte"
     )
     beat_trigram: bool = Field(False, description="require the model to beat the Kneser-Ney trigram too")
-    tolerance: Annotated[float, Field(ge=0)] = Field(
+    tolerance: NonNegativeFloat = Field(
         0.02, description="how much worse than the champion bits per byte may be, as a share; covers seed variance"
     )
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         0.95, description="confidence of the interval; a model is refused when all of it is above the tolerance"
     )
-    max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="largest share of unknown tokens")
-    max_repeated: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.3, description="largest share of repeated 4-grams in samples"
-    )
-    max_copied: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.02, description="largest share of test documents contained in the training text"
-    )
-    max_package_mb: Annotated[float, Field(gt=0)] = Field(2000.0, description="largest package, in MB")
-    max_load_seconds: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="longest load time without execution, in seconds"
-    )
+    max_unknown: Share = Field(0.5, description="largest share of unknown tokens")
+    max_repeated: Share = Field(0.3, description="largest share of repeated 4-grams in samples")
+    max_copied: Share = Field(0.02, description="largest share of test documents contained in the training text")
+    max_package_mb: PositiveFloat = Field(2000.0, description="largest package, in MB")
+    max_load_seconds: PositiveFloat = Field(60.0, description="longest load time without execution, in seconds")
 
 
 class Gate(Requirements):
-    """What the gate demands, and which samples the report shows."""
+    """The gate's requirements, and which samples the report shows."""
 
     prompts: tuple[str, ...] = Field(("في", "من", "قال"), description="prompts of the samples in the report")
 
-    @property
-    def requirements(self) -> Requirements:
-        """What the gate's decision depends on."""
-        return self.narrowed(Requirements)
-
 
 class Recipe(Frozen):
-    """One build, from text to verdict."""
+    """All settings of one build."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="champions are kept by this name")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="champions are recorded under this name")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="seed of every random choice")
-    # not part of any digest: the results are the same bytes wherever they are computed
+    # not hashed: the results have the same bytes wherever they are computed
     runner: str = Field(
         "threads", description='where files and shards are processed: threads, processes, dask, or "tcp://HOST:8786"'
     )
@@ -314,7 +268,7 @@ class Recipe(Frozen):
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
         """Read a TOML file; `overrides` are `section.key=value` strings, values in TOML or bare text.
 
-        Relative source paths mean relative to the file. Raises RecipeError, one line, naming the key.
+        Relative source paths are relative to the file. Raises RecipeError, one line with the key.
         """
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -333,7 +287,7 @@ class Recipe(Frozen):
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], where: str = "recipe") -> Recipe:
-        """Validate a mapping; `where` opens the message of the RecipeError that it may raise."""
+        """Validate a mapping. Raises RecipeError, with `where` at the beginning of its message."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -341,20 +295,17 @@ class Recipe(Frozen):
 
 
 def _anchored(corpus: Corpus, folder: Path) -> Corpus:
-    def anchor(path: str) -> str:
+    """The corpus with source paths relative to `folder` made absolute."""
+
+    def anchored(path: str) -> str:
         return path if path.startswith(("package:", "hf:")) else str(folder / path)
 
-    sources = tuple(
-        source.model_copy(
-            update={
-                "path": anchor(source.path),
-                # with a revision they are names in the data set's repository
-                "data_files": source.data_files if source.revision else tuple(map(anchor, source.data_files)),
-            }
-        )
-        for source in corpus.sources
-    )
-    return corpus.model_copy(update={"sources": sources})
+    def of(source: Source) -> Source:
+        # with a revision, data files are names in the data set's repository
+        files = source.data_files if source.revision else tuple(map(anchored, source.data_files))
+        return source.model_copy(update={"path": anchored(source.path), "data_files": files})
+
+    return corpus.model_copy(update={"sources": tuple(map(of, corpus.sources))})
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -374,7 +325,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem as one line: which key, what is wrong, the nearest right name."""
+    """The first problem as one line: the key, what is wrong, and for an unknown key the nearest known one."""
     problem = error.errors()[0]
     place = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -398,45 +349,20 @@ def _part_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     return part
 
 
-SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "small": {
-        "tokenizer": {"vocab_size": 8000},
-        "model": {"dim": 128, "num_heads": 4, "num_layers": 2, "max_seq_len": 128},
-        "train": {"steps": 1000, "batch_size": 32, "learning_rate": 1e-2},
-    },
-    "medium": {
-        "tokenizer": {"vocab_size": 16000},
-        "model": {"dim": 256, "num_heads": 8, "num_layers": 6, "max_seq_len": 256},
-        "train": {"steps": 5000, "batch_size": 32, "learning_rate": 3e-3},
-    },
-    "large": {
-        "tokenizer": {"vocab_size": 32000},
-        "model": {"dim": 512, "num_heads": 8, "num_layers": 12, "max_seq_len": 512},
-        "train": {"steps": 20000, "batch_size": 64, "learning_rate": 1e-3, "accumulate": 4},
-    },
-}
-"""The original's three sizes: what each sets; everything else keeps its default."""
-
-
 def to_toml(recipe: Recipe) -> str:
     """The recipe as commented TOML that loads to an equal recipe; the comments are the fields' descriptions."""
-    lines = [
-        f"# {Recipe.model_fields['name'].description}", f"name = {_toml(recipe.name)}",
-        f"seed = {recipe.seed}  # {Recipe.model_fields['seed'].description}",
-        f"runner = {_toml(recipe.runner)}  # {Recipe.model_fields['runner'].description}",
-    ]  # fmt: skip
-    sections: list[tuple[str, Frozen]] = [("[corpus]", recipe.corpus)]
+    sections: list[tuple[str, Frozen]] = [("", recipe), ("[corpus]", recipe.corpus)]
     sections += [("[[corpus.sources]]", source) for source in recipe.corpus.sources]
     sections += [(f"[{name}]", getattr(recipe, name)) for name in ("tokenizer", "model", "train", "package", "gate")]
+    lines = []
     for header, part in sections:
-        lines += ["", header]
+        lines += ["", header] if header else []
         for key, field in type(part).model_fields.items():
             value = getattr(part, key)
-            if key == "sources" or (
-                isinstance(part, Source) and key not in ("path", "text") and value == field.default
-            ):
-                continue
-            lines.append(f"{key} = {_toml(value)}  # {field.description}")
+            has_section = isinstance(value, Frozen) or key == "sources"
+            omitted = isinstance(part, Source) and key not in ("path", "text") and value == field.default
+            if not has_section and not omitted:
+                lines.append(f"{key} = {_toml(value)}  # {field.description}")
     return "\n".join(lines) + "\n"
 
 

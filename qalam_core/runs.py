@@ -1,9 +1,8 @@
-"""Runs: what a build publishes, and who is champion.
-Takes a store; gives typed records of runs and promotions, and moves champions.
-It does not know how anything is built or measured, and never guesses: every reference is a run id.
+"""Runs, which builds publish, and champions.
 
+Layout:
     <store>/runs/<run id>/                 run.json, tokenizer.json, model/, report.json, report.md, report.html
-    <store>/champions/<recipe name>.jsonl  one line a promotion; the last line is the champion
+    <store>/champions/<recipe name>.jsonl  one line for each promotion; the last line is the champion
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from qalam_core.files import json_object, read_bytes, replace_file, sha256_file,
 from qalam_core.recipe import Frozen, Recipe
 from qalam_core.store import Store, delete_folder
 
-__all__ = ["Parent", "Promotion", "RunRecord", "Runs", "TrainFacts"]
-
 Record = TypeVar("Record", bound=Frozen)
 
 
@@ -35,7 +32,7 @@ class Parent(Frozen):
 
 
 class TrainFacts(Frozen):
-    """What a training came to; "auto" settings as they were resolved."""
+    """The result of a training, with the values that "auto" settings resolved to."""
 
     parameters: int
     steps: int
@@ -48,19 +45,19 @@ class TrainFacts(Frozen):
     compile: str
     threads: int
     processes: int
-    best_step: int | None  # whose weights these are, when training stopped early
+    best_step: int | None  # the step of these weights, with early stopping
     warm_start: Parent | None
 
 
 class RunRecord(Frozen):
-    """run.json: what a run was made from and with, and what came of it."""
+    """run.json: what a run was built from and with, and its result."""
 
     created: str  # ISO 8601, UTC
     recipe: Recipe
     artifacts: dict[str, tuple[str, ...]]  # stage -> digests, in the order of the build
     timings: dict[str, float]  # stage -> seconds
-    incumbent: str  # the run that the gate compared it with, "" for none: a rebuild needs it
-    parent: str  # the run whose weights training began with, "" for none: a rebuild needs it
+    incumbent: str  # the run that the gate compared it with, "" for none
+    parent: str  # the run whose weights training began with, "" for none
     verdict: Verdict
     bits_per_byte: Bits
     package_mb: float
@@ -70,12 +67,12 @@ class RunRecord(Frozen):
     dependencies: dict[str, str]  # distribution -> version
 
     def needed_runs(self) -> tuple[str, ...]:
-        """Runs that building this one again reads, beyond its sources; garbage collection keeps them."""
+        """The runs that a rebuild reads; garbage collection keeps them."""
         return tuple(run for run in dict.fromkeys((self.parent, self.incumbent)) if run)
 
 
 class Promotion(Frozen):
-    """One line of a champion's history."""
+    """One line of the history of a recipe name's champions."""
 
     run: str
     when: str  # ISO 8601, UTC
@@ -91,23 +88,22 @@ class Runs:
         self.store = store
         self._home = store.root / "runs"
 
-    # -- runs -----------------------------------------------------------------------------------
-
     @staticmethod
     def run_id(name: str, key: str) -> str:
         """The id of the run of recipe `name` whose artifacts have the digest `key`."""
         return f"{name}-{key[:12]}"
 
-    def publish(self, run: str, fill: Callable[[Path], None]) -> None:
-        """Create a run with what `fill` writes into its folder; nothing happens when it exists.
+    def publish(self, run: str, fill: Callable[[Path], object]) -> None:
+        """Create a run, whose files `fill` writes into a folder; does nothing when the run exists.
 
-        The folder appears by one rename, so a run is complete or absent.
+        The folder is renamed when it is complete, so that a run is complete or absent.
         """
         home = self._home / run
         with self.store.disk_errors("publish"), self.store.locked(run):
             if home.exists():
                 return
-            partial = self._partial(run)
+            partial = self._home / f".{run}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             fill(partial)
             for path in sorted(partial.rglob("*")):
@@ -117,18 +113,9 @@ class Runs:
             sync(home.parent)
 
     def copy_from(self, other: Runs, run: str) -> None:
-        """Copy a run from another store; nothing happens when it exists here."""
+        """Copy a run from another store; does nothing when it exists here."""
         folder = other.folder(run)
-        with self.store.disk_errors("publish"), self.store.locked(run):
-            if run not in self:
-                partial = self._partial(run)
-                shutil.copytree(folder, partial)
-                partial.rename(self._home / run)
-
-    def _partial(self, run: str) -> Path:
-        partial = self._home / f".{run}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        return partial
+        self.publish(run, lambda partial: shutil.copytree(folder, partial, dirs_exist_ok=True))
 
     def delete(self, run: str) -> None:
         """Delete a run; its artifacts and the history of champions are kept."""
@@ -140,7 +127,7 @@ class Runs:
         return bool(run) and Path(run).name == run and (self._home / run / "run.json").is_file()
 
     def folder(self, run: str) -> Path:
-        """The folder of a run; StoreError when there is none of that id."""
+        """The folder of a run. Raises StoreError when there is no run of that id."""
         if run not in self:
             raise StoreError(f"run {run!r} is not in {self.store.root}; `qalam runs` lists those that are")
         return self._home / run
@@ -159,7 +146,7 @@ class Runs:
             raise StoreError(f"{file}: missing or damaged; restore it from a copy, or delete the run") from None
 
     def package(self, run: str) -> Parent:
-        """A run and the digest of its package, as a training that begins with it records them."""
+        """A run and the digest of its package, as recorded by a training that begins with its weights."""
         return Parent(run=run, package=sha256_file(self.folder(run) / "model" / "manifest.json"))
 
     def ids(self) -> list[str]:
@@ -172,14 +159,12 @@ class Runs:
         return dict(sorted(found, key=lambda pair: (pair[1].created, pair[0])))
 
     def newest_of(self, name: str) -> list[str]:
-        """Ids of the runs of recipe `name`, newest first by their files' time, without reading any record."""
+        """Ids of the runs of recipe `name`, newest first by modification time; no record is read."""
         files = [path for path in self._home.glob(f"{name}-*/run.json") if path.parent.name[len(name) + 1 :].isalnum()]
         return [path.parent.name for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns)]
 
-    # -- champions ------------------------------------------------------------------------------
-
     def promotions(self, name: str) -> list[Promotion]:
-        """Every promotion under recipe name `name`, oldest first; the last one is the champion."""
+        """The promotions under recipe name `name`, oldest first; the last one is the champion."""
         file = self._history(name)
         try:
             lines = file.read_bytes().splitlines()
@@ -193,19 +178,16 @@ class Runs:
         return promotions[-1].run if promotions else None
 
     def champions(self, name: str) -> Iterator[tuple[str, RunRecord]]:
-        """Every champion under `name` that still exists, newest first, with its record.
+        """The champions under `name`, newest first, with their records; deleted ones are skipped.
 
-        An earlier one may have been deleted; the current one may not: raises StoreError when it was.
+        Raises StoreError when the current one was deleted.
         """
         for number, promotion in enumerate(reversed(self.promotions(name))):
             if number == 0 or promotion.run in self:
                 yield promotion.run, self.record(promotion.run)
 
     def promote(self, name: str, promotion: Promotion) -> None:
-        """Make a run the champion under `name`; nothing happens when it is already.
-
-        The history grows by one line, and earlier lines are never rewritten.
-        """
+        """Make a run the champion under `name`, by one more line of the history; does nothing when it is already."""
         self.folder(promotion.run)
         with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
             if self.champion(name) == promotion.run:
@@ -213,18 +195,18 @@ class Runs:
             line = json.dumps(promotion.canonical(), ensure_ascii=False, sort_keys=True) + "\n"
             history = self._history(name)
             earlier = history.read_bytes() if history.exists() else b""
-            # not an append: a partial line, from a full disk, would fail every later build
+            # not an append: on a full disk it could leave a partial line, which every later build would refuse
             replace_file(history, earlier + line.encode())
 
     def rollback(self, name: str, when: str, why: str, who: str) -> str:
-        """Undo the last promotion under `name` that is still in force; -> the run that is champion again.
+        """Undo the last promotion under `name` that is in force, by one more line; -> the run that is champion again.
 
-        The history only grows. A run that was deleted meanwhile is skipped. Raises StoreError when nothing came before.
+        Deleted runs are skipped. Raises StoreError when there is no earlier champion.
         """
-        before = self.rollback_target(name)
+        before, champion = self.rollback_target(name), self.champion(name)
+        if champion is None:
+            raise StoreError(f"{name!r} has no champion in {self.store.root}; `qalam runs` lists the runs")
         if before is None:
-            if (champion := self.champion(name)) is None:
-                raise StoreError(f"{name!r} has no champion in {self.store.root}; `qalam runs` lists what there is")
             raise StoreError(f"{champion} is the first champion of {name} that still exists; nothing came before it")
         self.promote(name, Promotion(run=before, when=when, why=why, who=who, action="rollback"))
         return before
@@ -246,8 +228,8 @@ class Runs:
 
 
 def _parsed(kind: type[Record], content: bytes, place: str) -> Record:
-    """A record that people edit and restore, too, so that it may be damaged."""
+    """A record from its JSON. Raises StoreError, with `place`, when it is damaged."""
     try:
         return kind.model_validate(json_object(content))
-    except (ValidationError, ValueError):  # the former is one of the latter, and says more than fits a line
+    except ValueError:  # ValidationError too, whose message has many lines
         raise StoreError(f"{place}: damaged, not a record of this release; restore it from a copy") from None

@@ -1,11 +1,9 @@
-"""The store: content-addressed artifacts.
-Takes a stage (what identifies its result, and how to make it) and gives the finished artifact: built at most once,
-complete or not at all, also with two processes at once and under kill -9.
-It does not know what is inside an artifact, and never guesses: every reference is a digest.
+"""The store: content-addressed artifacts, built at most once, and complete or absent even after kill -9.
 
+Layout:
     <store>/artifacts/<stage>/<digest>/          files, and manifest.json, written last
     <store>/artifacts/<stage>/<digest>.partial/  being built, or left behind by a killed build
-    <store>/locks/                               flock files; the kernel releases those of a dead holder
+    <store>/locks/                               flock files; the kernel releases them when their process ends
     <store>/runs/, <store>/champions/            see runs.py
 """
 
@@ -20,9 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -31,13 +29,9 @@ from qalam_core.files import DISK_ERRORS, digest, json_object, read_bytes, repla
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Frozen
 
-__all__ = ["DEFAULT_STORE", "Artifact", "ArtifactFile", "Buildable", "FileEntry", "Identity", "Manifest", "Store"]
-
 log = logging.getLogger(__name__)
 
-DEFAULT_STORE = Path(".qalam")
-"""The default store, relative to the working directory."""
-
+DEFAULT_STORE = Path(".qalam")  # relative to the working directory
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 1 << 30
 
@@ -66,38 +60,47 @@ class FileEntry(Frozen):
 
 
 class Manifest(Identity):
-    """What is recorded when an artifact is finished."""
+    """manifest.json of a finished artifact."""
 
-    facts: dict[str, Any]  # what the stage said about its result
+    facts: dict[str, Any]  # of the result, from the stage
     files: dict[str, FileEntry]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A reference to a finished artifact: small, and the only thing that stages and tasks hand to one another."""
+    """A reference to a finished artifact: small, and all that stages and tasks pass to one another."""
 
     stage: str
     digest: str
     path: Path
-    # about the call that returned it: whether it was reused, and how many seconds that or building it took
+    # of the call that returned it: whether it was reused, and the seconds that reusing or building it took
     cached: bool = field(default=False, compare=False)
     seconds: float = field(default=0.0, compare=False)
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What was recorded when it was finished; read once. Raises StoreError when it is gone or damaged."""
+        """Its manifest.json, read once. Raises StoreError when it is missing or damaged."""
         try:
             return _read_manifest(self.path)
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.path / MANIFEST}: missing or damaged ({error}); build its recipe again") from None
 
+    def exists(self) -> bool:
+        """Whether it is in the store; it may be damaged."""
+        return (self.path / MANIFEST).is_file()
+
     def facts(self, kind: type[Facts]) -> Facts:
-        """What the stage said about its result."""
+        """The facts that its stage recorded."""
         return kind.model_validate(self.manifest.facts)
 
     def file(self, name: str) -> ArtifactFile:
-        """One of its files, as an input of a stage that reads no other."""
+        """One of its files, as an input of a stage that depends on no other."""
         return ArtifactFile(self, name, self.manifest.files[name].sha256)
+
+    def with_manifest(self, manifest: Manifest) -> Self:
+        """The same artifact, whose manifest need not be read."""
+        self.__dict__["manifest"] = manifest
+        return self
 
     def __getstate__(self) -> dict[str, Any]:  # without the manifest, which may be large and can be read again
         return {part.name: getattr(self, part.name) for part in fields(self)}
@@ -105,11 +108,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """One file of an artifact; its digest is that of its content."""
+    """One file of an artifact."""
 
     artifact: Artifact
     name: str
-    digest: str
+    digest: str  # of its content
 
     @property
     def path(self) -> Path:
@@ -118,7 +121,7 @@ class ArtifactFile:
 
 
 class Buildable(Protocol):
-    """What the store needs to know of a stage."""
+    """What the store requires of a stage."""
 
     @property
     def identity(self) -> Identity:
@@ -126,7 +129,7 @@ class Buildable(Protocol):
 
     @property
     def resumable(self) -> bool:
-        """Whether `run` can go on from what an interrupted run left in its folder."""
+        """Whether `run` continues from what an interrupted run left in its folder."""
 
     def run(self, out: Path, progress: Progress) -> Frozen:
         """Write the result's files into the folder `out`; -> facts about the result."""
@@ -139,11 +142,9 @@ class Store:
         self.root = Path(root).resolve()
 
     def ensure_writable(self) -> None:
-        """Raise StoreError now rather than after an hour of work."""
+        """Raise StoreError if the store cannot be written."""
         with self.disk_errors("start"):
             replace_file(self.root / ".writable", b"")
-
-    # -- building -------------------------------------------------------------------------------
 
     def build(
         self,
@@ -151,22 +152,22 @@ class Store:
         progress: Progress = no_progress,
         slot: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Artifact:
-        """The artifact of `stage`: reused when it is there and undamaged, else built.
+        """The artifact of `stage`: reused when it exists undamaged, else built.
 
-        A damaged one is set aside and built again. `slot` is entered around the work alone: what is reused waits for
-        nobody. Raises StoreError when the disk fails, and whatever `stage.run` raises.
+        A damaged one is set aside and built again. The context manager of `slot` is held while the stage runs, and not
+        for an artifact that is reused. Raises StoreError when the disk fails, and whatever `stage.run` raises.
         """
         identity = stage.identity
         name, key = identity.stage, identity.digest
         home = self.artifact_folder(name, key)
         since = time.monotonic()
         with self.disk_errors(name), self.locked(f"{name}-{key}"):
-            if (manifest := self._intact(home)) is not None:
-                artifact = _with_manifest(Artifact(name, key, home, True, time.monotonic() - since), manifest)
+            if (artifact := self._undamaged(name, key, since)) is not None:
                 self.mark_used(artifact)
                 return artifact
             if home.exists():
-                self._set_aside(home)
+                aside = home.rename(home.with_name(f"{key}.damaged-{os.urandom(4).hex()}"))
+                log.warning("%s was damaged; it is kept as %s and built again", key[:12], aside.name)
             partial = home.with_name(f"{key}.partial")
             if partial.exists() and not stage.resumable:
                 shutil.rmtree(partial)
@@ -176,59 +177,50 @@ class Store:
                     facts = stage.run(partial, progress)
                 manifest = _finish(partial, identity, facts)
             except BaseException:
-                if not stage.resumable:  # a partial result helps nobody, least of all on a full disk
+                if not stage.resumable:  # a partial result is useless, and takes room on a full disk
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
             partial.rename(home)
             sync(home.parent)
-        return _with_manifest(Artifact(name, key, home, False, time.monotonic() - since), manifest)
+        return Artifact(name, key, home, False, time.monotonic() - since).with_manifest(manifest)
 
     def find(self, identity: Identity) -> Artifact | None:
         """What `build` would reuse, or None. Neither locks nor writes."""
-        since = time.monotonic()
-        name, key = identity.stage, identity.digest
-        home = self.artifact_folder(name, key)
-        with self.disk_errors(name):
-            manifest = self._intact(home)
-        if manifest is None:
-            return None
-        return _with_manifest(Artifact(name, key, home, True, time.monotonic() - since), manifest)
+        return self._undamaged(identity.stage, identity.digest, time.monotonic())
 
     def artifact(self, stage: str, key: str) -> Artifact:
-        """The artifact of that digest. Raises StoreError where it is missing, damaged, or no digest at all."""
+        """The artifact of that digest. Raises StoreError when it is missing or damaged, or `key` is not a digest."""
+        artifact = self._undamaged(stage, key, time.monotonic())
+        if artifact is None:
+            raise StoreError(f"{stage} {key[:12]} is missing or damaged in {self.root}; build its recipe again")
+        return artifact
+
+    def reference(self, stage: str, key: str) -> Artifact:
+        """The artifact of a recorded digest, unchecked: it may be missing or damaged."""
+        return Artifact(stage, key, self.artifact_folder(stage, key))
+
+    def _undamaged(self, stage: str, key: str, since: float) -> Artifact | None:
+        """The artifact of that digest if it has exactly the bytes that were finished; `since` is when work on it began.
+
+        Only wrong bytes count as damage: a disk that cannot be read raises StoreError.
+        """
         home = self.artifact_folder(stage, key)
         with self.disk_errors(stage):
-            manifest = self._intact(home)
-        if manifest is None:
-            raise StoreError(f"{stage} {key[:12]} is missing or damaged in {self.root}; build its recipe again")
-        return _with_manifest(Artifact(stage, key, home, True), manifest)
-
-    def _intact(self, home: Path) -> Manifest | None:
-        """The manifest of an artifact that is there with exactly the bytes that were finished.
-
-        Only wrong bytes count as damage: a disk that cannot be read raises OSError.
-        """
-        try:
-            manifest = _read_manifest(home)
-            intact = sorted(manifest.files) == _files(home) and all(
-                sha256_file(home / name) == entry.sha256 for name, entry in manifest.files.items()
-            )
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-            return None
-        return manifest if intact else None
-
-    def _set_aside(self, home: Path) -> None:
-        aside = home.with_name(f"{home.name}.damaged-{os.urandom(4).hex()}")
-        home.rename(aside)
-        log.warning("%s was damaged; it is kept as %s and built again", home.name[:12], aside.name)
-
-    # -- artifacts as folders -------------------------------------------------------------------
+            try:
+                manifest = _read_manifest(home)
+                if sorted(manifest.files) != _files(home):
+                    return None
+                if any(sha256_file(home / name) != entry.sha256 for name, entry in manifest.files.items()):
+                    return None
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+                return None
+        return Artifact(stage, key, home, True, time.monotonic() - since).with_manifest(manifest)
 
     def artifact_folder(self, stage: str, key: str) -> Path:
-        """Where the artifact of that stage and digest is, or would be. Raises StoreError for what is no digest."""
-        # it may come from a run's parameters, and must not lead out of the store
+        """Where the artifact of that stage and digest is, or would be. Raises StoreError if `key` is not a digest."""
+        # a digest may come from a flow run's parameters, and must not lead out of the store
         if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[a-z]+", stage):
-            raise StoreError(f"{stage} {key[:80]!r} is no artifact: a digest has 64 hex digits")
+            raise StoreError(f"{stage} {key[:80]!r} is not an artifact: a digest has 64 hex digits")
         return self.root / "artifacts" / stage / key
 
     def artifacts(self) -> dict[str, float]:
@@ -244,49 +236,48 @@ class Store:
     def delete_artifact(self, name: str, unused_since: float) -> bool:
         """Delete `<stage>/<folder>`, one of `artifacts`; -> whether it was deleted.
 
-        One that is being built is kept, and so is one that was used after `unused_since` (Unix time).
+        It is kept while it is being built, and when it was used after `unused_since` (Unix time).
         """
         folder = self.root / "artifacts" / name
         stage, key = folder.parent.name, folder.name.partition(".")[0]
         with self.disk_errors("gc"), self._try_lock(f"{stage}-{key}") as free:
-            unused = free and _last_use(folder) < unused_since
-            if unused:
-                delete_folder(folder)
-            return unused
-
-    # -- locks and disk errors ------------------------------------------------------------------
+            if not free or _last_use(folder) >= unused_since:
+                return False
+            delete_folder(folder)
+            return True
 
     def held_locks(self) -> list[str]:
-        """Names of the locks that somebody holds: what is being built or published right now."""
-        names = sorted(path.name for path in (self.root / "locks").glob("*"))
+        """Names of the locks that are held: what is being built or published now."""
+        held = []
         with self.disk_errors("gc"):
-            return [name for name in names if not self._is_free(name)]
-
-    def _is_free(self, name: str) -> bool:
-        with self._try_lock(name) as free:
-            return free
+            for path in sorted((self.root / "locks").glob("*")):
+                with self._try_lock(path.name) as free:
+                    if not free:
+                        held.append(path.name)
+        return held
 
     @contextmanager
     def _try_lock(self, name: str) -> Iterator[bool]:
-        """Hold the lock `name` if nobody does; gives whether that is so."""
-        path = self.root / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        """Hold the lock `name` if it is free; gives whether it is."""
+        with self._lock_file(name) as file:
             yield try_lock(file)
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold the store's lock `name`, and wait for its holder first."""
-        path = self.root / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            # A process that we start for the work inherits the lock: should we be killed, the next build waits until
-            # that process has ended, and never writes beside it.
+        """Wait for the store's lock `name`, and hold it."""
+        with self._lock_file(name) as file:
+            # A process that is started for the work inherits the lock: if this one is killed, the next build waits
+            # until that process has ended, and they never write at the same time.
             os.set_inheritable(file.fileno(), True)
             if not try_lock(file):
                 log.warning("waiting for another build, which works on %s", name[:24])
                 try_lock(file, blocking=True)
             yield
+
+    def _lock_file(self, name: str) -> IO[str]:
+        path = self.root / "locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
 
     @contextmanager
     def disk_errors(self, stage: str) -> Iterator[None]:
@@ -304,44 +295,42 @@ class Store:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete crash-safely: rename first, then remove, and remove what an earlier crash left."""
+    """Delete crash-safely: rename first, then remove, together with what an earlier crash left."""
     renamed = folder.with_name(f".{folder.name}.deleted")
     folder.rename(renamed)
     for leftover in folder.parent.glob(".*.deleted"):
         shutil.rmtree(leftover, ignore_errors=leftover != renamed)
 
 
-def _with_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:
-    """The artifact, spared from reading its manifest again."""
-    artifact.__dict__["manifest"] = manifest
-    return artifact
-
-
 def _read_manifest(folder: Path) -> Manifest:
+    return _parsed_manifest(read_bytes(folder / MANIFEST, _MANIFEST_LIMIT))
+
+
+@lru_cache(maxsize=4096)  # a plan, a build and a report read the same manifests
+def _parsed_manifest(content: bytes) -> Manifest:
     try:
-        return Manifest.model_validate(json_object(read_bytes(folder / MANIFEST, _MANIFEST_LIMIT)))
+        return Manifest.model_validate(json_object(content))
     except ValidationError as error:
         raise ValueError(f"not a manifest: {error.errors()[0]['msg']}") from None
 
 
 def _finish(folder: Path, identity: Identity, facts: Frozen) -> Manifest:
-    """Flush every file, then write the manifest: where it exists, everything else does too."""
+    """Flush every file, then write the manifest: an artifact with a manifest is complete."""
     names = _files(folder)
     for name in names:
         sync(folder / name)
-    entries = {
-        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name)) for name in names
-    }
-    manifest = Manifest(**dict(identity), facts=facts.canonical(), files=entries)
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    files = {name: FileEntry(bytes=size, sha256=sha256_file(folder / name)) for name, size in sizes.items()}
+    manifest = Manifest(**dict(identity), facts=facts.canonical(), files=files)
     replace_file(folder / MANIFEST, manifest.to_json())
     return manifest
 
 
 def _last_use(folder: Path) -> float:
-    """The newest modification time of a folder and its files, while somebody may be writing to it."""
+    """The newest modification time of a folder and its files."""
     times = []
     for path in (folder, *folder.rglob("*")):
-        with suppress(FileNotFoundError):  # a running build replaces its files
+        with suppress(FileNotFoundError):  # a build may be replacing its files
             times.append(path.stat().st_mtime)
     return max(times, default=0.0)
 

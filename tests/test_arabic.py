@@ -46,7 +46,7 @@ def test_normalising_twice_changes_nothing(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", NORMALISATIONS)
 @given(text=ARABIC)
-def test_the_tokenizer_normalises_alike(name: str, text: str) -> None:
+def test_the_tokenizer_normalises_equally(name: str, text: str) -> None:
     rules = NORMALISATIONS[name]
     tokenizer = ArabicTokenizer(rules=rules)
     assert tokenizer._tokenizer.normalizer.normalize_str(text) == normalise(text, rules)

@@ -31,7 +31,7 @@ class Letters(Frozen):
 
 @dataclass(frozen=True)
 class Work:
-    """A stage of our own: `how` writes its files."""
+    """A minimal stage: `how` writes its files."""
 
     how: Callable[[Path], Frozen]
     identity: Identity
@@ -72,7 +72,7 @@ def test_an_artifact_is_built_once(store: Store) -> None:
     "change",
     [{"stage": "t"}, {"version": 2}, {"settings": {"a": 2}}, {"inputs": {"i": "e"}}, {"inputs": {"j": "d"}}],
 )
-def test_every_part_of_the_identity_counts(store: Store, change: dict[str, Any]) -> None:
+def test_every_part_of_the_identity_changes_the_digest(store: Store, change: dict[str, Any]) -> None:
     assert make(store, fill()).digest != make(store, fill(), **change).digest
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_artifact_is_set_aside_and_built_again(store: Store, damage: A
     assert len(list(first.path.parent.glob("*.damaged-*"))) == 1
 
 
-def test_a_failed_build_leaves_nothing_that_counts(store: Store) -> None:
+def test_a_failed_build_leaves_no_artifact(store: Store) -> None:
     def half(out: Path) -> Frozen:
         (out / "half").write_text("x")
         raise RuntimeError("mid-way")
@@ -125,7 +125,7 @@ def test_a_failed_build_leaves_nothing_that_counts(store: Store) -> None:
     assert sorted(artifact.manifest.files) == ["sub/file.txt"]
 
 
-def test_a_resumable_build_finds_what_the_killed_one_left(store: Store) -> None:
+def test_a_resumable_build_continues_from_what_a_killed_one_left(store: Store) -> None:
     def half(out: Path) -> Frozen:
         (out / "checkpoint").write_text("17")
         raise KeyboardInterrupt
@@ -140,7 +140,7 @@ def test_a_resumable_build_finds_what_the_killed_one_left(store: Store) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_failing_disk_is_one_line(store: Store, code: int) -> None:
+def test_a_failing_disk_is_a_one_line_error(store: Store, code: int) -> None:
     def make_and_fail(out: Path) -> Frozen:
         raise OSError(code, "as the kernel says")
 
@@ -150,7 +150,7 @@ def test_a_failing_disk_is_one_line(store: Store, code: int) -> None:
     assert str(store.root) in str(caught.value)
 
 
-def test_an_unknown_error_keeps_its_own_face(store: Store) -> None:
+def test_an_unknown_disk_error_is_raised_unchanged(store: Store) -> None:
     def broken(out: Path) -> Frozen:
         raise FileNotFoundError(errno.ENOENT, "ours")
 
@@ -229,7 +229,7 @@ def test_find_neither_locks_nor_writes(store: Store, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
     _flip(made.path / "sub" / "file.txt")
     assert store.find(work.identity) is None
-    assert made.path.exists(), "only a build sets damage aside"
+    assert made.path.exists(), "only a build sets a damaged artifact aside"
 
 
 def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,12 +243,19 @@ def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, monkeypatch: pyt
         for use in (lambda: make(store, never), lambda: store.artifact("s", made.digest)):
             with pytest.raises(StoreError, match="disk fails"):
                 use()
-    assert make(store, never).cached, "it is there, as it was"
+    assert make(store, never).cached, "it is undamaged"
 
 
-def test_a_manifest_is_parsed_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_is_parsed_once_in_a_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make(store, fill())
     again = make(store, never)
+
+    def parsed_twice(content: bytes) -> Any:
+        raise AssertionError("parsed twice")
+
+    monkeypatch.setattr("qalam_core.store.json_object", parsed_twice)
+    assert make(store, never).manifest == store.artifact("s", made.digest).manifest
+    assert store.reference("s", made.digest).manifest.facts == {"letters": 5}
 
     def parsed_again(folder: Path) -> Any:
         raise AssertionError("parsed again")
@@ -261,8 +268,8 @@ def test_a_manifest_is_parsed_once(store: Store, monkeypatch: pytest.MonkeyPatch
     assert "manifest" not in sent.__dict__, "a reference stays small when it is sent to a worker"
 
 
-def test_a_built_and_a_reused_artifact_say_the_same(built: Built) -> None:
-    """What a stage says about its result must survive the manifest, or what follows it would be built twice."""
+def test_a_built_and_a_reused_artifact_have_the_same_manifest(built: Built) -> None:
+    """Facts must survive the manifest, or the stages after it would be built twice."""
     for artifact in built.published.artifacts:
         fresh = Artifact(artifact.stage, artifact.digest, artifact.path)
         assert fresh.manifest == artifact.manifest
@@ -280,7 +287,7 @@ def runs(store: Store) -> Runs:
 def publish(runs: Runs, built: Built, key: str, created: str = "2030-01-01") -> str:
     record = built.published.record.model_copy(update={"created": created})
     run = runs.run_id("demo", key.ljust(64, "0"))
-    runs.publish(run, lambda folder: (folder / "run.json").write_bytes(record.to_json()) and None)
+    runs.publish(run, lambda folder: replace_file(folder / "run.json", record.to_json()))
     return run
 
 
@@ -309,7 +316,7 @@ def test_a_record_reads_as_it_was_written(runs: Runs, built: Built) -> None:
         update={"bits_per_byte": built.published.record.bits_per_byte.model_copy(update={"model": math.inf})}
     )
     run = runs.run_id("demo", "c" * 64)
-    runs.publish(run, lambda folder: (folder / "run.json").write_bytes(diverged.to_json()) and None)
+    runs.publish(run, lambda folder: replace_file(folder / "run.json", diverged.to_json()))
     assert runs.record(run) == diverged
     assert built.runs.record(built.published.run) == built.published.record
 
@@ -327,6 +334,6 @@ def test_promotion_keeps_its_history(runs: Runs, built: Built) -> None:
 
 
 @pytest.mark.parametrize("run", ["", "none", "..", "../x", "a/b", "/etc"])
-def test_a_run_that_is_not_there_is_named(runs: Runs, run: str) -> None:
+def test_a_missing_run_is_named(runs: Runs, run: str) -> None:
     with pytest.raises(StoreError, match="qalam runs"):
         runs.promote("demo", promotion(run))

@@ -1,1 +1,1 @@
-"""A package and held-out text in, figures and a verdict out."""
+"""Measures a package on held-out text, and decides whether it may become champion."""

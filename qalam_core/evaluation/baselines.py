@@ -1,7 +1,6 @@
-"""Count-based baselines: two over token ids that a trained model must beat, and one over the letters of words.
-Takes the training split's token arrays (START ids END per document), gives nats per token of other arrays; the speller
-takes the vocabulary's words and gives nats per word.
-It does not know files, tokenizers or neural networks.
+"""Count-based baselines: unigram and trigram over token ids, and a character bigram for unknown words.
+
+Token arrays are 1-D, START ids END for each document; costs are nats per token.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.package.runtime.architecture import START
-
-__all__ = ["MAX_TOKENS", "KneserNeyTrigram", "Speller", "Unigram"]
 
 MAX_TOKENS = 20_000_000
 """Baselines are fitted on at most this many tokens, the first ones: about 1.5 GB of peak memory."""
@@ -45,14 +42,14 @@ class Unigram:
         return cls(np.log(counts.sum() + k * vocab_size) - np.log(counts + k))
 
     def nats(self, ids: Ids) -> Floats:
-        """-ln P of each token of `ids` (concatenated documents); 0 at each START, which is given, not predicted."""
+        """-ln P of each token of `ids`; 0 at each START, which is not predicted."""
         nats: Floats = np.where(ids == START, 0.0, self.nats_by_id[ids])
         return nats
 
 
 @dataclass(frozen=True)
 class _Order:
-    """One order's counts: n-gram keys, ascending, and for each context the sum and number of its n-grams."""
+    """The counts of one order: ascending n-gram keys, and for each context the sum and number of its n-grams."""
 
     keys: Keys
     counts: Counts
@@ -73,12 +70,12 @@ class _Order:
             contexts=contexts_of_keys[starts],
             totals=np.add.reduceat(counts, starts).astype(np.float64) if len(starts) else np.zeros(0),
             types=np.diff(starts, append=len(keys)).astype(np.float64),
-            # without n-grams seen once the estimate would be 0, and unseen ones impossible
+            # without n-grams seen once the estimate would be 0, and unseen n-grams would have no probability
             discount=once / (once + 2 * twice) if once else 0.5,
         )
 
     def interpolate(self, contexts: Keys, keys: Keys, lower: Floats) -> Floats:
-        """(max(c - D, 0) + D types lower) / total; where the context was never seen, `lower` as it is."""
+        """(max(c - D, 0) + D types lower) / total; `lower` for a context that was never seen."""
         if len(self.keys) == 0:
             return lower
         place, seen = _find(self.contexts, contexts)
@@ -93,11 +90,10 @@ class _Order:
 class KneserNeyTrigram:
     """Interpolated Kneser-Ney trigram with one absolute discount per order (Chen and Goodman 1999).
 
-    P(w | u v) = (max(c(u v w) - D, 0) + D N(u v .) P(w | v)) / c(u v), N counting distinct continuations;
-    P(w | v) and P(w) have the same form over continuation counts, N(. v w) and N(. w), and below them
-    stands the uniform 1/V. D = n1 / (n1 + 2 n2) per order, n1 and n2 the n-grams counted once and twice.
-    The first token of a document has START alone as its context. Nothing can stand before START, so
-    the bigrams that it opens keep their plain counts.
+    P(w | u v) = (max(c(u v w) - D, 0) + D N(u v .) P(w | v)) / c(u v), where N counts distinct continuations;
+    P(w | v) and P(w) have the same form over continuation counts, N(. v w) and N(. w), and back off to the uniform
+    1/V. D = n1 / (n1 + 2 n2) per order, n1 and n2 the n-grams counted once and twice. The first token of a document
+    has START alone as its context. Nothing precedes START, so bigrams that begin with it keep their plain counts.
     """
 
     vocab_size: int
@@ -131,7 +127,7 @@ class KneserNeyTrigram:
         )
 
     def nats(self, ids: Ids) -> Floats:
-        """-ln P of each token of `ids` (documents in a row, each opened by START); 0 at each START."""
+        """-ln P of each token of `ids`; 0 at each START."""
         nats = np.zeros(len(ids))
         pair_keys, triple_keys, firsts, thirds = _packed(ids, self.bits)
         word = np.uint64(self.bits)
@@ -147,12 +143,11 @@ class KneserNeyTrigram:
 
 @dataclass(frozen=True)
 class Speller:
-    """The cost of an unknown word's letters: an add-one character bigram, so that <UNK> is not free.
+    """The cost of spelling an unknown word by an add-one character bigram, so that <UNK> is not free.
 
     nats(word) = -sum ln P(c_i | c_{i-1}) over the characters and an end symbol, from a start symbol;
-    P(b | a) = (n(a b) + 1) / (n(a) + A), A the characters of the fitting words, the end symbol, and one
-    symbol for every other character. Such a character pays for that symbol, and ln 1,114,112 (the code
-    points of Unicode) to be named.
+    P(b | a) = (n(a b) + 1) / (n(a) + A), A the characters of the words it was fitted on, the end symbol, and one
+    symbol for all other characters. Each of those costs that symbol, and ln 1,114,112 (the code points of Unicode).
     """
 
     pairs: Counter[tuple[str, str]]
@@ -160,11 +155,11 @@ class Speller:
     alphabet: frozenset[str]
 
     OTHER: ClassVar[str] = "other"
-    EDGE: ClassVar[str] = "edge"  # longer than one character, so that neither symbol is ever a letter
+    EDGE: ClassVar[str] = "edge"  # longer than one character, so that neither symbol is a letter
 
     @classmethod
     def fit(cls, words: Iterable[str]) -> Speller:
-        """Count the words' letters, each word once."""
+        """Count the character pairs of the words, each word once."""
         pairs: Counter[tuple[str, str]] = Counter()
         for word in words:
             pairs.update(pairwise([cls.EDGE, *word, cls.EDGE]))
@@ -174,7 +169,7 @@ class Speller:
         return cls(pairs, singles, frozenset(singles) - {cls.EDGE})
 
     def nats(self, word: str) -> float:
-        """-ln of the probability of spelling `word`, its end included."""
+        """-ln P of the characters of `word` and its end."""
         known = [letter if letter in self.alphabet else self.OTHER for letter in word]
         symbols = len(self.alphabet) + 2
         cost = known.count(self.OTHER) * math.log(0x110000)
@@ -185,22 +180,17 @@ class Speller:
 
 def _first(tokens: Sequence[Ids], limit: int) -> Ids:
     """The first `limit` ids, in one array; documents do not cross the arrays."""
-    taken: list[Ids] = []
-    left = limit
+    kept: list[Ids] = [np.zeros(0, np.uint16)]
     for part in tokens:
-        if left <= 0:
-            break
         assert len(part) == 0 or part[0] == START, "every token array begins with START"
-        taken.append(part[:left])
-        left -= len(part)
-    return np.concatenate(taken) if taken else np.zeros(0, np.uint16)
+        kept.append(part[: max(0, limit)])
+        limit -= len(part)
+    return np.concatenate(kept)
 
 
 def _packed(ids: Ids, bits: int) -> tuple[Keys, Keys, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Per position: the key of (previous, this), of (the two previous, this), and which context is real.
-
-    The third array marks a document's first token (START alone before it), the fourth the later ones.
-    """
+    """Per position: the key of the bigram and of the trigram that end there, and masks of documents' first tokens
+    (only START precedes them) and of later ones."""
     shift = np.uint64(bits)
     words = ids.astype(np.uint64)
     pair_keys = words.copy()
@@ -216,12 +206,12 @@ def _packed(ids: Ids, bits: int) -> tuple[Keys, Keys, NDArray[np.bool_], NDArray
 
 
 def _run_starts(values: Keys) -> NDArray[np.int64]:
-    """Where each run of equal values begins, in an ascending array."""
+    """The indices where runs of equal values begin, in an ascending array."""
     starts: NDArray[np.int64] = np.flatnonzero(np.diff(values, prepend=values[:1] + np.uint64(1)))
     return starts
 
 
 def _find(sorted_keys: Keys, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """A valid index into `sorted_keys` (not empty) for each key, and whether the key is really there."""
+    """For each key a valid index into `sorted_keys` (not empty), and whether the key is there."""
     place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
     return place, sorted_keys[place] == keys

@@ -1,6 +1,4 @@
-"""The bootstrap: confidence intervals for a ratio of sums over documents.
-Takes per-document sums of two quantities, gives an interval for the ratio of their totals.
-It does not know what the quantities are: nats over bytes, or nats over nats.
+"""The bootstrap: confidence intervals for a ratio of sums over documents, such as nats over bytes.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile intervals), and
 Koehn, Statistical Significance Tests for Machine Translation Evaluation (EMNLP 2004), for pairing by document.
@@ -14,12 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESAMPLES", "SEED", "intervals"]
-
 RESAMPLES = 10_000
 SEED = 20_040_701  # fixed, so that the same figures give the same interval
-MAX_UNITS = 10_000  # more documents are summed into so many bags first: the interval is the same, the time bounded
-_DRAWS = 1 << 21  # drawn at a time: some 50 MB
+MAX_UNITS = 10_000  # more documents are first summed into so many random groups, to bound the time
+_DRAWS = 1 << 21  # documents drawn at a time: about 50 MB
 
 
 def intervals(
@@ -28,10 +24,12 @@ def intervals(
     confidence: float,
     resamples: int = RESAMPLES,
 ) -> list[tuple[float, float]]:
-    """For each pair of rows, the central interval that holds `confidence` of sum(top) / sum(bottom).
+    """For each pair of rows, the central interval with `confidence` of the resampled sum(top) / sum(bottom).
 
-    Rows have one value a document, all in the same order; every resample draws the same documents for all
-    of them, which is what makes two models comparable. A value that is not finite makes its interval NaN.
+    Rows have one value per document, in the same order. A resample draws the same documents for all rows, which makes
+    two models comparable. A value that is not finite makes its interval NaN.
+
+    Shapes: K pairs of rows, N documents (or groups of them), R resamples.
     """
     top_KN, bottom_KN = np.array(tops, np.float64), np.array(bottoms, np.float64)
     assert top_KN.shape == bottom_KN.shape and top_KN.shape[1] > 0

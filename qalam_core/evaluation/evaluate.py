@@ -1,8 +1,4 @@
-"""Evaluation: an exported package on the held-out documents, beside count-based baselines.
-Takes the package, the checkpoint that it was written from, the test documents and the training tokens; gives a
-`Report`, the same on every run, and `Budgets`, which depend on the machine.
-It does not know what is good enough: the gate does.
-"""
+"""Evaluation: an exported package on the held-out documents, compared with count-based baselines."""
 
 from __future__ import annotations
 
@@ -21,30 +17,18 @@ from tokenizers import Tokenizer
 
 from qalam_core.errors import CorpusError, PackageError
 from qalam_core.evaluation.baselines import KneserNeyTrigram, Unigram
-from qalam_core.evaluation.contamination import covered
+from qalam_core.evaluation.contamination import covered, summary
 from qalam_core.evaluation.generation import generation_statistics, no_generation, samples
 from qalam_core.evaluation.integrity import check, one_line, transformer
-from qalam_core.evaluation.results import (
-    COPIED,
-    Bits,
-    Budgets,
-    Contamination,
-    Integrity,
-    Report,
-    Slice,
-    TensorStatistics,
-    rounded,
-)
-from qalam_core.evaluation.scoring import Floats, HeldOut, Ids, digest_of, score
+from qalam_core.evaluation.results import Bits, Budgets, Integrity, Report, Slice, TensorStatistics, rounded
+from qalam_core.evaluation.scoring import HeldOut, digest_of, score
 from qalam_core.package import read
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.statistics import statistics
 from qalam_core.progress import Progress, no_progress
 
-__all__ = ["evaluate"]
-
-TEXTS = 8  # documents that the package's own tokenizer is tested on
+TEXTS = 8  # documents on which the package's own tokenizer is tested
 
 
 def evaluate(
@@ -60,18 +44,15 @@ def evaluate(
     storage: str,
     progress: Progress = no_progress,
 ) -> tuple[Report, Budgets]:
-    """Measure a package.
+    """Measure a package; -> a report that is the same on every run, and budgets that depend on the machine.
 
     `checkpoint` is the safetensors file that the package was written from. `test` are (slice, normalised text) pairs.
     `train_tokens` are 1-D id arrays, START ids END for each document; the baselines count the first 20 million ids.
     `train_texts` are the same documents as text, in the same order, and are read once. `seed` is for samples,
-    `confidence` for intervals, `storage` is how the recipe wants matrices stored. `progress` counts scored tokens.
-    docs/metrics.md defines every figure.
+    `confidence` for intervals, `storage` is the recipe's storage type of matrices. `progress` counts scored tokens.
 
-    Bits per byte = the nats of all tokens after <START>, <END> included, / ln 2 / UTF-8 bytes of the text. An unknown
-    word costs its <UNK> and its spelling (`Speller`), under the model and under the baselines alike. A word vocabulary
-    never pays for white space, so its figure is slightly too good. A package that cannot be read gives a report whose
-    figures are NaN. Raises CorpusError when there are no test documents.
+    A package that cannot be read gives a report whose figures are NaN. Raises CorpusError when the test split is empty.
+    docs/metrics.md defines every figure.
     """
     if not any(text for _, text in test):
         raise CorpusError("the test split holds no text; raise corpus.test, or add documents")
@@ -89,22 +70,21 @@ def evaluate(
     documents = HeldOut.of(test, tokenizer, package.vocabulary)
     nats, hits = score(model, documents, progress)
     finite = bool(np.isfinite(nats).all())
-    writer = NumpyTransformer(package.config, package.weights)  # several times faster than torch at generation
+    writer = NumpyTransformer(package.config, package.weights)  # generates several times faster than torch
     vocab_size = model.vocab_size
     baselines = (Unigram.fit(train_tokens, vocab_size), KneserNeyTrigram.fit(train_tokens, vocab_size))
     costs = [nats, *(baseline.nats(documents.stream) for baseline in baselines)]
     per_document = [documents.sum(cost + documents.spelling) for cost in costs]
     correct = documents.sum(hits)
+    everything = np.arange(len(test))
     names, slice_of = np.unique(np.array([name for name, _ in test]), return_inverse=True)
     head, texts = _head(train_texts, TEXTS)
     shares = covered([text for _, text in test], texts)
     report = Report(
         test_digest=digest_of(test),
-        overall=documents.figures(np.arange(len(test)), per_document, correct, confidence),
+        overall=documents.figures(everything, per_document, correct, confidence),
         sources={
-            str(name): documents.figures(
-                np.flatnonzero(slice_of == number), per_document, correct, confidence
-            )
+            str(name): documents.figures(everything[slice_of == number], per_document, correct, confidence)
             for number, name in enumerate(names)
         },
         samples=samples(writer, tokenizer, prompts, seed) if finite else (),
@@ -117,7 +97,7 @@ def evaluate(
         document_bytes=tuple(int(size) for size in documents.bytes),
         document_digests=tuple(digest_of([pair])[:12] for pair in test),
         document_slices=tuple(slice_of.tolist()),
-        contamination=_contamination(shares, documents.words),
+        contamination=summary(shares, documents.words),
         tensors={name: _statistics(tensor) for name, tensor in package.weights.items()},
     )  # fmt: skip
     return report, budgets
@@ -129,12 +109,12 @@ def _statistics(tensor: NDArray[np.float32]) -> TensorStatistics:
 
 
 def _head(texts: Iterable[pa.Array], count: int) -> tuple[list[str], Iterator[pa.Array]]:
-    """The first `count` texts, and all of them again."""
+    """The first `count` texts, and an iterator over all texts."""
     batches = iter(texts)
-    taken: list[pa.Array] = []
-    while sum(map(len, taken)) < count and (batch := next(batches, None)) is not None:
-        taken.append(batch)
-    return [text for batch in taken for text in batch.to_pylist()][:count], chain(taken, batches)
+    read: list[pa.Array] = []
+    while sum(map(len, read)) < count and (batch := next(batches, None)) is not None:
+        read.append(batch)
+    return [text for batch in read for text in batch.to_pylist()][:count], chain(read, batches)
 
 
 def _same_ids(tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[NDArray[Any]]) -> bool:
@@ -142,22 +122,11 @@ def _same_ids(tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[NDArr
     encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     ids = [token for encoding in encoded for token in (START, *encoding.ids, END)]
     # the first documents may be in more than one shard
-    trained = np.concatenate([part[: len(ids)] for part in tokens])[: len(ids)] if tokens else np.zeros(0)
-    return trained.tolist() == ids
-
-
-def _contamination(shares: Floats, words: Ids) -> Contamination:
-    long = ~np.isnan(shares)
-    total = int(words[long].sum())
-    return Contamination(
-        documents=int(long.sum()),
-        copied=rounded((shares[long] > COPIED).mean()) if total else 0.0,
-        covered=rounded((shares[long] * words[long]).sum() / total) if total else 0.0,
-    )
+    return [token for part in tokens for token in part[: len(ids)].tolist()][: len(ids)] == ids
 
 
 def _unreadable(test: Sequence[tuple[str, str]], problem: str) -> Report:
-    """The report of a package that the reader refuses: no figures, and the reason."""
+    """The report of a package that cannot be read: no figures, and the reason."""
     nan = math.nan
     sizes = tuple(len(text.encode()) for _, text in test)
     return Report(

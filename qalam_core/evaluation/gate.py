@@ -1,8 +1,4 @@
-"""The gate: whether a model may become champion.
-Takes a `Report` and `Budgets` (what evaluation measured), the recipe's requirements and the champion's report; gives a
-`Verdict` in which every check is one sentence with its numbers.
-It does not know how anything was measured, and reads no files.
-"""
+"""The gate: decides whether a model may become champion."""
 
 from __future__ import annotations
 
@@ -11,32 +7,18 @@ import math
 import numpy as np
 
 from qalam_core.evaluation.bootstrap import intervals
-from qalam_core.evaluation.results import (
-    Bits,
-    Budgets,
-    Check,
-    Compared,
-    Comparison,
-    Integrity,
-    Interval,
-    Report,
-    Verdict,
-    rounded,
-)
+from qalam_core.evaluation.results import Budgets, Check, Compared, Comparison, Interval, Report, Verdict, rounded
 from qalam_core.recipe import Requirements
-
-__all__ = ["decide"]
 
 
 def decide(report: Report, budgets: Budgets, gate: Requirements, champion: Report | None) -> Verdict:
-    """All checks in a fixed order; a figure of NaN fails every limit."""
-    bits = report.bits_per_byte
+    """Check what was measured against the requirements and the champion; a figure of NaN fails every limit."""
     written = report.generation
     comparison = _compare(report, champion, gate.confidence) if champion else None
     checks = [
-        _integrity(report.integrity),
-        _baseline("unigram", bits, gate.beat_unigram, required=True),
-        _baseline("trigram", bits, 0.0, required=gate.beat_trigram),
+        _integrity(report),
+        _baseline("unigram", report, gate.beat_unigram, required=True),
+        _baseline("trigram", report, 0.0, required=gate.beat_trigram),
         _champion(report, champion, comparison, gate),
         _at_most("unknown words", "The share of unknown tokens", report.overall.unknown_rate, gate.max_unknown),
         _at_most("package size", "The package's size", budgets.package_mb, gate.max_package_mb, " MB"),
@@ -49,67 +31,59 @@ def decide(report: Report, budgets: Budgets, gate: Requirements, champion: Repor
     checks.append(
         Check(
             name="verbatim copy", value=written.longest_copy, limit=None, passed=True,
-            sentence=f"The longest span that samples copy from the training text is {written.longest_copy} tokens; "
-            "stated, not required.",
+            message=f"The longest span that samples copy from the training text is {written.longest_copy} tokens; "
+            "reported, not required.",
         )
     )  # fmt: skip
     return Verdict(passed=all(check.passed for check in checks), checks=tuple(checks), comparison=comparison)
 
 
-def _integrity(found: Integrity) -> Check:
-    """The sentence names the first fault: later ones often follow from it."""
+def _integrity(report: Report) -> Check:
+    """The message names the first fault, because later ones often follow from it."""
+    found = report.integrity
     difference, limit = found.checkpoint_difference, found.checkpoint_limit
-    faults = [
-        (not found.loads_without_execution, "The package cannot be read without executing it"),
-        (not found.verifies, "The package does not verify: something in it is not what its manifest says"),
-        (
+    faults = {
+        "The package cannot be read without executing it": not found.loads_without_execution,
+        "The package does not verify: it differs from its manifest": not found.verifies,
+        f"The package's logits differ from the checkpoint's by {difference:.3g}; at most {limit:.3g} is allowed":
             not difference <= limit,
-            f"The package's logits differ from the checkpoint's by {difference:.3g}; at most {limit:.3g} is allowed",
-        ),
-        (not found.tensors_agree, "The package holds other tensors than the checkpoint"),
-        (not found.loads_by_import, "The package does not load by plain import"),
-        (
+        "The package's tensors differ from the checkpoint's": not found.tensors_agree,
+        "The package does not load by plain import": not found.loads_by_import,
+        f"The imported model's logits differ from the reader's by {found.import_difference:.3g}; they must be equal":
             found.import_difference != 0,
-            f"The imported model's logits differ from the reader's by {found.import_difference:.3g}; "
-            "they must be equal",
-        ),
-        (
+        f"The numpy logits differ from torch's by {found.numpy_difference:.3g}, beyond rounding":
             not found.numpy_backend_agrees,
-            f"The numpy logits differ from torch's by {found.numpy_difference:.3g}, beyond rounding",
-        ),
-        (not found.tokenizer_agrees, "The package's own tokenizer gives other ids than tokenizer.json"),
-        (
+        "The package's own tokenizer gives other ids than tokenizer.json": not found.tokenizer_agrees,
+        "The package's tokenizer gives training documents other ids than those that were trained on":
             not found.trained_ids_agree,
-            "The package's tokenizer gives training documents other ids than those that were trained on",
-        ),
-        (not found.storage_agrees, "The package stores its matrices in another type than the recipe asks for"),
-    ]
-    sentence = next((text for fault, text in faults if fault), None)
-    if sentence is None:
-        sentence = (
-            "The package verifies, loads with and without execution, and its logits differ from the "
-            f"checkpoint's by {difference:.3g} (limit {limit:.3g})."
-        )
+        "The package stores its matrices in another type than the recipe's": not found.storage_agrees,
+    }  # fmt: skip
+    message = next((fault for fault, is_there in faults.items() if is_there), "")
+    if message:
+        message += f" ({found.problem})." if found.problem else "."
     else:
-        sentence += f" ({found.problem})." if found.problem else "."
-    return Check(name="integrity", value=difference, limit=limit, passed=found.whole, sentence=sentence)
+        message = (
+            "The package verifies, loads with and without execution, and its logits differ from the checkpoint's by "
+            f"{difference:.3g} (limit {limit:.3g})."
+        )
+    return Check(name="integrity", value=difference, limit=limit, passed=found.intact, message=message)
 
 
-def _baseline(name: str, bits: Bits, share: float, required: bool) -> Check:
-    baseline = bits.unigram if name == "unigram" else bits.trigram
+def _baseline(name: str, report: Report, share: float, required: bool) -> Check:
+    bits = report.bits_per_byte
+    baseline: float = getattr(bits, name)
     limit = baseline * (1 - share)
-    below = bits.model <= limit
     numbers = f"{bits.model:.4f} bits per byte against the {name} baseline's {baseline:.4f}"
     if math.isfinite(bits.model) and baseline > 0:
         change = bits.model / baseline - 1
         numbers += f" ({abs(change):.1%} {'better' if change <= 0 else 'worse'})"
-    demand = f"at most {limit:.4f} is required" if required else "stated, not required"
+    demand = f"at most {limit:.4f} is required" if required else "reported, not required"
     return Check(
         name=name,
         value=bits.model,
         limit=limit if required else None,
-        passed=below or not required,
-        sentence=f"The model needs {numbers}; {demand}.",
+        passed=bits.model <= limit or not required,
+        message=f"The model needs {numbers}; {demand}.",
     )
 
 
@@ -125,36 +99,36 @@ def _compare(report: Report, champion: Report, confidence: float) -> Comparison 
         return None
     nats, theirs = np.array(report.document_nats)[here], np.array(champion.document_nats)[there]
     size = np.array(report.document_bytes)[here]
-    slices = np.array(report.document_slices or [0] * len(report.document_nats))[here]
-    # over all of them first, then over each slice
-    chosen = [np.ones(len(here), np.bool_), *(slices == number for number in range(len(report.sources)))]
 
-    def compared(of: np.ndarray) -> Compared:
-        ((low, high),) = intervals([nats[of]], [theirs[of]], confidence)
-        bits = math.log(2) * size[of].sum()
+    def compared(mask: np.ndarray) -> Compared:
+        ((low, high),) = intervals([nats[mask]], [theirs[mask]], confidence)
+        nats_to_bits = math.log(2) * size[mask].sum()
+        model, incumbent = rounded(nats[mask].sum() / nats_to_bits), rounded(theirs[mask].sum() / nats_to_bits)
         return Compared(
-            documents=int(of.sum()), model=rounded(nats[of].sum() / bits), champion=rounded(theirs[of].sum() / bits),
+            documents=int(mask.sum()), model=model, champion=incumbent,
             change=Interval(low=rounded(low - 1), high=rounded(high - 1)),
         )  # fmt: skip
 
-    if not report.document_slices:
-        chosen = chosen[:1]
-    parts = {name: compared(of) for name, of in zip(report.sources, chosen[1:], strict=False) if of.any()}
-    return Comparison(overall=compared(chosen[0]), sources=parts)
+    parts = {}
+    if report.document_slices:
+        slices = np.array(report.document_slices)[here]
+        masks = {name: slices == number for number, name in enumerate(report.sources)}
+        parts = {name: compared(mask) for name, mask in masks.items() if mask.any()}
+    return Comparison(overall=compared(np.ones(len(here), np.bool_)), sources=parts)
 
 
 def _champion(report: Report, champion: Report | None, comparison: Comparison | None, gate: Requirements) -> Check:
-    """A model is refused when it is worse than the tolerance with the recipe's confidence."""
+    """Fails when the model is worse than the tolerance with the recipe's confidence."""
     value = report.bits_per_byte.model
     if champion is None or comparison is None:
-        sentence = "There is no champion yet to compare with."
+        message = "There is no champion yet to compare with."
         if champion is not None:
-            sentence = (
+            message = (
                 f"The champion's {champion.bits_per_byte.model:.4f} bits per byte cannot be compared with "
                 f"{value:.4f}: none of the {report.overall.documents} test documents is among its "
                 f"{champion.overall.documents}. Only the absolute requirements were checked."
             )
-        return Check(name="champion", value=value, limit=None, passed=True, sentence=sentence)
+        return Check(name="champion", value=value, limit=None, passed=True, message=message)
     found, change = comparison.overall, comparison.overall.change
     documents = f"the same {found.documents} documents"
     if report.test_digest != champion.test_digest:
@@ -167,9 +141,9 @@ def _champion(report: Report, champion: Report | None, comparison: Comparison | 
         value=change.low,
         limit=gate.tolerance,
         passed=change.low <= gate.tolerance,
-        sentence=f"The model needs {found.model:.4f} bits per byte, the champion {found.champion:.4f} on "
+        message=f"The model needs {found.model:.4f} bits per byte, the champion {found.champion:.4f} on "
         f"{documents}: a change of {change.low:+.2%} to {change.high:+.2%} ({gate.confidence:.0%} confidence); "
-        f"the model is refused when all of that is above {gate.tolerance:+.2%}.",
+        f"the model is refused when all of it is above {gate.tolerance:+.2%}.",
     )
 
 
@@ -179,5 +153,5 @@ def _at_most(name: str, subject: str, value: float, limit: float, unit: str = ""
         value=value,
         limit=limit,
         passed=value <= limit,
-        sentence=f"{subject} is {value:.3g}{unit}; at most {limit:g}{unit} is allowed.",
+        message=f"{subject} is {value:.3g}{unit}; at most {limit:g}{unit} is allowed.",
     )

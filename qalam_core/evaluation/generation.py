@@ -1,6 +1,6 @@
-"""Generation: what a model writes, with prompts and without, and how much of that is copied from the training text.
-Takes a numpy model, a tokenizer and the training tokens; gives samples and statistics, the same for the same seed.
-It does not know figures over held-out text.
+"""Generation: samples of a model, with prompts and without, and how much of them is copied from the training text.
+
+The same seed gives the same samples.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from qalam_core.evaluation.results import Generation, Piece, Sample, rounded
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 
-__all__ = ["generation_statistics", "longest_copy", "no_generation", "samples"]
-
 SAMPLES, SAMPLE_LENGTH = 16, 64
 
 
 def samples(model: NumpyTransformer, tokenizer: Tokenizer, prompts: Sequence[str], seed: int) -> tuple[Sample, ...]:
-    """A continuation of each prompt, at most SAMPLE_LENGTH tokens, with the probability of its pieces."""
+    """A continuation of each prompt, at most SAMPLE_LENGTH tokens, with the probabilities of its pieces."""
     made = []
     for prompt in prompts:
         ids = [START, *tokenizer.encode(prompt, add_special_tokens=False).ids]
@@ -35,7 +33,7 @@ def samples(model: NumpyTransformer, tokenizer: Tokenizer, prompts: Sequence[str
 
 
 def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], begin: int) -> tuple[Piece, ...]:
-    """ids[begin:] as text, each a token or as many as form whole characters; without <END>."""
+    """ids[begin:] up to <END> as text; a piece is one token, or as many as form complete characters."""
     pieces = []
     text = shown = tokenizer.decode(list(ids[1:begin]), skip_special_tokens=True)
     chance = 1.0
@@ -46,7 +44,7 @@ def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], b
         logits = model(np.array([window]))[0][0, -1].astype(np.float64)
         chance *= float(np.exp(logits[ids[place]] - logits.max()) / np.exp(logits - logits.max()).sum())
         text = tokenizer.decode(list(ids[1 : place + 1]), skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # a letter is two bytes, and the token may be one of them
+        if not text.endswith("\ufffd"):  # a token may be the first of a letter's two bytes
             pieces.append(Piece(text=text[len(shown) :], probability=float(f"{chance:.3g}")))
             shown, chance = text, 1.0
     if text != shown:
@@ -55,7 +53,7 @@ def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], b
 
 
 def generation_statistics(model: NumpyTransformer, train_tokens: Sequence[NDArray[Any]], seed: int) -> Generation:
-    """Statistics of samples from <START> alone: how varied they are, and how much of them is copied."""
+    """Statistics of samples without a prompt: how varied they are, and how much of them is copied."""
     rows = model.generate([[START]] * SAMPLES, SAMPLE_LENGTH, seed=seed)[:, 1:].tolist()
     texts = [row[: row.index(END)] if END in row else row for row in rows]
     fours = [list(zip(*(text[i:] for i in range(4)), strict=False)) for text in texts]
@@ -72,7 +70,7 @@ def generation_statistics(model: NumpyTransformer, train_tokens: Sequence[NDArra
 
 
 def no_generation() -> Generation:
-    """For a model without finite probabilities to sample from."""
+    """For a model that cannot be sampled from, because its probabilities are not finite."""
     return Generation(
         samples=0, length=SAMPLE_LENGTH, repeated_4grams=math.nan, distinct_2grams=math.nan,
         end_rate=math.nan, longest_copy=0,
@@ -82,8 +80,8 @@ def no_generation() -> Generation:
 def longest_copy(samples: Sequence[Sequence[int]], tokens: Sequence[NDArray[Any]], vocab_size: int) -> int:
     """Length of the longest span of tokens in any of `samples` that also occurs in `tokens`; exact.
 
-    All matches grow together, one token per round: a candidate is where a span begins in `tokens`, with a number for
-    which span of that length it is. Few survive a round, so this is about one pass over `tokens`.
+    All matches grow together, one token per round. A candidate is a position in `tokens` where a span begins, with the
+    number of that span. Few survive a round, so this costs about one pass over `tokens`.
     """
     longest = 0
     runs = [(sample, begin) for sample in samples for begin in range(len(sample))]

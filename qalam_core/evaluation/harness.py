@@ -1,12 +1,9 @@
 """Packages in the lm-evaluation-harness, under the model name `qalam`; needs the extra `lmeval`.
-Takes a package folder and the harness' requests, gives log-likelihoods and greedy continuations; the package is
-read, not imported.
-It does not know tasks; they are the harness'.
 
     python -m qalam_core.evaluation.harness run --model qalam --model_args path=PKG --tasks TASK
 
-is the harness' own command line with this model registered. The harness has no plug-in mechanism that its
-`lm_eval` command would look into; from Python, importing this module is enough.
+is the harness's command line with this model registered: its `lm_eval` command loads no plug-ins. In Python, importing
+this module registers the model. The package is read, not imported.
 
 Source: https://github.com/EleutherAI/lm-evaluation-harness, docs/model_guide.md (0.4.13).
 """
@@ -15,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,13 @@ from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
-__all__ = ["QalamLM", "main"]
-
 
 @register_model("qalam")
 class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
-    """A package as the harness sees a model."""
+    """A package as a model of the harness."""
 
     def __init__(self, path: str = "", max_gen_toks: int | str = 64, **ignored: Any) -> None:
-        """`path` is a package folder; the harness' own arguments (device, batch size) mean nothing here."""
+        """`path` is a package folder; other arguments of the harness (device, batch size) are ignored."""
         super().__init__()
         if not path:
             raise PackageError("name the package: --model_args path=PKG")
@@ -47,16 +43,17 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
         self.max_gen_toks = int(max_gen_toks)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """ln P(continuation | context), and whether greedy decoding would write it."""
+        """ln P(continuation | context), and whether greedy decoding gives the continuation."""
         answers = []
         for context, continuation in (request.args for request in requests):
-            whole = self.tokenizer.encode(context + continuation)
-            known = self._shared(self.tokenizer.encode(context), whole)
-            answers.append(self._score([START, *whole], known + 1))
+            ids = self.tokenizer.encode(context + continuation)
+            # a token that spans the border belongs to the continuation
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokenizer.encode(context), ids, strict=False))
+            answers.append(self._score([START, *ids], len(list(same)) + 1))
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """ln P of each text, its end included, as `bits_per_byte` in docs/metrics.md counts it."""
+        """ln P of each text and its <END>, as in the definition of bits per byte in docs/metrics.md."""
         return [self._score([START, *self.tokenizer.encode(text), END], 1)[0] for (text,) in (r.args for r in requests)]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -73,15 +70,8 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
             answers.append(text)
         return answers
 
-    @staticmethod
-    def _shared(context: Sequence[int], whole: Sequence[int]) -> int:
-        """How many ids are the context's: a token that spans the border belongs to the continuation."""
-        return next(
-            (n for n, (a, b) in enumerate(zip(context, whole, strict=False)) if a != b), min(len(context), len(whole))
-        )
-
     def _score(self, ids: Sequence[int], known: int) -> tuple[float, bool]:
-        """ln P of ids[known:], each seen with at least half a context before it; and whether all are likeliest."""
+        """ln P of ids[known:], each with at least half a context before it; and whether each has the largest logit."""
         context = self.model.max_seq_len
         total, greedy, place = 0.0, True, known
         while place < len(ids):
@@ -100,7 +90,7 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
 
 
 def main() -> None:
-    """The harness' command line, with `--model qalam`."""
+    """The harness's command line, with `--model qalam`."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from lm_eval.__main__ import cli_evaluate
 

@@ -1,7 +1,4 @@
 """Integrity: whether a package is the model that was trained, however it is loaded.
-Takes the package as read, the checkpoint that it was written from, and some tokens to probe it with; gives an
-`Integrity` of booleans and differences.
-It does not know how good the model is, nor what the gate allows.
 
 Shapes: B batch, T time.
 """
@@ -11,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,10 +30,8 @@ from qalam_core.package import Package, changes
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 
-__all__ = ["check", "one_line", "transformer"]
-
-PROBES = 4  # sequences of a full context on which logits are compared
-BACKENDS_AGREE = 1e-4  # of the largest logit (or of 1): float32 sums in another order differ by less
+PROBES = 4  # logits are compared for at most so many sequences of a full context
+BACKENDS_AGREE = 1e-4  # relative to the largest logit, or to 1: reordered float32 sums differ by less
 
 Logits = NDArray[np.float32]
 NONE: Logits = np.empty(0, np.float32)
@@ -53,10 +47,10 @@ def check(
     trained_ids_agree: bool,
     storage: str,
 ) -> Integrity:
-    """Compare a package with its checkpoint, and with what a plain import of it gives.
+    """Compare a package with its checkpoint, and with the model that a plain import of it gives.
 
-    `model` is `transformer` of the package; the probe is the beginning of `stream`; `tokenized` are texts with the ids
-    that tokenizer.json gives them; `storage` is how the recipe wants matrices stored. The package's matrices must be
+    `model` is `transformer` of the package; logits are compared on the beginning of `stream`; `tokenized` are texts
+    with their ids by tokenizer.json; `storage` is the recipe's storage type of matrices. The package's matrices must be
     the checkpoint's, rounded to the storage type, and its logits may differ by what that rounding changes: nothing for
     f32.
     """
@@ -68,7 +62,9 @@ def check(
         name: torch.from_numpy(stored_as.rounded(tensor.numpy())) if tensor.dim() > 1 else tensor
         for name, tensor in stored.items()
     }
-    probe_BT = _probe(stream, model.max_seq_len)
+    # the beginning of the stream, repeated when it does not fill one context
+    rows = max(1, min(PROBES, len(stream) // model.max_seq_len))
+    probe_BT = torch.from_numpy(np.resize(stream, (rows, model.max_seq_len)))
     logits = model(probe_BT)[0].numpy()
     trained = _logits(package.config, stored, probe_BT)
     limit = _difference(_logits(package.config, rounded, probe_BT), trained)
@@ -79,12 +75,13 @@ def check(
     return Integrity(
         verifies=not changed,
         loads_without_execution=True,
-        tensors_agree=_same(package.weights, rounded),
+        tensors_agree=package.weights.keys() == rounded.keys()
+        and all(np.array_equal(values, rounded[name].numpy()) for name, values in package.weights.items()),
         loads_by_import=not imported.problem,
         checkpoint_difference=_difference(logits, trained),
         checkpoint_limit=limit,
         import_difference=_difference(imported.torch, logits),
-        # to one digit: sums in numpy follow the processor, and a report is the same everywhere
+        # to one digit: the order of numpy's sums depends on the processor, and a report should not
         numpy_difference=float(f"{numpy_difference:.0e}"),
         numpy_backend_agrees=numpy_difference <= BACKENDS_AGREE * max(1.0, largest),
         tokenizer_agrees=imported.ids == [list(ids) for ids in tokenized.values()],
@@ -127,16 +124,16 @@ for backend in ("torch", "numpy"):
         answers[backend] = np.asarray(model(ids)[0])
 tokenizer = package.load_tokenizer()
 answers["ids"] = np.array(json.dumps([tokenizer.encode(text) for text in task["texts"]]))
-out = io.BytesIO()  # not a file: a full disk is no fault of the package's
+out = io.BytesIO()  # not a file: a full disk is not a fault of the package
 np.savez(out, **answers)
 sys.stdout.buffer.write(out.getvalue())
 """
-"""What a fresh interpreter does with a copy of the package: load it, evaluate the probe, tokenize."""
+"""Run in a fresh interpreter: imports the package, evaluates the probe, tokenizes."""
 
 
 @dataclass(frozen=True)
 class _Imported:
-    """What the imported package gave; empty, with a problem, when it gave nothing."""
+    """Results of the imported package; empty, with a problem, when the import failed."""
 
     torch: Logits
     numpy: Logits
@@ -145,36 +142,30 @@ class _Imported:
 
 
 def _import(folder: Path, probe_BT: Tensor, texts: Sequence[str]) -> _Imported:
-    """Import a copy of the package where neither this project nor the environment's settings are visible."""
+    """Import the package where this project and the environment's settings are not visible."""
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch, "measured")
-        copy.mkdir()
+        linked = Path(scratch, "measured")  # a name that can be imported; linked, as weights may be gigabytes
+        linked.mkdir()
         for file in folder.iterdir():
             if file.is_file():
-                shutil.copy(file, copy)
+                (linked / file.name).symlink_to(file.resolve())
         task = {"threads": torch.get_num_threads(), "probe": probe_BT.tolist(), "texts": list(texts)}
         child = subprocess.run(
             [sys.executable, "-I", "-c", _IMPORTED, scratch],
             input=json.dumps(task).encode(), capture_output=True, check=False,
         )  # fmt: skip
-        if child.returncode == -signal.SIGKILL:  # says nothing about the package, and must not be recorded as if it did
+        if child.returncode == -signal.SIGKILL:  # not a property of the package, and not to be recorded as one
             raise PackageError("importing the package was killed, most likely for memory; run the same command again")
         if child.returncode:
             errors = child.stderr.decode(errors="replace").strip().splitlines()
             last = (errors or [f"ended with status {child.returncode}"])[-1]
-            return _Imported(NONE, NONE, [], last.replace(f"{copy}/", ""))
+            return _Imported(NONE, NONE, [], last.replace(f"{linked}/", ""))
         with np.load(io.BytesIO(child.stdout)) as answers:
             return _Imported(answers["torch"], answers["numpy"], json.loads(str(answers["ids"])))
 
 
-def _probe(stream: NDArray[np.int64], context: int) -> Tensor:
-    """The stream's beginning as at most PROBES full contexts; a short stream is repeated to fill one."""
-    rows = max(1, min(PROBES, len(stream) // context))
-    return torch.from_numpy(np.resize(stream, (rows, context)))
-
-
 def _changes(package: Package) -> list[str]:
-    """What changed since export; a folder that verification refuses is one sentence."""
+    """What changed since export; for a folder that cannot be verified, the reason."""
     try:
         return changes(package)
     except PackageError as error:
@@ -182,26 +173,19 @@ def _changes(package: Package) -> list[str]:
 
 
 def one_line(error: PackageError, folder: Path) -> str:
-    """The error without the package's path, which a report must not depend on."""
+    """The error's message without the package's path, on which a report must not depend."""
     return str(error).replace(f"{folder}/", "").replace(str(folder), "the package")
 
 
-def _same(weights: Mapping[str, NDArray[Any]], tensors: Mapping[str, Tensor]) -> bool:
-    return weights.keys() == tensors.keys() and all(
-        np.array_equal(values, tensors[name].numpy()) for name, values in weights.items()
-    )
-
-
 def _logits(config: ModelConfig, weights: Mapping[str, Tensor], probe_BT: Tensor) -> Logits:
-    """The logits of the model with these tensors; none when they do not fit its shape."""
+    """The logits of the model with these tensors; empty when their names or shapes do not fit."""
     try:
-        model = transformer(config, weights)
-    except (RuntimeError, KeyError):  # other names or shapes: `tensors_agree` says so
+        logits: Logits = transformer(config, weights)(probe_BT)[0].numpy()
+    except (RuntimeError, KeyError):  # `tensors_agree` is false then
         return NONE
-    logits: Logits = model(probe_BT)[0].numpy()
     return logits
 
 
 def _difference(some: NDArray[Any], others: NDArray[Any]) -> float:
-    """The largest absolute difference; NaN when there is nothing to compare."""
+    """The largest absolute difference; NaN for different shapes and for empty arrays."""
     return float(np.abs(some - others).max()) if some.shape == others.shape and some.size else math.nan

@@ -1,20 +1,10 @@
-"""Results of an evaluation and of the gate, as frozen records.
-Takes and gives plain values. It does not know how anything is measured or decided.
-"""
+"""The results of an evaluation and of the gate, as frozen records; docs/metrics.md defines every figure."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from qalam_core.recipe import Frozen
-
-__all__ = [
-    "COPIED", "Bits", "Budgets", "Check", "Compared", "Comparison", "Contamination", "Generation", "Integrity",
-    "Interval", "Intervals", "Piece", "Report", "Sample", "Slice", "TensorStatistics", "Verdict", "rounded",
-]  # fmt: skip
-
-COPIED = 0.5
-"""A test document counts as copied when more than this share of its words lies in n-grams of the training text."""
 
 
 class Bits(Frozen):
@@ -26,7 +16,7 @@ class Bits(Frozen):
 
 
 class Interval(Frozen):
-    """Both ends of a bootstrap interval over documents; see docs/metrics.md."""
+    """A bootstrap interval over documents."""
 
     low: float
     high: float
@@ -55,7 +45,7 @@ class Slice(Frozen):
 
 
 class Piece(Frozen):
-    """Part of a sample, in whole characters, and its probability under the model at temperature 1."""
+    """Part of a sample, of complete characters, and its probability under the model at temperature 1."""
 
     text: str
     probability: float
@@ -74,7 +64,7 @@ class Contamination(Frozen):
 
     documents: int  # those of at least 13 words
     copied: float  # share of them with more than half of their words covered
-    covered: float  # share of their words in such an n-gram
+    covered: float  # share of their words that are in such an n-gram
 
 
 class Generation(Frozen):
@@ -98,16 +88,16 @@ class Integrity(Frozen):
     checkpoint_difference: float  # the reader's logits against the checkpoint's
     checkpoint_limit: float  # 0 for an exact storage type; else what rounding the checkpoint to it changes
     import_difference: float  # the imported torch model's logits against the reader's
-    numpy_difference: float  # the imported numpy model's logits against the torch model's
+    numpy_difference: float  # the imported numpy model's logits against the imported torch model's
     numpy_backend_agrees: bool
     tokenizer_agrees: bool  # the package's own tokenizer gives the ids that were scored
     trained_ids_agree: bool = True  # it gives training documents the ids that were trained on
-    storage_agrees: bool = True  # matrices are stored as the recipe asks
+    storage_agrees: bool = True  # matrices have the recipe's storage type
     problem: str = ""  # the first error, one line
 
     @property
-    def whole(self) -> bool:
-        """Whether everything holds; a difference of NaN does not."""
+    def intact(self) -> bool:
+        """Whether every condition holds; a difference of NaN fails."""
         return (
             self.verifies
             and self.loads_without_execution
@@ -123,7 +113,7 @@ class Integrity(Frozen):
 
 
 class TensorStatistics(Frozen):
-    """A tensor of the package in figures, to 6 significant digits."""
+    """Statistics of a tensor of the package, to 6 significant digits."""
 
     shape: tuple[int, ...]
     mean: float
@@ -135,7 +125,7 @@ class TensorStatistics(Frozen):
 class Report(Frozen):
     """The evaluation of a package: the same for the same package, test documents and training tokens."""
 
-    test_digest: str  # sha256 of the test documents in order; reports compare only when it is the same
+    test_digest: str  # sha256 of the test documents in order
     overall: Slice
     sources: dict[str, Slice]  # by source name, sorted
     samples: tuple[Sample, ...]
@@ -155,24 +145,24 @@ class Report(Frozen):
 
 
 class Budgets(Frozen):
-    """The package's size and load time on this machine; kept apart because times are not reproducible."""
+    """The package's size and load time on this machine; not in the report, because times are not reproducible."""
 
     package_mb: float  # all files, in 10^6 bytes
     load_seconds: float  # reading it without execution, once
 
 
 class Check(Frozen):
-    """One check of the gate; `limit` is None where a figure is only stated."""
+    """One check of the gate; `limit` is None where a figure is reported without a limit."""
 
     name: str
     value: float | None
     limit: float | None
     passed: bool
-    sentence: str
+    message: str
 
 
 class Compared(Frozen):
-    """Model and champion on the documents that both were measured on: all of them, or a slice."""
+    """Model and champion on documents that both were measured on: all of those, or a slice."""
 
     documents: int
     model: float  # bits per byte
@@ -195,10 +185,10 @@ class Verdict(Frozen):
     comparison: Comparison | None = None
 
     def reasons(self) -> list[str]:
-        """The sentences of the checks that failed."""
-        return [check.sentence for check in self.checks if not check.passed]
+        """The messages of the checks that failed."""
+        return [check.message for check in self.checks if not check.passed]
 
 
 def rounded(value: float) -> float:
-    """A figure as reports state it: six decimals, so that the last bits of a sum do not show."""
+    """A figure to six decimals, as in reports, where the last bits of a sum must not show."""
     return round(float(value), 6)

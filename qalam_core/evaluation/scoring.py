@@ -1,6 +1,4 @@
-"""Scoring: what a model assigns to the held-out documents, position by position.
-Takes (slice, text) pairs, a tokenizer and a model; gives nats per position, and figures over sets of documents.
-It does not know baselines' internals, nor what is good enough.
+"""Scoring: the cost of the held-out documents under a model, position by position, and figures over documents.
 
 Shapes: B batch, T time, C channels (dim), N scored positions, V vocabulary.
 """
@@ -27,8 +25,6 @@ from qalam_core.package.runtime.architecture import END, START, UNK
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.progress import Progress
 
-__all__ = ["HeldOut", "digest_of", "score"]
-
 TOKENS_PER_BATCH = 8192
 LOGITS_PER_CHUNK = 1 << 23  # 32 MB of float32: the head is applied to this many values at a time
 
@@ -39,17 +35,17 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test split as one stream, START ids END for each document, and per-document sizes."""
+    """The test split as one stream of ids, START ids END for each document, and the sizes of documents."""
 
     stream: Ids
-    starts: Ids  # where each document begins in the stream
-    spelling: Floats  # nats per position: the cost of an unknown word's letters, else 0
+    starts: Ids  # the position of each document in the stream
+    spelling: Floats  # nats per position: the cost of spelling an unknown word, else 0
     bytes: Ids
     words: Ids
 
     @classmethod
     def of(cls, test: Sequence[tuple[str, str]], tokenizer: Tokenizer, vocabulary: Vocabulary) -> HeldOut:
-        """Tokenize (slice, text) pairs, and compute the cost of spelling unknown words."""
+        """Tokenize (slice, text) pairs, and compute the cost of spelling their unknown words."""
         texts = [text for _, text in test]
         encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
         ids = [token for encoding in encoded for token in (START, *encoding.ids, END)]
@@ -81,21 +77,25 @@ class HeldOut:
         return totals
 
     def figures(self, chosen: Ids, per_document: Sequence[Floats], correct: Floats, confidence: float) -> Slice:
-        """Figures over the `chosen` documents; `per_document` are the nats of model, unigram, trigram."""
+        """Figures over the `chosen` documents; `per_document` are the nats under model, unigram and trigram."""
         size, words = int(self.bytes[chosen].sum()), int(self.words[chosen].sum())
-        ids = int(self.sum(self.stream > END)[chosen].sum() + self.sum(self.stream == UNK)[chosen].sum())
+        unknown = int(self.sum(self.stream == UNK)[chosen].sum())
+        ids = int(self.sum(self.stream > END)[chosen].sum()) + unknown
         bits = [rounded(nats[chosen].sum() / math.log(2) / max(size, 1)) for nats in per_document]
         nats, unigram, trigram = (cost[chosen] for cost in per_document)
         found = intervals([nats, nats, nats], [self.bytes[chosen] * math.log(2), unigram, trigram], confidence)
-        model, *against = (Interval(low=rounded(low), high=rounded(high)) for low, high in found)
-        changes = [Interval(low=rounded(ratio.low - 1), high=rounded(ratio.high - 1)) for ratio in against]
+        # changes against the baselines are ratios less 1
+        model, *changes = (
+            Interval(low=rounded(low - less), high=rounded(high - less))
+            for (low, high), less in zip(found, (0, 1, 1), strict=True)
+        )
         return Slice(
             documents=len(chosen),
             bytes=size,
             tokens=ids + len(chosen),
             words=words,
             bits_per_byte=Bits(model=bits[0], unigram=bits[1], trigram=bits[2]),
-            unknown_rate=rounded(self.sum(self.stream == UNK)[chosen].sum() / max(ids, 1)),
+            unknown_rate=rounded(unknown / max(ids, 1)),
             tokens_per_word=rounded(ids / max(words, 1)),
             next_token_accuracy=rounded(correct[chosen].sum() / (ids + len(chosen))),
             intervals=Intervals(model=model, unigram=changes[0], trigram=changes[1]),
@@ -115,7 +115,7 @@ def digest_of(test: Sequence[tuple[str, str]]) -> str:
 def _windows(length: int, context: int) -> Iterator[tuple[int, int]]:
     """(start, first scored position) of windows over a document of `length` inputs.
 
-    Half a context apart, the last one flush with the end: every position is scored once, and after the
+    Windows are half a context apart, and the last one ends with the document. Every position is scored once, after the
     first window with at least half a context before it.
     """
     start, scored = 0, 0
@@ -127,7 +127,7 @@ def _windows(length: int, context: int) -> Iterator[tuple[int, int]]:
 
 @torch.inference_mode()
 def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> tuple[Floats, Flags]:
-    """Per position of the stream: the model's nats, and whether it ranks the token first (START: no)."""
+    """Per position of the stream: nats, and whether the token has the largest logit (0 and False at START)."""
     nats = np.zeros(len(documents.stream))
     hits = np.zeros(len(documents.stream), np.bool_)
     windows = []  # (length, position of its first input, how many of its first positions are not scored)

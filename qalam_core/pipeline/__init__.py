@@ -1,1 +1,1 @@
-"""Joins the wings to the store: one file a stage, and their order in build.py."""
+"""The stages of a build, one file each; their order is in build.py."""

@@ -1,7 +1,4 @@
-"""Audits of a run: building it again in a fresh store, and measuring its package again on today's corpus.
-Takes runs and run ids; gives values that say what was found, and changes nothing.
-It does not know how a stage works.
-"""
+"""Audits of a run: building it again in an empty store, and measuring its package again on the current corpus."""
 
 from __future__ import annotations
 
@@ -20,23 +17,21 @@ from qalam_core.evaluation.results import Verdict
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.evaluate import Evaluate, measured
 from qalam_core.progress import Progress, no_progress
-from qalam_core.recipe import Recipe
+from qalam_core.recipe import Recipe, Requirements
 from qalam_core.runs import Promotion, RunRecord, Runs
 from qalam_core.store import Artifact, Store
-
-__all__ = ["Reproduction", "Row", "corpus_of", "remeasure", "reproduce"]
 
 _MEASURED = {"tokens_per_second", "memory_mb", "mfu"}  # keys of metrics.jsonl that depend on the machine
 
 
 def corpus_of(store: Store, run: str = "") -> Artifact:
-    """The prepared corpus of `run`, or without one the corpus that was used last. Raises StoreError."""
+    """The prepared corpus of `run`, or without a run the one that was used last. Raises StoreError."""
     if run:
         return store.artifact("prepare", Runs(store).record(run).artifacts["prepare"][0])
     last_use = store.artifacts()
     found = [name for name in last_use if re.fullmatch("prepare/[0-9a-f]{64}", name)]
     if not found:
-        raise StoreError(f"{store.root}: holds no prepared corpus yet; `qalam build RECIPE` makes one")
+        raise StoreError(f"{store.root}: has no prepared corpus yet; `qalam build RECIPE` makes one")
     return store.artifact(*max(found, key=lambda name: (last_use[name], name)).split("/"))
 
 
@@ -50,45 +45,45 @@ class Row:
     stage: str
     then: str  # digests; "" where there was none
     now: str
-    differing: tuple[str, ...]  # files whose bytes differ, or that only one of the two has
-    compared: bool = True  # whether the recorded artifact is still there to be compared with
+    differing: tuple[str, ...]  # files whose content differs, or that only one of the two has
+    compared: bool = True  # False where the recorded artifact was garbage-collected
 
     @property
     def matches(self) -> bool:
-        """The same digest, and the same bytes as far as they are still there."""
+        """Whether the digest is the same, and the files that can be compared."""
         return self.then == self.now and not self.differing
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of building a run again."""
+    """The result of building a run again."""
 
-    run: str  # that was to be reproduced
-    again: str  # what it is called in the fresh store
-    rows: tuple[Row, ...]  # every artifact in the pipeline's order, then the run folder itself
-    notes: tuple[str, ...]  # what is different about the circumstances: versions, machine
+    run: str
+    again: str  # its id in the fresh store
+    rows: tuple[Row, ...]  # every artifact in the pipeline's order, then the run folder
+    notes: tuple[str, ...]  # differences between versions and machines
 
     @property
     def matches(self) -> bool:
-        """Whether every artifact is what it was."""
+        """Whether every artifact matches."""
         return all(row.matches for row in self.rows)
 
 
 def reproduce(store: Store, run: str, fresh: Store, progress: Progress = no_progress) -> Reproduction:
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
-    `progress` counts training steps. Files that hold times (metrics.jsonl, budgets.json, verdict.json) are compared
-    without them. Sources are read from where the run read them: raises CorpusError before anything long begins when one
-    is missing or has changed, and StoreError when `fresh` is not empty or a run that the build needs was deleted.
+    `progress` counts training steps. Files with times (metrics.jsonl, budgets.json, verdict.json) are compared without
+    them. Raises CorpusError, before anything is built, when a source of the run is missing or has changed; and
+    StoreError when `fresh` is not empty or a run that the build needs was deleted.
     """
     runs, there = Runs(store), Runs(fresh)
     record = runs.record(run)
     if there.ids() or any((fresh.root / "artifacts").glob("*/*")):
         raise StoreError(f"store {fresh.root}: not empty; a run is reproduced in a store of its own")
-    _same_sources(store, record, run)
+    _check_sources(store, record, run)
     for needed in record.needed_runs():
         there.copy_from(runs, needed)
-        # one that the recipe names is the champion of nothing
+        # a parent that the recipe names need not be a champion
         if needed == record.incumbent or record.recipe.train.warm_start == "champion":
             why = f"champion when {run} was built"
             there.promote(record.recipe.name, Promotion(run=needed, when=record.created, why=why, who="reproduce"))
@@ -107,52 +102,44 @@ def reproduce(store: Store, run: str, fresh: Store, progress: Progress = no_prog
     return Reproduction(run, published.run, tuple(rows), tuple(_circumstances(record, now)))
 
 
-def _same_sources(store: Store, record: RunRecord, run: str) -> None:
-    """Raise CorpusError when a source is missing or is not what `run` was made of."""
+def _check_sources(store: Store, record: RunRecord, run: str) -> None:
+    """Raise CorpusError when a source of `run` is missing or has changed."""
     try:
         files = resolve(record.recipe.corpus.sources)
     except CorpusError as error:
         raise CorpusError(f"run {run} cannot be built again, a source is missing: {error}") from None
-    recorded = [Artifact("ingest", key, store.artifact_folder("ingest", key)) for key in record.artifacts["ingest"]]
+    recorded = [store.reference("ingest", key) for key in record.artifacts["ingest"]]
     if len(files) != len(recorded):
         raise CorpusError(
             f"run {run} cannot be built again: its sources were {len(recorded)} files, and are {len(files)} now"
         )
     for file, artifact in zip(files, recorded, strict=True):
-        if not artifact.path.exists():  # collected; the comparison says what differs
-            continue
-        then = artifact.manifest.inputs["file"]
-        if then != file.sha256:
+        # one that was garbage-collected is skipped: the comparison says what differs
+        if artifact.exists() and (then := artifact.manifest.inputs["file"]) != file.digest:
             raise CorpusError(
                 f"run {run} cannot be built again: {file.path} has changed since (its sha256 was {then[:12]}, "
-                f"and is {file.sha256[:12]}); restore the text of that time"
+                f"and is {file.digest[:12]}); restore the text of that time"
             )
 
 
 def _row(store: Store, fresh: Store, stage: str, then: str | None, now: str | None) -> Row:
     if then is None or now is None:
         return Row(stage, then or "", now or "", ())
-    before, after = (
-        Artifact(stage, key, home.artifact_folder(stage, key)) for key, home in ((then, store), (now, fresh))
-    )
-    if not before.path.exists():
+    before, after = store.reference(stage, then), fresh.reference(stage, now)
+    if not before.exists():
         return Row(stage, then, now, (), compared=False)
     old, new = before.manifest.files, after.manifest.files
-    differing = [
-        name for name in sorted({*old, *new})
-        if name not in old or name not in new
-        or (old[name] != new[name] and _stable(before.path / name) != _stable(after.path / name))
-    ]  # fmt: skip
-    return Row(stage, then, now, tuple(differing))
+    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return Row(stage, then, now, tuple(n for n in changed if _stable(before.path / n) != _stable(after.path / n)))
 
 
 def _stable(path: Path) -> object:
-    """What must be the same in a file: its bytes, or, where it holds times, everything else."""
+    """What is compared of a file: its bytes; of a file with times, everything else; None of a missing one."""
     if not path.exists():
         return None
     content = path.read_bytes()
     if path.name == "metrics.jsonl":
-        lines = [json.loads(line) for line in content.splitlines()]
+        lines = map(json.loads, content.splitlines())
         return [{key: value for key, value in line.items() if key not in _MEASURED} for line in lines]
     if path.name == "budgets.json":
         return {key: value for key, value in json.loads(content).items() if key != "load_seconds"}
@@ -163,7 +150,7 @@ def _stable(path: Path) -> object:
 
 
 def _circumstances(then: RunRecord, now: RunRecord) -> list[str]:
-    """What is different about the code, its dependencies and the machine."""
+    """Differences between the code, its dependencies and the machine."""
     flat = [{"al-qalam": record.code, **record.dependencies, **record.machine} for record in (then, now)]
     return [
         f"{name} was {flat[0].get(name, 'absent')}, and is {flat[1].get(name, 'absent')}"
@@ -180,17 +167,17 @@ def remeasure(
 ) -> Verdict:  # fmt: skip
     """Measure the package of `run` again on the test split of `corpus`, and decide by the recipe's requirements.
 
-    `tokens` are the shards of `corpus` under the run's own tokenizer. On the same documents the figures must be those
-    of the run's report; on others the absolute requirements count. Nothing is kept in the store. Raises StoreError when
-    artifacts of the run were deleted.
+    `tokens` are the shards of `corpus` under the run's own tokenizer. The run's report takes the champion's place, so
+    that figures on the same documents must not be worse. Nothing is kept in the store. Raises StoreError when artifacts
+    of the run were deleted.
     """
     runs = Runs(store)
     record = runs.record(run)
     package, checkpoint = (store.artifact(stage, record.artifacts[stage][0]) for stage in ("export", "train"))
-    # it is measured as it was built, and decided by what is required of a champion today
+    # measured with the settings of the build, and decided by the current requirements
     as_built = record.recipe.model_copy(update={"gate": recipe.gate})
     stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens)
     with tempfile.TemporaryDirectory(prefix=".measuring-", dir=store.root) as folder:
-        # a store of its own: an evaluation that was cached would notice nothing
+        # in a temporary store: a cached evaluation would detect nothing
         evaluation = Store(Path(folder)).build(stage, progress)
-        return decide(*measured(evaluation), recipe.gate.requirements, runs.report(run))
+        return decide(*measured(evaluation), recipe.gate.narrowed(Requirements), runs.report(run))

@@ -1,8 +1,4 @@
-"""The order of the stages, and the whole pipeline in one process.
-Takes a recipe, and an executor that runs stages: in place, as Prefect tasks, or only as a plan. Everything that builds,
-plans, measures or reproduces a model goes through `tokenized` and `stages_in_order`; nothing else knows the order.
-It does not know how a stage is run.
-"""
+"""The order of the stages, in one place; an executor runs them in this process or as Prefect tasks, or plans them."""
 
 from __future__ import annotations
 
@@ -26,20 +22,19 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 
-__all__ = ["STAGES", "Executor", "InPlace", "Tokenized", "build", "stages_in_order", "tokenized"]
-
 STAGES: tuple[type[Stage], ...] = (Ingest, Prepare, Vocab, Tokenize, Train, Export, Evaluate, Gate)
 """Every kind of stage, in order."""
 
 
 class Executor(Protocol):
-    """Runs stages; a stage that the store has already is reused."""
+    """Runs stages, and reuses the artifacts that the store has already."""
 
     def run(self, stage: Stage) -> Artifact:
         """Run one stage."""
 
     def map(self, stages: Sequence[Stage]) -> list[Artifact]:
-        """Run independent stages of one kind, side by side where that is possible."""
+        """Run independent stages of one kind; an executor may do so in parallel."""
+        return [self.run(stage) for stage in stages]
 
 
 class Tokenized(NamedTuple):
@@ -54,16 +49,15 @@ class Tokenized(NamedTuple):
 def tokenized(
     recipe: Recipe, files: Sequence[SourceFile], executor: Executor, tokenizer: Artifact | None = None
 ) -> Tokenized:
-    """The stages up to token shards; a `tokenizer` that is given is used instead of training one."""
+    """The stages up to token shards; with a `tokenizer` none is trained."""
     documents = executor.map([Ingest.of(file) for file in files])
     corpus = executor.run(Prepare.of(recipe, documents))
-    words = tokenizer or executor.run(Vocab.of(recipe, corpus))
-    tokens = executor.map(Tokenize.all_of(corpus, words))
-    return Tokenized(documents, corpus, words, tokens)
+    tokenizer = tokenizer or executor.run(Vocab.of(recipe, corpus))
+    return Tokenized(documents, corpus, tokenizer, executor.map(Tokenize.all_of(corpus, tokenizer)))
 
 
 def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], runs: Runs, executor: Executor) -> list[Artifact]:
-    """All stages, from source files to a verdict; -> their artifacts, in order."""
+    """All stages from source files to the verdict; -> their artifacts, in order."""
     documents, corpus, tokenizer, tokens = tokenized(recipe, files, executor)
     checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, runs))
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint))
@@ -73,8 +67,8 @@ def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], runs: Runs, exe
 
 
 @dataclass(frozen=True)
-class InPlace:
-    """Runs stages one after the other in this process; `progress` counts training steps."""
+class InPlace(Executor):
+    """Runs stages sequentially in this process; `progress` counts training steps."""
 
     store: Store
     progress: Progress = no_progress
@@ -83,15 +77,11 @@ class InPlace:
         """Run one stage."""
         return self.store.build(stage, self.progress if isinstance(stage, Train) else no_progress)
 
-    def map(self, stages: Sequence[Stage]) -> list[Artifact]:
-        """Run stages one after the other."""
-        return [self.run(stage) for stage in stages]
-
 
 def build(recipe: Recipe, store: Store, progress: Progress = no_progress) -> Published:
     """The whole pipeline in this process, without Prefect; `progress` counts training steps.
 
-    What the store has already is not built again. Raises a QalamError that says what the user can do.
+    Artifacts that the store has already are reused. Raises QalamError.
     """
     runs = Runs(store)
     artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, InPlace(store, progress))

@@ -1,7 +1,4 @@
-"""Garbage collection: deleting runs and artifacts that nothing kept needs.
-Takes a store and how many runs to keep; says what is or would be deleted, and deletes only when asked.
-It does not know what an artifact holds.
-"""
+"""Garbage collection: deletes runs and artifacts that no kept run needs."""
 
 from __future__ import annotations
 
@@ -13,32 +10,30 @@ from qalam_core.errors import StoreError
 from qalam_core.runs import RunRecord, Runs
 from qalam_core.store import Store
 
-__all__ = ["Collected", "collect"]
-
 FRESH_SECONDS = 24 * 3600.0
-"""Artifacts that no run holds are kept for so long after their last use: a build may be running, or be resumed."""
+"""Artifacts of no run are kept for so long after their last use: a build may be running, or be resumed."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What is (or would be) deleted, and what prevents deleting more."""
+    """What is, or would be, deleted."""
 
     runs: tuple[str, ...]
-    artifacts: tuple[str, ...]  # `<stage>/<digest>`, and what killed builds left behind
+    artifacts: tuple[str, ...]  # `<stage>/<folder>`, partial ones of killed builds included
     bytes: int
     kept: tuple[str, ...]  # runs, oldest first
-    busy: tuple[str, ...]  # locks of running builds: no artifact is deleted meanwhile
+    busy: tuple[str, ...]  # locks of running builds, during which no artifact is deleted
     deleted: bool
 
 
 def collect(
     store: Store, keep: int, delete: bool = False, fresh_seconds: float = FRESH_SECONDS, now: float | None = None
 ) -> Collected:
-    """Delete what no kept run needs; only say so unless `delete`.
+    """Delete what no kept run needs; without `delete` it is only listed.
 
-    Kept are, under each recipe name, the last `keep` runs, the champion, the run that a rollback would return to, and
-    the runs that these need. An artifact that none of them holds is kept while any build is running, and for
-    `fresh_seconds` after its last use; so is a partial one, from which a killed build continues.
+    Of each recipe name the last `keep` runs are kept, the champion, the run that a rollback would return to, and the
+    runs that these need. An artifact of none of them is kept while any build is running, and for `fresh_seconds` after
+    its last use; so is a partial one, from which a killed build continues.
     """
     if keep < 1:
         raise StoreError(f"{keep} runs cannot be kept; name at least 1")
@@ -49,9 +44,8 @@ def collect(
     busy = tuple(store.held_locks())
     held = {f"{stage}/{key}" for run in kept for stage, keys in records[run].artifacts.items() for key in keys}
     horizon = (time.time() if now is None else now) - fresh_seconds
-    unused = [] if busy else [
-        name for name, used in store.artifacts().items() if name not in held and used < horizon
-    ]  # fmt: skip
+    found = {} if busy else store.artifacts()
+    unused = [name for name, used in found.items() if name not in held and used < horizon]
     folders = [runs.folder(run) for run in unneeded] + [store.root / "artifacts" / name for name in unused]
     size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
     if delete:
@@ -69,5 +63,5 @@ def _kept(runs: Runs, records: Mapping[str, RunRecord], keep: int) -> set[str]:
     for name, ids in by_name.items():
         kept.update(ids[-keep:])
         kept.update(run for run in (runs.champion(name), runs.rollback_target(name)) if run and run in records)
-    # what the needed runs needed in turn was needed only to build them
+    # one level only: the runs that these were built from are not read when a kept run is built again
     return kept | {needed for run in kept for needed in records[run].needed_runs() if needed in records}

@@ -10,24 +10,22 @@ from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.prepare import shards_of
-from qalam_core.pipeline.stage import NoFacts, Stage
+from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.tokenize import TOKENS, of_split
-from qalam_core.pipeline.train import WEIGHTS
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Recipe
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.shards import flat
-
-__all__ = ["Evaluate", "EvaluateSettings", "measured"]
+from qalam_core.training.spec import WEIGHTS
 
 
 class EvaluateSettings(Frozen):
-    """Everything that a report depends on, beside the package, its checkpoint and the texts."""
+    """Everything that a report depends on, besides the package, its checkpoint and the texts."""
 
     seed: int
     prompts: tuple[str, ...]
     confidence: float  # of intervals
-    storage: str  # how the recipe wants matrices stored
+    storage: str  # the recipe's storage type of matrices
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Evaluate(Stage):
     def of(
         cls, recipe: Recipe, package: Artifact, checkpoint: Artifact, corpus: Artifact, tokens: Sequence[Artifact]
     ) -> Evaluate:
-        """The stage for an exported package, and a corpus that `tokens` came from."""
+        """The stage for an exported package, and the corpus that `tokens` came from."""
         settings = EvaluateSettings(
             seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence,
             storage=recipe.package.dtype,
@@ -57,11 +55,10 @@ class Evaluate(Stage):
         test, train = shards_of(corpus, "test"), shards_of(corpus, "train")
         return cls(settings, package, checkpoint, test, train, of_split(tokens, "train"))
 
-    def run(self, out: Path, progress: Progress) -> NoFacts:
+    def run(self, out: Path, progress: Progress) -> Frozen:
         """Write report.json and budgets.json."""
-        from qalam_core.evaluation.evaluate import evaluate  # brings torch
+        from qalam_core.evaluation.evaluate import evaluate  # imports torch
 
-        settings = self.settings
         report, budgets = evaluate(
             self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS,
             test=[
@@ -70,16 +67,15 @@ class Evaluate(Stage):
             ],
             train_tokens=[flat(artifact.path / TOKENS) for artifact in self.tokens],
             train_texts=(batch.column("text") for shard in self.train for batch in read_texts(shard.path)),
-            seed=settings.seed, prompts=settings.prompts, confidence=settings.confidence, storage=settings.storage,
-            progress=progress,
+            progress=progress, **dict(self.settings),
         )  # fmt: skip
         for name, value in (("report.json", report), ("budgets.json", budgets)):
             (out / name).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return NoFacts()
+        return Frozen()  # the files have everything
 
 
 def measured(evaluation: Artifact) -> tuple[Report, Budgets]:
-    """What an evaluation found."""
+    """What an evaluation stage wrote."""
     report = (evaluation.path / "report.json").read_bytes()
     budgets = (evaluation.path / "budgets.json").read_bytes()
     return Report.model_validate_json(report), Budgets.model_validate_json(budgets)

@@ -1,4 +1,4 @@
-"""Stage 6: trained weights and the tokenizer -> the package, Python source."""
+"""Stage 6: trained weights and the tokenizer -> the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.package.releases import code_digests
 from qalam_core.package.write import write
 from qalam_core.pipeline.stage import Stage
-from qalam_core.pipeline.train import WEIGHTS, model_config
+from qalam_core.pipeline.train import model_config
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Model, Recipe
@@ -17,19 +17,18 @@ from qalam_core.reports.card import model_card
 from qalam_core.runs import TrainFacts
 from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
-
-__all__ = ["PACKAGE", "Export", "ExportFacts", "ExportSettings"]
+from qalam_core.training.spec import WEIGHTS
 
 PACKAGE = "model"
 
 
 class ExportSettings(Frozen):
-    """Everything that a package depends on, beside the corpus, the tokenizer and the weights."""
+    """Everything that a package depends on, besides the corpus, the tokenizer and the weights."""
 
     model: Model
     dtype: str
     card: str
-    code: dict[str, str]  # file -> sha256 of the code that every package carries
+    code: dict[str, str]  # file -> sha256 of the code in every package
 
 
 class ExportFacts(Frozen):
@@ -41,14 +40,14 @@ class ExportFacts(Frozen):
 
 @dataclass(frozen=True)
 class Export(Stage):
-    """Writes the package. Its card has no measured figures yet: they are measured on the package itself."""
+    """Writes the package. Its card has no measured figures: they are measured on the package itself."""
 
     name = "export"
     version = 2
     unit = "tensors"
 
     settings: ExportSettings
-    corpus: Artifact  # of the provenance
+    corpus: Artifact  # for the provenance
     tokenizer: Artifact
     checkpoint: Artifact
 

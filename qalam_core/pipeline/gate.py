@@ -15,8 +15,6 @@ from qalam_core.recipe import Frozen, Recipe, Requirements
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact
 
-__all__ = ["Gate", "GateFacts", "Incumbent", "verdict_of"]
-
 
 class GateFacts(Frozen):
     """The decision, and the run that the model was compared with ("" for none)."""
@@ -27,14 +25,14 @@ class GateFacts(Frozen):
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The champion that a model has to match."""
+    """The champion that a model is compared with."""
 
     run: str
     digest: str  # of its evaluation
     path: Path  # of its report.json
 
     def report(self) -> Report:
-        """What was measured of it. Raises StoreError."""
+        """Its evaluation. Raises StoreError."""
         try:
             return Report.model_validate_json(self.path.read_bytes())
         except (FileNotFoundError, ValueError):
@@ -59,15 +57,16 @@ class Gate(Stage):
     def of(cls, recipe: Recipe, evaluation: Artifact, runs: Runs) -> Gate:
         """The stage for an evaluated model.
 
-        The incumbent is the newest champion that is another model than this one, so that building a champion again
+        The incumbent is the newest champion with another evaluation than this one, so that building a champion again
         finds the verdict that made it champion.
         """
+        requirements = recipe.gate.narrowed(Requirements)
         for run, record in runs.champions(recipe.name):
             (digest,) = record.artifacts["evaluate"]
             if digest != evaluation.digest:
                 incumbent = Incumbent(run, digest, runs.folder(run) / "report.json")
-                return cls(recipe.gate.requirements, evaluation, incumbent)
-        return cls(recipe.gate.requirements, evaluation, None)
+                return cls(requirements, evaluation, incumbent)
+        return cls(requirements, evaluation, None)
 
     def run(self, out: Path, progress: Progress) -> GateFacts:
         """Write verdict.json."""

@@ -10,8 +10,6 @@ from qalam_core.corpus.sources import ReadSettings, SourceFile
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress
 
-__all__ = ["Ingest"]
-
 
 @dataclass(frozen=True)
 class Ingest(Stage):

@@ -1,13 +1,12 @@
-"""The plan of a build: which stages would be reused, which would be built, and why, before anything runs.
-Takes a recipe and a store, and neither locks nor writes; gives rows for people, and the artifacts when nothing is to be
-built.
-It compares with the last run of the recipe's name: a setting, an input or a file that changed, old value and new.
+"""The plan of a build: which stages are reused, which are built, and why, before anything runs; it writes nothing.
+
+The reasons compare with the last run of the recipe's name: which setting, input or file changed, old value -> new.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -15,15 +14,13 @@ from typing import Any, Literal
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import StoreError
-from qalam_core.pipeline.build import STAGES, stages_in_order
+from qalam_core.pipeline.build import STAGES, Executor, stages_in_order
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.recipe import Recipe
 from qalam_core.runs import RunRecord, Runs
-from qalam_core.store import Artifact, ArtifactFile, Identity, Manifest, Store
-
-__all__ = ["Plan", "Reasons", "Row", "plan"]
+from qalam_core.store import Artifact, ArtifactFile, Manifest, Store
 
 _SHOWN = 60  # characters of a value
 
@@ -44,7 +41,7 @@ class Plan:
     """All stages of a build, in order."""
 
     rows: tuple[Row, ...]
-    against: str  # the run that it was compared with, "" when there is none
+    against: str  # the run that it was compared with, "" for none
     artifacts: tuple[Artifact, ...] = ()  # of every stage, when all are reused
 
     @property
@@ -57,56 +54,20 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     """What `build` would do. Raises the errors that the recipe and its sources cause."""
     runs = Runs(store)
     reasons = Reasons(runs, recipe.name)
-    executor = _Planner(store, reasons)
+    planner = _Planner(store, reasons)
     artifacts: list[Artifact] = []
     try:
-        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, executor)
-    except _UnknownError:  # the result of a stage that was never built is needed to go on
-        seen = {row.stage for row in executor.rows}
-        last = executor.rows[-1].stage
-        executor.rows += [
-            Row(kind.name, kind.name, "build", (f"after {last}",)) for kind in STAGES if kind.name not in seen
-        ]
-    found = Plan(tuple(executor.rows), reasons.against, tuple(artifacts))
+        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, planner)
+    except _UnknownError:
+        after = f"after {planner.rows[-1].stage}"
+        planned = {row.stage for row in planner.rows}
+        planner.rows += [Row(kind.name, kind.name, "build", (after,)) for kind in STAGES if kind.name not in planned]
+    found = Plan(tuple(planner.rows), reasons.against, tuple(artifacts))
     return found if found.complete else replace(found, artifacts=())
 
 
 class _UnknownError(Exception):
-    """Ends the plan where stages depend on the result of one that was never built."""
-
-
-@dataclass
-class _Planner:
-    """An executor that builds nothing.
-
-    A stage that is to be built is represented by the last run's artifact of its kind, under its new digest: what
-    follows it is then known but for what only its result can say.
-    """
-
-    store: Store
-    reasons: Reasons
-    rows: list[Row] = field(default_factory=list)
-    _new: set[str] = field(default_factory=set)  # digests of what is to be built
-
-    def run(self, stage: Stage) -> Artifact:
-        """Reuse a stage, or represent what would be built."""
-        rebuilt = {name: made.stage for name, made in _artifacts_behind(stage) if made.digest in self._new}
-        if not rebuilt and (artifact := self.store.find(stage.identity)) is not None:
-            self.rows.append(Row(stage.name, stage.label, "reuse", (), artifact.digest))
-            return artifact
-        key = stage.identity.digest
-        self.rows.append(
-            Row(stage.name, stage.label, "build", self.reasons.why(stage, rebuilt), "" if rebuilt else key)
-        )
-        self._new.add(key)
-        before = self.reasons.closest(stage)
-        if before is None:
-            return _Absent(stage.name, key, self.store.artifact_folder(stage.name, key))
-        return replace(before, digest=key)
-
-    def map(self, stages: Sequence[Stage]) -> list[Artifact]:
-        """Several of them."""
-        return [self.run(stage) for stage in stages]
+    """The next stages depend on the result of a stage that was never built."""
 
 
 class _Absent(Artifact):
@@ -117,12 +78,36 @@ class _Absent(Artifact):
         raise _UnknownError
 
 
-def _artifacts_behind(stage: Stage) -> Iterator[tuple[str, Artifact]]:
-    """The artifacts that a stage reads, or reads a file of, by the input's name."""
-    for name, found in stage.inputs.items():
-        made = found.artifact if isinstance(found, ArtifactFile) else found
-        if isinstance(made, Artifact):
-            yield name, made
+@dataclass
+class _Planner(Executor):
+    """An executor that builds nothing.
+
+    A stage that is to be built is represented by the last run's artifact of its kind under its new digest, so that the
+    stages after it are known except for what depends on its result.
+    """
+
+    store: Store
+    reasons: Reasons
+    rows: list[Row] = field(default_factory=list)
+    _new: dict[str, str] = field(default_factory=dict)  # digest -> stage, of what is to be built
+
+    def run(self, stage: Stage) -> Artifact:
+        """Reuse the artifact of a stage, or represent the one that would be built."""
+        rebuilt = {}
+        for name, found in stage.inputs.items():
+            made = found.artifact if isinstance(found, ArtifactFile) else found
+            if made.digest in self._new:
+                rebuilt[name] = self._new[made.digest]
+        if not rebuilt and (artifact := self.store.find(stage.identity)) is not None:
+            self.rows.append(Row(stage.name, stage.label, "reuse", (), artifact.digest))
+            return artifact
+        key, why = stage.identity.digest, self.reasons.why(stage, rebuilt)
+        self.rows.append(Row(stage.name, stage.label, "build", why, "" if rebuilt else key))
+        self._new[key] = stage.name
+        before = self.reasons.closest(stage)
+        if before is None:
+            return _Absent(stage.name, key, self.store.artifact_folder(stage.name, key))
+        return replace(before, digest=key).with_manifest(before.manifest)
 
 
 class Reasons:
@@ -134,9 +119,9 @@ class Reasons:
         self._known: dict[str, list[Artifact]] = {}
 
     def why(self, stage: Stage, rebuilt: Mapping[str, str] = MappingProxyType({})) -> tuple[str, ...]:
-        """One sentence for each difference: a setting, an input, the stage's own version.
+        """One reason for each difference: the stage's version, a setting, an input.
 
-        `rebuilt` are inputs that are not known yet, and the stages that they are waiting for.
+        `rebuilt` are the inputs that are not known yet, with the stages that will build them.
         """
         if self._record is None:
             return ("first build",)
@@ -145,15 +130,16 @@ class Reasons:
         if before is None:
             what = str(stage.file.path) if isinstance(stage, Ingest) else stage.label
             return (f"{what} is new or changed" if self._last(stage.name) else lost, *waiting)
-        known = {name: found for name, found in stage.identity.inputs.items() if name not in rebuilt}
-        earlier = {name: found for name, found in before.manifest.inputs.items() if name not in rebuilt}
-        found = (*_changed_settings(before.manifest, stage.identity), *_changed_inputs(earlier, known), *waiting)
+        old, new = before.manifest, stage.identity
+        version = () if old.version == new.version else (f"version of the stage: {old.version} -> {new.version}",)
+        inputs = ({name: i for name, i in some.inputs.items() if name not in rebuilt} for some in (old, new))
+        found = (*version, *_changed_values("", old.settings, new.settings), *_changed_inputs(*inputs), *waiting)
         if found and isinstance(stage, Ingest):
             return tuple(f"{stage.file.path}: {reason}" for reason in found)
         return found or (lost,)
 
     def closest(self, stage: Stage) -> Artifact | None:
-        """The last run's artifact that this stage replaces, if it is still there."""
+        """The last run's artifact that this stage replaces, unless it was deleted."""
         last, inputs = self._last(stage.name), stage.identity.inputs
         if isinstance(stage, Ingest):
             # the same content, or the only file of its source
@@ -165,32 +151,21 @@ class Reasons:
         return last[0] if last else None
 
     def _last(self, stage: str) -> list[Artifact]:
-        """The last run's artifacts of a kind, but for those that were deleted."""
+        """The last run's artifacts of a kind, without deleted and damaged ones."""
         if stage not in self._known:
-            keys = self._record.artifacts.get(stage, ()) if self._record else ()
-            made = (Artifact(stage, key, self._store.artifact_folder(stage, key)) for key in keys)
-            self._known[stage] = [artifact for artifact in made if _is_readable(artifact)]
+            self._known[stage] = []
+            for key in self._record.artifacts.get(stage, ()) if self._record else ():
+                artifact = self._store.reference(stage, key)
+                with suppress(StoreError):
+                    self._known[stage].append(artifact.with_manifest(artifact.manifest))
         return self._known[stage]
-
-
-def _is_readable(artifact: Artifact) -> bool:
-    try:
-        return artifact.manifest is not None
-    except StoreError:
-        return False
 
 
 def _last_run(runs: Runs, name: str) -> tuple[str, RunRecord | None]:
     for run in runs.newest_of(name):
-        with suppress(StoreError):  # a damaged record is no reason not to build
+        with suppress(StoreError):  # a damaged record must not prevent a build
             return run, runs.record(run)
     return "", None
-
-
-def _changed_settings(before: Manifest, now: Identity) -> Iterator[str]:
-    if before.version != now.version:
-        yield f"version of the stage: {before.version} -> {now.version}"
-    yield from _changed_values("", before.settings, now.settings)
 
 
 def _changed_values(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -212,14 +187,15 @@ def _shown(value: Any) -> str:
 
 
 def _changed_inputs(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
-    """One sentence for each kind of input: "documents: 1 new", "tokenizer: 0123456789ab -> ba9876543210"."""
-    for kind in dict.fromkeys(map(_kind, (*new, *old))):
-        before, after = ([found for name, found in inputs.items() if _kind(name) == kind] for inputs in (old, new))
+    """One reason for each kind of input: "documents: 1 new", "tokenizer: 0123456789ab -> ba9876543210"."""
+    old_kinds, new_kinds = _by_kind(old), _by_kind(new)
+    for kind in dict.fromkeys((*new_kinds, *old_kinds)):
+        before, after = old_kinds.get(kind, []), new_kinds.get(kind, [])
         if before == after:
             continue
         gone, fresh = len(set(before) - set(after)), len(set(after) - set(before))
         if len(before) <= 1 and len(after) <= 1:
-            yield f"{kind}: {_short(before)} -> {_short(after)}"
+            yield f"{kind}: {''.join(before)[:12] or 'none'} -> {''.join(after)[:12] or 'none'}"
         elif gone or fresh:
             counts = ((fresh, "new or changed"), (gone, "gone or changed"))
             yield f"{kind}: " + ", ".join(f"{count} {what}" for count, what in counts if count)
@@ -227,9 +203,9 @@ def _changed_inputs(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[
             yield f"{kind}: in another order"
 
 
-def _kind(name: str) -> str:
-    return re.sub(r"-[0-9]{5}$", "", name)
-
-
-def _short(digests: Sequence[str]) -> str:
-    return digests[0][:12] if digests else "none"
+def _by_kind(inputs: Mapping[str, str]) -> dict[str, list[str]]:
+    """Digests by the name of their input, without its number."""
+    kinds: dict[str, list[str]] = {}
+    for name, found in inputs.items():
+        kinds.setdefault(re.sub(r"-[0-9]{5}$", "", name), []).append(found)
+    return kinds

@@ -13,8 +13,6 @@ from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, ArtifactFile
 
-__all__ = ["Prepare", "shards_of"]
-
 
 @dataclass(frozen=True)
 class Prepare(Stage):

@@ -1,9 +1,7 @@
-"""Publishing: the artifacts of a build become a run that people can read, and on a pass the champion.
-Takes runs, the recipe and the artifacts; gives the run's folder: package, tokenizer, reports, run.json.
-It does not know how any of them was made.
+"""Publishing: the artifacts of a build become a run, and the champion if they passed the gate.
 
-The published package's card is written here, because its figures are measured on the exported package: weights, code
-and vocabulary are the export's to the byte, and the manifest holds the digest of the published card.
+The figures of the published package's card are measured on the exported package. So only the card, and its digest in
+the manifest, differ between the two.
 """
 
 from __future__ import annotations
@@ -33,7 +31,8 @@ from qalam_core.reports.markdown import markdown
 from qalam_core.runs import Promotion, RunRecord, Runs, TrainFacts
 from qalam_core.store import Artifact
 
-__all__ = ["Published", "publish", "render_page"]
+DEPENDENCIES = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
+"""Distributions whose versions are recorded."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Published:
     folder: Path
     record: RunRecord
     champion: bool  # whether the run is the champion now
-    promoted: bool  # whether this very call made it champion
+    promoted: bool  # whether this call made it champion
     artifacts: tuple[Artifact, ...]  # of every stage, in order
 
     @property
@@ -59,9 +58,9 @@ class Published:
 
 
 def publish(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
-    """All artifacts of a build -> a run, which becomes champion on a pass.
+    """All artifacts of a build -> a run, which becomes champion if it passed the gate.
 
-    A run that was champion before is not promoted again: a rollback stands until a new model wins.
+    A run that was champion before is not promoted again: a rollback holds until a new model passes.
     """
     last = {artifact.stage: artifact for artifact in artifacts}
     verdict, created = verdict_of(last["gate"]), datetime.now(UTC).isoformat(timespec="seconds")
@@ -76,23 +75,20 @@ def publish(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publis
 
 def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str) -> None:
     """Write a run's folder."""
-    from qalam_core.reports.page import page  # brings jinja2 and matplotlib, which a cached build does without
+    from qalam_core.reports.page import page  # imports matplotlib, which a cached build does not need
 
-    digests: dict[str, tuple[str, ...]] = {}
-    timings: dict[str, float] = {}
-    last: dict[str, Artifact] = {}
+    by_stage: dict[str, list[Artifact]] = {}
     for artifact in artifacts:
-        digests[artifact.stage] = (*digests.get(artifact.stage, ()), artifact.digest)
-        timings[artifact.stage] = round(timings.get(artifact.stage, 0.0) + artifact.seconds, 3)
-        last[artifact.stage] = artifact
+        by_stage.setdefault(artifact.stage, []).append(artifact)
+    last = {stage: made[-1] for stage, made in by_stage.items()}
     package, evaluation = last["export"].path / PACKAGE, last["evaluate"]
     corpus, training = last["prepare"].facts(CorpusFacts), last["train"].facts(TrainFacts)
     report, budgets = measured(evaluation)
     record = RunRecord(
         created=created,
         recipe=recipe,
-        artifacts=digests,
-        timings=timings,
+        artifacts={stage: tuple(artifact.digest for artifact in made) for stage, made in by_stage.items()},
+        timings={stage: round(sum(artifact.seconds for artifact in made), 3) for stage, made in by_stage.items()},
         incumbent=last["gate"].facts(GateFacts).incumbent,
         parent=training.warm_start.run if training.warm_start else "",
         verdict=verdict_of(last["gate"]),
@@ -100,8 +96,13 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
         package_mb=budgets.package_mb,
         parameters=training.parameters,
         code=metadata.version("al-qalam"),
-        machine=_machine(),
-        dependencies=_dependencies(),
+        machine={
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": str(os.cpu_count()),
+            "python": platform.python_version(),
+        },
+        dependencies={name: metadata.version(name) for name in DEPENDENCIES},
     )
     (folder / PACKAGE).mkdir()
     for file in package.iterdir():  # not copytree, whose error has no errno for the store
@@ -109,45 +110,26 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     replace_card(folder / PACKAGE, model_card(recipe, corpus, training, report))
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
-    text = markdown(recipe, report, budgets, record.verdict, corpus, timings)
-    (folder / "report.md").write_text(text, encoding="utf-8")
     (folder / "run.json").write_bytes(record.to_json())
-    html = page(run, record, report, corpus, training, _metrics(last["train"].path))
+    text = markdown(recipe, report, budgets, record.verdict, corpus, record.timings)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    html = page(run, record, report, corpus, _metrics(last["train"].path))
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
 def render_page(runs: Runs, run: str) -> str:
-    """The HTML report of a run, rendered again; what was garbage-collected since is left out, and said."""
+    """The HTML report of a run, rendered again; what was garbage-collected is left out, and said."""
     from qalam_core.reports.page import page
 
-    record, store = runs.record(run), runs.store
-
-    def kept(stage: str) -> Artifact | None:
-        key = record.artifacts[stage][0]
-        folder = store.artifact_folder(stage, key)
-        return Artifact(stage, key, folder) if (folder / "manifest.json").is_file() else None
-
-    corpus, training = kept("prepare"), kept("train")
+    record = runs.record(run)
+    corpus, training = (runs.store.reference(stage, record.artifacts[stage][0]) for stage in ("prepare", "train"))
     return page(
-        run,
-        record,
-        runs.report(run),
-        corpus.facts(CorpusFacts) if corpus else None,
-        training.facts(TrainFacts) if training else None,
-        _metrics(training.path) if training else (),
-    )
+        run, record, runs.report(run),
+        corpus.facts(CorpusFacts) if corpus.exists() else None,
+        _metrics(training.path) if training.exists() else (),
+    )  # fmt: skip
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _machine() -> dict[str, str]:
-    return {"system": platform.system(), "processor": platform.machine(), "cores": str(os.cpu_count()),
-            "python": platform.python_version()}  # fmt: skip
-
-
-def _dependencies() -> dict[str, str]:
-    names = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
-    return {name: metadata.version(name) for name in names}

@@ -1,21 +1,17 @@
-"""A stage of the pipeline: what its result depends on, and how to make it, as one frozen value.
-Gives the base class. It does not know which stages there are; build.py has their order.
-"""
+"""The base class of stages: what a result depends on and how to make it, as one frozen value."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
 from qalam_core.store import Artifact, Identity
-
-__all__ = ["UNHASHED", "Input", "NoFacts", "Stage", "throughput"]
 
 
 class Input(Protocol):
@@ -24,14 +20,6 @@ class Input(Protocol):
     @property
     def digest(self) -> str:
         """Of its content, or of everything that it was made from."""
-
-    @property
-    def path(self) -> Path | str:
-        """Where it is."""
-
-
-class NoFacts(Frozen):
-    """For a stage whose files say everything."""
 
 
 UNHASHED = {"hashed": False}
@@ -42,11 +30,11 @@ UNHASHED = {"hashed": False}
 class Stage(ABC):
     """One step of the pipeline: (settings, inputs) -> files and facts.
 
-    A subclass is a frozen dataclass with the field `settings` and one field for each input, an `Input` or a tuple of
-    them. All fields are hashed, and `run` sees nothing else: what the result depends on cannot be left out of the
-    artifact's digest. A field with the metadata UNHASHED is the exception, and says why.
+    A subclass is a frozen dataclass with the field `settings` and one field for each input: an `Input`, a tuple of
+    them, or None. All fields are hashed, and `run` reads nothing else, so that the artifact's digest covers everything
+    that the result depends on. The exception is a field with the metadata UNHASHED.
 
-    `version` is raised when the output changes for the same settings and inputs; a golden test detects that.
+    Raise `version` when the output changes for the same settings and inputs; a golden test detects that.
     """
 
     name: ClassVar[str]
@@ -58,13 +46,22 @@ class Stage(ABC):
 
     @property
     def label(self) -> str:
-        """What people see: its name, and which of several it is."""
+        """Its name for people, distinct among stages of one kind."""
         return self.name
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """Everything that it reads, by name; inputs of one kind are numbered."""
-        return dict(_named_inputs(self))
+        """Everything that it reads, by name; the elements of a tuple are numbered."""
+        found: dict[str, Input] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if part.name == "settings" or not part.metadata.get("hashed", True) or value is None:
+                continue
+            if isinstance(value, tuple):
+                found |= {f"{part.name}-{number:05d}": each for number, each in enumerate(value)}
+            else:
+                found[part.name] = value
+        return found
 
     @cached_property
     def identity(self) -> Identity:
@@ -79,24 +76,10 @@ class Stage(ABC):
         """Write the result's files into the folder `out`; -> facts about the result."""
 
 
-def _named_inputs(stage: Stage) -> Iterator[tuple[str, Input]]:
-    for part in _input_fields(stage):
-        value = getattr(stage, part.name)
-        if isinstance(value, tuple):
-            yield from ((f"{part.name}-{number:05d}", found) for number, found in enumerate(value))
-        elif value is not None:
-            yield part.name, value
-
-
-def _input_fields(stage: Stage) -> list[Field[Any]]:
-    return [part for part in fields(stage) if part.name != "settings" and part.metadata.get("hashed", True)]
-
-
 def throughput(artifacts: Sequence[Artifact]) -> str:
-    """Megabytes of text per second of work on artifacts of one stage, as "12.3 MB/s".
+    """Megabytes of text per second of one worker on artifacts of one stage, as "12.3 MB/s".
 
-    Empty where nothing was built, or too little text was read to tell. The seconds of shards processed side by side add
-    up, so this is the throughput of one worker.
+    Empty when nothing was built, or less than 0.1 MB of text was read.
     """
     built = [(_text_bytes(artifact), artifact.seconds) for artifact in artifacts if not artifact.cached]
     size, seconds = (sum(column) for column in zip(*built, strict=True)) if built else (0, 0.0)
@@ -104,7 +87,7 @@ def throughput(artifacts: Sequence[Artifact]) -> str:
 
 
 def _text_bytes(artifact: Artifact) -> int:
-    """Bytes of text that a stage wrote or read, where its facts say so; else 0."""
+    """Bytes of text that a data stage read or wrote; 0 for other stages."""
     facts = artifact.manifest.facts
     if "splits" in facts:
         return sum(split["bytes"] for split in facts["splits"].values())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qalam_core.corpus.splits import text_bytes, text_chunks
+from qalam_core.package.runtime.architecture import END, START
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.vocab import TOKENIZER
@@ -16,15 +17,13 @@ from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.shards import write_shard
-from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
-
-__all__ = ["TOKENS", "Tokenize", "TokenizeFacts", "TokenizeSettings", "of_split"]
+from qalam_core.tokens.tokenizer import ArabicTokenizer
 
 TOKENS = "tokens.arrow"
 
 
 class TokenizeSettings(Frozen):
-    """Which split the shard is of; it decides nothing but what the facts say."""
+    """Which split the shard is of; recorded in the facts, without influence on the tokens."""
 
     split: str
 
@@ -82,6 +81,6 @@ def of_split(tokens: Sequence[Artifact], split: str) -> tuple[Artifact, ...]:
     return tuple(artifact for artifact in tokens if artifact.facts(TokenizeFacts).split == split)
 
 
-@lru_cache(maxsize=2)  # a new one for each shard would fragment the heap, and take a third of a second
+@lru_cache(maxsize=2)  # loading it takes a third of a second, and a new one for each shard fragments the heap
 def _tokenizer(path: Path) -> ArabicTokenizer:
     return ArabicTokenizer.from_file(path)

@@ -1,4 +1,4 @@
-"""Stage 5: token shards, and perhaps an earlier package -> model.safetensors, by a process of its own."""
+"""Stage 5: token shards, and for a warm start a package -> model.safetensors; trained by a separate process."""
 
 from __future__ import annotations
 
@@ -15,34 +15,32 @@ from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.vocab import TOKENIZER, VocabFacts
 from qalam_core.progress import Progress
-from qalam_core.recipe import Model, Monitoring, Recipe
+from qalam_core.recipe import Model, Monitoring, Optimisation, Recipe
 from qalam_core.runs import Parent, Runs, TrainFacts
 from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.process import follow
-from qalam_core.training.spec import RESULT, WEIGHTS, Spec, TrainSettings
-
-__all__ = ["WEIGHTS", "Train", "WarmStart", "model_config"]
+from qalam_core.training.spec import RESULT, Spec, TrainSettings
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The package that a training begins with."""
+    """The package whose weights a training begins with."""
 
     parent: Parent
     path: Path  # of the package
 
     @property
     def digest(self) -> str:
-        """Of the package's manifest, which holds the digests of everything else."""
+        """Of the package's manifest, which has the digests of all its files."""
         return self.parent.package
 
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """Trains the model; continues from the checkpoints of a build that was killed. Raises TrainingError."""
+    """Trains the model; continues from the checkpoints of a killed build. Raises TrainingError."""
 
     name = "train"
     version = 3
@@ -53,22 +51,22 @@ class Train(Stage):
     tokenizer: Artifact
     tokens: tuple[Artifact, ...]  # of training, then of validation
     warm_start: WarmStart | None
-    # the weights do not depend on how often a training is logged, validated and saved
+    # logging, validation and saving do not change the weights
     monitoring: Monitoring = field(compare=False, metadata=UNHASHED)
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact], runs: Runs) -> Train:
-        """The stage for these tokens; `train.warm_start` is looked up among `runs`."""
+        """The stage for these tokens; `train.warm_start` is looked up in `runs`."""
         settings = _settings(recipe, tokenizer.facts(VocabFacts).entries)
         shards = (*of_split(tokens, "train"), *of_split(tokens, "validation"))
         parent = _parent(recipe, settings, {"vocab": [tokenizer], "tokenize": tokens}, runs)
         start = WarmStart(parent, runs.folder(parent.run) / "model") if parent else None
-        return cls(settings, tokenizer, shards, start, recipe.train.monitoring)
+        return cls(settings, tokenizer, shards, start, recipe.train.narrowed(Monitoring))
 
     def run(self, out: Path, progress: Progress) -> TrainFacts:
         """Write model.safetensors and metrics.jsonl."""
         result = out / RESULT
-        if not result.exists():  # else a build was killed after training, and only its end is missing
+        if not result.exists():  # it exists when a build was killed between training and the end of this stage
             spec = Spec(
                 settings=self.settings, monitoring=self.monitoring, out=str(out),
                 tokens=self._paths("train"), validation=self._paths("validation"), initial=self._write_initial(out),
@@ -85,7 +83,7 @@ class Train(Stage):
         return tuple(str(artifact.path / TOKENS) for artifact in of_split(self.tokens, split))
 
     def _write_initial(self, out: Path) -> str:
-        """The weights to begin with, as a file in `out`; -> its path, "" for random ones."""
+        """The initial weights, as a file in `out`; -> its path, "" for random ones."""
         if self.warm_start is None:
             return ""
         from safetensors.numpy import save_file
@@ -106,7 +104,7 @@ class Train(Stage):
 
 
 def model_config(model: Model, vocab_size: int) -> ModelConfig:
-    """The configuration of a recipe's model; dropout concerns training alone."""
+    """The configuration of a recipe's model; dropout is a setting of training alone."""
     return ModelConfig(vocab_size=vocab_size, **model.model_dump(exclude={"dropout"}))
 
 
@@ -115,7 +113,7 @@ def _settings(recipe: Recipe, vocab_size: int) -> TrainSettings:
         seed=recipe.seed,
         model=recipe.model,
         vocab_size=vocab_size,
-        optimisation=recipe.train.optimisation,
+        optimisation=recipe.train.narrowed(Optimisation),
         validate_every=recipe.train.validate_every if recipe.train.patience else None,
     )
 
@@ -125,8 +123,8 @@ def _parent(
 ) -> Parent | None:
     """The run whose weights to begin with; None for random ones.
 
-    "champion" is the newest champion that is another model than this one; where this one has been champion itself, it
-    is what that began with. So building a champion again finds the training that made it.
+    "champion" is the newest champion that was trained otherwise than this one. If a champion was trained like this
+    one, it is the parent of that, so that building a champion again finds the training that made it.
     """
     requested = recipe.train.warm_start
     if requested != "champion":
@@ -136,9 +134,8 @@ def _parent(
         same_inputs = all(record.artifacts[stage] == found for stage, found in digests.items())
         if not (same_inputs and _settings(record.recipe, settings.vocab_size) == settings):
             return runs.package(run)
-        key = record.artifacts["train"][0]
-        trained = Artifact("train", key, runs.store.artifact_folder("train", key))
-        if trained.path.exists():
+        trained = runs.store.reference("train", record.artifacts["train"][0])
+        if trained.exists():
             return trained.facts(TrainFacts).warm_start
     log.info("there is no champion under %s yet: the weights start at random", recipe.name)
     return None

@@ -18,8 +18,6 @@ from qalam_core.recipe import Frozen, Recipe
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
 
-__all__ = ["TOKENIZER", "Vocab", "VocabFacts", "VocabSettings"]
-
 TOKENIZER = "tokenizer.json"
 
 
@@ -31,13 +29,13 @@ class Sampling(Frozen):
 
 
 class VocabSettings(Frozen):
-    """Everything that a vocabulary depends on, beside the training split."""
+    """Everything that a vocabulary depends on, besides the training split."""
 
     algorithm: Algorithm
     vocab_size: int
     min_freq: int
     normalisation: Rules
-    sampling: Sampling | None  # None: the whole split is read
+    sampling: Sampling | None  # None: the whole split is read, whatever the limit and the seed
 
 
 class VocabFacts(Frozen):
@@ -61,15 +59,13 @@ class Vocab(Stage):
     def of(cls, recipe: Recipe, corpus: Artifact) -> Vocab:
         """The stage for a prepared corpus."""
         tokenizer, limit = recipe.tokenizer, recipe.tokenizer.sample_mb * 1_000_000
+        sampled = corpus.facts(CorpusFacts).splits["train"].bytes > limit
         settings = VocabSettings(
             algorithm=tokenizer.algorithm,
             vocab_size=tokenizer.vocab_size,
             min_freq=tokenizer.min_freq,
             normalisation=NORMALISATIONS[recipe.corpus.normalisation],
-            # else the whole split is read, whatever the limit and the seed
-            sampling=Sampling(bytes=limit, seed=recipe.seed)
-            if corpus.facts(CorpusFacts).splits["train"].bytes > limit
-            else None,
+            sampling=Sampling(bytes=limit, seed=recipe.seed) if sampled else None,
         )
         return cls(settings, shards_of(corpus, "train"))
 

@@ -1,9 +1,4 @@
-"""Plots of a run as SVG that takes its colours and its letters from the page around it.
-Takes numbers and names, gives `<svg>` elements, the same bytes every time.
-It does not know the page, nor what the figures mean.
-
-matplotlib draws; it is imported here alone, and only when a report is written.
-"""
+"""Plots of a run as `<svg>` elements with the colours and fonts of the page around them; deterministic."""
 
 from __future__ import annotations
 
@@ -15,9 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-__all__ = ["bits", "curve", "funnel", "losses"]
-
-# Stand-ins that matplotlib writes and the page's style replaces, so that one plot serves light and dark.
+# Placeholders that `_svg` replaces by the page's CSS variables, so that one plot serves light and dark.
 INK, FAINT, COLOURS = "#010101", "#020202", ("#030303", "#040404", "#050505", "#060606")
 _VARIABLES = {
     INK: "var(--ink)", FAINT: "var(--line)",
@@ -29,28 +22,19 @@ _STYLE: Any = {
     "xtick.color": INK, "ytick.color": INK, "xtick.labelcolor": INK, "grid.color": FAINT, "legend.frameon": False,
     "font.family": "sans-serif", "figure.facecolor": "none", "axes.facecolor": "none", "axes.unicode_minus": False,
 }  # fmt: skip
-_WIDTH = 5.2  # inches: at a phone's width letters keep about their size
+_WIDTH = 5.2  # inches: on a phone the text keeps about its size
 
 Line = tuple[str, Sequence[float], Sequence[float]]  # label, x, y
 
 
-def losses(lines: Sequence[Line]) -> str:
-    """Loss in nats per token by step, one line each."""
-    return _lines("losses", lines, "nats per token")
-
-
-def curve(name: str, line: Line, unit: str) -> str:
-    """One line by step."""
-    return _lines(name, [line], unit)
-
-
-def _lines(name: str, lines: Sequence[Line], unit: str) -> str:
+def curves(name: str, lines: Sequence[Line], unit: str) -> str:
+    """Values by training step, one line each."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")
         axes = figure.subplots()
         for number, (label, x, y) in enumerate(lines):
-            few = len(x) < 12
-            axes.plot(x, y, color=COLOURS[number], linewidth=1.6, label=label, marker="o" if few else "", markersize=4)
+            marker = "o" if len(x) < 12 else ""
+            axes.plot(x, y, color=COLOURS[number], linewidth=1.6, label=label, marker=marker, markersize=4)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         axes.grid(axis="y", linewidth=0.6)
@@ -81,7 +65,7 @@ def bits(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[
 
 
 def funnel(counts: Mapping[str, int]) -> str:
-    """Documents: what was read, what each rule dropped, what was kept."""
+    """Documents: read, dropped by each rule, kept."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.6 + 0.36 * len(counts)), layout="constrained")
         axes = figure.subplots()
@@ -97,7 +81,7 @@ def funnel(counts: Mapping[str, int]) -> str:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The drawing as an element of an HTML page that may hold others."""
+    """The figure as an element of an HTML page: ids are prefixed by `name`, so that plots do not share them."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

@@ -21,6 +21,6 @@ def report(processes: None, exported: Exported) -> Report:
 
 @pytest.fixture
 def no_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the fresh interpreter where a test is about something else."""
+    """Skip the import in a fresh interpreter, for tests of something else."""
     nothing = integrity._Imported(integrity.NONE, integrity.NONE, [], "not tried")
     monkeypatch.setattr(integrity, "_import", lambda *_: nothing)

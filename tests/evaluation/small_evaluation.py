@@ -1,4 +1,4 @@
-"""A small package with all that an evaluation takes."""
+"""A small package, and the inputs of its evaluation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = ("قال", "")
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A package with what it came from."""
+    """A package, and what it was made from."""
 
     package: Path
     checkpoint: Path

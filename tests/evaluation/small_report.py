@@ -1,4 +1,4 @@
-"""A report without any fault, and variants of it."""
+"""A report without faults, and variants of it."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ class SlowKneserNey:
         left = defaultdict(set)
         for v, w in bigrams:
             left[w].add(v)
-        self.orders = [
+        self.orders: list[dict[Any, int]] = [
             {((), w): len(vs) for w, vs in left.items()},
             {((v,), w): n for (v, w), n in bigrams.items()},
             {((u, v), w): n for (u, v, w), n in trigrams.items()},

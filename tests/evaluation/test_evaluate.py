@@ -1,4 +1,4 @@
-"""Evaluation of a real, small package from end to end: one report, the same every time."""
+"""End-to-end evaluation of a small package: the report is the same every time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qalam_core.errors import CorpusError
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Report
 from qalam_core.package import read
+from qalam_core.pipeline.evaluate import Evaluate
 from qalam_core.recipe import Requirements
 from tests.evaluation.small_evaluation import Exported, build, copy_of
 
@@ -33,7 +34,8 @@ def test_a_seed_changes_samples_and_nothing_else(exported: Exported, report: Rep
 
 
 @pytest.mark.usefixtures("no_import")
-def test_progress_reaches_its_total(exported: Exported, report: Report) -> None:
+def test_progress_counts_tokens_and_reaches_its_total(exported: Exported, report: Report) -> None:
+    assert Evaluate.unit == "tokens"
     seen: list[tuple[int, int]] = []
     exported.evaluate(progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (report.overall.tokens, report.overall.tokens)
@@ -54,15 +56,15 @@ def test_documents_carry_digests_and_slices(exported: Exported, report: Report) 
 
 def test_intervals_hold_their_figures(report: Report) -> None:
     for part in (report.overall, *report.sources.values()):
-        bits, sure = part.bits_per_byte, part.intervals
-        assert sure is not None
-        assert sure.model.low <= bits.model <= sure.model.high
-        assert sure.unigram.low <= bits.model / bits.unigram - 1 <= sure.unigram.high
-        assert sure.trigram.low <= bits.model / bits.trigram - 1 <= sure.trigram.high
-        assert sure.model.low < sure.model.high
+        bits, found = part.bits_per_byte, part.intervals
+        assert found is not None
+        assert found.model.low <= bits.model <= found.model.high
+        assert found.unigram.low <= bits.model / bits.unigram - 1 <= found.unigram.high
+        assert found.trigram.low <= bits.model / bits.trigram - 1 <= found.trigram.high
+        assert found.model.low < found.model.high
 
 
-def test_tensors_are_stated_in_the_packages_order(exported: Exported, report: Report) -> None:
+def test_tensors_are_reported_in_the_packages_order(exported: Exported, report: Report) -> None:
     weights = read(exported.package).weights
     assert list(report.tensors) == list(weights)
     for name, found in report.tensors.items():

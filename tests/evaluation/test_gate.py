@@ -24,7 +24,7 @@ def test_a_sound_model_passes() -> None:
     assert verdict.passed
     assert verdict.reasons() == []
     assert len({check.name for check in verdict.checks}) == len(verdict.checks)
-    assert all(check.sentence.endswith(".") for check in verdict.checks)
+    assert all(check.message.endswith(".") for check in verdict.checks)
 
 
 FAULTS: dict[str, tuple[Report, Budgets, str, str]] = {
@@ -40,7 +40,7 @@ FAULTS: dict[str, tuple[Report, Budgets, str, str]] = {
         r"cannot be read.*\(weights.py:7: a call\)\.$",
     ),
     "edited": (report(verifies=False), BUDGETS, "integrity", "does not verify"),
-    "other tensors": (report(tensors_agree=False), BUDGETS, "integrity", "other tensors"),
+    "other tensors": (report(tensors_agree=False), BUDGETS, "integrity", "tensors differ from the checkpoint"),
     "import fails": (report(loads_by_import=False), BUDGETS, "integrity", "plain import"),
     "import differs": (report(import_difference=0.5), BUDGETS, "integrity", "0.5"),
     "import is nan": (report(import_difference=math.nan), BUDGETS, "integrity", "nan"),
@@ -59,25 +59,25 @@ FAULTS: dict[str, tuple[Report, Budgets, str, str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_fails_its_check(fault: str) -> None:
-    made, budgets, name, sentence = FAULTS[fault]
+    made, budgets, name, message = FAULTS[fault]
     verdict = decide(made, budgets, Requirements(), None)
     assert failed(verdict) == [name]
-    assert verdict.reasons() == [next(c.sentence for c in verdict.checks if c.name == name)]
-    assert re.search(sentence, verdict.reasons()[0])
+    assert verdict.reasons() == [next(c.message for c in verdict.checks if c.name == name)]
+    assert re.search(message, verdict.reasons()[0])
 
 
-def test_unigram_floor_asks_for_its_share() -> None:
+def test_beat_unigram_requires_its_share() -> None:
     gate = Requirements(beat_unigram=0.2)
     assert failed(decide(report(model=1.53), BUDGETS, gate, None)) == ["unigram"]
     assert failed(decide(report(model=1.51), BUDGETS, gate, None)) == []
 
 
-def test_trigram_is_always_stated_and_a_floor_only_on_demand() -> None:
+def test_the_trigram_is_always_reported_and_required_only_on_demand() -> None:
     worse = report(model=1.7)
-    stated = next(c for c in decide(worse, BUDGETS, Requirements(), None).checks if c.name == "trigram")
-    assert stated.passed
-    assert stated.limit is None
-    assert "1.6000" in stated.sentence
+    reported = next(c for c in decide(worse, BUDGETS, Requirements(), None).checks if c.name == "trigram")
+    assert reported.passed
+    assert reported.limit is None
+    assert "1.6000" in reported.message
     assert failed(decide(worse, BUDGETS, Requirements(beat_trigram=True), None)) == ["trigram"]
     assert failed(decide(report(), BUDGETS, Requirements(beat_trigram=True), None)) == []
 
@@ -92,12 +92,12 @@ def test_champion_regression() -> None:
     assert failed(decide(report(model=1.514), BUDGETS, gate, report(model=1.5))) == []
     assert failed(decide(report(model=1.4), BUDGETS, gate, report(model=1.5))) == []
     assert "champion" in failed(decide(report(model=math.nan), BUDGETS, gate, report(model=1.5)))
-    sentence = check_of(decide(report(model=1.53), BUDGETS, gate, report(model=1.5)), "champion").sentence
-    assert "+2.00% to +2.00% (95% confidence)" in sentence
+    message = check_of(decide(report(model=1.53), BUDGETS, gate, report(model=1.5)), "champion").message
+    assert "+2.00% to +2.00% (95% confidence)" in message
 
 
 def drawn(mean: float, noise: float, count: int = 60) -> tuple[float, ...]:
-    """Nats of documents around the first champion's, `mean` of theirs."""
+    """Nats of documents: the first champion's times about `mean`."""
     base = np.random.default_rng(0).gamma(4, 2, count)
     return tuple((base * (mean + noise * np.random.default_rng(1).standard_normal(count))).tolist())
 
@@ -107,7 +107,7 @@ def test_only_what_is_worse_with_confidence_is_refused() -> None:
     noisy, certain = report(spread=drawn(1.02, 0.1)), report(spread=drawn(1.02, 0.01))
     assert failed(decide(noisy, BUDGETS, Requirements(tolerance=0.01), champion)) == []
     assert failed(decide(certain, BUDGETS, Requirements(tolerance=0.01), champion)) == ["champion"]
-    # less confidence is asked for, so less is let through
+    # less confidence is required to refuse, so more is refused
     assert failed(
         decide(report(spread=drawn(1.04, 0.1)), BUDGETS, Requirements(tolerance=0.01, confidence=0.5), champion)
     ) == ["champion"]
@@ -118,7 +118,7 @@ def test_only_what_is_worse_with_confidence_is_refused() -> None:
 
 
 def test_documents_are_matched_by_digest() -> None:
-    """Half of the documents are new and bad: what both were measured on decides."""
+    """Half of the documents are new and bad: only the common ones decide."""
     champion = report(spread=drawn(1.0, 0.0))
     nats = drawn(1.0, 0.0)
     moved = report(test_digest="b" * 64, spread=(*nats[30:], *(n * 9 for n in nats[:30]))).model_copy(
@@ -129,7 +129,7 @@ def test_documents_are_matched_by_digest() -> None:
     assert verdict.comparison is not None
     assert verdict.comparison.overall.documents == 30
     assert verdict.comparison.overall.model == verdict.comparison.overall.champion
-    assert "the 30 documents that both" in check_of(verdict, "champion").sentence
+    assert "the 30 documents that both" in check_of(verdict, "champion").message
     worse = moved.model_copy(update={"document_nats": tuple(n * 1.05 for n in moved.document_nats)})
     assert failed(decide(worse, BUDGETS, Requirements(tolerance=0.01), champion)) == ["champion"]
 
@@ -139,7 +139,7 @@ def test_other_test_documents_cannot_be_compared() -> None:
     verdict = decide(report(model=1.8), BUDGETS, Requirements(), other)
     check = check_of(verdict, "champion")
     assert check.passed
-    assert "cannot be compared" in check.sentence
+    assert "cannot be compared" in check.message
     assert check.limit is None
     assert verdict.comparison is None
 
@@ -154,6 +154,6 @@ def test_a_report_of_an_earlier_release_can_be_champion() -> None:
     assert "contamination" not in [check.name for check in decide(champion, BUDGETS, Requirements(), champion).checks]
 
 
-def test_storage_bound_is_allowed() -> None:
+def test_a_difference_within_the_rounding_limit_is_allowed() -> None:
     rounded = report(checkpoint_difference=0.002, checkpoint_limit=0.002)
     assert failed(decide(rounded, BUDGETS, Requirements(), None)) == []

@@ -25,7 +25,7 @@ def test_samples_continue_the_prompts(report: Report) -> None:
     assert report.samples[0].text.startswith("قال")
 
 
-def test_pieces_are_the_text_and_their_probabilities_the_models(exported: Exported, report: Report) -> None:
+def test_pieces_have_the_text_and_the_models_probabilities(exported: Exported, report: Report) -> None:
     for sample in report.samples:
         assert sample.prompt + "".join(piece.text for piece in sample.pieces) == sample.text
         assert all(0 < piece.probability <= 1 for piece in sample.pieces)
@@ -56,7 +56,7 @@ def test_longest_copy_equals_brute_force(samples: list[list[int]], parts: list[l
 
 
 class Parrot:
-    """Generates given rows, as a model would."""
+    """A model that generates given rows."""
 
     vocab_size = 20
 

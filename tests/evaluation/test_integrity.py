@@ -1,4 +1,4 @@
-"""Integrity: a sound package, and every planted fault detected."""
+"""Integrity: a sound package, and planted faults that must be detected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.evaluation.small_evaluation import Exported, build, copy_of, texts, w
 
 
 def test_a_sound_package_is_intact(report: Report) -> None:
-    assert report.integrity.whole, report.integrity
+    assert report.integrity.intact, report.integrity
     assert report.integrity.checkpoint_difference == 0.0
     assert report.integrity.checkpoint_limit == 0.0
     assert report.integrity.problem == ""
@@ -28,12 +28,12 @@ def test_a_sound_package_is_intact(report: Report) -> None:
 @pytest.mark.usefixtures("processes")
 def test_a_storage_type_is_bound_by_its_rounding(dtype: str, tmp_path: Path) -> None:
     found = build(tmp_path, dtype=dtype, tied=False).evaluate(storage=dtype).integrity
-    assert found.whole, found
+    assert found.intact, found
     assert 0 < found.checkpoint_difference <= found.checkpoint_limit < 0.1
 
 
 @pytest.mark.usefixtures("no_import")
-def test_another_storage_type_than_asked_for_fails_integrity(exported: Exported) -> None:
+def test_another_storage_type_than_the_recipes_fails_integrity(exported: Exported) -> None:
     assert not exported.evaluate(storage="f16").integrity.storage_agrees
 
 
@@ -46,7 +46,7 @@ def test_a_tokenizer_of_another_run_fails_integrity(exported: Exported, tmp_path
     found = exported.evaluate(package_folder=tmp_path / "other").integrity
     assert found.tensors_agree
     assert not found.trained_ids_agree
-    assert not found.whole
+    assert not found.intact
 
 
 @pytest.mark.usefixtures("processes")
@@ -89,7 +89,7 @@ def test_another_shape_fails_integrity(exported: Exported, tmp_path: Path) -> No
     found = exported.evaluate(checkpoint=tmp_path / "c.safetensors").integrity
     assert not found.tensors_agree
     assert math.isnan(found.checkpoint_difference)
-    assert not found.whole
+    assert not found.intact
 
 
 @pytest.mark.parametrize(

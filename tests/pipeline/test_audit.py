@@ -1,4 +1,4 @@
-"""Runs after they were built: reproduced in a fresh store, rolled back, and collected without losing what is needed."""
+"""Runs after they were built: reproduced in an empty store, rolled back, and garbage-collected."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DAY = 24 * 3600.0
 
 
 class Lineage:
-    """Three runs of one recipe name: each beat the one before, the last has another seed."""
+    """Three runs of one recipe name: each passed against the one before, and the last has another seed."""
 
     def __init__(self, folder: Path) -> None:
         self.corpus = write_corpus(folder / "stories.jsonl", 300)
         self.store = Store(folder / "store")
-        asked: list[dict[str, Any]] = [{}, {"gate": {"tolerance": 0.5}}, {"seed": 8, "gate": {"tolerance": 0.5}}]
-        self.runs = [self.build(**parts) for parts in asked]
+        parts: list[dict[str, Any]] = [{}, {"gate": {"tolerance": 0.5}}, {"seed": 8, "gate": {"tolerance": 0.5}}]
+        self.runs = [self.build(**each) for each in parts]
 
     def build(self, **parts: Any) -> str:
         seed = parts.pop("seed", 7)
@@ -54,7 +54,7 @@ def mine(lineage: Lineage, tmp_path: Path) -> Store:
 
 @pytest.mark.usefixtures("processes")
 def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> None:
-    """The last one: its gate compared it with an earlier champion, which the fresh store does not have."""
+    """The last one: its gate compared it with an earlier champion, which the empty store does not have."""
     seen: list[tuple[int, int]] = []
     found = reproduce(lineage.store, lineage.runs[-1], Store(tmp_path / "fresh"), lambda *at: seen.append(at))
     assert found.matches, [row for row in found.rows if not row.matches]
@@ -92,7 +92,7 @@ def test_what_differs_is_named(mine: Store, lineage: Lineage, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_source_that_is_gone_or_changed_is_named_before_anything_is_built(tmp_path: Path) -> None:
+def test_a_missing_or_changed_source_is_named_before_anything_is_built(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "text.jsonl", 300)
     store = Store(tmp_path / "store")
     run = build(tiny_recipe(corpus, train={"steps": 1}), store).run
@@ -105,7 +105,7 @@ def test_a_source_that_is_gone_or_changed_is_named_before_anything_is_built(tmp_
     assert not (tmp_path / "fresh").exists()
 
 
-def test_a_store_in_use_is_no_place_to_reproduce_in(lineage: Lineage) -> None:
+def test_a_run_is_not_reproduced_in_a_store_in_use(lineage: Lineage) -> None:
     with pytest.raises(StoreError, match="not empty"):
         reproduce(lineage.store, lineage.runs[0], lineage.store)
 
@@ -144,11 +144,11 @@ def test_rollback_undoes_one_promotion_after_the_other(mine: Store, lineage: Lin
     assert [line.run for line in history] == [first, second, third, second, first, third, first]
     assert history[3] == Promotion(run=second, when="t1", why="it rhymes", who="amal", action="rollback")
     assert history[0].who == "gate"
-    # append-only: what stood there stands there, byte for byte
+    # append-only: the earlier lines keep their bytes
     assert (mine.root / "champions" / "tiny.jsonl").read_bytes().startswith(before)
 
 
-def test_rollback_passes_over_a_deleted_run(mine: Store, lineage: Lineage) -> None:
+def test_rollback_skips_a_deleted_run(mine: Store, lineage: Lineage) -> None:
     shutil.rmtree(Runs(mine).folder(lineage.runs[1]))
     assert Runs(mine).rollback("tiny", "t", "w", "amal") == lineage.runs[0]
 
@@ -169,7 +169,7 @@ def tree(store: Store) -> set[Path]:
     return {path for path in store.root.rglob("*") if path.is_file() and path.parent.name != "locks"}
 
 
-def test_a_dry_run_deletes_nothing_and_says_what_would_go(mine: Store, lineage: Lineage) -> None:
+def test_a_dry_run_deletes_nothing_and_lists_what_would_be_deleted(mine: Store, lineage: Lineage) -> None:
     before = tree(mine)
     found = collect(mine, keep=1, now=later())
     # the last is champion, the second is what a rollback returns to
@@ -193,7 +193,7 @@ def test_collect_keeps_what_kept_runs_need(mine: Store, lineage: Lineage, tmp_pa
     assert not list(mine.root.rglob("*.deleted"))
 
 
-def test_collect_keeps_an_incumbent_that_is_neither_champion_nor_late(mine: Store, lineage: Lineage) -> None:
+def test_collect_keeps_an_incumbent_that_is_neither_champion_nor_recent(mine: Store, lineage: Lineage) -> None:
     first, second, third = lineage.runs
     Runs(mine).promote("tiny", Promotion(run=first, when="t", why="w", who="amal"))
     Runs(mine).promote(
@@ -203,19 +203,19 @@ def test_collect_keeps_an_incumbent_that_is_neither_champion_nor_late(mine: Stor
     assert set(collect(mine, keep=1, now=later()).kept) == {first, second, third}
 
 
-def test_what_is_fresh_or_being_built_stays(mine: Store, lineage: Lineage) -> None:
+def test_fresh_artifacts_and_those_being_built_are_kept(mine: Store, lineage: Lineage) -> None:
     scrap = mine.root / "artifacts" / "train" / ("a" * 64 + ".partial")
     scrap.mkdir()
     (scrap / "checkpoint").write_bytes(b"x" * 1000)
     name = f"train/{scrap.name}"
-    assert name not in collect(mine, keep=5).artifacts  # a killed build may go on from it
+    assert name not in collect(mine, keep=5).artifacts  # a killed build may continue from it
     assert name in collect(mine, keep=5, now=later()).artifacts
     with mine.locked("train-" + "a" * 64):
         found = collect(mine, keep=5, delete=True, now=later())
         assert found.busy == ("train-" + "a" * 64,)
         assert found.artifacts == ()
-        assert not mine.delete_artifact(name, later())  # had it begun in between
-    assert not mine.delete_artifact(name, time.time() - DAY)  # or had been used
+        assert not mine.delete_artifact(name, later())  # as if a build had begun in between
+    assert not mine.delete_artifact(name, time.time() - DAY)  # or it had been used
     assert scrap.exists()
     collect(mine, keep=5, delete=True, now=later())
     assert not scrap.exists()
@@ -239,18 +239,18 @@ def test_keeping_nothing_is_refused(mine: Store) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_verbs(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
+def test_the_commands(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     first, second, third = lineage.runs
     back = qalam("rollback", "tiny", "--store", mine.root, "--why", "it rhymes", "--who", "amal")
     assert back.returncode == 0, back.stderr
     assert f"{second} is the champion of tiny again" in back.stdout
-    told = qalam("history", "tiny", "--store", mine.root).stdout.splitlines()
-    assert len(told) == 4
-    assert told[-1].endswith(f"{second}  rollback by amal: it rhymes")
+    history = qalam("history", "tiny", "--store", mine.root).stdout.splitlines()
+    assert len(history) == 4
+    assert history[-1].endswith(f"{second}  rollback by amal: it rhymes")
     assert qalam("promote", third, "--store", mine.root).returncode == 0
     dry = qalam("gc", "--keep", "1", "--store", mine.root)
     assert dry.returncode == 0
-    assert "would be deleted; --delete does it" in dry.stdout
+    assert "would be deleted (with --delete)" in dry.stdout
     assert set(Runs(mine).ids()) == set(lineage.runs)
     again = qalam("reproduce", first, "--store", mine.root, "--in", tmp_path / "again")
     assert again.returncode == 0, again.stdout + again.stderr

@@ -1,4 +1,4 @@
-"""What a user can get wrong: each is one clear line of the right class, and costs nothing that is built."""
+"""User errors: each raises the right class with a one-line message, and costs no artifact."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import pytest
 
 from qalam_core import package
 from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.corpus.readers import IngestFacts
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
 from qalam_core.errors import CorpusError, PackageError, QalamError, RecipeError, StoreError, TrainingError
 from qalam_core.files import sha256_file
 from qalam_core.pipeline.build import InPlace, build, tokenized
-from qalam_core.pipeline.ingest import Ingest, IngestFacts
+from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.vocab import VocabFacts
 from qalam_core.recipe import Recipe
@@ -31,7 +32,7 @@ from tests.conftest import sentences, tiny_recipe
 
 @pytest.fixture(scope="module")
 def prepared(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Artifact]]:
-    """A store with the first half of a good build, which no mistake of these tests may cost."""
+    """A store with the first half of a good build, whose artifacts no test may lose."""
     store = Store(tmp_path_factory.mktemp("prepared") / "store")
     return store, list(first_half(tiny_recipe(corpus_file), store))
 
@@ -46,7 +47,7 @@ def shared(prepared: tuple[Store, list[Artifact]], corpus_file: Path) -> Iterato
 
 
 def first_half(recipe: Recipe, store: Store) -> Iterator[Artifact]:
-    """The stages before training, which take no time."""
+    """The stages before training, which are quick."""
     documents, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
     yield from (*documents, corpus, tokenizer, *tokens)
 
@@ -58,7 +59,7 @@ def texts(documents: list[Artifact]) -> list[str]:
 
 
 def refusal(what: Callable[[], object], kind: type[QalamError], *parts: str) -> str:
-    """The one line that `what` is refused with; it is of exactly this class and holds all `parts`."""
+    """The one-line message that `what` raises, as exactly this class, with all `parts`."""
     with pytest.raises(QalamError) as caught:
         what()
     assert type(caught.value) is kind
@@ -101,7 +102,7 @@ BINARY = bytes(RANDOM.randrange(1, 256) for _ in range(5000))  # no NUL that wou
         ("empty.jsonl", b"", {}, ["empty.jsonl: holds no documents"]),
         ("empty.json", b"", {}, ["empty.json: not JSON"]),
         ("empty.csv", b"", {}, ["empty.csv: no column 'text'"]),
-        ("empty.parquet", b"", {}, ["empty.parquet: not a whole Parquet file"]),
+        ("empty.parquet", b"", {}, ["empty.parquet: truncated or damaged Parquet file"]),
         ("blank.txt", "\n \n\u2003\n\t\n", {}, ["blank.txt: holds no documents"]),
         ("short.txt", "قصير\n" * 3 + "نص\n", {"name": "notes"},
          ["notes: a source with no usable documents", "too_short", "corpus.min_chars is 20"]),
@@ -116,9 +117,9 @@ BINARY = bytes(RANDOM.randrange(1, 256) for _ in range(5000))  # no NUL that wou
         ("utf16.txt", GOOD.encode("utf-16"), {}, ["is UTF-16", "iconv"]),
         ("picture.png", BINARY, {}, ["picture.png: unknown suffix"]),
         ("binary.jsonl", BINARY, {}, ["binary.jsonl"]),
-        ("binary.parquet", BINARY, {}, ["binary.parquet: not a whole Parquet file"]),
-        ("binary.arrow", BINARY, {}, ["binary.arrow: not a whole Arrow file"]),
-        ("binary.txt.gz", BINARY, {}, ["binary.txt.gz: not a whole gzip file"]),
+        ("binary.parquet", BINARY, {}, ["binary.parquet: truncated or damaged Parquet file"]),
+        ("binary.arrow", BINARY, {}, ["binary.arrow: truncated or damaged Arrow file"]),
+        ("binary.txt.gz", BINARY, {}, ["binary.txt.gz: damaged gzip file"]),
         ("fields.jsonl", '{"text": "' + LINE + '"}\n{"body": "' + LINE + '"}\n', {},
          ["fields.jsonl:2: no field 'text'", "there are: body"]),
         ("number.jsonl", '{"text": 17}\n', {}, ["number.jsonl:1: field 'text' is a number, not text"]),
@@ -185,7 +186,7 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 from qalam_core.corpus.sources import resolve
-from qalam_core.pipeline.ingest import Ingest, IngestFacts
+from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
@@ -228,14 +229,14 @@ def test_a_line_of_100_mb_takes_bounded_memory(tmp_path: Path, name: str) -> Non
     assert sorted(kept) == sorted(lines)
 
 
-# -- settings that the data cannot carry ----------------------------------------------------------
+# -- settings that do not fit the data ------------------------------------------------------------
 
 
 def test_a_vocabulary_that_the_corpus_cannot_fill(shared: Store, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file, tokenizer={"vocab_size": 50_000})
     line = refusal(lambda: build(recipe, shared), RecipeError, "tokenizer.vocab_size is 50000")
     most = int(line.partition("set it to ")[2].partition(" ")[0])
-    # and what it advises works
+    # and its advice works
     fitting = tiny_recipe(corpus_file, tokenizer={"vocab_size": most})
     assert list(first_half(fitting, shared))[-3].facts(VocabFacts).entries == most
 
@@ -247,7 +248,7 @@ def test_a_context_longer_than_any_data(shared: Store, corpus_file: Path) -> Non
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_loss_that_is_no_number_at_once(shared: Store, corpus_file: Path) -> None:
+def test_a_loss_that_is_nan_at_once(shared: Store, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file, train={"learning_rate": 1e30, "clip": 1e30})
     refusal(
         lambda: build(recipe, shared), TrainingError,
@@ -256,7 +257,7 @@ def test_a_loss_that_is_no_number_at_once(shared: Store, corpus_file: Path) -> N
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_loss_that_is_no_number_later_keeps_the_last_good_checkpoint(shared: Store, corpus_file: Path) -> None:
+def test_a_loss_that_is_nan_later_keeps_the_last_good_checkpoint(shared: Store, corpus_file: Path) -> None:
     # each step multiplies the matrices by 1 - 0.01 * 400, until float32 overflows
     recipe = tiny_recipe(corpus_file, train={"weight_decay": 400.0, "warmup": 0.0, "dtype": "float32"})
     line = refusal(
@@ -266,11 +267,11 @@ def test_a_loss_that_is_no_number_later_keeps_the_last_good_checkpoint(shared: S
     assert 20 < int(line.partition("at step ")[2].partition(";")[0]) <= 40
     kept = [path.name for path in (shared.root / "artifacts" / "train").glob("*.partial/checkpoint-*")]
     assert kept == ["checkpoint-000000020.safetensors"]
-    assert refusal(lambda: build(recipe, shared), TrainingError) == line  # it went on from there, to the same
+    assert refusal(lambda: build(recipe, shared), TrainingError) == line  # it continued from there to the same error
 
 
 @pytest.mark.usefixtures("processes")
-def test_weights_that_are_no_numbers_are_never_saved(shared: Store, corpus_file: Path) -> None:
+def test_non_finite_weights_are_never_saved(shared: Store, corpus_file: Path) -> None:
     """The loss of the last step is still finite: it is that of the weights before the step."""
     recipe = tiny_recipe(
         corpus_file, train={"steps": 1, "learning_rate": 1e38, "weight_decay": 100.0, "warmup": 0.0}
@@ -278,11 +279,11 @@ def test_weights_that_are_no_numbers_are_never_saved(shared: Store, corpus_file:
     refusal(lambda: build(recipe, shared), TrainingError, "the weights stopped being finite by step 1")
 
 
-# -- things that are something else ---------------------------------------------------------------
+# -- wrong kinds of files -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("manifest", [None, "", "{}", "[1, 2]", '{"format": 999}', "\ufeff{}", "[" * 100_000])
-def test_a_folder_that_is_no_package(tmp_path: Path, manifest: str | None) -> None:
+def test_a_folder_that_is_not_a_package(tmp_path: Path, manifest: str | None) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     if manifest is not None:
@@ -291,7 +292,7 @@ def test_a_folder_that_is_no_package(tmp_path: Path, manifest: str | None) -> No
     refusal(lambda: package.verify(folder), PackageError)
 
 
-def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder(tmp_path: Path) -> None:
     refusal(lambda: package.read(tmp_path / "gone"), PackageError, "gone: not a folder")
     refusal(lambda: package.read(write(tmp_path / "file", "x")), PackageError, "file: not a folder")
 

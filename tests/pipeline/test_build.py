@@ -31,6 +31,7 @@ from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Promotion, Runs
 from qalam_core.store import Artifact, Store
+from qalam_core.training.process import follow
 from tests.conftest import Built, sentences, tiny_recipe
 
 STAGES = tuple(stage.name for stage in module.STAGES)
@@ -73,8 +74,8 @@ def assert_tidy(store: Store) -> None:
     assert not [path for path in store.root.rglob("*partial*") if "prefect" not in path.parts]
 
 
-# Runs a build in a process of its own, and kills it at a place named by the test: "group" is kill -9 of all its
-# processes; a stage is struck when its files are there, each cut in half.
+# Runs a build in a separate process, and kills it at a point that the test names. A stage is killed after its files
+# are written, each truncated to half.
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
@@ -103,7 +104,7 @@ def cut(fill):
         kill()
     return filled
 
-def at_step(number, strike):
+def at_step(number, act):
     follow, Popen = train.follow, process.subprocess.Popen
     started = []
 
@@ -112,7 +113,7 @@ def at_step(number, strike):
         return started[-1]
 
     def watched(spec, steps, progress):
-        follow(spec, steps, lambda done, total: strike(started[-1]) if done >= number else None)
+        follow(spec, steps, lambda done, total: act(started[-1]) if done >= number else None)
 
     process.subprocess.Popen, train.follow = start, watched
 
@@ -141,11 +142,11 @@ elif where == "manifest":
 elif where:
     kind = next(kind for kind in STAGES if kind.name == where)
     run = kind.run
-    def struck(self, out, progress):
+    def killed(self, out, progress):
         run(self, out, progress)
         halve(out)
         kill()
-    kind.run = struck
+    kind.run = killed
 
 published = build(recipe, Store(root))
 print(json.dumps({"run": published.run, "cached": [a.stage for a in published.artifacts if a.cached]}))
@@ -192,7 +193,7 @@ def test_the_same_recipe_again_builds_nothing(mine: Built) -> None:
     assert len(mine.runs.promotions("tiny")) == 1
 
 
-def test_how_training_is_watched_changes_nothing(mine: Built) -> None:
+def test_monitoring_settings_rebuild_nothing(mine: Built) -> None:
     train = {**mine.recipe.train.canonical(), "log_every": 7, "validate_every": 11, "checkpoint_every": 13}
     again = build(Recipe.parse({**mine.recipe.canonical(), "train": train}), mine.store)
     assert fresh(again) == []
@@ -230,13 +231,13 @@ def other_text(split: str) -> str:
 @pytest.mark.parametrize(
     ("split", "expected"),
     [
-        # what was not touched keeps its artifact: the other file, the other split's shard, the vocabulary
+        # what is not affected keeps its artifact: the other file, the other split's shard, the vocabulary
         ("test", ["ingest", "prepare"]),
         ("validation", ["ingest", "prepare", "tokenize"]),
         ("train", ["ingest", "prepare", "vocab", "tokenize", "tokenize"]),
     ],
 )
-def test_one_more_file_rebuilds_what_it_touches(
+def test_one_more_file_rebuilds_what_it_affects(
     mine: Built, split: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "more.txt").write_text(other_text(split) + "\n", encoding="utf-8")
@@ -249,7 +250,7 @@ def test_one_more_file_rebuilds_what_it_touches(
 
 
 class EnoughError(Exception):
-    """Ends a build where a test has seen enough."""
+    """Ends a build after the stage that a test is about."""
 
 
 def build_through(last: str, recipe: Recipe, store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Artifact]:
@@ -279,7 +280,7 @@ def build_through(last: str, recipe: Recipe, store: Store, monkeypatch: pytest.M
 
 @pytest.fixture(scope="session")
 def raced(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Published]:
-    """What two processes said that built the recipe at once, in an empty store, from a copy of the corpus."""
+    """The output of two processes that built the recipe at once in an empty store; and the run."""
     folder = tmp_path_factory.mktemp("raced")
     corpus = shutil.copy(built.recipe.corpus.sources[0].path, folder / "stories.jsonl")
     recipe, store = tiny_recipe(Path(corpus)), Store(folder / "store")
@@ -292,7 +293,9 @@ def raced(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
     return said, build(recipe, store)
 
 
-def test_two_processes_build_it_once_between_them(raced: tuple[list[dict[str, Any]], Published], built: Built) -> None:
+def test_concurrent_builds_build_each_artifact_once(
+    raced: tuple[list[dict[str, Any]], Published], built: Built
+) -> None:
     (one, other), published = raced
     assert one["run"] == other["run"] == built.published.run
     # each artifact was built by one of them and found by the other
@@ -312,8 +315,8 @@ def test_two_empty_stores_give_the_same_bytes(raced: tuple[list[dict[str, Any]],
 # -- kill -9 --------------------------------------------------------------------------------------
 
 
-def test_killed_in_every_stage_in_turn_it_still_ends_the_same(built: Built, tmp_path: Path) -> None:
-    """One store in which each stage, one after the other, was struck half-way with kill -9."""
+def test_a_build_killed_in_every_stage_ends_with_the_same_result(built: Built, tmp_path: Path) -> None:
+    """In one store, each stage in turn is killed with kill -9 when its files are half written."""
     store = Store(tmp_path / "store")
     for stage in (*STAGES, "publish", "promote"):
         for where in (stage, "manifest") if stage == "vocab" else (stage,):
@@ -328,7 +331,7 @@ def test_killed_in_every_stage_in_turn_it_still_ends_the_same(built: Built, tmp_
         if stage == "train":
             assert [*home.glob("*.partial/checkpoint-*")], "killed before the first checkpoint"
         assert Runs(store).champion("tiny") is None, stage
-        # the run is whole or absent
+        # the run is complete or absent
         assert Runs(store).ids() == ([built.published.run] if stage == "promote" else [])
     published = build(built.recipe, store)
     assert published.champion
@@ -338,22 +341,21 @@ def test_killed_in_every_stage_in_turn_it_still_ends_the_same(built: Built, tmp_
     assert_tidy(store)
 
 
-def test_an_orphaned_trainer_saves_and_ends_and_the_next_build_goes_on(
+def test_an_orphaned_trainer_saves_and_exits_and_the_next_build_continues(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """kill -9 of the parent alone: a second build waits for the trainer's end, and continues its work."""
-    # no checkpoint but the one that it writes because it is asked to stop
+    """After kill -9 of the parent alone, a second build waits until the trainer exits, and continues its work."""
+    # the only checkpoint is the one written on the request to stop
     train = {**built.recipe.train.canonical(), "checkpoint_every": 1000}
     recipe, store = Recipe.parse({**built.recipe.canonical(), "train": train}), Store(tmp_path / "store")
     for stage in STAGES[: STAGES.index("train")]:
         shutil.copytree(built.store.root / "artifacts" / stage, store.root / "artifacts" / stage)
-    # in our process group: the kernel would hang up on a stopped orphan in a group of its own
+    # in this process group: the kernel sends SIGHUP to a stopped orphan in a group of its own
     with start(recipe, store, "parent", own_group=False) as process:
         assert process.stdout
         orphan = int(process.stdout.readline())
         assert process.wait() == -signal.SIGKILL
     found: list[int] = []
-    follow = train_stage.follow
 
     def noted(spec: Path, *arguments: Any) -> None:
         assert not _alive(orphan), "two processes at once would work on one artifact"
@@ -379,7 +381,7 @@ def test_an_orphaned_trainer_saves_and_ends_and_the_next_build_goes_on(
 
 
 def _alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")  # a zombie that nobody reaped yet works on nothing
+    status = Path(f"/proc/{pid}/stat")  # a zombie that was not reaped yet does no work
     try:
         return status.read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -405,8 +407,8 @@ def test_a_flipped_byte_is_noticed_and_rebuilt(mine: Built, stage: str) -> None:
     assert build(mine.recipe, mine.store).cached
 
 
-def test_an_evaluation_that_the_machine_broke_is_not_kept(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The import of the package was killed for memory: that is no verdict on the package."""
+def test_an_evaluation_killed_for_memory_is_not_kept(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing about the package."""
     shutil.rmtree(of(mine.published, "evaluate").path)
 
     def killed(command: list[str], **options: Any) -> Any:
@@ -424,7 +426,7 @@ def test_an_evaluation_that_the_machine_broke_is_not_kept(mine: Built, monkeypat
 
 
 class Disk:
-    """A small file system of its own."""
+    """A small file system."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -464,10 +466,10 @@ def one_line(what: Callable[[], object], kind: type[QalamError]) -> str:
     return text
 
 
-def test_a_disk_that_fills_up_in_any_stage_is_one_line_and_costs_nothing_that_is_built(
+def test_a_full_disk_in_any_stage_is_a_one_line_error_and_loses_no_artifact(
     disk: Disk, built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stage by stage: with room for half of what it writes it fails in one line; with more it completes."""
+    """With room for half of what a stage writes, the build fails with a one-line message; with more it continues."""
     store = Store(disk.path / "store")
     finished: dict[Path, int] = {}
     for stage in STAGES:
@@ -477,7 +479,7 @@ def test_a_disk_that_fills_up_in_any_stage_is_one_line_and_costs_nothing_that_is
         assert f"stage {stage}" in message
         assert "no space left" in message
         partial = [*(store.root / "artifacts").glob("*/*.partial")]
-        assert not partial or stage == "train", "half an artifact takes the room that is missing"
+        assert not partial or stage == "train", "a partial artifact takes up the missing room"
         disk.options("size=64m")
         build_through(stage, built.recipe, store, monkeypatch)
         now = {path: path.stat().st_ino for path in store.root.glob("artifacts/*/*/manifest.json")}
@@ -496,7 +498,7 @@ def test_a_disk_that_fills_up_in_any_stage_is_one_line_and_costs_nothing_that_is
     assert_tidy(store)
 
 
-def test_a_read_only_disk_is_one_line(disk: Disk, built: Built) -> None:
+def test_a_read_only_disk_is_a_one_line_error(disk: Disk, built: Built) -> None:
     disk.options("size=64m")
     shutil.copytree(built.store.root, disk.path / "store")
     store = Store(disk.path / "store")
@@ -513,7 +515,7 @@ def test_a_read_only_disk_is_one_line(disk: Disk, built: Built) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_one_line(mine: Built) -> None:
+def test_a_folder_without_permission_is_a_one_line_error(mine: Built) -> None:
     locks = mine.store.root / "locks"
     shutil.rmtree(locks)
     mine.store.root.chmod(0o555)
@@ -527,7 +529,7 @@ def test_a_folder_without_permission_is_one_line(mine: Built) -> None:
 # -- the gate -------------------------------------------------------------------------------------
 
 
-def test_a_recipe_that_cannot_pass_is_a_result_and_the_champion_stays(mine: Built) -> None:
+def test_a_refused_model_is_a_result_and_the_champion_stays(mine: Built) -> None:
     recipe = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"beat_unigram": 0.99})
     refused = build(recipe, mine.store)
     assert not refused.verdict.passed
@@ -560,7 +562,7 @@ def test_the_published_package_is_the_exported_one_but_for_its_card(built: Built
     assert bits in (shipped / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
-def test_a_rollback_stands(mine: Built) -> None:
+def test_a_rollback_holds(mine: Built) -> None:
     newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.03})
     second = build(newer, mine.store)
     assert second.champion
@@ -581,7 +583,7 @@ def test_a_worse_model_is_refused_against_the_champion(mine: Built) -> None:
     assert not refused.verdict.passed
     champion = next(check for check in refused.verdict.checks if check.name == "champion")
     assert not champion.passed
-    assert re.search(r"the champion \d+\.\d+ on the same", champion.sentence)
+    assert re.search(r"the champion \d+\.\d+ on the same", champion.message)
     assert mine.runs.champion("tiny") == mine.published.run
     # the champion, built again, still finds the verdict that made it champion
     again = build(mine.recipe, mine.store)
@@ -596,16 +598,16 @@ def test_a_worse_model_is_refused_against_the_champion(mine: Built) -> None:
     assert better.champion
 
 
-def test_a_deleted_old_run_does_not_stand_in_the_way(mine: Built) -> None:
-    asked = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"prompts": ["كان"]})
-    second = build(asked, mine.store)
+def test_a_deleted_old_run_does_not_prevent_a_build(mine: Built) -> None:
+    other = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"prompts": ["كان"]})
+    second = build(other, mine.store)
     assert second.champion
     shutil.rmtree(mine.published.folder)
-    assert build(asked, mine.store).verdict.passed
-    # but what reigns is needed, and the message says which run it was
-    reigning = mine.runs.champion("tiny")
-    assert reigning
-    (mine.runs.folder(reigning) / "report.json").write_text("?")
+    assert build(other, mine.store).verdict.passed
+    # but the current champion is needed, and the message names its run
+    current = mine.runs.champion("tiny")
+    assert current
+    (mine.runs.folder(current) / "report.json").write_text("?")
     assert "champion" in one_line(lambda: build(mine.recipe, mine.store), StoreError)
-    shutil.rmtree(mine.runs.folder(reigning))
-    assert reigning in one_line(lambda: build(mine.recipe, mine.store), StoreError)
+    shutil.rmtree(mine.runs.folder(current))
+    assert current in one_line(lambda: build(mine.recipe, mine.store), StoreError)

@@ -1,14 +1,15 @@
-"""The gate as a whole: faults planted in a real training, export and evaluation (benchmarks/bench_gate.py has more)."""
+"""Evaluation and gate together, with faults planted in real trainings; benchmarks/bench_gate.py has more of them."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.bench_gate import Sound, faults
 from qalam_core.store import Store
-from tests.conftest import tiny_recipe
+from tests.conftest import Built
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -27,13 +28,15 @@ CAUGHT_BY = {
 
 
 @pytest.fixture(scope="module")
-def sound(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    return Sound.build(tiny_recipe(corpus_file), Store(tmp_path_factory.mktemp("sound") / "store"))
+def sound(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    folder = tmp_path_factory.mktemp("sound") / "store"
+    shutil.copytree(built.store.root, folder)
+    return Sound.build(built.recipe, Store(folder))  # every stage is cached
 
 
 def test_every_planted_fault_is_refused_by_its_check(sound: Sound, tmp_path: Path) -> None:
-    itself = sound.judge(*sound.measure(sound.package.path / "model"))
-    assert itself.passed, itself.reasons()
+    own = sound.decide(*sound.measure(sound.package.path / "model"))
+    assert own.passed, own.reasons()
     planted = faults(sound, tmp_path)
     for fault, check in CAUGHT_BY.items():
         verdict = planted[fault]()
@@ -43,6 +46,6 @@ def test_every_planted_fault_is_refused_by_its_check(sound: Sound, tmp_path: Pat
 
 def test_an_honest_retraining_passes(sound: Sound) -> None:
     honest = sound.again(seed=8)
-    verdict = sound.judge(honest.report, honest.budgets)
+    verdict = sound.decide(honest.report, honest.budgets)
     assert verdict.passed, verdict.reasons()
     assert honest.report.document_nats != sound.report.document_nats

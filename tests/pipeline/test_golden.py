@@ -1,7 +1,7 @@
-"""Outputs kept in tests/golden: a diff there is a change that a reviewer can read.
+"""Outputs kept in tests/golden: a diff there shows a reviewer what changed.
 
 `make golden` rewrites them. Data stages are compared byte for byte, losses within rounding, since the
-last bits of a matrix product belong to the processor.
+last bits of a matrix product depend on the processor.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _tiny_package(folder: Path) -> None:
     )  # fmt: skip
 
 
-def test_a_whole_package(tmp_path: Path) -> None:
+def test_a_complete_package(tmp_path: Path) -> None:
     """Its data is as in tests/golden, its code as in the source."""
     _tiny_package(tmp_path / "package")
     golden = GOLDEN / "tiny_package"
@@ -113,7 +113,7 @@ def test_a_whole_package(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
-    """The data stages over a corpus of our own, in order."""
+    """The data stages over a small corpus, in order."""
     folder = tmp_path_factory.mktemp("golden")
     texts = [*sentences(200), *TEXTS, "قصير", "only latin letters in this document, so it is rejected", *sentences(3)]
     (folder / "stories.jsonl").write_text(
@@ -161,6 +161,6 @@ def test_the_dag(built: Built) -> None:
     matches("dag.txt", lineage(list(built.published.artifacts)))
 
 
-def test_a_rewrite_is_never_left_on() -> None:
+def test_ci_never_rewrites() -> None:
     """CI must compare, not rewrite."""
     assert not (REWRITE and os.environ.get("CI"))

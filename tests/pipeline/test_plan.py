@@ -42,7 +42,7 @@ def test_a_finished_build_is_all_reuse(built: Built) -> None:
     assert all(row.reasons == () for row in found.rows)
 
 
-def test_it_writes_nothing_and_takes_no_lock(built: Built, tmp_path: Path) -> None:
+def test_it_writes_nothing_and_acquires_no_lock(built: Built, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in built.store.root.rglob("*")}
     plan(built.recipe, built.store)
     plan(changed(built.recipe, "train", steps=7), built.store)
@@ -74,13 +74,13 @@ def test_a_first_build_says_so(built: Built, tmp_path: Path) -> None:
         ("gate", "tolerance", 0.04, "gate", "tolerance: 0.02 -> 0.04"),
     ],
 )
-def test_a_changed_setting_is_named_where_it_counts(
+def test_a_changed_setting_is_named_at_the_stage_that_it_affects(
     built: Built, section: str, key: str, value: Any, stage: str, why: str
 ) -> None:
     found = plan(changed(built.recipe, section, **{key: value}), built.store)
     order = [kind.name for kind in STAGES]
     first = order.index(stage)
-    # everything before it is reused, and everything that it may reach is not promised
+    # everything before it is reused, and everything that may depend on it is not
     assert to_build(found)[0] == stage
     assert set(order[:first]).isdisjoint(to_build(found))
     assert set(order[first:]) >= set(to_build(found))
@@ -89,8 +89,8 @@ def test_a_changed_setting_is_named_where_it_counts(
     assert all(any("is built again" in reason for reason in row.reasons) for row in built_again), built_again
 
 
-def test_what_it_says_is_what_a_build_does(mine: Built) -> None:
-    """Every stage that the plan promises to reuse is reused, and what it knows to be new is built."""
+def test_a_plan_predicts_the_build(mine: Built) -> None:
+    """Every stage that the plan reuses is reused, and every digest that it lists as new is built."""
     for section, values in (("gate", {"tolerance": 0.04}), ("package", {"dtype": "q8"}), ("corpus", {"min_chars": 30})):
         recipe = changed(mine.recipe, section, **values)
         found = plan(recipe, mine.store)
@@ -119,7 +119,7 @@ def test_a_new_and_a_changed_file_are_named(mine: Built, tmp_path: Path) -> None
     edited = tiny_recipe(other)
     ((action, why),) = rows(plan(edited, mine.store), "ingest")
     assert action == "build"
-    then, now = (resolve(recipe.corpus.sources)[0].sha256[:12] for recipe in (mine.recipe, edited))
+    then, now = (resolve(recipe.corpus.sources)[0].digest[:12] for recipe in (mine.recipe, edited))
     assert why == f"{other}: file: {then} -> {now}"
 
 
@@ -150,7 +150,7 @@ def test_deleted_and_damaged_artifacts_are_reasons(mine: Built) -> None:
     assert to_build(plan(mine.recipe, mine.store)) == [stage.name for stage in STAGES]
 
 
-def test_a_damaged_run_record_is_no_reason_not_to_plan(mine: Built) -> None:
+def test_a_damaged_run_record_does_not_prevent_a_plan(mine: Built) -> None:
     (mine.runs.folder(mine.published.run) / "run.json").write_text("{")
     (mine.store.root / "champions" / "tiny.jsonl").unlink()
     found = plan(mine.recipe, mine.store)
@@ -158,13 +158,13 @@ def test_a_damaged_run_record_is_no_reason_not_to_plan(mine: Built) -> None:
     assert found.complete
 
 
-def test_mistakes_are_those_of_a_build(built: Built, tmp_path: Path) -> None:
+def test_errors_are_those_of_a_build(built: Built, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no such file"):
         plan(tiny_recipe(tmp_path / "missing.txt"), built.store)
 
 
 def test_a_build_gives_the_same_reasons(mine: Built) -> None:
-    """What `qalam build` prints beside each stage that it builds."""
+    """They are what `qalam build` prints with each stage that it builds."""
     recipe = changed(mine.recipe, "train", steps=61)
     reasons = Reasons(Runs(mine.store), recipe.name)
     why: dict[str, tuple[str, ...]] = {}

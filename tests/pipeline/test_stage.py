@@ -1,25 +1,28 @@
-"""A stage is one frozen value: everything that its work sees is hashed."""
+"""A stage is one frozen value: everything that its `run` reads is hashed."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.pipeline.build import STAGES, stages_in_order
+from qalam_core.pipeline.evaluate import Evaluate, EvaluateSettings
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.train import Train
-from qalam_core.recipe import Monitoring
+from qalam_core.progress import no_progress
+from qalam_core.recipe import Frozen, Monitoring
 from qalam_core.store import Artifact
 from tests.conftest import Built
 
 
 class Recorder:
-    """An executor that reuses the built store, and keeps every stage that it was given."""
+    """An executor that reuses the built store, and records the stages that it is given."""
 
     def __init__(self, built: Built) -> None:
         self.built = built
@@ -49,8 +52,8 @@ def test_every_stage_is_in_the_order_once(stages: list[Stage]) -> None:
     assert {stage.name for stage in STAGES} <= files or not files  # one file a stage, of its name
 
 
-def test_all_that_a_stage_holds_is_hashed(stages: list[Stage]) -> None:
-    """Its fields are its settings and inputs; `run` gets nothing else. One field is exempt, and may not matter."""
+def test_all_fields_of_a_stage_are_hashed(stages: list[Stage]) -> None:
+    """Its fields are its settings and inputs, and `run` gets nothing else. One field is exempt."""
     exempt = {(type(stage).name, part.name) for stage in stages for part in fields(stage)
               if not part.metadata.get("hashed", True)}  # fmt: skip
     assert exempt == {("train", "monitoring")}
@@ -65,7 +68,7 @@ def test_all_that_a_stage_holds_is_hashed(stages: list[Stage]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # "other" is of another type than most settings
-def test_every_setting_and_input_counts(stages: list[Stage]) -> None:
+def test_every_setting_and_input_changes_the_digest(stages: list[Stage]) -> None:
     for stage in stages:
         for key in type(stage.settings).model_fields:
             changed = replace(stage, settings=stage.settings.model_copy(update={key: "other"}))
@@ -76,17 +79,18 @@ def test_every_setting_and_input_counts(stages: list[Stage]) -> None:
                 continue
             fewer = value[1:] if isinstance(value, tuple) else None
             if fewer is not None:
-                assert replace(stage, **{part.name: fewer}).identity.digest != stage.identity.digest, part.name
+                change: dict[str, Any] = {part.name: fewer}
+                assert replace(stage, **change).identity.digest != stage.identity.digest, part.name
 
 
-def test_how_a_training_is_watched_does_not_count(stages: list[Stage]) -> None:
+def test_monitoring_settings_are_not_hashed(stages: list[Stage]) -> None:
     (train,) = (stage for stage in stages if isinstance(stage, Train))
     watched = replace(train, monitoring=Monitoring(log_every=1, validate_every=2, checkpoint_every=3))
     assert watched.identity == train.identity
     assert train.settings.optimisation.canonical().keys().isdisjoint(Monitoring.model_fields)
 
 
-def test_an_edited_default_threshold_is_another_corpus(
+def test_an_edited_default_threshold_rebuilds_the_corpus(
     built: Built, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A filter profile's name is not hashed, its limits are."""
@@ -96,6 +100,31 @@ def test_an_edited_default_threshold_is_another_corpus(
     after = Prepare.of(built.recipe, before.documents)
     assert after.identity.digest != before.identity.digest
     assert filters not in str(before.settings.canonical())
+
+
+def test_an_evaluation_gets_exactly_its_hashed_settings(
+    stages: list[Stage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (stage,) = (stage for stage in stages if isinstance(stage, Evaluate))
+    given: dict[str, Any] = {}
+
+    def evaluate(*paths: Path, **arguments: Any) -> tuple[Frozen, Frozen]:
+        given.update(arguments)
+        return Frozen(), Frozen()
+
+    monkeypatch.setattr("qalam_core.evaluation.evaluate.evaluate", evaluate)
+    stage.run(tmp_path, no_progress)
+    read = {"test", "train_tokens", "train_texts"}
+    assert given.keys() - EvaluateSettings.model_fields.keys() == {*read, "progress"}
+    assert {key: given[key] for key in EvaluateSettings.model_fields} == dict(stage.settings)
+
+
+def test_facts_are_frozen_records_of_the_type_that_run_returns(built: Built) -> None:
+    kinds = {stage.name: get_type_hints(stage.run)["return"] for stage in STAGES}
+    for artifact in built.published.artifacts:
+        facts = artifact.facts(kinds[artifact.stage])
+        assert type(facts).model_config["frozen"]
+        assert facts.canonical() == artifact.manifest.facts
 
 
 def test_labels_are_distinct(stages: list[Stage]) -> None:

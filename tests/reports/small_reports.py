@@ -1,4 +1,4 @@
-"""What reports are made from, as values."""
+"""Small inputs of the reports."""
 
 from __future__ import annotations
 

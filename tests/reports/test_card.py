@@ -1,12 +1,15 @@
-"""The model card: what it must say, and what it must not let through."""
+"""The model card: its content, and its escaping of foreign text."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
+
 from qalam_core.evaluation.results import Contamination, Interval, Intervals, Report
+from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
-from tests.reports.small_reports import CORPUS, TRAIN, recipe, report
+from tests.reports.small_reports import CORPUS, COUNTS, TRAIN, recipe, report
 
 
 def test_card_states_data_licences_and_shape() -> None:
@@ -63,9 +66,20 @@ def test_a_measured_card_has_figures_with_intervals() -> None:
     card = model_card(recipe(), CORPUS, TRAIN, measured())
     assert "| all | 1.5000 (1.4500 to 1.5500) | 1.9000 | -25.0% to -19.0% | 1.6000 | -10.0% to +2.0% |" in card
     assert "| b | 1.5000" in card
-    assert "0.4% stand in the training text" in card
+    assert "0.4% have more than half of their words in 13-word n-grams" in card
     assert "1.500 بتًّا" in card
     assert "1.450" in card
     assert "Not yet" in model_card(recipe(), CORPUS, TRAIN)
     assert "Not yet" not in card
     assert not re.search(r"20\d\d-\d\d", card)
+
+
+@pytest.mark.parametrize("name", ["</div><script>x</script>", "a|b", "x\n\n# head"])
+def test_a_source_name_cannot_leave_its_cell(name: str) -> None:
+    corpus = CORPUS.model_copy(update={"sources": {name: COUNTS, "b": COUNTS}})
+    sources = {"sources": [{"path": "a.txt", "name": name, "licence": name}, {"path": "b.txt"}]}
+    card = model_card(Recipe.parse({"name": "demo", "corpus": sources}), corpus, TRAIN)
+    assert name not in card
+    assert "<script>" not in card
+    for block in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1

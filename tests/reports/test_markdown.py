@@ -1,4 +1,4 @@
-"""The Markdown report: what it must say, and what it must not let through."""
+"""The Markdown report: its content, and its escaping of foreign text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTML report: complete in itself, safe whatever is in it, and rendered by a real browser."""
+"""The HTML report: self-contained, safe with hostile names, and rendered by a real browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = '<img src="https://example.org/x.png" onerror=alert(1)>'
 
 
 class Parsed(HTMLParser):
-    """The page's tags, and what its attributes refer to."""
+    """The page's tags, and the targets of its attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Parsed(HTMLParser):
 
 class Run:
     def __init__(self, folder: Path) -> None:
-        """Two sources, one with a hostile name, and a second run that was compared with the champion."""
+        """Two sources, one with a hostile name; and a second run, compared with the champion."""
         texts = sentences(300, 3)
         for name, part in (("a", texts[:200]), ("b", texts[200:])):
             lines = (json.dumps({"text": text}, ensure_ascii=False) for text in part)
@@ -70,7 +70,7 @@ def run(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("page"))
 
 
-def test_the_page_is_complete_in_itself(run: Run) -> None:
+def test_the_page_refers_to_no_other_file(run: Run) -> None:
     text = run.file.read_text(encoding="utf-8")
     parsed = Parsed(text)
     assert not parsed.tags & {"script", "iframe", "object", "embed", "img", "image", "video", "audio", "base", "form"}
@@ -92,7 +92,7 @@ def test_the_page_states_everything(run: Run) -> None:
         assert all(digest in text for digest in digests)
     assert record.incumbent in text
     assert f"qalam reproduce {run.run}" in text
-    assert all(check.sentence in text for check in record.verdict.checks)
+    assert all(check.message in text for check in record.verdict.checks)
     assert ("Refused by the gate" in text) == (not run.published.verdict.passed)
     assert run.published.verdict.comparison is not None
     assert f"{run.published.verdict.comparison.overall.champion:.4f}" in text
@@ -105,7 +105,7 @@ def test_the_page_is_the_same_every_time(run: Run) -> None:
     assert render_page(run.runs, run.run) == run.file.read_text(encoding="utf-8")
 
 
-def test_what_was_collected_is_left_out(run: Run, tmp_path: Path) -> None:
+def test_what_was_garbage_collected_is_omitted(run: Run, tmp_path: Path) -> None:
     elsewhere = Runs(Store(tmp_path))
     elsewhere.copy_from(run.runs, run.run)
     text = render_page(elsewhere, run.run)
@@ -134,7 +134,7 @@ def test_a_package_that_cannot_be_read_is_reported(run: Run, copy: Runs, tmp_pat
 
 
 def test_a_diverged_model_has_a_page(run: Run, copy: Runs) -> None:
-    """Its figures are NaN, which JSON holds as text."""
+    """Its figures are NaN, which is text in JSON."""
     folder = copy.folder(run.run)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for part in (report["overall"], *report["sources"].values()):
@@ -150,7 +150,7 @@ def test_a_diverged_model_has_a_page(run: Run, copy: Runs) -> None:
     assert 'id="bits-' not in text
 
 
-def test_plots_take_their_colours_from_the_page() -> None:
+def test_plots_use_the_colours_of_the_page() -> None:
     drawn = plots.funnel({"read": 10, "<b>": 3, "kept": 7})
     assert drawn == plots.funnel({"read": 10, "<b>": 3, "kept": 7})
     assert "var(--ink)" in drawn
@@ -161,7 +161,7 @@ def test_plots_take_their_colours_from_the_page() -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_report_prints_where_it_is_and_writes_a_missing_one(run: Run, tmp_path: Path) -> None:
+def test_report_prints_its_path_and_writes_a_missing_one(run: Run, tmp_path: Path) -> None:
     shown = qalam("report", run.run, "--store", run.store.root)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.strip() == str(run.file)
