@@ -1,43 +1,62 @@
-# Two commands set everything up: `make demo` and `make test`. Both use .venv, which the first one creates.
+# `make demo` and `make test` set everything up; both use .venv, which the first one creates. `make help` lists the rest.
 PYTHON ?= python3
 PIP_ARGS ?=
+UV_ARGS ?=
 RECIPE ?= demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+OLDEST := .venv-oldest/bin
 
-.PHONY: demo up down test lint golden fuzz bench chaos clean
+.PHONY: help demo up down check test test-oldest lint golden fuzz bench chaos pictures release clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/demo  ## build a model from the demo corpus and show it
 	$(BIN)/qalam build demo
 
-up: .venv/demo  ## a local stack: Prefect server, deployments of the demo recipe, one worker
+up: .venv/demo  ## a local stack: Prefect server, deployments of the demo recipe (or RECIPE=), one worker
 	$(BIN)/qalam up $(RECIPE)
 
 down:  ## stop what `make up` started, and nothing else
 	$(BIN)/qalam down
 
-test: .venv/test  ## every test and every linter
-	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 3  # two cores: the deployment tests mostly wait
+check: .venv/test  ## in a minute: linters, types, and every test that starts no process
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -q -n 2 -m "not processes"
 
-lint: .venv/test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: .venv/test  ## linters, types and every test
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n 4  # more than two cores: many tests mostly wait
+
+lint: .venv/test  ## linters and types
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
-golden: .venv/test  ## rewrite tests/golden after a change that is meant
+test-oldest: .venv-oldest/ready  ## a build and the quick tests with the lowest versions that pyproject.toml allows
+	$(OLDEST)/python -m pytest -q -n 2 -m "not processes"
+	QALAM_STORE=$$(mktemp -d) $(OLDEST)/qalam build demo --set train.steps=20 || [ $$? = 1 ]  # 1: the gate refused
+
+golden: .venv/test  ## rewrite tests/golden after an intended change
 	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/pipeline/test_golden.py
 
-fuzz: .venv/test  ## mutate weights files for a minute: the reader must refuse, or agree with Python
+fuzz: .venv/test  ## mutate weights files for a minute: the reader must refuse them, or agree with Python
 	$(PIP) --editable ".[fuzz]"
 	$(BIN)/python -m tests.fuzz_reader -max_total_time=60
 
 bench: .venv/test  ## every benchmark against its stated targets
 	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --check; done
 
-chaos: .venv/test  ## fifty builds under kill -9, full disks and rivals: what is damaged, what differs
+chaos: .venv/test  ## fifty builds under kill -9, full disks and concurrent builds: no damage, no difference
 	$(BIN)/python -m benchmarks.chaos --check
+
+pictures: .venv/demo  ## take the README's pictures again: a report, and a run in Prefect's UI; needs chromium
+	$(BIN)/python docs/pictures/make.py
+
+release: .venv/test  ## release the version of qalam_core/package/runtime/__init__.py; with ARGS=--dry-run, try it
+	$(BIN)/python .ci/release.py $(ARGS)
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing into .venv (about two minutes; most of it is torch)"
@@ -53,5 +72,12 @@ chaos: .venv/test  ## fifty builds under kill -9, full disks and rivals: what is
 	$(PYTHON) -c 'import sys; sys.exit("al-qalam needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 
-clean:  ## what the commands above made, but for the models in .qalam
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+# uv, because pip cannot prefer low versions; PyPI's torch for Linux brings 3 GB of CUDA libraries
+.venv-oldest/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) uv
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --resolution lowest-direct $(UV_ARGS) --editable ".[demo,test]"
+	@touch $@
+
+clean:  ## remove what the other targets made, except the models in .qalam
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_corpus [--corpus FILE] [--sizes 30,250,1000] [--check]
 
-FILE is JSON Lines with a field `text`; without one the demo corpus is taken. A corpus of each size is made from its
+FILE is JSON Lines with a field `text`; by default the demo corpus. A corpus of each size is made from its
 sentences, recombined at random from a seed, one document in twenty nearly the same as another one, so that there is
 something to find at every size. Each figure is a process of its own. datatrove is measured where it is installed
 (`pip install "al-qalam[bench]"`), in one process, with words split at white space: its own tokenizers need downloads.
@@ -198,7 +198,7 @@ def _datatrove(folder: Path) -> int:
     from datatrove.utils.word_tokenizers import WordTokenizer
     from loguru import logger
 
-    from qalam_core.corpus.filters import STOP_WORDS
+    from qalam_core.corpus.measures import STOP_WORDS
 
     logger.remove()
     logging.disable()

@@ -3,8 +3,8 @@
     python -m benchmarks.bench_gate [--steps 400] [--seeds 10] [--check]
 
 A small model on the demo corpus is champion. Each fault is planted for real: trained, written as a package,
-measured on the test split, and put to the gate at the default tolerance and confidence. Then the same recipe is
-trained again under other seeds, and put to the gate against the same champion.
+measured on the test split, and decided by the gate at the default tolerance and confidence. Then the same recipe is
+trained again with other seeds, and compared with the same champion.
 Targets: every fault is refused; of ten honest retrainings at most one is; evaluation and gate take below 60 s.
 One fault is beyond any gate that compares figures, and is shown without being counted: damage from before the
 checkpoint that costs less than the tolerance looks like another seed.
@@ -33,18 +33,20 @@ from qalam_core.evaluation.evaluate import evaluate
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Budgets, Report, Verdict
 from qalam_core.model import PureDynamicTransformer
+from qalam_core.package.runtime.architecture import END, START
 from qalam_core.pipeline.build import InPlace, tokenized
 from qalam_core.pipeline.evaluate import Evaluate, measured
 from qalam_core.pipeline.export import Export
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.tokenize import TOKENS, of_split
-from qalam_core.pipeline.train import WEIGHTS, Train, model_config
+from qalam_core.pipeline.train import Train, model_config
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
-from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
+from qalam_core.tokens.tokenizer import ArabicTokenizer
+from qalam_core.training.spec import WEIGHTS
 from qalam_core.training.step import weights_of
 
 TARGET_SECONDS = 60.0
@@ -116,7 +118,7 @@ class Sound:
             seed=self.recipe.seed, prompts=gate.prompts, confidence=gate.confidence, storage="f32",
         )  # fmt: skip
 
-    def judge(self, report: Report, budgets: Budgets, **changes: Any) -> Verdict:
+    def decide(self, report: Report, budgets: Budgets, **changes: Any) -> Verdict:
         return decide(report, budgets, self.recipe.gate.model_copy(update=changes), self.report)
 
     def trained_plainly(self, shards: list[Path], shift: int) -> Weights:
@@ -140,7 +142,7 @@ class Sound:
 
 
 def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
-    """Name -> what plants that fault and asks the gate."""
+    """Name -> plants that fault; -> the verdict."""
     last = sound.recipe.model.num_layers - 1
     matrices = [name for name, values in sound.weights.items() if values.ndim > 1]
     block = [name for name in matrices if name.startswith(f"blocks.{last}.")]
@@ -150,12 +152,12 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
         """The fault is older than the checkpoint: package and checkpoint agree."""
         folder = Path(tempfile.mkdtemp(dir=work))
         save_file(weights, folder / "c.safetensors")
-        return sound.judge(*sound.measure(sound.packed(folder / "model", weights), folder / "c.safetensors", leaked))
+        return sound.decide(*sound.measure(sound.packed(folder / "model", weights), folder / "c.safetensors", leaked))
 
     def exported(weights: Weights, words: ArabicTokenizer | None = None, dtype: Any = "f32") -> Verdict:
         """The fault came with the export: the checkpoint is sound, and the manifest agrees with the package."""
         package = sound.packed(Path(tempfile.mkdtemp(dir=work)) / "model", weights, words, dtype)
-        return sound.judge(*sound.measure(package))
+        return sound.decide(*sound.measure(package))
 
     def changed(change: Callable[[np.ndarray], np.ndarray], names: Sequence[str]) -> Weights:
         weights = sound.weights
@@ -183,7 +185,7 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
     def short() -> Verdict:
         steps = max(1, sound.recipe.train.steps // 10)
         found = sound.again(train=sound.recipe.train.model_copy(update={"steps": steps}))
-        return sound.judge(found.report, found.budgets)
+        return sound.decide(found.report, found.budgets)
 
     def parrot() -> Verdict:
         """Only the embedding acts: with a tied head, every token is followed by itself."""
@@ -207,7 +209,7 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Verdict]]:
         "a tokenizer of another run": foreign,
         "trained ten times too short": short,
         "a generator that repeats itself": parrot,
-        "a package over its budget": lambda: sound.judge(
+        "a package over its budget": lambda: sound.decide(
             sound.report, sound.budgets, max_package_mb=sound.budgets.package_mb * 0.9
         ),
     }
@@ -241,7 +243,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         sound = Sound.build(recipe, Store(Path(root) / "store"))
         since = time.perf_counter()
-        verdict = sound.judge(*sound.measure(sound.package.path / "model"))
+        verdict = sound.decide(*sound.measure(sound.package.path / "model"))
         seconds = time.perf_counter() - since
         print(f"champion: {sound.report.bits_per_byte.model:.4f} bits per byte; evaluate and gate: {seconds:.1f} s")
         work = Path(root) / "faults"
@@ -255,7 +257,7 @@ def main() -> int:
         for seed in range(2, 2 + arguments.seeds):
             honest = sound.again(seed=seed)
             reports.append(honest)
-            verdict = sound.judge(honest.report, honest.budgets)
+            verdict = sound.decide(honest.report, honest.budgets)
             refused += not verdict.passed
             assert verdict.comparison and honest.report.contamination
             change = verdict.comparison.overall.change
@@ -265,7 +267,7 @@ def main() -> int:
                 flush=True,
             )
     pairs = [(one, other) for one in reports for other in reports if one is not other]
-    refusals = sum(not one.judge(other.report, other.budgets).passed for one, other in pairs)
+    refusals = sum(not one.decide(other.report, other.budgets).passed for one, other in pairs)
     print(f"\nwith each of them as champion: {refusals} of {len(pairs)} comparisons refused")
     missed = [name for name, verdict in found[1:] if verdict.passed and name not in BELOW_TOLERANCE]
     print(f"\nfaults that passed: {missed or 'none'}; honest retrainings refused: {refused} of {arguments.seeds}")

@@ -162,7 +162,7 @@ def measure_writing(
         **{f"ours, {dtype}": (dtype, lambda dtype=dtype: ours(dtype)) for dtype in MATRIX_TYPES},  # type: ignore[misc]
         "safetensors.numpy": ("model.safetensors", lambda: save_file(weights, folder / "model.safetensors")),
         "torch.save": ("model.pt", lambda: torch.save(tensors, folder / "model.pt")),
-        "npz": ("model.npz", lambda: np.savez(folder / "model.npz", **weights)),
+        "npz": ("model.npz", lambda: np.savez(folder / "model.npz", allow_pickle=False, **weights)),
         ORIGINAL: ("original.py", lambda: write_original(folder / "original.py", weights)),
     }
     best: dict[str, float] = {}

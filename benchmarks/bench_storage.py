@@ -20,13 +20,13 @@ from qalam_core.package.interop.storage import convert
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.tokenize import TOKENS, of_split
-from qalam_core.recipe import Recipe, Storage
+from qalam_core.recipe import Recipe
 from qalam_core.runs import TrainFacts
 from qalam_core.store import Store
 from qalam_core.tokens.shards import flat
 from qalam_core.training.spec import WEIGHTS
 
-WORSE: dict[Storage, float] = {"f32": 0.0, "f16": 0.001, "bf16": 0.005, "i8": 0.02, "q8": 0.02}
+ALLOWED: dict[str, float] = {"f32": 0.0, "f16": 0.001, "bf16": 0.005, "i8": 0.02, "q8": 0.02}
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
         original = made["export"].path / PACKAGE
         exact = raw = 0.0
         print(f"{'type':<6}{'bits/byte':>11}{'against f32':>13}{'weights':>12}{'of raw float32':>16}")
-        for dtype, allowed in WORSE.items():
+        for dtype, allowed in ALLOWED.items():
             folder = original if dtype == "f32" else Path(root) / dtype
             if dtype != "f32":
                 convert(original, folder, dtype)
@@ -63,7 +63,7 @@ def main() -> int:
             if dtype == "f32":
                 exact, raw = report.bits_per_byte.model, checkpoint.facts(TrainFacts).parameters * 4
             worse = report.bits_per_byte.model - exact
-            missed |= worse > allowed or not report.integrity.whole
+            missed |= worse > allowed or not report.integrity.intact
             print(f"{dtype:<6}{exact + worse:>11.4f}{worse:>+13.5f}{size / 1e6:>9.2f} MB{size / raw:>16.3f}")
     return int(arguments.check and missed)
 

@@ -4,10 +4,10 @@
 
 For each tokenizer one model of the `small` shape is trained on --corpus and measured on two texts it has not seen:
 held-out documents of the same corpus ("same"), and of --other ("other"). Both are paths as a recipe's sources have
-them; without any, the demo corpus is trained on and "other" is left out. A larger vocabulary makes each step dearer,
+them; by default the demo corpus is trained on, and "other" is skipped. A larger vocabulary makes each step costlier,
 so it gets fewer of them: the products with the weights, counted per token, come to the same sum for all. Bits per
 byte count the spelling of unknown words; a word vocabulary does not pay for white space, which flatters it a little.
-A vocabulary that the corpus is too small for is left out.
+A vocabulary that the corpus is too small for is skipped.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from qalam_core.pipeline.export import PACKAGE, Export
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.tokenize import TOKENS, of_split
-from qalam_core.pipeline.train import WEIGHTS, Train
-from qalam_core.recipe import SIZES, Model, Recipe
+from qalam_core.pipeline.train import Train
+from qalam_core.recipe import Model, Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from qalam_core.tokens.shards import flat
+from qalam_core.training.spec import WEIGHTS
 
 TOKENIZERS = (("word", 8000), ("word", 32000), ("bpe", 4000), ("bpe", 8000), ("bpe", 16000), ("bpe", 32000))
 DOCUMENTS = 200  # of each text that is measured
@@ -48,11 +49,10 @@ def cost(model: Model, vocab_size: int) -> int:
 
 
 def recipe_for(corpus: str, algorithm: str, vocab_size: int, steps: int, seed: int) -> Recipe:
-    size = SIZES["small"]
     return Recipe.parse({
-        "name": "tokenizers", "seed": seed, "corpus": {"sources": [{"path": corpus}]}, "model": size["model"],
+        "name": "tokenizers", "seed": seed, "corpus": {"sources": [{"path": corpus}]},
         "tokenizer": {"algorithm": algorithm, "vocab_size": vocab_size},
-        "train": {**size["train"], "steps": steps, "validate_every": steps},
+        "train": {"steps": steps, "validate_every": steps},
     })  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of the model with 8,000 BPE entries")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     asked = parser.parse_args()
-    model = Model.model_validate(SIZES["small"]["model"])
+    model = Model()
     names = ("same", "other") if asked.other else ("same",)
     print(f"{'tokenizer':12}{'steps':>7}" + "".join(
         f"{f'{name}: unknown':>16}{'tokens/word':>13}{'bits/byte':>11}" for name in names))  # fmt: skip

@@ -3,7 +3,7 @@
     python -m benchmarks.bench_tokens [--mb N] [--corpus FILE] [--rounds N] [--sizes MB MB ...] [--check]
 
 Speed: the demo corpus, normalised, its sentences drawn anew with a seed until there are N MB; and once as it is,
-where every sixth piece is a new one (or the texts of a JSON Lines file). Peers take turns in one
+where every sixth piece is a new one (or the texts of a JSON Lines file). Peers alternate in one
 process, best of N. Memory: vocab and tokenize as the pipeline runs them, each in a process of its own whose peak is
 what the kernel says (VmHWM); the text for it is drawn from three million words by Zipf's law, so that its
 vocabulary goes on growing as a real one does. Pages of mapped shards count where they are touched. The original's
@@ -38,6 +38,7 @@ import pyarrow.ipc as ipc
 from benchmarks.texts import texts
 from qalam_core.arabic import NORMALISATIONS, normalise_array
 from qalam_core.corpus.prepare import CorpusFacts, SplitCounts
+from qalam_core.package.runtime.architecture import SPECIALS
 from qalam_core.package.runtime.tokenizer import token_bytes
 from qalam_core.package.vocabulary import _BPE_SPLIT
 from qalam_core.pipeline.tokenize import Tokenize
@@ -45,7 +46,7 @@ from qalam_core.pipeline.vocab import Vocab
 from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
 from qalam_core.store import Identity, Store
-from qalam_core.tokens.tokenizer import SPECIALS, Algorithm, ArabicTokenizer
+from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
 
 TARGETS = {"bpe": 15.0, "word": 40.0}  # MB/s on two threads, recombined text
 LIMIT_MB = 1000

@@ -5,12 +5,12 @@
 Without a part named, --speed. A run of one part takes 2 to 10 minutes on two cores. --corpus takes a jsonl file
 with a field `text` (plain or .gz); without it the demo corpus is used.
 
---speed    tokens per second of complete steps at two sizes, all peers in one process, taking turns step by step.
+--speed    tokens per second of complete steps at two sizes, all peers in one process, alternating step by step.
            "nanoGPT" is its model and step as its README runs it on a CPU, "the original" is the original Al-Qalam's;
            both are written here from their published descriptions. Targets: 1.9 and 2.2 times these, and 1.0 times
            nanoGPT's model given compile and bfloat16 as well. --profile adds the share of each operation.
 --loss     seconds of training until the held-out loss that nanoGPT's recipe ends at (AdamW, betas 0.9 and 0.99,
-           1e-3 by cosine to 1e-4, 100 steps of warm-up), three seeds, the two taking turns; target 0.5.
+           1e-3 by cosine to 1e-4, 100 steps of warm-up), three seeds, the two alternating; target 0.5.
 --recipes  held-out loss of schedules, optimizers and learning rates after the same tokens, three seeds.
 --kills    kill -9 at 20 random moments of a run of 200 steps, each resumed; target: 20 times the same weights.
 """
@@ -40,9 +40,10 @@ from benchmarks.texts import texts
 from qalam_core.arabic import normalise
 from qalam_core.files import sha256_file
 from qalam_core.model import PureDynamicTransformer
+from qalam_core.package.runtime.architecture import END, START
 from qalam_core.recipe import Model, Monitoring, Optimisation
 from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
-from qalam_core.tokens.tokenizer import END, START, ArabicTokenizer
+from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.spec import Spec, TrainSettings
 from qalam_core.training.step import Training
 
@@ -236,7 +237,7 @@ def speed(folder: Path, profiled: bool) -> list[tuple[str, float, str, float]]:
             started[name] = time.perf_counter() - since
             trainings[name].step(1)
         seconds: dict[str, list[float]] = {name: [] for name in trainings}
-        for number in range(ROUNDS):  # in turns, so that a busy moment slows all of them
+        for number in range(ROUNDS):  # alternating, so that a busy moment slows all of them
             for name, training in trainings.items():
                 since = time.perf_counter()
                 result = training.step(2 + number)
@@ -277,7 +278,7 @@ def profile(name: str, training: Any) -> None:
 
 
 def loss(folder: Path, corpus: str | None, steps: int) -> list[tuple[str, float, str, float]]:
-    """Blocks of steps in turns; each side's clock runs in its own blocks alone."""
+    """Alternating blocks of steps; each side's clock runs in its own blocks alone."""
     size = SIZES[0]
     data = Data(corpus, folder, size.vocab_size)
     size = Size(size.name, size.model, data.vocab_size, size.batch, size.learning_rate)
@@ -292,9 +293,9 @@ def loss(folder: Path, corpus: str | None, steps: int) -> list[tuple[str, float,
         batches = Batches([data.train], size.batch, size.model.max_seq_len, seed)
         torch.manual_seed(seed)
         peer = PeerTraining(NanoBlock, size, batches, steps=steps)
-        mine = ours(size, batches, seed, steps=planned, **OURS)
-        clocks, done = {"peer": 0.0, "mine": 0.0}, {"peer": 0, "mine": 0}
-        sides: dict[str, tuple[Any, int]] = {"peer": (peer, steps), "mine": (mine, planned)}
+        own = ours(size, batches, seed, steps=planned, **OURS)
+        clocks, done = {"peer": 0.0, "own": 0.0}, {"peer": 0, "own": 0}
+        sides: dict[str, tuple[Any, int]] = {"peer": (peer, steps), "own": (own, planned)}
         reached: list[tuple[int, float, float]] = []
         while any(done[side] < end for side, (_, end) in sides.items()):
             for side, (training, end) in sides.items():
@@ -304,8 +305,8 @@ def loss(folder: Path, corpus: str | None, steps: int) -> list[tuple[str, float,
                 clocks[side] += time.perf_counter() - since
                 moved = done[side] < end
                 done[side] = min(done[side] + 20, end)
-                if side == "mine" and moved and done[side] > planned * 0.7:
-                    reached.append((done[side], clocks[side], mine.validate(windows)))
+                if side == "own" and moved and done[side] > planned * 0.7:
+                    reached.append((done[side], clocks[side], own.validate(windows)))
         goal = peer.held_out(windows)
         first = next((entry for entry in reached if entry[2] <= goal), (planned, math.inf, reached[-1][2]))
         ratios.append(first[1] / clocks["peer"])

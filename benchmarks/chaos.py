@@ -1,14 +1,14 @@
-"""Chaos: fifty builds of a tiny recipe while they are killed, their disk fills up, and rivals build the same.
-
-Each build has a store, and is started again until it ends well; then its artifacts are compared with those of one
-build that nobody disturbed, and every file of the store is checked against its manifest.
+"""Chaos: fifty builds of a tiny recipe that are killed, run out of disk, or race a second build on the same store.
 
     python -m benchmarks.chaos [--builds 50] [--seed 1] [--check]
 
-A kill is SIGKILL to the process group at a random moment: the build, its embedded server, its trainer. A full disk is
-a small tmpfs, which needs root; without it these builds are killed instead. A rival is a second process on the same
-store.
-Every tenth build is the whole `qalam build`, with Prefect embedded; the others are its stages without Prefect.
+Each build has a store of its own and is started again until it succeeds. Then its artifacts are compared with those of
+an undisturbed build, and every file of the store is checked against its manifest.
+
+A kill is SIGKILL to the process group at a random moment: the build, its embedded server and its trainer. A full disk
+is a small tmpfs, which needs root; without it these builds are killed instead. A race is a second build on the same
+store, whose first one is killed. Every tenth build is the command `qalam build`, with Prefect embedded; the others run
+the library's `build`, without Prefect.
 """
 
 from __future__ import annotations
@@ -27,37 +27,36 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from qalam_core.files import sha256_file
 from qalam_core.recipe import Recipe, to_toml
-from qalam_core.store import Store, file_sha256
+from qalam_core.runs import Runs
+from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
 
-STAGES = """
+LIBRARY = """
 import sys
 from pathlib import Path
-from qalam_core.pipeline import build as stages
-from qalam_core.errors import QalamError
-from qalam_core.recipe import Recipe
-from qalam_core.store import Store
+from qalam_core import QalamError, Recipe, Store, build
 try:
-    stages.build(Recipe.load(Path(sys.argv[1])), Store(Path(sys.argv[2])))
+    build(Recipe.load(Path(sys.argv[1])), Store(Path(sys.argv[2])))
 except QalamError as error:
     sys.exit(f"one line: {error}")
 """
-WHOLE = """
+COMMAND = """
 import sys
 from al_qalam.flows.cli.main import main
 sys.argv = ["qalam", "build", sys.argv[1], "--store", sys.argv[2]]
 main()
 """
-FAULTS = ("damaged artifacts", "digests that differ", "champions lost", "rival failed", "traceback")
-STRIKES = 2
-"""How often one build is struck before it is left alone to finish."""
+FAULTS = ("damaged artifacts", "digests that differ", "champions lost", "failed beside another build", "traceback")
+FAULTS_EACH = 2
+"""Faults injected into each build before it is left to finish."""
 
 
-def start(recipe: Path, store: Path, whole: bool) -> subprocess.Popen[str]:
+def start(recipe: Path, store: Path, command: bool) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "QALAM_"))}
     return subprocess.Popen(
-        [sys.executable, "-c", WHOLE if whole else STAGES, str(recipe), str(store)], start_new_session=True,
+        [sys.executable, "-c", COMMAND if command else LIBRARY, str(recipe), str(store)], start_new_session=True,
         env={**environment, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -74,23 +73,23 @@ def digests(store: Path) -> dict[str, str]:
     files += [path for path in store.glob("runs/*/model/*") if path.is_file()] + list(
         store.glob("runs/*/tokenizer.json")
     )
-    return {path.relative_to(store).as_posix(): file_sha256(path) for path in files if ".partial" not in str(path)}
+    return {path.relative_to(store).as_posix(): sha256_file(path) for path in files if ".partial" not in str(path)}
 
 
 def damaged(store: Path) -> int:
-    """Artifacts that stand in their place and are not what their manifest says, or were ever found so."""
+    """Artifacts whose files differ from their manifest, and those that a build found so and set aside."""
     count = len([path for path in store.glob("artifacts/*/*") if ".damaged-" in path.name])
     for manifest in store.glob("artifacts/*/*/manifest.json"):
         home = manifest.parent
         if "." in home.name:
             continue
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        count += any(file_sha256(home / name) != entry["sha256"] for name, entry in files.items())
+        count += any(sha256_file(home / name) != entry["sha256"] for name, entry in files.items())
     return count
 
 
 class Disk:
-    """A small tmpfs for one store; `full` when no more fits."""
+    """A small tmpfs for one store, whose size can be changed."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir()
@@ -108,20 +107,20 @@ class Disk:
             subprocess.run(["umount", "--lazy", str(self.path)], check=True)
 
 
-def torment(
-    recipe: Path, store: Path, whole: bool, usual: float, disk: Disk | None, dice: random.Random
+def disturb(
+    recipe: Path, store: Path, command: bool, usual: float, disk: Disk | None, dice: random.Random
 ) -> Counter[str]:
-    """Start the build again and again, strike it, and let it finish; -> what happened, by name."""
+    """Start a build, inject a fault, do so again, then let it finish; -> how often each thing happened."""
     happened: Counter[str] = Counter()
-    for _ in range(STRIKES):
-        strike = dice.choice(["kill", "kill", "rival"] if disk is None else ["kill", "full", "full"])
-        if strike == "full" and disk is not None and disk.mounted:
+    for _ in range(FAULTS_EACH):
+        fault = dice.choice(["kill", "kill", "race"] if disk is None else ["kill", "full", "full"])
+        if fault == "full" and disk is not None and disk.mounted:
             used = shutil.disk_usage(disk.path).used
             disk.size(str(used + dice.randrange(4096, 1 << 20)))
-        builds = [start(recipe, store, whole)]
-        if strike == "rival":
+        builds = [start(recipe, store, command)]
+        if fault == "race":
             builds.append(start(recipe, store, False))
-        if strike == "full" and disk is not None and disk.mounted:
+        if fault == "full" and disk is not None and disk.mounted:
             (one,) = builds
             errors = one.communicate(timeout=300)[1]
             if one.returncode and "one line: store" not in errors and "no space left" not in errors:
@@ -131,13 +130,13 @@ def torment(
         else:
             time.sleep(dice.uniform(0.2, 1.1) * usual)
             kill(builds[0])
-            for rival in builds[1:]:
-                rival.communicate(timeout=300)
-                happened["rival failed"] += rival.returncode != 0
-        happened[strike] += 1
-    last = start(recipe, store, whole)
+            for other in builds[1:]:
+                other.communicate(timeout=300)
+                happened["failed beside another build"] += other.returncode != 0
+        happened[fault] += 1
+    last = start(recipe, store, command)
     errors = last.communicate(timeout=600)[1]
-    happened["survived"] += last.returncode == 0
+    happened["succeeded"] += last.returncode == 0
     if last.returncode:
         print(errors, file=sys.stderr)
     return happened
@@ -147,7 +146,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--builds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--check", action="store_true", help="exit with 1 unless all survive and nothing differs")
+    parser.add_argument("--check", action="store_true", help="exit 1 unless every build succeeds and nothing differs")
     arguments = parser.parse_args()
     dice = random.Random(arguments.seed)
     totals: Counter[str] = Counter()
@@ -160,22 +159,22 @@ def main() -> int:
         file = home / "tiny.toml"
         file.write_text(to_toml(recipe), encoding="utf-8")
         usual = {}
-        for whole in (False, True):  # undisturbed: the reference, and how long one takes
+        for command in (False, True):  # undisturbed: the reference, and how long one takes
             since = time.monotonic()
-            calm = start(file, home / f"calm-{whole}", whole)
+            calm = start(file, home / f"calm-{command}", command)
             assert calm.communicate()[1] is not None and calm.returncode == 0
-            usual[whole] = time.monotonic() - since
+            usual[command] = time.monotonic() - since
         reference = digests(home / "calm-False")
         totals["digests that differ"] += digests(home / "calm-True") != reference
         since = time.monotonic()
         for number in range(arguments.builds):
-            whole = number % 10 == 9
-            disk = Disk(home / f"disk-{number}") if number % 3 == 2 and not whole else None
+            command = number % 10 == 9
+            disk = Disk(home / f"disk-{number}") if number % 3 == 2 and not command else None
             store = (disk.path if disk else home) / f"store-{number}"
-            totals += torment(file, store, whole, usual[whole], disk, dice)
+            totals += disturb(file, store, command, usual[command], disk, dice)
             totals["damaged artifacts"] += damaged(store)
             totals["digests that differ"] += digests(store) != reference
-            totals["champions lost"] += Store(store).champion("tiny") is None
+            totals["champions lost"] += Runs(Store(store)).champion("tiny") is None
             print(f"\r{number + 1} of {arguments.builds} builds, {dict(totals)}", end="", file=sys.stderr, flush=True)
             if disk:
                 disk.remove()
@@ -183,16 +182,16 @@ def main() -> int:
                 shutil.rmtree(store)
         print(file=sys.stderr)
         seconds = time.monotonic() - since
-    strikes = totals["kill"] + totals["full"] + totals["rival"]
+    kills, full, races = totals["kill"], totals["full"], totals["race"]
     print("| | |\n|---|---|")
-    print(f"| builds, each struck {STRIKES} times, then left to finish | {arguments.builds} |")
-    print(f"| strikes: kill -9, disk full, rival | {totals['kill']}, {totals['full']}, {totals['rival']} |")
-    print(f"| builds that ended well | {totals['survived']} |")
+    print(f"| builds, each disturbed {FAULTS_EACH} times, then left to finish | {arguments.builds} |")
+    print(f"| kill -9, disk full, kill -9 beside another build | {kills}, {full}, {races} |")
+    print(f"| builds that succeeded | {totals['succeeded']} |")
     for name in FAULTS:
         print(f"| {name} | {totals[name]} |")
-    print(f"| minutes, for {strikes + arguments.builds} starts | {seconds / 60:.1f} |")
+    print(f"| minutes, for {arguments.builds + kills + full + races} starts | {seconds / 60:.1f} |")
     bad = sum(totals[name] for name in FAULTS)
-    return int(arguments.check and (bad > 0 or totals["survived"] != arguments.builds))
+    return int(arguments.check and (bad > 0 or totals["succeeded"] != arguments.builds))
 
 
 if __name__ == "__main__":

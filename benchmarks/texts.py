@@ -1,7 +1,4 @@
-"""The documents that a benchmark measures on: the demo corpus, or a file of one's own.
-Takes a path as a recipe's sources have it, or nothing; gives the texts as they are read.
-It does not know what is measured.
-"""
+"""The documents that a benchmark measures on: the demo corpus, or those of a path as a recipe's sources name it."""
 
 from __future__ import annotations
 

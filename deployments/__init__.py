@@ -1,1 +1,1 @@
-"""Where and when builds run: recipes, and Prefect deployment definitions. Data, no code."""
+"""Data files: recipes, and the definitions of the Prefect deployments."""

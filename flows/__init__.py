@@ -1,4 +1,1 @@
-"""Composition: the order in which tasks run, and the command line that starts them.
-Takes recipes, gives runs.
-It does not know how any step works.
-"""
+"""Prefect flows, and the command line that starts them."""

@@ -1,7 +1,5 @@
-"""The flows that make a model: `build_model`, corpus to versioned package, and `train_model`, its training
-alone, for another work pool.
-They take a recipe and a store, and give the published run; a build ends Failed when the gate refuses the model.
-They do not know the order of the stages: qalam_core.pipeline.build does.
+"""The flows `build_model`, from a corpus to a versioned package, and `train_model`, training alone, for a work pool of
+its own. The order of the stages is in qalam_core.pipeline.build.
 """
 
 from __future__ import annotations
@@ -22,18 +20,16 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 
-__all__ = ["build_model", "train_model"]
-
 
 @flow(name="build_model", flow_run_name="build {recipe.name}", persist_result=False)
 def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> Any:
-    """Build a model from a recipe; what the store already holds is not built again.
+    """Build a model from a recipe, reusing artifacts in the store; Failed when the gate refuses the model.
 
     Args:
         recipe: everything that determines the model
         store: folder of artifacts and runs, on the machine that runs the flow
-        training: deployment that trains, `train_model/train`, in a work pool of its own which sees the
-            same store; empty: train where this flow runs
+        training: deployment that trains (`train_model/train`), in a work pool whose machines see the same store;
+            empty: train in this flow's process
     """
     store = confined(store)
     files = stages.resolve(recipe.corpus)
@@ -48,13 +44,13 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
 
 @flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)
 def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam") -> Any:
-    """Train from artifacts that the store holds; the state's message is the digest of the result.
+    """Train from artifacts in the store; the message of the final state is the digest of the checkpoint.
 
     Args:
         recipe: everything that determines the model
         tokenizer: digest of the tokenizer
         tokens: digests of the token shards, in order
-        store: folder of artifacts and runs, as this machine sees it
+        store: folder of artifacts and runs, on the machine that runs the flow
     """
     store = confined(store)
     stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), Runs(Store(Path(store))))

@@ -1,6 +1,5 @@
 """The flows that audit a champion: `evaluate_champion` measures it again, `reproduce_champion` builds it again.
-They take a recipe or its name, and a store; they end Failed when the champion is not what it was.
-They change nothing: whether a champion that failed is rolled back is a person's decision.
+They do not change the champion: whether to roll back is a person's decision.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 
-__all__ = ["evaluate_champion", "reproduce_champion"]
-
 
 @flow(name="evaluate_champion", flow_run_name="evaluate champion of {recipe.name}", persist_result=False)
 def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
-    """Measure the champion again on the corpus as it is now; Failed when the gate would refuse it today.
+    """Measure the champion again on the current corpus; Failed when the gate would refuse it today.
 
     Args:
-        recipe: names the champion and its corpus, and what is required of it
+        recipe: its name selects the champion; its corpus and gate settings are applied
         store: folder of artifacts and runs, on the machine that runs the flow
     """
     store = confined(store)
@@ -47,10 +44,10 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
 
 @flow(name="reproduce_champion", flow_run_name="reproduce champion of {name}", persist_result=False)
 def reproduce_champion(name: str, store: str = ".qalam") -> Any:
-    """Build the champion again in a fresh store; Failed when an artifact is not bit for bit what it was.
+    """Build the champion again in an empty store; Failed when an artifact differs from the original in any bit.
 
     Args:
-        name: the recipe's name, under which champions are kept
+        name: the name of the recipe whose champion is built
         store: folder of artifacts and runs, on the machine that runs the flow
     """
     store = confined(store)
@@ -60,5 +57,5 @@ def reproduce_champion(name: str, store: str = ".qalam") -> Any:
     found = tasks.reproduce(store, run)
     if not found.matches:
         differing = ", ".join(row.stage for row in found.rows if not row.matches)
-        return Failed(message=f"{run} was built otherwise: {differing}", data=found)
+        return Failed(message=f"{run} is not reproduced: {differing} differ", data=found)
     return Completed(message=f"{run} is reproduced: {len(found.rows)} of {len(found.rows)} match", data=found)

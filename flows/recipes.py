@@ -1,7 +1,4 @@
-"""Where a recipe is: a file as it is named, or one of those that come with the project.
-Takes what a person typed, gives a path.
-It does not read recipes: qalam_core.recipe does.
-"""
+"""Finding a recipe by its path or by the name of one that is included in the project."""
 
 from __future__ import annotations
 
@@ -10,15 +7,17 @@ from pathlib import Path
 
 from qalam_core.errors import RecipeError
 
-__all__ = ["recipe_path"]
-
 
 def recipe_path(recipe: str) -> Path:
-    """The file behind `recipe`; a bare name is one of deployments/recipes. Raises RecipeError."""
+    """The file for `recipe`, a path or the bare name of a file in deployments/recipes. Raises RecipeError."""
     if Path(recipe).exists() or "/" in recipe or recipe.endswith(".toml"):
         return Path(recipe)
-    shipped = Path(str(resources.files("al_qalam.deployments"))) / "recipes"
-    if not (shipped / f"{recipe}.toml").is_file():
-        names = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
-        raise RecipeError(f"{recipe}: neither a recipe file nor one that comes with the project ({names})")
-    return shipped / f"{recipe}.toml"
+    if not (path := included_recipe(recipe)).is_file():
+        names = ", ".join(sorted(path.stem for path in path.parent.glob("*.toml")))
+        raise RecipeError(f"{recipe}: neither a recipe file nor an included recipe ({names})")
+    return path
+
+
+def included_recipe(name: str) -> Path:
+    """The file of that name in deployments/recipes; it need not exist."""
+    return Path(str(resources.files("al_qalam.deployments"))) / "recipes" / f"{name}.toml"

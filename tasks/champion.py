@@ -1,7 +1,4 @@
-"""The tasks that audit a champion: its tokenizer, measuring it again, building it again.
-Each takes the store's path and a run, and shows what was found as a table.
-They do not know what follows from it.
-"""
+"""The tasks that audit a champion; each shows its result as a table artifact."""
 
 from __future__ import annotations
 
@@ -21,12 +18,10 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 
-__all__ = ["remeasure", "reproduce", "tokenizer"]
-
 
 @task(name="tokenizer", task_run_name="tokenizer of {run}", **POLICY)
 def tokenizer(store: str, run: str) -> Artifact:
-    """The tokenizer that a run was built with."""
+    """The tokenizer artifact of a run."""
     home = Store(Path(store))
     return home.artifact("vocab", Runs(home).record(run).artifacts["vocab"][0])
 
@@ -36,14 +31,14 @@ def remeasure(store: str, recipe: Recipe, run: str, corpus: Artifact, tokens: Se
     """Evaluate a run's package on a corpus, and apply the gate."""
     progress = watch("evaluate", f"evaluate {run}", "tokens")
     verdict = audit.remeasure(Store(Path(store)), recipe, run, corpus, tokens, progress)
-    rows = [{"check": check.name, "passed": check.passed, "what": check.sentence} for check in verdict.checks]
-    create_table_artifact(rows, key="champion", description=f"{run} at today's gate")
+    rows = [{"check": check.name, "passed": check.passed, "what": check.message} for check in verdict.checks]
+    create_table_artifact(rows, key="champion", description=f"{run} at the current gate")
     return verdict
 
 
 @task(name="reproduce", task_run_name="build {run} again", tags=["training"], **POLICY)
 def reproduce(store: str, run: str) -> Reproduction:
-    """Build a run again in a store of its own beside this one, and compare."""
+    """Build a run again in an empty temporary store on the same disk, and compare."""
     home = Store(Path(store))
     with tempfile.TemporaryDirectory(prefix=".reproducing-", dir=home.root) as folder, training_slot():
         found = audit.reproduce(home, run, Store(Path(folder)), watch("train", f"reproduce {run}", "steps"))

@@ -1,7 +1,4 @@
-"""Events: what a build reports to the server's automations, and that a corpus has new text.
-Takes what happened, emits an event with plain values; without a server nothing is sent.
-It does not know who is notified: the automations do (flows/serving/deploy.py).
-"""
+"""Events for the server's automations (flows/serving/deploy.py). Without a server nothing is sent."""
 
 from __future__ import annotations
 
@@ -10,15 +7,13 @@ from prefect.settings import get_current_settings
 
 from qalam_core.pipeline.publish import Published
 
-__all__ = ["CORPUS_UPDATED", "GATE_REFUSED", "PROMOTED", "announce", "corpus_updated"]
-
 CORPUS_UPDATED = "qalam.corpus.updated"
 GATE_REFUSED = "qalam.gate.refused"
 PROMOTED = "qalam.champion.promoted"
 
 
 def announce(published: Published, name: str) -> None:
-    """Emit that the gate refused the run of recipe `name`, or that the run has become champion."""
+    """Emit an event when the gate refused this run of recipe `name`, or when the run has become champion."""
     if published.verdict.passed and not published.promoted:
         return
     event = PROMOTED if published.promoted else GATE_REFUSED
@@ -30,7 +25,7 @@ def announce(published: Published, name: str) -> None:
 
 
 def corpus_updated(name: str, files: list[str]) -> None:
-    """Emit that the corpus of recipe `name` has new text; `files` are what changed, of which at most 100 are sent."""
+    """Emit that the corpus of recipe `name` has changed; the event lists at most 100 of the changed `files`."""
     _emit(CORPUS_UPDATED, f"qalam.corpus.{name}", name, {"recipe": name, "files": files[:100], "changed": len(files)})
 
 

@@ -1,7 +1,4 @@
-"""The executor of the pipeline's order whose stages are Prefect tasks.
-Takes a store, workers for mapped stages, and perhaps a deployment that trains; gives artifacts.
-It does not know the order of the stages.
-"""
+"""The executor (qalam_core.pipeline.build) that runs each stage as a Prefect task."""
 
 from __future__ import annotations
 
@@ -20,8 +17,6 @@ from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact
 
-__all__ = ["AsTasks", "artifact_of"]
-
 
 @dataclass(frozen=True)
 class AsTasks:
@@ -30,7 +25,7 @@ class AsTasks:
     store: str
     workers: Workers
     recipe: Recipe
-    training: str = ""  # the deployment that trains, in a work pool of its own; "": train here
+    training: str = ""  # the deployment that trains, in a work pool of its own; "": train in this process
 
     def run(self, stage: Stage) -> Artifact:
         """Run one stage in the flow's process."""
@@ -46,6 +41,6 @@ class AsTasks:
 
 
 def artifact_of(returned: Any) -> Artifact:
-    """What a task called in place returned; a reused artifact comes inside its Cached state."""
+    """The artifact that a task call returned; a reused one is the data of a state named Cached."""
     artifact: Artifact = returned.result() if isinstance(returned, State) else returned
     return artifact

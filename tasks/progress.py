@@ -1,7 +1,4 @@
-"""Progress of a running stage, for watchers in this process (a terminal) and Prefect's progress artifacts.
-Takes (done, total) calls from a stage and passes them on, at a bounded rate.
-It does not know what a stage does, nor how a terminal draws.
-"""
+"""Progress of a running stage: passed to watchers in this process (a terminal) and to Prefect's progress artifacts."""
 
 from __future__ import annotations
 
@@ -20,30 +17,28 @@ from qalam_core.pipeline.stage import Stage, throughput
 from qalam_core.progress import Progress
 from qalam_core.store import Artifact
 
-__all__ = ["Watcher", "shown", "watch", "watchers"]
-
 log = logging.getLogger("qalam_core.progress")
 
-ARTIFACT_SECONDS = 2.0  # an update is an API call of some 20 ms
+ARTIFACT_SECONDS = 2.0  # each update is an API call of about 20 ms
 
 
 class Watcher(Protocol):
-    """Something in the flow's process that shows progress."""
+    """An object in the flow's process that shows progress."""
 
     def moved(self, stage: str, label: str, unit: str, done: int, total: int) -> None:
-        """`label` of `stage` did `done` of `total` units; 0 means the total is not known yet."""
+        """`label` of `stage` has done `done` of `total` units; a total of 0 is not known yet."""
 
     def finished(self, stage: Stage, artifact: Artifact) -> None:
-        """`stage` is done."""
+        """`stage` has finished."""
 
 
 watchers: list[Watcher] = []
-"""The watchers of this process; the command line adds its progress bars."""
+"""The watchers in this process; the command line adds its progress bars."""
 
 
 def watch(stage: str, label: str, unit: str) -> Progress:
     """The callback to pass to a stage; inside a task run it also updates a Prefect progress artifact."""
-    logging.getLogger("qalam_core").setLevel(logging.INFO)  # here, as a worker's process runs tasks alone
+    logging.getLogger("qalam_core").setLevel(logging.INFO)  # here because a process worker only runs tasks
     artifact: UUID | None = None
     since = time.monotonic()
 
@@ -63,14 +58,14 @@ def watch(stage: str, label: str, unit: str) -> Progress:
                 else:
                     update_progress_artifact(artifact, percent)
             except (HTTPError, PrefectHTTPStatusError) as error:
-                # a server that restarts costs an update of the bar, not the training
+                # while the server restarts an update is lost, but training continues
                 log.warning("the progress of %s cannot be shown: %s", label, type(error).__name__)
 
     return moved
 
 
 def shown(stage: Stage, artifact: Artifact) -> Any:
-    """Tell the watchers that `stage` is done; -> the artifact, in the state that says whether it was reused."""
+    """Report to the watchers that `stage` has finished; -> the artifact, inside a state named Cached if reused."""
     for watcher in watchers:
         watcher.finished(stage, artifact)
     if artifact.cached:

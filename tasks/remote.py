@@ -1,7 +1,5 @@
-"""Training in another work pool: a task that runs the deployment `train_model` and waits for it.
-Takes a training stage over artifacts of a store that both machines see, and sends their digests; gives the checkpoint's
-artifact.
-It does not know how training is done, and never trains by itself.
+"""Training in another work pool, on the same store: a task that runs the deployment `train_model` and waits for it.
+The run gets the digests of its input artifacts, and returns the digest of the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,12 +21,10 @@ from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
 
-__all__ = ["found", "train"]
-
 
 @task(name="train", task_run_name="train in {deployment}", tags=["training"], **POLICY)
 def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
-    """Run `deployment` to train, unless the store has what it would make. Raises TrainingError."""
+    """Run `deployment` to train, unless the store has the checkpoint. Raises RecipeError, TrainingError."""
     home = Store(Path(store))
     ready = home.find(stage.identity)
     if ready:
@@ -40,17 +36,17 @@ def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
     try:
         run = run_deployment(deployment, parameters=parameters, poll_interval=5)
     except ObjectNotFound:
-        raise RecipeError(f"training: the server has no deployment {deployment}; `qalam deploy` makes it") from None
+        raise RecipeError(f"training: the server has no deployment {deployment}; `qalam deploy` creates it") from None
     assert isinstance(run, FlowRun)
     assert run.state  # it has ended
     if not run.state.is_completed():
         raise TrainingError(
-            f"run {run.name} of {deployment} ended {run.state.name}: {run.state.message}; a new run continues it"
+            f"run {run.name} of {deployment} ended {run.state.name}: {run.state.message}; a new run resumes it"
         )
     return shown(stage, replace(home.artifact("train", run.state.message or ""), cached=False))
 
 
 def found(store: str, tokenizer: str, tokens: Sequence[str]) -> tuple[Artifact, list[Artifact]]:
-    """The artifacts behind digests that came over the API. Raises StoreError."""
+    """The tokenizer and the token shards with these digests. Raises StoreError."""
     home = Store(Path(store))
     return home.artifact("vocab", tokenizer), [home.artifact("tokenize", digest) for digest in tokens]

@@ -1,6 +1,5 @@
-"""Where mapped tasks run: on threads of the flow's process, on processes of its machine, or on a Dask cluster.
-Takes the recipe's runner, or $QALAM_RUNNER, which overrides it; maps a task over stages and gives the artifacts.
-It does not know what a stage does: the result is the same bytes wherever it was made.
+"""Where mapped tasks run: in threads of the flow's process, in processes on its machine, or on a Dask cluster.
+The artifacts have the same bytes in each case.
 """
 
 from __future__ import annotations
@@ -21,16 +20,14 @@ from qalam_core.errors import RecipeError, StoreError
 from qalam_core.pipeline.stage import Stage
 from qalam_core.store import Artifact
 
-__all__ = ["Workers", "workers"]
-
-THREADS = 4  # each that tokenizes takes some 150 MB, and native code uses the other cores from there
+THREADS = 4  # a thread that tokenizes needs about 150 MB, and its native code uses more cores by itself
 CONNECT_SECONDS = 10
-WORKER_SECONDS = 30  # for a cluster that has none yet
+WORKER_SECONDS = 30  # how long to wait for a cluster's first worker
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Started workers; `elsewhere` when they are other processes than the flow's."""
+    """Started workers; `elsewhere` when they are not in the flow's process."""
 
     runner: TaskRunner[Any]
     elsewhere: bool
@@ -38,12 +35,12 @@ class Workers:
     def map(self, task: Task[..., Any], **parameters: Any) -> list[Artifact]:
         """Run `task` once for each stage in `parameters["stage"]`; the first error is raised unchanged.
 
-        Raises StoreError when a worker's artifacts are not seen from here, or when its process was killed.
+        Raises StoreError when a worker's artifacts are not visible here, or when its process was killed.
         """
         try:
             futures = self.runner.map(task, parameters)
             if self.elsewhere:
-                # in order: Prefect's as_completed waits forever for the tasks of a broken pool
+                # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
                 for stage, future in zip(parameters["stage"], futures, strict=True):
                     _report(stage, future.result())
             results: list[Artifact] = futures.result()
@@ -57,9 +54,10 @@ class Workers:
 
 @contextmanager
 def workers(requested: str) -> Iterator[Workers]:
-    """Start what the recipe's `runner` names, or $QALAM_RUNNER, and stop it at the end; a cluster goes on.
+    """Context manager that starts the workers of the recipe's `runner`, or of $QALAM_RUNNER, which overrides it.
 
-    Raises RecipeError for an unknown name, a missing extra, or a scheduler that does not answer.
+    At the end they are stopped, except an existing Dask cluster. Raises RecipeError for an unknown name, a missing
+    extra, or a scheduler that does not respond.
     """
     environment = os.environ.get("QALAM_RUNNER", "")
     chosen, source = environment or requested, "QALAM_RUNNER" if environment else "runner"
@@ -75,7 +73,7 @@ def workers(requested: str) -> Iterator[Workers]:
             yield Workers(runner, elsewhere=True)
     else:
         raise RecipeError(
-            f'{source}: {chosen!r} is none of "threads", "processes", "dask", or a Dask scheduler\'s address such as '
+            f'{source}: {chosen!r} is not "threads", "processes", "dask", or a Dask scheduler\'s address such as '
             '"tcp://host:8786"'
         )
 
@@ -95,9 +93,9 @@ def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
     with runner:
         try:
             client = runner.client  # connects
-        except (OSError, ValueError) as error:  # a timeout is the former, an address that is none the latter
+        except (OSError, ValueError) as error:  # OSError: a timeout; ValueError: not an address
             raise RecipeError(
-                f"{source}: no Dask scheduler answers at {address} ({type(error).__name__}); start one with "
+                f"{source}: no Dask scheduler responds at {address} ({type(error).__name__}); start one with "
                 "`dask scheduler`, or correct the address"
             ) from None
         try:
@@ -110,22 +108,23 @@ def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
             yield runner
         except KilledWorker:
             raise StoreError(
-                "several Dask workers were killed over the same file, most likely for memory; what is finished is "
-                "kept: give the workers more, or fewer threads, and run the same command again"
+                "several Dask workers were killed on the same file, most likely for memory; what is finished is kept: "
+                "give the workers more memory or fewer threads, and run the same command again"
             ) from None
         except (CancelledError, CommClosedError):
             raise StoreError(
-                f"the Dask scheduler at {address or 'this machine'} is gone; what is finished is kept: start it, and "
-                "run the same command again"
+                f"the Dask scheduler {f'at {address}' if address else 'on this machine'} is gone; what is finished is "
+                "kept: start it, and run the same command again"
             ) from None
 
 
 def _report(stage: Stage, artifact: Artifact) -> None:
-    """Tell the watchers here that a worker elsewhere is done, and check that its artifact is visible here."""
+    """Report a stage that another process has finished to the watchers here. Raises StoreError when its artifact is
+    not visible here."""
     if not artifact.path.exists():
         raise StoreError(
-            f"{artifact.path}: a worker built this, but it is not here; the flow and all workers need one store, "
-            "shared under one path"
+            f"{artifact.path}: a worker built this, but it is not visible here; the flow and all workers need the same "
+            "store at the same path"
         )
     for watcher in watchers:
         watcher.finished(stage, artifact)

@@ -1,6 +1,5 @@
-"""The tasks of a build: a stage of the pipeline with Prefect's policy around it, and its two ends, resolve and publish.
-Takes the store's path and a stage; gives its artifact, in the state Cached when it was reused.
-It does not know the order of the stages, nor what any of them does.
+"""The tasks of a build: one for each kind of stage, `resolve` before them and `publish` after them.
+A stage's task returns its artifact, in a state named Cached when it was reused.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from qalam_core.recipe import Corpus, Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 
-__all__ = ["publish", "resolve", "task_of"]
-
 _OPTIONS: dict[str, dict[str, Any]] = {
     "ingest": {"tags": ["data"], **RETRIES},
     "prepare": {"tags": ["data"]},
@@ -35,12 +32,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "tokenize": {"tags": ["data"]},
     "train": {"tags": ["training"]},
 }
-"""What is particular to a stage's task; a stage that is not here has the common policy."""
+"""Options of a stage's task, in addition to the common policy."""
 
 
 @task(name="resolve", task_run_name="resolve", **RETRIES, **POLICY)
 def resolve(corpus: Corpus) -> list[SourceFile]:
-    """Find the files behind the sources and digest their content."""
+    """Find the files of the sources and compute the digests of their content."""
     return resolve_sources(corpus.sources)
 
 
@@ -54,19 +51,19 @@ def run_stage(store: str, stage: Stage) -> Any:
 
 @cache
 def task_of(kind: type[Stage]) -> Task[..., Any]:
-    """The task that runs stages of a kind, under the stage's name."""
+    """The task for stages of a kind, with the stage's name."""
     options = {"description": kind.__doc__, **_OPTIONS.get(kind.name, {})}
     return run_stage.with_options(name=kind.name, task_run_name="{stage.label}", **options)
 
 
 @task(name="publish", task_run_name="publish", **POLICY)
 def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
-    """Create the run, move the champion on a pass, show the report in Prefect, and tell the server's automations."""
+    """Create the run, promote it if the gate passed, show the report in Prefect, and emit events for automations."""
     published = publish_run(Runs(Store(Path(store))), recipe, artifacts)
     report = (published.folder / "report.md").read_text(encoding="utf-8")
     create_markdown_artifact(report, key="report", description=published.run)
     page = published.folder / "report.html"
-    create_link_artifact(page.as_uri(), "the whole report, on the machine that built it", key="report-page")
+    create_link_artifact(page.as_uri(), "the full report, on the machine that built it", key="report-page")
     create_table_artifact([_row(artifact) for artifact in artifacts], key="stages", description=published.run)
     announce(published, recipe.name)
     return published

@@ -1,4 +1,4 @@
-"""What all test files share: which tests are quick, a small Arabic corpus of our own, and a recipe for it."""
+"""Common fixtures: a small Arabic corpus, a recipe for it, a finished build; which tests are quick, and their order."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 
-# Tests run in parallel; more threads would only wait for each other. Set before torch starts.
+# Tests run in parallel, so one thread each. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tables are as wide as the test says, not as the terminal of whoever tests.
+# Tables must not depend on the width of the terminal.
 os.environ["COLUMNS"] = "160"
 
-# A busy machine makes deadlines random; the same examples each time make a failure reproducible.
+# No deadlines, which fail at random on a busy machine; the same examples each time, so that failures are reproducible.
 settings.register_profile("qalam", deadline=None, derandomize=True)
 settings.load_profile("qalam")
 
@@ -36,16 +36,22 @@ QUICK_SECONDS = 2.0
 
 @pytest.fixture(scope="session")
 def processes() -> None:
-    """Whoever asks for it, directly or through another fixture, may start processes and take as long as it needs."""
+    """A test that requests this, directly or through another fixture, may start processes and has no time limit."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts processes, by its fixtures: `make check` runs the rest. Those that mostly wait come first, so
-    that they do not come last and alone."""
+    """Mark the tests that may start processes. Sort by the time that files take: those that mostly wait come first, so
+    that others run beside them, and quick tests last."""
+    slowest_first = ("stack", "postgres", "api", "uninterrupted", "sound", "processes")  # fixtures
+
+    def rank(item: pytest.Item) -> int:
+        fixtures = item.fixturenames  # type: ignore[attr-defined]
+        return next((place for place, name in enumerate(slowest_first) if name in fixtures), len(slowest_first))
+
     for item in items:
         if "processes" in item.fixturenames:  # type: ignore[attr-defined]
             item.add_marker("processes")
-    items.sort(key=lambda item: not {"stack", "api"} & set(item.fixturenames))  # type: ignore[attr-defined]
+    items.sort(key=rank)
 
 
 _quick: list[str] = []
@@ -53,7 +59,7 @@ _quick: list[str] = []
 
 def _no_process(event: str, arguments: tuple[object, ...]) -> None:
     if _quick and event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system"):
-        raise RuntimeError(f"{_quick[-1]} starts a process: let it ask for the fixture `processes`")
+        raise RuntimeError(f"{_quick[-1]} starts a process: request the fixture `processes`")
 
 
 sys.addaudithook(_no_process)
@@ -61,7 +67,7 @@ sys.addaudithook(_no_process)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    """From here on a quick test starts no process."""
+    """From here on a quick test may not start a process."""
     if not item.get_closest_marker("processes"):
         _quick.append(item.nodeid)
     return (yield)
@@ -69,19 +75,19 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
-    """What the fixtures do at their end is theirs."""
+    """The teardown of fixtures may start processes."""
     _quick.clear()
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """A quick test takes no longer than it may; in CPU time, as others run beside it."""
+    """Limit the CPU time of a quick test; not its duration, because other tests run beside it."""
     since = time.process_time()
     result = yield
     spent = time.process_time() - since
     if _quick and spent > QUICK_SECONDS:
-        pytest.fail(f"{spent:.1f} s of CPU time, and a test without processes has {QUICK_SECONDS:g}", pytrace=False)
+        pytest.fail(f"{spent:.1f} s of CPU time; a test without processes may use {QUICK_SECONDS:g}", pytrace=False)
     return result
 
 
@@ -111,7 +117,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def write_corpus(path: Path, count: int, seed: int = 0) -> Path:
-    """`count` of our sentences as JSON Lines."""
+    """Write `count` sentences as JSON Lines; -> `path`."""
     lines = (json.dumps({"text": text}, ensure_ascii=False) for text in sentences(count, seed))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -156,7 +162,7 @@ def store(tmp_path: Path) -> Store:
 
 
 class Built(NamedTuple):
-    """A finished build that tests read, or copy before they write to its store."""
+    """A finished build, for tests that read it."""
 
     recipe: Recipe
     store: Store
@@ -169,7 +175,7 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="session")
 def built(processes: None, corpus_file: Path, shared_folder: Path) -> Built:
-    """The tiny recipe, built once for all workers; not to be written to."""
+    """The tiny recipe, built once for all workers; must not be written to."""
     recipe, store = tiny_recipe(corpus_file), Store(shared_folder / "built")
     with (shared_folder / "built.lock").open("w") as lock:
         try_lock(lock, blocking=True)

@@ -82,7 +82,7 @@ def run_file(path: Path) -> dict[str, Any]:
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    """Replace the first `old` in a file, which must be there."""
+    """Replace the first `old` in a file, which must be present."""
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_bytes(text.replace(old, new, 1).encode())

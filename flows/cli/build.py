@@ -1,7 +1,4 @@
-"""The commands that make a model: init, plan, build.
-Take a recipe and a store; give a recipe file, a table of what would be done, a run.
-They do not know how anything is built; they start the flow, or ask the library.
-"""
+"""The commands that build a model: init, plan, build."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ import typer
 
 from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption
 from al_qalam.flows.cli.terminal import bars, err, out, plan_table, reused, summary
-from al_qalam.flows.recipes import recipe_path
+from al_qalam.flows.recipes import included_recipe, recipe_path
 from al_qalam.flows.serving.prefect_env import embedded
 from qalam_core.errors import QalamError, RecipeError, StoreError
-from qalam_core.recipe import SIZES, Recipe, Source, to_toml
+from qalam_core.recipe import Recipe, Source, to_toml
 from qalam_core.store import DEFAULT_STORE, Store
 
 if TYPE_CHECKING:
@@ -26,16 +23,16 @@ if TYPE_CHECKING:
 
     from qalam_core.pipeline.publish import Published
 
-__all__ = ["build", "init", "plan"]
+SIZES = ("small", "medium", "large")  # included recipes
 
 
 def plan(
     recipe: RecipeArgument,
     store: StoreOption = DEFAULT_STORE,
     set_: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which stages a build would reuse, which it would run, and why."""
+    """Show which stages a build would reuse, which it would build, and why."""
     from qalam_core.pipeline.plan import plan as make_plan
 
     found = make_plan(Recipe.load(recipe_path(recipe), set_ or ()), Store(store))
@@ -50,7 +47,7 @@ def plan(
 
 
 def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetOption = None) -> None:
-    """Build a model; what the store already holds is not built again."""
+    """Build a model; artifacts that are in the store are reused."""
     parsed = Recipe.load(recipe_path(recipe), set_ or ())
     target = Store(store)
     target.ensure_writable()
@@ -61,7 +58,7 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
 
 
 def _from_plan(recipe: Recipe, store: Store) -> Published | None:
-    """The run, where nothing is to be built and no server wants to see that; then Prefect is not started."""
+    """The run, when every stage can be reused and no server is configured; saves the seconds that Prefect needs."""
     if os.environ.get("PREFECT_API_URL"):
         return None
     from qalam_core.pipeline.plan import plan as make_plan
@@ -78,10 +75,10 @@ def _from_plan(recipe: Recipe, store: Store) -> Published | None:
 
 
 def _by_flow(recipe: Recipe, store: Store) -> Published:
-    """Build by the Prefect flow: reported to the server of $PREFECT_API_URL, else embedded in this process."""
-    for name, value in embedded(store.root).items():  # before Prefect is imported; what the user has set is kept
+    """Run the flow, with the server of $PREFECT_API_URL if set, else with Prefect embedded in this process."""
+    for name, value in embedded(store.root).items():  # before Prefect is imported; the user's settings are kept
         os.environ.setdefault(name, value)
-    from al_qalam.flows.build_model import build_model  # takes seconds, and reads its settings from the environment
+    from al_qalam.flows.build_model import build_model  # takes seconds, and reads the settings above
     from al_qalam.tasks.progress import watchers
 
     with bars(store, recipe) as terminal:
@@ -89,7 +86,7 @@ def _by_flow(recipe: Recipe, store: Store) -> Published:
         try:
             state: State[Any] = build_model(recipe, str(store.root), return_state=True)  # type: ignore[assignment]
         except KeyboardInterrupt:
-            err.print("stopped; what is finished is kept, and the same command continues from there")
+            err.print("stopped; what is finished is kept, and the same command resumes the build")
             raise typer.Exit(130) from None
         finally:
             watchers.remove(terminal)
@@ -109,11 +106,11 @@ def init(
     more: Annotated[list[str] | None, typer.Argument(help="More corpus files.", hidden=True)] = None,
     corpus: Annotated[
         list[str] | None,
-        typer.Option("--corpus", metavar="FILES...", help="Your text: files, folders or globs."),
+        typer.Option("--corpus", metavar="FILES...", help="Text files, folders or globs."),
     ] = None,
     size: Annotated[str, typer.Option("--size", help="small, medium or large.")] = "small",
 ) -> None:
-    """Write a recipe for your own text, with a comment on every setting."""
+    """Write a recipe for your own text, with a comment for every setting."""
     if size not in SIZES:
         raise RecipeError(f"--size {size}: choose one of {', '.join(SIZES)}")
     if recipe.exists():
@@ -122,7 +119,7 @@ def init(
         raise RecipeError(f"{recipe}: there is no folder {recipe.parent}; create it first")
     paths = [*(corpus or []), *(more or [])]
     if not paths:
-        raise RecipeError("which text? name it with --corpus FILES")
+        raise RecipeError("no corpus; give its files with --corpus FILES")
     anchor = recipe.resolve().parent
     sources = [
         Source(
@@ -132,6 +129,7 @@ def init(
         for path in paths
     ]
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.stem.lower()).strip("-")[:40]
-    data = {"name": name or "model", "corpus": {"sources": sources}, **SIZES[size]}
+    included = Recipe.load(included_recipe(size)).canonical()
+    data = {**included, "name": name or "model", "corpus": {"sources": sources}}
     recipe.write_text(to_toml(Recipe.parse(data, str(recipe))), encoding="utf-8")
-    out.print(f"wrote {recipe}; build it with: qalam build {recipe}", soft_wrap=True)
+    out.print(f"wrote {recipe}; build the model with: qalam build {recipe}", soft_wrap=True)

@@ -1,7 +1,4 @@
-"""The command that looks at prepared corpora: corpus.
-Takes run ids and stores; gives a table of what became of the documents, or rejected documents themselves.
-It does not know Prefect, and changes nothing.
-"""
+"""The command `qalam corpus`: counts of a prepared corpus, and its rejected documents."""
 
 from __future__ import annotations
 
@@ -19,27 +16,25 @@ from qalam_core.errors import CorpusError
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Artifact, Store
 
-__all__ = ["corpus"]
-
 _SHOWN = 300  # characters of a rejected document
 
 
 def corpus(
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN|STORE]...", help="Runs, or stores: what each prepared last.")
+        list[str] | None, typer.Argument(metavar="[RUN|STORE]...", help="Runs, or stores (their latest corpus).")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     rejects: Annotated[str, typer.Option(metavar="RULE", help="Show documents that this rule rejected.")] = "",
-    count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, one line for each RUN or STORE.")] = False,
+    count: Annotated[int, typer.Option(min=1, help="How many rejected documents to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line for each RUN or STORE.")] = False,
 ) -> None:
-    """Show what became of a corpus: documents read, rejected by each rule, and kept, by source and split."""
-    from qalam_core.corpus.judge import REASONS
+    """Count the documents of a corpus: read, rejected by each rule, and kept, by source and split."""
+    from qalam_core.corpus.filters import REASONS
     from qalam_core.pipeline.audit import corpus_of
 
     rule = rejects.replace(" ", "_")
     if rule and rule not in REASONS:
-        raise CorpusError(f"--rejects {rejects}: there is no such rule; there are {', '.join(REASONS)}")
+        raise CorpusError(f"--rejects {rejects}: unknown rule; choose one of {', '.join(REASONS)}")
     for name in what or [""]:
         is_store = (Path(name) / "artifacts").is_dir() and name != ""
         run = "" if is_store else name
@@ -66,7 +61,7 @@ def _show_rejects(found: Artifact, rule: str, count: int, as_json: bool) -> None
     out.print(f"{rule}: {found.facts(CorpusFacts).rejected.get(rule, 0):,} documents")
     for source, text in rows:
         line = "".join(char if char.isprintable() else " " for char in text[:_SHOWN])
-        # isolated, so that Arabic runs from right to left whatever stands beside it
+        # in a first-strong isolate, so that the source's name does not affect the direction of the Arabic text
         out.print(f"{source}: \u2067{line}{'…' if len(text) > _SHOWN else ''}\u2069", soft_wrap=True, markup=False)
 
 
@@ -84,18 +79,18 @@ def _show_counts(found: Artifact) -> None:
 
 
 def _show_overlap(runs: Runs, run: str) -> None:
-    """How much of the test documents occurs in the training text, as the run's evaluation measured it."""
+    """Print how much of the test documents occurs in the training text, from the run's evaluation."""
     overlap = runs.report(run).contamination
     if overlap:
         out.print(
             f"{overlap.covered:.1%} of the words of {overlap.documents:,} test documents are in 13-grams that also "
-            f"occur in the training text; {overlap.copied:.1%} of the documents have more than half of theirs in such",
+            f"occur in the training text; in {overlap.copied:.1%} of the documents more than half of the words are",
             soft_wrap=True,
         )
 
 
 def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose first column names, and whose others count."""
+    """Print a table of names, in the first column, and numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for index, column in enumerate(head):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)

@@ -1,7 +1,6 @@
-"""The command line `qalam`: all commands, in groups, in the order that a newcomer needs them.
-Takes arguments; gives text and an exit status: 0 done, 1 the gate refused, something differs, or training failed, 2 a
-mistake that the user can correct, in one line.
-It does not know how anything is built; each command starts a flow, or calls the library.
+"""The command line `qalam`: all commands, in groups, in the order in which a new user needs them.
+Exit status: 0 success; 1 the gate refused, something differs, or training failed; 2 an error that the user can correct,
+as one line on standard error.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from rich.markup import escape
 from al_qalam.flows.cli import build, corpus, packages, runs, serving
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.errors import QalamError, TrainingError
-
-__all__ = ["GROUPS", "app", "main"]
 
 GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
     "Build": {
@@ -44,7 +41,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "verify": (packages.verify, "qalam verify my_model --strict"),
         "edit": (packages.edit, "qalam edit my_model --row قال --scale 1.5"),
         "diff": (packages.diff, "qalam diff demo-0123456789ab my_model --prompt قال"),
-        "seal": (packages.seal, "qalam seal my_model --note 'قال counts half as much again'"),
+        "seal": (packages.seal, "qalam seal my_model --note 'scaled the row of قال by 1.5'"),
         "export": (packages.export, "qalam export demo-0123456789ab small_model --dtype q8"),
         "import": (packages.import_, "qalam import old_model my_model --from original"),
         "wheel": (packages.wheel, "qalam wheel my_model --name my_model"),
@@ -57,18 +54,18 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "watch": (serving.watch, "qalam watch texts --recipe my.toml"),
     },
 }
-"""Group -> command -> its function, and an example."""
+"""Group -> command -> (function, example)."""
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         out.print(f"qalam {metadata.version('al-qalam')}")
         raise typer.Exit
 
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    epilog="`qalam COMMAND --help` has the options of a command, and an example.",
+    epilog="`qalam COMMAND --help` shows the options of a command and an example.",
 )  # fmt: skip
 
 
@@ -78,7 +75,7 @@ def root(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Turn an Arabic corpus into a language model you can review like code."""
+    """Turn an Arabic corpus into a language model that can be reviewed like code."""
 
 
 for group, commands in GROUPS.items():
@@ -87,7 +84,7 @@ for group, commands in GROUPS.items():
 
 
 def main() -> None:
-    """Entry point of the console script: a user's mistake is one line, ours keeps its traceback."""
+    """Entry point of the console script: print a QalamError as one line; any other exception has its traceback."""
     try:
         app()
     except QalamError as error:

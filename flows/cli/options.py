@@ -10,18 +10,17 @@ import typer
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 
-__all__ = ["ModelArgument", "RecipeArgument", "SetOption", "StoreOption", "package_folder"]
-
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="QALAM_STORE", help="Folder of artifacts and runs.", show_default=True)
 ]
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a name: demo, small, medium, large.")]
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or one of: demo, small, medium, large.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value: train.steps=200.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: train.steps=200."),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="A package folder, or a run id.")]
 
 
 def package_folder(model: str, store: Path) -> Path:
-    """The package behind a folder or a run id. Raises StoreError."""
+    """The package folder of `model`, a folder or a run id. Raises StoreError."""
     return Path(model) if Path(model).is_dir() else Runs(Store(store)).folder(model) / "model"

@@ -1,6 +1,5 @@
 """The commands that work on one package: show, verify, generate, edit, diff, seal, wheel, sign, export, import.
-Take paths and names, give text; none of them executes anything in a package.
-They do not know Prefect or the pipeline.
+None of them executes code of a package.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ from qalam_core.errors import PackageError
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
 
-__all__ = ["diff", "edit", "export", "generate", "import_", "seal", "show", "sign", "verify", "wheel"]
-
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder.")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; must not be there yet.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Path to write to; must not exist.")]
 
 
 class Foreign(StrEnum):
-    """Formats that a model comes from or goes to."""
+    """Formats of models for export and import."""
 
     package = "package"
     gpt2 = "gpt2"
@@ -36,12 +33,12 @@ class Foreign(StrEnum):
 
 def show(
     what: Annotated[str, typer.Argument(help="A run id, or a package folder.")],
-    tensor: Annotated[str, typer.Argument(help="A tensor of the package.")] = "",
+    tensor: Annotated[str, typer.Argument(help="Show this tensor of the package.")] = "",
     row: Annotated[str, typer.Option(help="Show this row: a number, or a token.")] = "",
     near: Annotated[str, typer.Option(help="Show the tokens with the most similar embeddings.")] = "",
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Show a run's report, what is in a package, or one row of it."""
+    """Show a run's report, the content of a package, or one row of a tensor."""
     folder = package_folder(what, store)
     if not (tensor or near or Path(what).is_dir()):
         report = Runs(Store(store)).folder(what) / "report.md"
@@ -67,7 +64,7 @@ def _show_neighbours(folder: Path, token: str) -> None:
 
 
 def _show_tensor(folder: Path, tensor: str, row: str) -> None:
-    """A tensor's statistics, or one row; read by seeking, so that a row of gigabytes takes milliseconds."""
+    """Print a tensor's statistics, or one row, which is read by seeking: milliseconds even in a file of gigabytes."""
     from qalam_core.package.editing.rows import find_row
     from qalam_core.package.read import read_tensor_rows, read_vocabulary_of
 
@@ -102,11 +99,11 @@ def _figures(values: object) -> list[str]:
 
 def verify(
     package: PackageArgument,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse any change, with status 2.")] = False,
-    key: Annotated[Path | None, typer.Option(help="Public key (PEM): check the signature too.")] = None,
-    signature: Annotated[Path | None, typer.Option(help="The signature; PACKAGE.sig when not given.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat any change as an error (exit status 2).")] = False,
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM); also verify the signature.")] = None,
+    signature: Annotated[Path | None, typer.Option(help="The signature; default: PACKAGE.sig.")] = None,
 ) -> None:
-    """List what changed since the export (status 1), and check a signature."""
+    """List changes since the export (exit status 1), and verify a signature."""
     from qalam_core import package as packages
 
     if key:
@@ -120,18 +117,18 @@ def verify(
         out.print(change, soft_wrap=True, markup=False)
     if changes:
         raise typer.Exit(1)
-    out.print(f"{package}: as exported", soft_wrap=True)
+    out.print(f"{package}: unchanged since the export", soft_wrap=True)
 
 
 def generate(
     model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
     store: StoreOption = DEFAULT_STORE,
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 60,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 50,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest with this share.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 60,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from this many most probable tokens; 0: from all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Total probability to sample from; 1 is all.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
 ) -> None:
     """Continue a prompt."""
     from qalam_core import package as packages
@@ -146,24 +143,24 @@ def edit(
     package: PackageArgument,
     tensor: Annotated[str, typer.Argument(help="The tensor to change.")] = "embedding.weight",
     row: Annotated[str, typer.Option(help="The row: a number, or a token.")] = "",
-    values: Annotated[str, typer.Option("--set", help="The row's new values, with commas between.")] = "",
-    column: Annotated[int | None, typer.Option(help="With --value: change this one value of the row.")] = None,
-    value: Annotated[float | None, typer.Option(help="With --column: the new value.")] = None,
+    values: Annotated[str, typer.Option("--set", help="New values of the row, separated by commas.")] = "",
+    column: Annotated[int | None, typer.Option(help="With --value: the column to change.")] = None,
+    value: Annotated[float | None, typer.Option(help="With --column: its new value in the row.")] = None,
     scale: Annotated[float | None, typer.Option(help="Multiply the row by this.")] = None,
-    copy: Annotated[str, typer.Option(help="Take the values of this row.")] = "",
+    copy: Annotated[str, typer.Option(help="Copy the values of this row.")] = "",
     add_token: Annotated[str, typer.Option(help="Add this token to the vocabulary.")] = "",
-    like: Annotated[list[str] | None, typer.Option(help="With --add-token: rows to start from (their mean).")] = None,
+    like: Annotated[list[str] | None, typer.Option(help="With --add-token: start from the mean of these rows.")] = None,
 ) -> None:
-    """Change a row or a value, or add a token; `qalam seal` makes the change official."""
+    """Change a row or a value, or add a token; `qalam seal` then updates the digests."""
     from qalam_core.package.editing import rows as edits
 
-    asked = [bool(values), value is not None or column is not None, scale is not None, bool(copy), bool(add_token)]
-    if sum(asked) != 1:
-        raise PackageError("choose one thing to do: --set, --column with --value, --scale, --copy or --add-token")
+    given = [bool(values), value is not None or column is not None, scale is not None, bool(copy), bool(add_token)]
+    if sum(given) != 1:
+        raise PackageError("choose one edit: --set, --column with --value, --scale, --copy or --add-token")
     if add_token:
         changes = edits.add_token(package, add_token, like or ())
     elif not row:
-        raise PackageError("which row? name it with --row: a number, or a token")
+        raise PackageError("no row; give one with --row: a number, or a token")
     elif values:
         changes = [edits.set_row(package, tensor, row, _numbers(values))]
     elif scale is not None:
@@ -181,10 +178,10 @@ def edit(
 def diff(
     first: ModelArgument,
     second: ModelArgument,
-    prompt: Annotated[str | None, typer.Option(help="Show how each continues this, too.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Also compare the next tokens after this text.")] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """List what differs between two packages: tensors, rows by their token, words (status 1)."""
+    """List differences between two packages: tensors, rows by token, vocabulary (exit status 1)."""
     from qalam_core import package as packages
     from qalam_core.package.editing.diff import diff as compare
     from qalam_core.package.editing.diff import render
@@ -198,9 +195,9 @@ def diff(
 
 def seal(
     package: PackageArgument,
-    note: Annotated[str, typer.Option(help="What was edited, and why; it goes into the card.")],
+    note: Annotated[str, typer.Option(help="What was edited and why, for the model card.")],
 ) -> None:
-    """Make a deliberate edit official: new digests, and a line in the model card."""
+    """Accept an edit: update the digests, and add a note to the model card."""
     from qalam_core.package.editing.seal import seal as seal_package
 
     for change in seal_package(package, note):
@@ -210,12 +207,12 @@ def seal(
 
 def wheel(
     package: PackageArgument,
-    name: Annotated[str, typer.Option(help="What it imports as, once installed.")],
+    name: Annotated[str, typer.Option(help="Name of the Python package in the wheel.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the wheel.")] = Path(),
-    version: Annotated[str | None, typer.Option(help="The release's when not given.")] = None,
-    edited: Annotated[bool, typer.Option("--edited", help="Pack it although it was edited.")] = False,
+    version: Annotated[str | None, typer.Option(help="Version of the wheel; default: that of the release.")] = None,
+    edited: Annotated[bool, typer.Option("--edited", help="Allow a package with changes that are not sealed.")] = False,
 ) -> None:
-    """Pack as a wheel; the same package gives the same bytes."""
+    """Pack a package as a wheel; the same package gives the same bytes."""
     from qalam_core.package.release.wheel import wheel as pack
 
     out.print(str(pack(package, folder, name, version, edited=edited)), soft_wrap=True)
@@ -224,9 +221,9 @@ def wheel(
 def sign(
     package: PackageArgument,
     key: Annotated[Path, typer.Option(help="Private key: PEM, P-256.")],
-    signature: Annotated[Path | None, typer.Option("--out", help="PACKAGE.sig when not given.")] = None,
+    signature: Annotated[Path | None, typer.Option("--out", help="File to write; default: PACKAGE.sig.")] = None,
 ) -> None:
-    """Sign, as an OpenSSF model-signing bundle; `qalam verify --key` checks it."""
+    """Sign a package with an OpenSSF model-signing bundle; `qalam verify --key` verifies it."""
     from qalam_core.package.release.sign import sign as sign_package
 
     out.print(str(sign_package(package, key, signature)), soft_wrap=True)
@@ -254,7 +251,7 @@ def export(
     elif to is Foreign.safetensors:
         interop.export_safetensors(folder, target)
     else:
-        raise PackageError("the original's format is read, not written; export a package, gpt2 or safetensors")
+        raise PackageError("the original's format can only be imported; choose package, gpt2 or safetensors")
     out.print(str(target), soft_wrap=True)
 
 
@@ -263,11 +260,11 @@ def import_(
     target: Out,
     of: Annotated[Foreign, typer.Option("--from", help="gpt2, safetensors or original.")],
     like: Annotated[
-        Path | None, typer.Option(help="A package to take the words from (gpt2), or the shape and words (safetensors).")
+        Path | None, typer.Option(help="Take vocabulary (gpt2), or shape and vocabulary (safetensors) from here.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Storage type of the matrices, as `package.dtype` in a recipe.")] = "f32",
 ) -> None:
-    """Make a package of a GPT-2 checkpoint, a safetensors file, or a package of the original Al-Qalam."""
+    """Make a package from a GPT-2 checkpoint, a safetensors file, or a package of the original Al-Qalam."""
     from qalam_core import package as packages
     from qalam_core.package.interop import gpt2, original
     from qalam_core.package.interop import safetensors_file as interop
@@ -279,10 +276,10 @@ def import_(
         remarks = original.import_original(source, target, dtype=dtype)
     elif of is Foreign.safetensors:
         if like is None:
-            raise PackageError("a safetensors file holds no words; name a package that has them with --like")
+            raise PackageError("a safetensors file has no vocabulary; give a package that has it with --like")
         remarks = interop.import_safetensors(source, like, target, dtype=dtype)
     else:
-        raise PackageError("a package needs no import; name gpt2, safetensors or original")
+        raise PackageError("a package needs no import; choose gpt2, safetensors or original")
     for remark in remarks:
         out.print(remark, soft_wrap=True, markup=False)
     out.print(str(target), soft_wrap=True)

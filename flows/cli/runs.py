@@ -1,7 +1,4 @@
-"""The verbs of `qalam` that work on runs: runs, report, history, promote, rollback, reproduce, gc.
-Takes run ids and names, gives text; champions move, and things are deleted, only where a verb says so.
-It does not know Prefect; what it does is qalam_core.pipeline.audit's.
-"""
+"""The commands that work on runs: runs, report, history, promote, rollback, reproduce, gc."""
 
 from __future__ import annotations
 
@@ -22,11 +19,9 @@ from qalam_core.files import replace_file
 from qalam_core.runs import Promotion, Runs
 from qalam_core.store import DEFAULT_STORE, Store
 
-__all__ = ["gc", "history", "promote", "report", "reproduce", "rollback", "runs"]
-
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `qalam runs` lists them.")]
-Why = Annotated[str, typer.Option(help="Kept in the champion's history.")]
-Who = Annotated[str, typer.Option(help="Kept in the champion's history; you, when not given.")]
+Why = Annotated[str, typer.Option(help="The reason, for the champion's history.")]
+Who = Annotated[str, typer.Option(help="Your name, for the champion's history; default: the login name.")]
 
 
 def runs(store: StoreOption = DEFAULT_STORE) -> None:
@@ -46,16 +41,16 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
         out.print(table)
         out.print("* champion of its recipe", style="dim")
     else:
-        out.print(f"no runs in {home.store.root} yet; `qalam build demo` makes one", soft_wrap=True)
+        out.print(f"no runs in {home.store.root} yet; `qalam build demo` creates one", soft_wrap=True)
 
 
 def report(
     run: RunArgument,
     store: StoreOption = DEFAULT_STORE,
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-    target: Annotated[Path | None, typer.Option("--out", help="Write it here, not into the run's folder.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    target: Annotated[Path | None, typer.Option("--out", help="Write the report to this file instead.")] = None,
 ) -> None:
-    """Print where the HTML report of a run is; one that is missing is written first."""
+    """Print the path of a run's HTML report; write the report first if it is missing."""
     home = Runs(Store(store))
     file = target or home.folder(run) / "report.html"
     if target or not file.exists():
@@ -64,11 +59,11 @@ def report(
         replace_file(file, render_page(home, run).encode())
     out.print(str(file), soft_wrap=True, markup=False)
     if show and not webbrowser.open(file.resolve().as_uri()):
-        out.print("no browser was found; open that file in one")
+        out.print("no browser was found; open the file in one")
 
 
 def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store: StoreOption = DEFAULT_STORE) -> None:
-    """Show every champion of a recipe, oldest first: when, which run, who and why."""
+    """List every promotion and rollback of a recipe, oldest first: date, run, who and why."""
     for line in Runs(Store(store)).promotions(name):
         text = f"{line.when}  {line.run}  {line.action} by {line.who}: {line.why}"
         out.print(text, soft_wrap=True, markup=False)
@@ -88,7 +83,7 @@ def rollback(
     why: Why = "rolled back by hand",
     who: Who = "",
 ) -> None:
-    """Undo the last promotion of a recipe: the champion before it is champion again."""
+    """Make the previous champion of a recipe the champion again."""
     home = Runs(Store(store))
     if name in home:
         name = home.record(name).recipe.name
@@ -100,10 +95,10 @@ def reproduce(
     run: RunArgument,
     store: StoreOption = DEFAULT_STORE,
     fresh: Annotated[
-        Path | None, typer.Option("--in", help="An empty folder to build in and keep; a temporary one when not given.")
+        Path | None, typer.Option("--in", help="Build in this empty folder and keep it; default: a temporary one.")
     ] = None,
 ) -> None:
-    """Build a run again in a fresh store, and compare artifact by artifact (status 1: something differs)."""
+    """Build a run again in an empty store, and compare each artifact (exit status 1: something differs)."""
     from qalam_core.pipeline.audit import reproduce as build_again
 
     with tempfile.TemporaryDirectory(prefix="qalam-") as temporary, bars() as terminal:
@@ -113,9 +108,9 @@ def reproduce(
         )  # fmt: skip
     table = Table("artifact", "then", "now", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for row in found.rows:
-        verdict = "[green]same[/]" if row.matches else "[red]differs[/]: " + (", ".join(row.differing) or "its inputs")
+        verdict = "[green]same[/]" if row.matches else "[red]differs[/]: " + (", ".join(row.differing) or "inputs")
         then, now = (name if row.stage == "run" else name[:12] for name in (row.then, row.now))
-        table.add_row(row.stage, then, now, verdict if row.compared else f"{verdict} (collected)")
+        table.add_row(row.stage, then, now, verdict if row.compared else f"{verdict} (artifact deleted)")
     out.print(table)
     for note in found.notes:
         out.print(f"note: {note}", soft_wrap=True, markup=False)
@@ -126,19 +121,19 @@ def reproduce(
 
 
 def gc(
-    keep: Annotated[int, typer.Option(min=1, help="How many of the last runs of each recipe are kept.")] = 5,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete, instead of listing what would be deleted.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the latest runs of each recipe to keep.")] = 5,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete, instead of only listing.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Delete runs but the champions and the last ones, and artifacts that no run needs."""
+    """Delete all runs except champions and the latest ones, and artifacts that no kept run needs."""
     from qalam_core.pipeline.collect import collect
 
     found = collect(Store(store), keep, delete)
     for name in (*found.runs, *found.artifacts):
         out.print(name, soft_wrap=True, markup=False)
     if found.busy:
-        out.print(f"a build is running ({found.busy[0][:24]}): artifacts are kept until it has ended")
-    did = "deleted" if delete else "would be deleted; --delete does it"
+        out.print(f"a build is running ({found.busy[0][:24]}): artifacts are kept until it has finished")
+    did = "deleted" if delete else "would be deleted (with --delete)"
     out.print(
         f"{len(found.runs)} runs and {len(found.artifacts)} artifacts, {decimal(found.bytes)}: {did}; "
         f"{len(found.kept)} runs are kept", soft_wrap=True,

@@ -1,7 +1,4 @@
-"""The commands about what runs by itself: up, down, deploy, watch.
-Take names and addresses; give a running stack, a server with deployments, events when a corpus changes.
-They do not know what a deployment does.
-"""
+"""The commands for unattended builds: up, down, deploy, watch."""
 
 from __future__ import annotations
 
@@ -20,28 +17,26 @@ from qalam_core.errors import QalamError
 from qalam_core.recipe import Recipe
 from qalam_core.store import DEFAULT_STORE, Store
 
-__all__ = ["deploy", "down", "up", "watch"]
-
 Notify = Annotated[
     str,
     typer.Option(
         envvar="QALAM_NOTIFY", metavar="TARGET", show_default=False, show_envvar=True,
-        help="Where to send refusals, champions and crashes: a webhook's URL, or TYPE/NAME of a notification block.",
+        help="Where to report refusals, champions and crashes: a webhook's URL, or a Prefect block's TYPE/NAME.",
     ),
 ]  # fmt: skip
-Slots = Annotated[int, typer.Option(min=1, help="Trainings that may run at once: one for each GPU.")]
+Slots = Annotated[int, typer.Option(min=1, help="How many trainings may run at once: one for each GPU.")]
 
 
 def up(
     recipe: RecipeArgument = "demo",
     store: StoreOption = DEFAULT_STORE,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The server's, on 127.0.0.1.")] = 4200,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
     notify: Notify = "",
 ) -> None:
-    """Start a local stack: a Prefect server, the deployments of a recipe, one worker."""
+    """Start a local stack: a Prefect server, the deployments of a recipe, and one worker."""
     from al_qalam.flows.serving.stack import Stack
 
-    Recipe.load(recipe_path(recipe))  # a mistake is reported before anything is started
+    Recipe.load(recipe_path(recipe))  # report an error before anything is started
     Store(store).ensure_writable()
     os.environ.setdefault("PREFECT_HOME", str(store.resolve() / "server"))
 
@@ -53,43 +48,41 @@ def up(
     with out.status("starting the server; a first start takes half a minute"):
         api = Stack(store).start(port, "qalam-cpu", 2, ready)
     out.print("worker       local, for qalam-cpu, two runs at once")
-    out.print(f"\nrun one:     PREFECT_API_URL={api} prefect deployment run build_model/nightly-build", soft_wrap=True)
-    out.print(f"see it:      {api.removesuffix('/api')}/deployments", soft_wrap=True)
-    out.print("stop it all: qalam down", soft_wrap=True)
+    out.print(f"\nstart a run: PREFECT_API_URL={api} prefect deployment run build_model/nightly-build", soft_wrap=True)
+    out.print(f"web page:    {api.removesuffix('/api')}/deployments", soft_wrap=True)
+    out.print("stop:        qalam down", soft_wrap=True)
 
 
 def down(store: StoreOption = DEFAULT_STORE) -> None:
-    """Stop what `qalam up` started, and nothing else."""
+    """Stop the server and the worker that `qalam up` started, and no other process."""
     from al_qalam.flows.serving.stack import Stack
 
     stopped = Stack(store).stop()
-    out.print(
-        f"stopped: {', '.join(stopped)}" if stopped else f"nothing of {store.resolve()} is running", soft_wrap=True
-    )
+    out.print(f"stopped: {', '.join(stopped)}" if stopped else f"nothing to stop in {store.resolve()}", soft_wrap=True)
 
 
 def deploy(
     recipe: RecipeArgument = "demo",
     store: StoreOption = DEFAULT_STORE,
     training: Annotated[
-        str, typer.Option(metavar="DEPLOYMENT", help="What trains: train_model/train, in the pool qalam-gpu.")
+        str, typer.Option(metavar="DEPLOYMENT", help="Train in this deployment: train_model/train, in qalam-gpu.")
     ] = "",
     slots: Slots = 1,
     notify: Notify = "",
 ) -> None:
-    """Put work pools, limits, deployments and automations on the server of $PREFECT_API_URL (idempotent)."""
+    """Create or update work pools, limits, deployments and automations on the server of $PREFECT_API_URL."""
     _server()
     _deploy(recipe, store, training, slots, notify)
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(help="A folder that text is put into.")],
-    recipe: Annotated[str, typer.Option(help="The recipe whose corpus it is.")] = "demo",
+    folder: Annotated[Path, typer.Argument(help="The folder that text files are added to.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose corpus is in the folder.")] = "demo",
     store: StoreOption = DEFAULT_STORE,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two scans.")] = 10.0,
-    once: Annotated[bool, typer.Option("--once", help="Scan once: for a timer of your own.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Scan once and exit, for use with a timer.")] = False,
 ) -> None:
-    """Send an event that a corpus has new text, whenever files in FOLDER changed and are complete."""
+    """Send an event that starts a build when files in FOLDER have changed and are complete."""
     _server()
     from al_qalam.flows.serving.watch import watch as scan
 
@@ -113,7 +106,7 @@ def _server() -> None:
 def _deploy(recipe: str, store: Path, training: str, slots: int, notify: str) -> None:
     for name, value in CALLER.items():
         os.environ.setdefault(name, value)
-    # takes seconds, and reads its settings from the environment
+    # takes seconds, and reads the settings above
     from al_qalam.flows.serving.deploy import deploy as deploy_to_server
 
     for line in asyncio.run(deploy_to_server(recipe, store, training, slots, notify)):

@@ -1,1 +1,1 @@
-"""What runs by itself: servers, workers, deployments, and the folder watcher."""
+"""Unattended builds: the local stack of a server and a worker, deployments, and the folder watcher."""

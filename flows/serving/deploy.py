@@ -1,6 +1,5 @@
-"""What `qalam deploy` puts on a server: work pools, the training limit, deployments/prefect.yaml, automations.
-Takes a recipe and options; doing it again changes nothing.
-It does not start anything, and knows no more of a deployment than its name.
+"""`qalam deploy`: create or update work pools, the training limit, deployments and automations on a Prefect server.
+The deployments are defined in deployments/prefect.yaml. Deploying again changes nothing.
 """
 
 from __future__ import annotations
@@ -36,23 +35,21 @@ from qalam_core.errors import QalamError
 from qalam_core.recipe import Recipe
 from qalam_core.store import DEFAULT_STORE
 
-__all__ = ["POOLS", "ZOMBIE_SECONDS", "deploy", "settings"]
-
 POOLS = {
-    "qalam-cpu": "Reads, prepares, tokenizes, evaluates; trains where no other pool is configured to.",
-    "qalam-gpu": "Trains. Its machines have a GPU and see the same store.",
+    "qalam-cpu": "Runs builds, and their training unless another pool is configured for it.",
+    "qalam-gpu": "Runs training. Its machines have a GPU and see the same store.",
 }
 
 ZOMBIE_SECONDS = 95
-"""A run without heartbeats for so long is marked Crashed: three heartbeats of 30 s, and a margin."""
+"""A run without a heartbeat for this long is marked Crashed: three heartbeats of 30 s, and a margin."""
 
 
 def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
-    """The build step of deployments/prefect.yaml: what its templates may name.
+    """The build step of deployments/prefect.yaml; -> the values of its templates.
 
-    `recipe` is a recipe file or the name of one that comes with the project; `set` are `section.key=value`
-    strings, as of `qalam build --set`. $QALAM_RECIPE, $QALAM_STORE and $QALAM_TRAINING, which `qalam deploy` sets,
-    override the file. Raises RecipeError.
+    `recipe` is a recipe file or the name of an included one; `set` are `section.key=value` strings, as of
+    `qalam build --set`. $QALAM_RECIPE, $QALAM_STORE and $QALAM_TRAINING, which `qalam deploy` sets, override
+    prefect.yaml. Raises RecipeError.
     """
     chosen = os.environ.get("QALAM_RECIPE") or recipe
     parsed = Recipe.load(recipe_path(chosen), set)
@@ -68,7 +65,7 @@ def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _version() -> str:
-    """The deployed commit, when the project is a checkout; else its release."""
+    """`git describe` of a checkout, else the installed version."""
     home = Path(__file__).resolve().parents[2]
     if (home / ".git").exists():
         described = subprocess.run(
@@ -80,11 +77,11 @@ def _version() -> str:
 
 
 async def deploy(recipe: str, store: Path, training: str, slots: int, notify: str) -> list[str]:
-    """Bring the server to the state described here; -> lines that say what it has now.
+    """Create or update everything on the server; -> lines that describe what it has now.
 
-    `training` is "" (train where a build runs) or a deployment that trains. `slots` trainings run at once.
-    `notify` is "", the URL of a webhook, or TYPE/NAME of a notification block that the server has. Doing it again
-    changes nothing. Raises QalamError.
+    `training` is "" (train where a build runs) or a deployment that trains. `slots` is the number of trainings that
+    may run at once. `notify` is "", the URL of a webhook, or TYPE/NAME of a notification block on the server.
+    Raises QalamError.
     """
     parsed = Recipe.load(recipe_path(recipe))
     lines = []
@@ -94,9 +91,11 @@ async def deploy(recipe: str, store: Path, training: str, slots: int, notify: st
         except PrefectHTTPStatusError as error:
             code = error.response.status_code
             cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
-            raise QalamError(f"{client.api_url}: the server answers {code}; {cure}") from None
+            raise QalamError(f"{client.api_url}: the server responds with status {code}; {cure}") from None
         except HTTPError as error:
-            raise QalamError(f"{client.api_url}: no server answers ({type(error).__name__}); is it up?") from None
+            raise QalamError(
+                f"{client.api_url}: the server does not respond ({type(error).__name__}); is it running?"
+            ) from None
         for name, description in POOLS.items():
             await _pool(client, name, description)
         lines.append("work pools   " + ", ".join(POOLS))
@@ -120,13 +119,13 @@ async def _pool(client: PrefectClient, name: str, description: str) -> None:
         )
         return
     if pool.type != "process":
-        raise QalamError(f"work pool {name} is of type {pool.type}; delete it, or run Prefect's own `prefect deploy`")
+        raise QalamError(f"work pool {name} is of type {pool.type}, not process; delete it, or use `prefect deploy`")
     if pool.description != description:
         await client.update_work_pool(name, WorkPoolUpdate(description=description))
 
 
 def _prefect_deploy(recipe: str, store: Path, training: str) -> list[str]:
-    """Run `prefect deploy --all` on the file that comes with the project -> names of the deployments."""
+    """Run `prefect deploy --all` on deployments/prefect.yaml; -> the names of the deployments."""
     file = Path(str(resources.files("al_qalam.deployments"))) / "prefect.yaml"
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     environment = {
@@ -136,8 +135,8 @@ def _prefect_deploy(recipe: str, store: Path, training: str) -> list[str]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     names = re.findall(r"Deployment '([^']+)' successfully created", done.stdout)
     if done.returncode or not names:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip(" │╭╮╰╯─")]
-        raise QalamError(f"prefect deploy failed: {said[-1].strip(' │') if said else done.returncode}")
+        output = [line for line in (done.stdout + done.stderr).splitlines() if line.strip(" │╭╮╰╯─")]
+        raise QalamError(f"prefect deploy failed: {output[-1].strip(' │') if output else done.returncode}")
     return names
 
 
@@ -145,7 +144,7 @@ def _prefect_deploy(recipe: str, store: Path, training: str) -> list[str]:
 
 
 async def _target(notify: str) -> UUID:
-    """The notification block to send to; a URL becomes one, where Prefect keeps it encrypted."""
+    """The id of the notification block to send to; for a URL one is created, which Prefect stores encrypted."""
     if "://" not in notify:
         try:
             block: Block = await Block.aload(notify)
@@ -157,7 +156,7 @@ async def _target(notify: str) -> UUID:
         assert document
         return document
     webhook = CustomWebhookNotificationBlock(
-        # as a secret: the address often is the key, and the API shows a block's plain fields to whoever asks
+        # as a secret: a webhook's URL often contains its key, and the API returns a block's plain fields
         name="qalam",
         url="{{target}}",
         secrets=SecretDict({"target": notify}),
@@ -168,13 +167,13 @@ async def _target(notify: str) -> UUID:
 
 
 def _automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
-    """Ours, by name; notifications only where there is a target."""
+    """The automations of a recipe; notifications only when there is a target."""
     ended: set[str] = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
     every = {"prefect.resource.id": "prefect.flow-run.*"}
     found = [
         AutomationCore(
             name="qalam: a run without heartbeats has crashed",
-            description="Frees the slots of a run whose process is gone.",
+            description="Marks a run whose process is gone as Crashed, which frees its slots.",
             trigger=EventTrigger(
                 match=every,
                 for_each={"prefect.resource.id"},
@@ -185,26 +184,26 @@ def _automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
             actions=[
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
-                    message=f"no heartbeat for {ZOMBIE_SECONDS} s: the process is gone; a new run continues from there",
+                    message=f"no heartbeat for {ZOMBIE_SECONDS} s: the process is gone; a new run resumes the build",
                 )
             ],
         )
     ]  # fmt: skip
     if target is None:
         return found
-    ours = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
+    of_recipe = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
     link = "{{ event.payload.report }}"
     bits = "{{ event.payload.bits_per_byte }} bits per byte"
     return [
         *found,
-        _notice(f"qalam: notify when the gate refuses {recipe}", ours, GATE_REFUSED, target,
+        _notice(f"qalam: notify when the gate refuses {recipe}", of_recipe, GATE_REFUSED, target,
                 f"{recipe}: the gate refused {{{{ event.payload.run }}}}",
-                f"{bits}. {{{{ event.payload.reasons }}}} The champion stays. Report: {link}"),
-        _notice(f"qalam: notify when {recipe} has a new champion", ours, PROMOTED, target,
+                f"{bits}. {{{{ event.payload.reasons }}}} The champion is unchanged. Report: {link}"),
+        _notice(f"qalam: notify when {recipe} has a new champion", of_recipe, PROMOTED, target,
                 f"{recipe}: {{{{ event.payload.run }}}} is champion", f"{bits}. Report: {link}"),
         _notice("qalam: notify when a run crashes", every, "prefect.flow-run.Crashed", target,
                 "{{ flow.name }}: {{ flow_run.name }} crashed",
-                "{{ flow_run.state.message }} A new run continues from what is finished. {{ flow_run|ui_url }}"),
+                "{{ flow_run.state.message }} A new run reuses what is finished. {{ flow_run|ui_url }}"),
     ]  # fmt: skip
 
 
@@ -220,14 +219,14 @@ def _notice(
 
 
 async def _upsert(client: PrefectClient, wanted: AutomationCore) -> str:
-    """Create it, or bring the one of its name to what is wanted; more of the same name are deleted."""
+    """Create the automation, or update the one with its name; delete further ones with this name."""
     same = await client.read_automations_by_name(wanted.name)
     for surplus in same[1:]:
         await client.delete_automation(surplus.id)
     if not same:
         await client.create_automation(wanted)
         return "new"
-    # the client sends only what was set, and the server needs the types, which are defaults
+    # the client sends only fields that were set; the server requires the type fields, which are defaults
     await client.update_automation(
         same[0].id, AutomationCore.model_validate(wanted.model_dump(mode="json", exclude={"owner_resource"}))
     )

@@ -1,30 +1,27 @@
-"""Prefect's settings, as environment variables: for an embedded build, for a server, and for whoever calls one.
-Takes folders, gives mappings; each value that is not Prefect's default says why.
-It does not start anything, and does not import Prefect: its settings are read when it is imported.
+"""Prefect's settings as environment variables: for an embedded build, for a server, and for its clients.
+This module must not import Prefect, which reads its settings when it is imported.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CALLER", "LOCAL_SERVER", "embedded"]
-
 CALLER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "qalam_core",  # what the library and the trainer say is in the run's log
-    # the least that Prefect allows; a run whose process is gone is known by their absence
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "qalam_core",  # put the library's and the trainer's lines into the run's log
+    # in seconds, the minimum that Prefect allows; missing heartbeats reveal a run whose process is gone
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-    # a server that restarts in the middle of a run is waited for, about four minutes in all
+    # with exponential backoff about four minutes, so that a run survives a restart of the server
     "PREFECT_CLIENT_MAX_RETRIES": "7",
 }
-"""For every process that runs flows: a worker hands them to its runs."""
+"""For every client of a server; a worker passes them on to its runs."""
 
 _RECORDER = {
-    # without batches a server falls behind mapped tasks, and an embedded one loses their records at its end
+    # without batches a server falls behind mapped tasks, and an embedded one exits before it has recorded them
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    # whole seconds: Prefect truncates, and at 0 its server spins on a core
+    # in whole seconds: Prefect truncates, and with 0 its server uses a full core
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 
@@ -32,19 +29,19 @@ LOCAL_SERVER = {
     **CALLER,
     **_RECORDER,
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    # a slot's lease outlives a restart of the server, and so ends when it should
+    # leases of slots in files survive a restart of the server, and so still expire
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
-"""For a server of one machine, on SQLite; docs/operations.md has what a larger one adds."""
+"""For a server on one machine, with SQLite; docs/operations.md has the settings of a larger one."""
 
 
 def embedded(store: Path) -> dict[str, str]:
-    """For a build without a server: Prefect runs inside the process, with its home in the store."""
+    """For a build without a server: Prefect runs in the build's process, with its home in the store."""
     return {
         **CALLER,
         **_RECORDER,
         "PREFECT_HOME": str(store / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a cold start beside other work
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # we print; the API still keeps INFO
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # on a cold and busy machine
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line prints; the API still records INFO
     }

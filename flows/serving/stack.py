@@ -1,9 +1,8 @@
 """The local stack: a Prefect server and a worker as processes of this machine, started and stopped together.
-Takes a store, gives running processes and stops exactly those; what they say is in files beside them.
-It does not know what is deployed.
+Its files:
 
-    <store>/server/stack.json   the address, and each process by id and time of birth
-    <store>/server/*.log        what they say
+    <store>/server/stack.json   the API's address, and each process by id and start time
+    <store>/server/*.log        output of the server and the worker
     <store>/server/             Prefect's home: its database and leases
 """
 
@@ -28,9 +27,7 @@ from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
 from qalam_core.errors import QalamError
 from qalam_core.files import replace_file
 
-__all__ = ["Stack"]
-
-STARTING_SECONDS = 120  # a cold start beside other work
+STARTING_SECONDS = 120  # on a cold and busy machine
 STOPPING_SECONDS = 30
 
 
@@ -42,21 +39,21 @@ class Stack:
         self._record = self.home / "stack.json"
 
     def start(self, port: int, pool: str, limit: int, ready: Callable[[str], None]) -> str:
-        """Start the server on the loopback, call `ready` with its API's address, start a worker for `pool` that runs
-        `limit` flows at once; -> the address. Raises QalamError, and leaves nothing running."""
+        """Start the server on 127.0.0.1, call `ready` with the API's address, then start a worker for `pool` that runs
+        `limit` flows at once; -> the address. Raises QalamError after stopping what was started."""
         if self._alive():
-            raise QalamError(f"{self.home}: its server and worker run already; `qalam down` stops them")
+            raise QalamError(f"{self.home}: its server and worker are running already; `qalam down` stops them")
         with socket.socket() as probe:
-            # a port that a server has just left is free for the next one, as it is for Prefect's
+            # as Prefect's server does, so that a port in TIME_WAIT counts as free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                raise QalamError(f"port {port} is taken by another program; choose one with --port") from None
+                raise QalamError(f"port {port} is in use by another program; choose one with --port") from None
         api = f"http://127.0.0.1:{port}/api"
         environment = {**os.environ, **LOCAL_SERVER, "PREFECT_HOME": str(self.home), "PREFECT_API_URL": api}
         secret = environment.get("PREFECT_SERVER_API_AUTH_STRING")
-        if secret:  # who protects the server means its worker, too
+        if secret:  # the worker needs the server's password
             environment["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = secret
         try:
             server = self._spawn(
@@ -64,19 +61,20 @@ class Stack:
             )
             self._wait(server, api)
             ready(api)
-            # it asks for work every two seconds: on one machine that costs nothing
+            # Prefect's default is 10 s; on one machine a query every 2 s costs nothing
+            polling = {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}
             worker = ["worker", "start", "--pool", pool, "--limit", str(limit), "--name", "local"]
-            self._spawn("worker", worker, {**environment, "PREFECT_WORKER_QUERY_SECONDS": "2"}, api)
+            self._spawn("worker", worker, polling, api)
         except BaseException:
             self.stop()
             raise
         return api
 
     def stop(self) -> list[str]:
-        """Stop what `start` started, and nothing else; -> the names of what ran. Runs in the middle of something are
-        told to stop, and save their training."""
+        """Stop the processes that `start` started, and no others; -> the names of those that ran. Active runs are
+        stopped too; their training writes a checkpoint first."""
         alive = self._alive()
-        for name in ("worker", "server"):  # the worker first: it tells the server
+        for name in ("worker", "server"):  # the worker first: it reports its end to the server
             if name in alive:
                 _end(alive[name])
         self._record.unlink(missing_ok=True)
@@ -88,7 +86,7 @@ class Stack:
             process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True, cwd=self.home.parent.parent,
-                # a shell that started us in the background had SIGINT ignored, and a worker that ignores it never ends
+                # a shell's background jobs ignore SIGINT, and a Prefect worker that ignores it does not exit on SIGTERM
                 preexec_fn=_default_signals,
             )  # fmt: skip
         found = psutil.Process(process.pid)
@@ -102,32 +100,32 @@ class Stack:
         for _ in range(STARTING_SECONDS * 4):
             if not server.is_running() or server.status() == psutil.STATUS_ZOMBIE:
                 last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-                raise QalamError(f"the server ended at once: {' '.join(last)}; {log} says more")
+                raise QalamError(f"the server exited at startup: {' '.join(last)}; see {log}")
             try:
-                with urllib.request.urlopen(f"{api}/health", timeout=1):  # noqa: S310 (the address is ours)
+                with urllib.request.urlopen(f"{api}/health", timeout=1):  # noqa: S310 (a loopback address)
                     return
-            except urllib.error.HTTPError as error:  # it answers, and is not ready yet
+            except urllib.error.HTTPError as error:  # it responds, but is not ready yet
                 error.close()
             except OSError:
                 pass
             time.sleep(0.25)
-        raise QalamError(f"the server did not answer within {STARTING_SECONDS} s; {log} says more")
+        raise QalamError(f"the server did not respond within {STARTING_SECONDS} s; see {log}")
 
     def _read(self) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
         return record
 
     def _alive(self) -> dict[str, psutil.Process]:
-        """Our processes that run. A process id that another program has got since is not ours: it was born later."""
+        """The recorded processes that still run; the start time excludes a process that has reused an id."""
         try:
             recorded = self._read()["processes"]
         except (FileNotFoundError, ValueError, KeyError):
             return {}
         alive = {}
-        for name, (pid, born) in recorded.items():
+        for name, (pid, started) in recorded.items():
             try:
                 process = psutil.Process(int(pid))
-                if process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE:
+                if process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE:
                     alive[name] = process
             except psutil.NoSuchProcess:
                 continue
@@ -140,7 +138,7 @@ def _default_signals() -> None:
 
 
 def _end(process: psutil.Process) -> None:
-    """SIGTERM; SIGKILL for what is left of it and of its children."""
+    """Send SIGTERM; after STOPPING_SECONDS send SIGKILL to it and its children where they still run."""
     family = [process, *process.children(recursive=True)]
     process.terminate()
     _, left = psutil.wait_procs(family, timeout=STOPPING_SECONDS)

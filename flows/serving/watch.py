@@ -1,6 +1,5 @@
-"""Watching a folder: an event when files in it have changed and are complete.
-Takes a folder and a recipe's name; gives the changed files, each change once, also over a restart.
-It does not read the files: a build digests them, and a superfluous event costs it seconds.
+"""Watching a folder: send an event when files in it have changed and are complete.
+Files are compared by size and modification time; a build compares their content, so an unneeded event costs seconds.
 """
 
 from __future__ import annotations
@@ -16,25 +15,24 @@ from qalam_core.errors import CorpusError
 from qalam_core.files import replace_file
 from qalam_core.store import Store
 
-__all__ = ["watch"]
-
 Seen = dict[str, list[int]]
+"""File -> [size in bytes, modification time in ns]."""
 
 
 def watch(folder: Path, store: Store, name: str, every: float, once: bool = False) -> Iterator[list[str]]:
     """Send an event for new, changed and deleted files of `folder`; yields their names each time.
 
-    A change counts when two scans, `every` seconds apart, see the same: a file that is being copied grows. What was
-    sent is recorded in the store, so that changes while nothing watched are sent at the start. With `once` it scans a
-    folder that is not being written, and ends. Raises CorpusError.
+    A change is sent when two consecutive scans, `every` seconds apart, are equal: a file that is still being copied
+    grows. What was sent is recorded in the store, so that changes made while no watcher ran are sent at the next
+    start. With `once`, return after the first two equal scans. Raises CorpusError.
     """
     if not folder.is_dir():
-        raise CorpusError(f"{folder}: not a folder; name the one that text is put into")
+        raise CorpusError(f"{folder}: not a folder; give the folder that text files are added to")
     key = hashlib.sha256(f"{name} {folder.resolve()}".encode()).hexdigest()[:16]
     record = store.root / "watched" / f"{key}.json"
     try:
         sent: Seen = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # sending an event twice is harmless
+    except (FileNotFoundError, ValueError):  # then all files are sent again, which is harmless
         sent = {}
     before = _scan(folder)
     while True:
@@ -53,9 +51,9 @@ def watch(folder: Path, store: Store, name: str, every: float, once: bool = Fals
 
 
 def _scan(folder: Path) -> Seen:
-    """File -> [size in bytes, time of change in ns], hidden files and partial downloads aside."""
+    """The files of `folder` and its subfolders, except hidden files and partial downloads."""
     if not folder.is_dir():
-        raise CorpusError(f"{folder}: the folder is gone; mount it, or put it back")
+        raise CorpusError(f"{folder}: the folder is gone; mount or restore it")
     seen = {}
     for path in folder.rglob("*"):
         if not path.name.startswith(".") and not path.name.endswith((".part", ".tmp", ".crdownload")):

@@ -8,7 +8,7 @@ from qalam_core.recipe import Frozen
 
 
 class Bits(Frozen):
-    """Bits per byte of the same token sequences under three models; unknown words pay for their spelling."""
+    """Bits per byte of the same token sequences under three models; an unknown word costs the bits of its spelling."""
 
     model: float
     unigram: float

@@ -44,7 +44,8 @@ def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) ->
         hint = did_you_mean(name, list(shapes), f"there are {', '.join(shapes)}")
         raise FormatError(f'weights.py:0: there is no tensor "{name}"; {hint}')
     if not 0 <= start <= stop <= shapes[name][0]:
-        raise FormatError(f'weights.py:0: there are no rows {start} to {stop} of "{name}"; it has {shapes[name][0]}')
+        wanted = start if stop == start + 1 else f"{start} to {stop - 1}"
+        raise FormatError(f'weights.py:0: "{name}" has the rows 0 to {shapes[name][0] - 1}, not {wanted}')
     shape = shapes[name][1:]
     files = weight_files(folder)
     pieces: list[NDArray[np.float32]] = [np.empty((0, *shape), np.float32)]

@@ -1,4 +1,4 @@
-"""A real Prefect server, and a real stack, for the flow tests."""
+"""Fixtures of the flow tests: a Prefect server, and a local stack with a worker."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.flows.processes import prefect_server
 from tests.flows.stack import Receiver, Stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a server that idles until the end of the session would use a tenth of a core
 def api(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API address of a Prefect server of our own."""
+    """The API address of a Prefect server."""
     with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
         yield address
 
@@ -34,5 +34,5 @@ def stack(processes: None, corpus_file: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def daily(stack: Stack) -> dict[str, Any]:
-    """A run that was triggered, and has built the champion of `daily`."""
+    """A completed run of the deployment, which has built the champion of `daily`."""
     return stack.completed(stack.start())

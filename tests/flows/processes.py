@@ -1,4 +1,4 @@
-"""Real processes for the flow tests: the command `qalam`, Prefect servers of our own, and their API."""
+"""Processes for the flow tests: the command `qalam`, Prefect servers of our own, and requests to their API."""
 
 from __future__ import annotations
 
@@ -25,21 +25,30 @@ from tests.conftest import tiny_recipe
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without anybody's Prefect settings."""
+    """This process's environment without settings of Prefect and of this project."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "QALAM_"))}
     return {**kept, "NO_COLOR": "1", "COLUMNS": "160", **more}
 
 
-def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def qalam(*arguments: object, cwd: str | Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *map(str, arguments)], cwd=cwd,
         env=clean_environment(**environment), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 
+def users_packages(folder: Path) -> None:
+    """Give a working folder packages of the user, with the names that most Prefect projects use; ours must not import
+    them."""
+    for name in ("flows", "tasks", "deployments"):
+        (folder / name).mkdir()
+        code = f"raise ImportError('the package {name} of the user')\n"
+        (folder / name / "__init__.py").write_text(code, encoding="utf-8")
+
+
 class RefusedError(Exception):
-    """An answer of the API that is not a success."""
+    """An HTTP error status of the API."""
 
     def __init__(self, code: int, answer: str) -> None:
         super().__init__(f"{code}: {answer}")
@@ -59,7 +68,7 @@ def call(api: str, path: str, body: Any = None, method: str | None = None, auth:
                 text = response.read()
                 return json.loads(text) if text else None
         except urllib.error.HTTPError as error:
-            with error:  # it holds the connection, and would until the collector finds it in some later test
+            with error:  # else the connection stays open until garbage collection, in some later test
                 if error.code != 503 or not patience:  # SQLite is busy: the server asks to be asked again
                     raise RefusedError(error.code, error.read().decode()) from None
             time.sleep(patience)
@@ -74,15 +83,15 @@ def free_port() -> int:
 
 
 def own_signals() -> None:
-    """For a child's `preexec_fn`: whoever started the tests in the background had SIGINT ignored, and a Prefect
-    worker that ignores it does not end on SIGTERM either."""
+    """For a child's `preexec_fn`: tests that were started in the background ignore SIGINT, and a Prefect worker that
+    ignores it does not exit on SIGTERM either."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
 def prefect_server(home: Path, **environment: str) -> Iterator[str]:
-    """A Prefect server of our own on the loopback; gives its API's address."""
+    """Context manager that runs a Prefect server on 127.0.0.1; yields the address of its API."""
     port = free_port()
     home.mkdir(parents=True, exist_ok=True)
     log = (home / "log").open("w")
@@ -101,7 +110,7 @@ def prefect_server(home: Path, **environment: str) -> Iterator[str]:
             except (OSError, RefusedError):
                 time.sleep(0.25)
         else:
-            pytest.fail("the Prefect server did not come up in two minutes")
+            pytest.fail("the Prefect server did not respond within two minutes")
         yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)
@@ -110,7 +119,7 @@ def prefect_server(home: Path, **environment: str) -> Iterator[str]:
 
 
 def write_recipe(path: Path, corpus: Path, /, **parts: dict[str, Any]) -> Path:
-    """The tiny recipe as a file; its name is the file's, so that tests find their own runs on the server."""
+    """Write the tiny recipe, named after its file, so that tests find their own runs on the server."""
     recipe = tiny_recipe(corpus, **parts).model_copy(update={"name": path.stem})
     path.write_text(to_toml(recipe), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""A stack that `qalam up` started, as tests look at it and hurt it."""
+"""A local stack, started by `qalam up`, with functions to inspect it and to kill its processes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ import psutil
 
 from al_qalam.tasks.policy import TRAINING_SLOTS
 from qalam_core.recipe import Recipe
-from tests.flows.processes import RefusedError, call, free_port, own_signals, qalam, write_recipe
+from tests.flows.processes import RefusedError, call, free_port, own_signals, qalam, users_packages, write_recipe
 
 SECRET = "a-password-that-must-not-be-found"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-BUILD = "build_model/nightly-build"
-LONG = 4_000  # steps: some ten seconds
+BUILD, ON_NEW_CORPUS = "build_model/nightly-build", "build_model/on-new-corpus"
+LONG = 2_000  # training steps, about ten seconds on a free core
 T = TypeVar("T")
 
 
-def until(what: Callable[[], T], seconds: float, why: str) -> T:
-    """Poll until `what` gives something true."""
+def until(what: Callable[[], T | None], seconds: float, why: str) -> T:
+    """Poll until `what` returns a true value; -> that value. It is called at least once."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
+    while not (found := what()):
+        assert time.monotonic() < end, f"not within {seconds:.0f} s: {why}"
         time.sleep(0.25)
-    raise AssertionError(f"not within {seconds} s: {why}")
+    return found
 
 
 class Receiver:
-    """A webhook of our own: what was posted to it."""
+    """A webhook that records what is posted to it."""
 
     def __init__(self) -> None:
         self.posts: list[dict[str, Any]] = []
@@ -63,33 +62,40 @@ class Receiver:
 
 
 class Stack:
-    """A stack that `qalam up` started, and means to look at it and to hurt it."""
+    """A local stack, started by `qalam up` in a folder in which the user has packages of his own."""
 
     def __init__(self, folder: Path, corpus: Path, receiver: Receiver) -> None:
         self.folder, self.store, self.receiver = folder, folder / "store", receiver
+        users_packages(folder)
         self.texts = folder / "texts"
         self.texts.mkdir()
         shutil.copy(corpus, self.texts / "stories.jsonl")
-        # 31 test documents are noise; refusals are asked for
+        # with 31 test documents the gate's measurements are noisy; tests that need a refusal configure one
         self.recipe_file = write_recipe(folder / "daily.toml", self.texts, gate={"tolerance": 1.0})
         self.recipe = Recipe.load(self.recipe_file)
         self.environment = {
             "QALAM_STORE": str(self.store), "HF_TOKEN": SECRET, "QALAM_NOTIFY": receiver.url,
-            # the defaults are a minute, and ours are two seconds: tests should not wait
-            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
-            "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",
+            # shorter intervals than the defaults, so that tests wait less
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",  # default 60
+            "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",  # default 5
+            "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2",  # default 15; frees slots of expired leases
+            "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT2S",  # default 5 s; detects missing heartbeats
+            # default 30; workers fetch runs 10 s early, so a shorter wait would be no wait at all
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "14",
+            "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "3",  # default 30
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
         }  # fmt: skip
         self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
-        self.ours: list[subprocess.Popen[bytes]] = []
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def up(self) -> None:
-        done = qalam("up", self.recipe_file, "--port", self.port, **self.environment)
+        done = qalam("up", self.recipe_file, "--port", self.port, cwd=self.folder, **self.environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        self.said = done.stdout
+        self.output = done.stdout
 
     def down(self) -> None:
-        for process in self.ours:
+        for process in self.started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -99,7 +105,7 @@ class Stack:
     # -- processes
 
     def process(self, name: str) -> psutil.Process:
-        """The server or the worker, whoever started it last."""
+        """The running server or worker, started by `qalam up` or by `start_again`."""
         found = [
             process for process in psutil.process_iter(["cmdline", "environ"])
             if (process.info["environ"] or {}).get("PREFECT_API_URL") == self.api
@@ -114,17 +120,17 @@ class Stack:
                 command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
                 preexec_fn=own_signals,
             )  # fmt: skip
-            self.ours.append(process)
+            self.started.append(process)
 
     def flow_process(self, identity: str) -> psutil.Process:
-        """The process of a run, below the worker."""
+        """The process of a run, a descendant of the worker."""
 
         def find() -> psutil.Process | None:
             children = self.process("worker").children(recursive=True)
             engines = (one for one in children if "prefect.engine" in one.cmdline())
             return next((one for one in engines if one.environ().get("PREFECT__FLOW_RUN_ID") == identity), None)
 
-        return until(find, 60, "a flow process")
+        return until(find, 120, "a flow process")
 
     # -- runs
 
@@ -140,8 +146,8 @@ class Stack:
         return identity
 
     def long(self, name: str, steps: int = LONG) -> dict[str, Any]:
-        """Parameters for a build that trains for a while, under a name of its own."""
-        # a seed of its own, or the store would have the weights that another test trained
+        """Parameters for a build with a long training, and a name of its own."""
+        # a seed of its own, or the store would contain the checkpoint of another test's training
         seed = zlib.crc32(name.encode()) % 10_000
         recipe = self.recipe.model_copy(update={"name": name, "seed": seed}).canonical()
         recipe["train"] |= {"steps": steps, "checkpoint_every": 200, "log_every": 100, "validate_every": steps}
@@ -151,17 +157,17 @@ class Stack:
         found: dict[str, Any] = call(self.api, f"flow_runs/{identity}")
         return found
 
-    def ended(self, identity: str, seconds: float = 120) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
+    def ended(self, identity: str, seconds: float = 240) -> dict[str, Any]:
+        def ended_run() -> dict[str, Any] | None:
             try:
                 run = self.run(identity)
-            except (OSError, RefusedError):  # a server that is starting again
+            except (OSError, RefusedError):  # the server is restarting
                 return None
             return run if run["state_type"] in ENDED else None
 
-        return until(look, seconds, f"an end of {identity}")
+        return until(ended_run, seconds, f"{identity} has ended")
 
-    def completed(self, identity: str, seconds: float = 120) -> dict[str, Any]:
+    def completed(self, identity: str, seconds: float = 240) -> dict[str, Any]:
         run = self.ended(identity, seconds)
         assert run["state_type"] == "COMPLETED", (run["state"]["message"], self.logs(identity)[-5:])
         return run
@@ -181,10 +187,10 @@ class Stack:
         return rows
 
     def training_checkpoint(self, identity: str) -> Path:
-        """Wait until this run's training has left a checkpoint; -> the folder that it is in."""
-        seed = self.run(identity)["parameters"]["recipe"]["seed"]  # other tests leave trainings unfinished
+        """Wait until this run's training has written a checkpoint; -> the training's folder."""
+        seed = self.run(identity)["parameters"]["recipe"]["seed"]  # other tests leave unfinished trainings
 
-        def look() -> Path | None:
+        def folder() -> Path | None:
             assert self.run(identity)["state_type"] not in ENDED, self.run(identity)["state"]["message"]
             for spec in self.store.glob("artifacts/train/*.partial/spec.json"):
                 found = json.loads(spec.read_text(encoding="utf-8"))["settings"]["seed"]
@@ -192,9 +198,14 @@ class Stack:
                     return spec.parent
             return None
 
-        return until(look, 90, "a checkpoint")
+        return until(folder, 180, "a checkpoint")
+
+    def allow_trainings(self, count: int) -> None:
+        """Set how many trainings may run at once, as `qalam deploy --slots` does."""
+        call(self.api, f"v2/concurrency_limits/{TRAINING_SLOTS}", {"limit": count}, method="PATCH")
 
     def slots(self) -> int:
+        """The number of training slots in use."""
         found = call(self.api, f"v2/concurrency_limits/{TRAINING_SLOTS}")
         active: int = found["active_slots"]
         return active
@@ -209,6 +220,6 @@ def last_step(folder: Path) -> int:
 
 
 def trainer_is_gone(folder: Path) -> bool:
-    """Whether no process trains in this folder."""
+    """Whether no training process runs in this folder."""
     spec = str(folder / "spec.json")
     return not any(spec in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +16,21 @@ import pytest
 
 from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
 from qalam_core.pipeline.build import STAGES
-from tests import GOLDEN
-from tests.flows.processes import call, clean_environment, own_signals, qalam, write_recipe
+from tests import GOLDEN, ROOT
+from tests.flows.processes import call, clean_environment, own_signals, qalam, users_packages, write_recipe
 
 DAG = GOLDEN / "dag.txt"
 
 
 def flow_run(api: str, recipe_name: str, number: int) -> dict[str, Any]:
-    """The `number`-th run of a recipe's build, by age."""
+    """The `number`-th run of a recipe's build, oldest first."""
     found: list[dict[str, Any]] = call(api, "flow_runs/filter", {
         "flow_runs": {"name": {"any_": [f"build {recipe_name}"]}}, "sort": "START_TIME_ASC"})  # fmt: skip
     return found[number]
 
 
 def task_runs(api: str, run: dict[str, Any], expected: int) -> list[dict[str, Any]]:
-    """The task runs of a flow run; the server records them with a delay."""
+    """The task runs of a flow run, once all are recorded, which the server does with a delay."""
     for _ in range(60):
         found: list[dict[str, Any]] = call(
             api, "task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
@@ -40,7 +43,7 @@ def task_runs(api: str, run: dict[str, Any], expected: int) -> list[dict[str, An
 
 @pytest.fixture(scope="module")
 def on_server(api: str, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A recipe and the store in which it was built against the server."""
+    """A recipe, and the store in which it was built with the server."""
     folder = tmp_path_factory.mktemp("built")
     recipe = write_recipe(folder / "shared.toml", corpus_file)
     done = qalam("build", recipe, "--store", folder / "store", PREFECT_API_URL=api)
@@ -63,7 +66,7 @@ def test_a_build_is_seen_on_the_server(on_server: tuple[Path, Path], api: str) -
 
 
 def edges(tasks: list[dict[str, Any]]) -> set[str]:
-    """What the server draws between task runs, by their stages."""
+    """The edges of the server's graph, as `stage -> stage`."""
     names = {task["id"]: re.sub(r"[ -].*", "", task["name"]) for task in tasks}
     return {
         f"{names[source['id']]} -> {names[task['id']]}"
@@ -72,16 +75,16 @@ def edges(tasks: list[dict[str, Any]]) -> set[str]:
     }  # fmt: skip
 
 
-ENDS = {"resolve -> ingest", *(f"{stage.name} -> publish" for stage in STAGES)}
+FIRST_AND_LAST = {"resolve -> ingest", *(f"{stage.name} -> publish" for stage in STAGES)}
 
 
 def test_the_servers_graph_is_the_lineage(on_server: tuple[Path, Path], api: str) -> None:
-    """Prefect draws what depends on what: every edge of the store's lineage, the two ends of a build, and no other."""
+    """The edges are those of the store's lineage and those of the tasks resolve and publish."""
     drawn = edges(task_runs(api, flow_run(api, "shared", 0), TASKS - 1))
-    assert drawn == {*DAG.read_text(encoding="utf-8").splitlines(), *ENDS}
+    assert drawn == {*DAG.read_text(encoding="utf-8").splitlines(), *FIRST_AND_LAST}
 
 
-def test_building_again_shows_every_stage_cached(on_server: tuple[Path, Path], api: str) -> None:
+def test_a_second_build_shows_every_stage_cached(on_server: tuple[Path, Path], api: str) -> None:
     recipe, store = on_server
     again = qalam("build", recipe, "--store", store, PREFECT_API_URL=api)
     assert again.returncode == 0, again.stderr
@@ -89,14 +92,68 @@ def test_building_again_shows_every_stage_cached(on_server: tuple[Path, Path], a
     tasks = task_runs(api, flow_run(api, "shared", 1), TASKS - 1)
     states = {task["name"].split("-")[0]: task["state_name"] for task in tasks}
     assert {name for name, state in states.items() if state != "Cached"} == {"resolve", "publish"}
-    assert edges(tasks) == {*DAG.read_text(encoding="utf-8").splitlines(), *ENDS}
+    assert edges(tasks) == {*DAG.read_text(encoding="utf-8").splitlines(), *FIRST_AND_LAST}
 
 
-def test_without_a_server_the_package_is_the_same(on_server: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built from a copy of its sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("qalam_core", "al_qalam", "flows", "tasks", "deployments"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / "source" / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    # without build isolation: torch requires setuptools, so that it is installed
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def pip(*arguments: object) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *map(str, arguments)]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wheel_contains_the_two_packages(wheel: Path) -> None:
+    """The linked folders of al_qalam are in it as regular files."""
+    with zipfile.ZipFile(wheel) as archive:
+        entries = archive.infolist()
+    names = {entry.filename for entry in entries}
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"qalam_core", "al_qalam", next(top for top in tops if top.endswith(".dist-info"))}
+    assert not any(stat.S_ISLNK(entry.external_attr >> 16) for entry in entries)
+    for folder, package in (("flows", "al_qalam/flows"), ("tasks", "al_qalam/tasks"), ("qalam_core", "qalam_core"),
+                            ("deployments", "al_qalam/deployments")):  # fmt: skip
+        files = [path for pattern in ("*.py", "*.toml", "*.yaml") for path in (ROOT / folder).rglob(pattern)]
+        assert files
+        assert {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in files} <= names
+
+
+def test_an_installed_build_without_a_server_makes_the_same_package(
+    on_server: tuple[Path, Path], wheel: Path, tmp_path: Path
+) -> None:
+    """Installed from the wheel, used in a folder where the user has packages flows, tasks and deployments."""
     recipe, store = on_server
-    embedded = qalam("build", recipe, "--store", tmp_path / "store")
+    site, work = tmp_path / "site", tmp_path / "work"
+    pip("install", "--no-deps", "--target", site, wheel)
+    work.mkdir()
+    users_packages(work)
+    code = "import al_qalam.flows.cli.main, qalam_core; print(al_qalam.__file__, qalam_core.__file__); import flows"
+    imported = subprocess.run(
+        [sys.executable, "-c", code], cwd=work, env=clean_environment(PYTHONPATH=str(site)), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert imported.stdout.split() == [str(site / name / "__init__.py") for name in ("al_qalam", "qalam_core")]
+    assert "ImportError: the package flows of the user" in imported.stderr
+    where = ["--store", tmp_path / "store"]
+    plan = qalam("plan", "demo", *where, cwd=work, PYTHONPATH=str(site))  # a recipe that is included in the wheel
+    assert plan.returncode == 0, plan.stderr
+    embedded = qalam("build", recipe, *where, cwd=work, PYTHONPATH=str(site))
     assert embedded.returncode == 0, embedded.stderr
     assert "Traceback" not in embedded.stdout + embedded.stderr
+    assert re.search(r"^  built +train .* first build$", embedded.stderr, re.MULTILINE), "the reason"
     (two,) = (tmp_path / "store" / "runs").glob("shared-*")
     one = store / "runs" / two.name
     files = sorted(path.name for path in (one / "model").iterdir())
@@ -119,7 +176,7 @@ def test_a_refused_model_fails_the_run_and_keeps_it(api: str, corpus_file: Path,
     assert "the gate refused" in run["state"]["message"]
 
 
-def test_a_users_mistake_inside_a_task_is_one_line(api: str, tmp_path: Path) -> None:
+def test_a_users_error_in_a_task_is_one_line(api: str, tmp_path: Path) -> None:
     (tmp_path / "junk.txt").write_bytes(b"\x00\x01\x02" * 100)
     recipe = write_recipe(tmp_path / "junk.toml", tmp_path / "junk.txt")
     done = qalam("build", recipe, "--store", tmp_path / "store", PREFECT_API_URL=api)
@@ -129,8 +186,8 @@ def test_a_users_mistake_inside_a_task_is_one_line(api: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Path, tmp_path: Path) -> None:
-    """Ctrl-C and a polite kill, to the flow process alone, in the middle of training."""
+def test_a_stopped_build_can_be_resumed(how: signal.Signals, api: str, corpus_file: Path, tmp_path: Path) -> None:
+    """SIGINT and SIGTERM to the flow's process only, during training."""
     recipe = write_recipe(tmp_path / "long.toml", corpus_file, train={"steps": 2000})
     command = ["build", str(recipe), "--store", str(tmp_path / "store")]
     with subprocess.Popen(
@@ -149,7 +206,7 @@ def test_a_stopped_build_goes_on(how: signal.Signals, api: str, corpus_file: Pat
     assert build.returncode not in (0, None)
     if how is signal.SIGINT:
         assert build.returncode == 130, errors
-        assert "the same command continues" in errors
+        assert "the same command resumes the build" in errors
         assert "Traceback" not in errors
     (partial,) = (tmp_path / "store").glob("artifacts/train/*.partial")
     stopped_at = max(int(path.stem.rpartition("-")[2]) for path in partial.glob("checkpoint-*"))

@@ -1,4 +1,4 @@
-"""Real processes and a real Dask cluster: the same bytes from each, also when a worker is killed."""
+"""Mapped tasks in processes and on a Dask cluster: the same bytes, also when a worker is killed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mapped(store: Path) -> dict[str, str]:
-    """Name of every file that the mapped stages left -> its sha256; no locks, and nothing half done."""
+    """Name of every file of the mapped stages' artifacts -> its sha256. Fails when an artifact is incomplete."""
     found = {}
     for stage in ("ingest", "tokenize"):
         for folder in sorted((store / "artifacts" / stage).iterdir()):
@@ -53,7 +53,7 @@ def mapped(store: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What comes out without Prefect, in this process."""
+    """The files of a build without Prefect, in this process."""
     store, parsed = Store(tmp_path_factory.mktemp("plain")), Recipe.load(recipe)
     text = tokenized(parsed, resolve(parsed.corpus.sources), InPlace(store))
     assert len(text.tokens) > 2
@@ -62,7 +62,7 @@ def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A Dask scheduler and two workers of one thread, each a process of its own; gives the address."""
+    """Context manager that runs a Dask scheduler and two workers with one thread each; yields its address and them."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     started: list[subprocess.Popen[bytes]] = []
@@ -88,7 +88,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
 
 @contextmanager
 def building(recipe: Path, store: Path, api: str, runner: str) -> Iterator[subprocess.Popen[str]]:
-    """`qalam build` in a process of its own."""
+    """Context manager that runs `qalam build`."""
     code = "from al_qalam.flows.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "build", str(recipe), "--store", str(store)], stdout=subprocess.PIPE,
@@ -103,7 +103,7 @@ def building(recipe: Path, store: Path, api: str, runner: str) -> Iterator[subpr
 
 
 def wait_for(store: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> int:
-    """Wait until so many paths of the store match; -> how many do."""
+    """Wait until `count` paths of the store match, or the process has exited; -> how many match."""
     for _ in range(2400):
         found = len(list((store / "artifacts").glob(pattern)))
         if found >= count or process.poll() is not None:
@@ -115,19 +115,21 @@ def wait_for(store: Path, pattern: str, count: int, process: subprocess.Popen[st
 def test_processes_make_the_same_bytes(recipe: Path, expected: dict[str, str], tmp_path: Path, api: str) -> None:
     with building(recipe, tmp_path, api, "processes") as process:
         wait_for(tmp_path, "train/*", 1, process)
-        process.terminate()  # the rest is not the runner's
-        _, told = process.communicate(timeout=60)
-    assert mapped(tmp_path) == expected, told
-    assert told.count("built   ingest stories") == FILES  # whoever watches is told, though the work was elsewhere
-    assert "built   tokenize train-00000" in told
+        process.terminate()  # later stages do not use the runner
+        _, errors = process.communicate(timeout=60)
+    assert mapped(tmp_path) == expected, errors
+    assert errors.count("built   ingest stories") == FILES  # reported, although other processes built them
+    assert "built   tokenize train-00000" in errors
 
 
-def test_a_lost_dask_workers_files_are_redone(recipe: Path, expected: dict[str, str], tmp_path: Path, api: str) -> None:
+def test_files_of_a_killed_dask_worker_are_redone(
+    recipe: Path, expected: dict[str, str], tmp_path: Path, api: str
+) -> None:
     store = tmp_path / "store"
     with cluster(tmp_path) as (address, dask_workers), building(recipe, store, api, address) as process:
         finished = wait_for(store, "ingest/*/manifest.json", 2, process)
         dask_workers[0].kill()
-        assert finished < FILES, "the worker was killed too late for the test to mean anything"
+        assert finished < FILES, "the worker was killed too late: all files are finished"
         out, errors = process.communicate(timeout=200)
         assert process.returncode in (0, 1), errors  # 1: a model of two steps need not pass the gate
         assert "package" in out
@@ -141,26 +143,26 @@ def test_threads_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(pool.runner, ThreadPoolTaskRunner)
 
 
-def test_the_environment_wins_and_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match=r"^runner: 'ray' is none of") as error, workers("ray"):
+def test_the_environment_overrides_the_recipe_and_an_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"^runner: 'ray' is not ") as error, workers("ray"):
         pass
     assert "\n" not in str(error.value)
     monkeypatch.setenv("QALAM_RUNNER", "ray")
-    with pytest.raises(RecipeError, match=r"^QALAM_RUNNER: 'ray' is none of"), workers("threads"):
+    with pytest.raises(RecipeError, match=r"^QALAM_RUNNER: 'ray' is not "), workers("threads"):
         pass
 
 
-def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prefect_dask.task_runners", None)
     with pytest.raises(RecipeError, match=r'pip install "al-qalam\[dask\]"'), workers("dask"):
         pass
 
 
-def test_a_scheduler_that_does_not_answer_is_one_line_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_scheduler_is_one_line_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("al_qalam.tasks.runners.CONNECT_SECONDS", 1)
     since = time.monotonic()
     with (
-        pytest.raises(RecipeError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 "),
+        pytest.raises(RecipeError, match=r"no Dask scheduler responds at tcp://127\.0\.0\.1:9 "),
         workers("tcp://127.0.0.1:9"),
     ):
         pass

@@ -21,8 +21,8 @@ def same(found: np.ndarray, expected: np.ndarray) -> bool:
 
 def test_missing_rows_and_files_are_reported(package: Path) -> None:
     for name, row, message in (
-        ("embedding.weight", 12, "there are no rows 12 to 13"),
-        ("embedding.weight", -1, "there are no rows -1 to 0"),
+        ("embedding.weight", 12, "has the rows 0 to 11, not 12"),
+        ("embedding.weight", -1, "has the rows 0 to 11, not -1"),
         ("no_such", 0, 'there is no tensor "no_such"'),
     ):
         with pytest.raises(PackageError, match=message):
@@ -131,10 +131,8 @@ def test_a_damaged_tensor_is_refused(package: Path, old: str, new: str, message:
 
 
 def test_unknown_tensors_and_rows_are_refused(package: Path) -> None:
-    for start, stop in ((0, 13), (-1, 2), (3, 2), (12, 13)):
-        with pytest.raises(
-            PackageError, match=rf"^weights\.py:0: there are no rows {start} to {stop} of .*; it has 12$"
-        ):
+    for start, stop, wanted in ((0, 13, "0 to 12"), (-1, 2, "-1 to 1"), (3, 2, "3 to 1"), (12, 13, "12")):
+        with pytest.raises(PackageError, match=rf"^weights\.py:0: .* has the rows 0 to 11, not {wanted}$"):
             read_tensor_rows(package, "embedding.weight", start, stop)
     for rows in ((), (0, 1)):
         with pytest.raises(PackageError, match=r'^weights\.py:0: there is no tensor "no_such"; there are embedding\.'):

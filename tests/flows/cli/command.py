@@ -1,4 +1,4 @@
-"""The command line in this process: what most of its tests need, without the second that an interpreter takes."""
+"""The command line in this process, which saves the second that a new interpreter needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.flows.processes import clean_environment
 
 
 def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `qalam` as tests.flows.processes.qalam does, but for builds and servers: those read Prefect's settings."""
+    """Run `qalam` as tests.flows.processes.qalam does. Not for commands that import Prefect, which reads its settings
+    only once."""
     command = ["qalam", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     with (

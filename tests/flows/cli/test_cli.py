@@ -1,4 +1,4 @@
-"""The command line as a user meets it, but for builds and servers (tests/flows has those)."""
+"""The command line, except builds (tests/flows) and servers (tests/flows/serving)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.main import get_command
 
 from al_qalam.flows.cli.main import GROUPS, app
-from qalam_core.pipeline.build import STAGES
+from al_qalam.flows.cli.terminal import bars
+from qalam_core.corpus.sources import resolve
+from qalam_core.pipeline.build import STAGES, InPlace, stages_in_order
 from qalam_core.pipeline.publish import Published
+from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe, to_toml
+from qalam_core.store import Artifact
 from tests.conftest import Built
 from tests.flows.cli.command import qalam
 from tests.flows.processes import clean_environment
@@ -28,7 +32,7 @@ from tests.flows.processes import qalam as qalam_process
 
 @pytest.fixture
 def published(built: Built) -> Published:
-    """A run to look at."""
+    """A run, not to be changed."""
     return built.published
 
 
@@ -44,7 +48,7 @@ def test_runs_lists_the_champion(published: Published) -> None:
     assert any(line.startswith("* tiny-") for line in done.stdout.splitlines())
 
 
-def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
+def test_an_empty_store_names_the_command_to_use(tmp_path: Path) -> None:
     done = qalam("runs", "--store", tmp_path)
     assert done.returncode == 0
     assert "qalam build demo" in done.stdout
@@ -62,7 +66,7 @@ def test_show_a_run_and_a_package(published: Published) -> None:
 
 @pytest.fixture
 def package(published: Published, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """A copy that a test may change."""
     shutil.copytree(published.folder / "model", tmp_path / "model")
     return tmp_path / "model"
 
@@ -102,15 +106,15 @@ def test_edit_verify_diff_seal(package: Path, published: Published) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "choose one thing to do"),
-        (["--scale", "2", "--copy", "1"], "choose one thing to do"),
-        (["--scale", "2"], "which row?"),
+        ([], "choose one edit"),
+        (["--scale", "2", "--copy", "1"], "choose one edit"),
+        (["--scale", "2"], "no row; give one with --row"),
         (["--row", "4", "--column", "0"], "go together"),
         (["--row", "4", "--set", "1,x"], "numbers separated by commas"),
         (["--row", "4", "--set", "1,2"], "32"),
     ],
 )
-def test_a_wrong_edit_is_one_line(arguments: list[str], message: str, package: Path) -> None:
+def test_an_invalid_edit_is_one_line(arguments: list[str], message: str, package: Path) -> None:
     done = qalam("edit", package, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -124,7 +128,7 @@ def test_a_token_is_added(package: Path) -> None:
     assert "VOCAB_SIZE    321" in qalam("show", package).stdout
 
 
-def test_export_and_import_cross_over(package: Path, tmp_path: Path) -> None:
+def test_export_and_import_are_inverse(package: Path, tmp_path: Path) -> None:
     for name in ("f16", "q8"):
         stored = qalam("export", package, tmp_path / name, "--dtype", name)
         assert stored.returncode == 0, stored.stderr
@@ -173,8 +177,8 @@ def test_promote_and_history(mine: Built) -> None:
     done = qalam("promote", mine.published.run, "--store", mine.store.root, "--why", "tested by hand", "--who", "me")
     assert done.returncode == 0
     assert f"{mine.published.run} is the champion of tiny" in done.stdout
-    told = qalam("history", "tiny", "--store", mine.store.root).stdout.splitlines()
-    assert [line.split(maxsplit=1)[1] for line in told] == [f"{mine.published.run}  promote by gate: passed the gate"]
+    lines = qalam("history", "tiny", "--store", mine.store.root).stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == [f"{mine.published.run}  promote by gate: passed the gate"]
 
 
 def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> None:
@@ -195,7 +199,7 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "nothing"], "neither a recipe file nor one that comes with the project (demo, "),
+        (["build", "nothing"], "neither a recipe file nor an included recipe (demo, "),
         (["build", "nothing.toml"], "no such recipe"),
         (["build", "demo", "--set", "train.stps=1"], 'train.stps: unknown key; did you mean "steps"?'),
         (["build", "demo", "--set", "train.steps"], "write it as section.key=value"),
@@ -209,7 +213,7 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> N
         (["promote", "../.."], "qalam runs"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_status_two(
+def test_an_error_is_one_line_and_exit_status_two(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -221,7 +225,7 @@ def test_a_mistake_is_one_line_and_status_two(
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_console_script_ends_with_the_status_and_one_line(tmp_path: Path) -> None:
+def test_the_console_script_has_the_exit_status_and_one_line(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("qalam")
     done = subprocess.run(
         [script, "runs", "--store", tmp_path / "none"],
@@ -236,8 +240,8 @@ def test_the_console_script_ends_with_the_status_and_one_line(tmp_path: Path) ->
     assert wrong.stderr.count("\n") == 1
 
 
-def test_the_commands_are_these() -> None:
-    """A new command is a decision; so is its name, and where a newcomer meets it."""
+def test_the_groups_and_the_order_of_the_commands() -> None:
+    """Adding, renaming or moving a command is a decision, so the test fails."""
     assert {group: list(commands) for group, commands in GROUPS.items()} == {
         "Build": ["init", "plan", "build", "reproduce", "gc"],
         "Look": ["runs", "report", "corpus", "show", "generate"],
@@ -245,19 +249,19 @@ def test_the_commands_are_these() -> None:
         "Package": ["verify", "edit", "diff", "seal", "export", "import", "wheel", "sign"],
         "Serve and deploy": ["up", "down", "deploy", "watch"],
     }
-    told = qalam("--help").stdout
-    found = [line.split()[1] for line in told.splitlines() if line.startswith("│ ") and line[2].islower()]
+    help_text = qalam("--help").stdout
+    found = [line.split()[1] for line in help_text.splitlines() if line.startswith("│ ") and line[2].islower()]
     assert found == [name for commands in GROUPS.values() for name in commands]
-    places = [told.index(f" {group} ") for group in GROUPS]
-    assert places == sorted(places)
+    positions = [help_text.index(f" {group} ") for group in GROUPS]
+    assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize("name", [name for commands in GROUPS.values() for name in commands])
 def test_every_command_has_an_example_that_parses(name: str) -> None:
-    """Each example is a command line that the parser takes, but for the files that it names."""
+    """The files that an example names need not exist."""
     (example,) = (commands[name][1] for commands in GROUPS.values() if name in commands)
-    told = qalam(name, "--help").stdout
-    assert f"Example: {example}" in " ".join(told.split())
+    help_text = qalam(name, "--help").stdout
+    assert f"Example: {example}" in " ".join(help_text.split())
     words = shlex.split(example)
     assert words[:2] == ["qalam", name]
     get_command(app).commands[name].make_context(name, words[2:])  # type: ignore[attr-defined]
@@ -267,13 +271,13 @@ def test_the_version_is_the_packages() -> None:
     assert qalam("--version").stdout == f"qalam {metadata.version('al-qalam')}\n"
 
 
-def test_a_plan_is_a_table_or_json_and_never_an_error(mine: Built, tmp_path: Path) -> None:
+def test_a_plan_is_a_table_or_json(mine: Built, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(to_toml(mine.recipe), encoding="utf-8")
     where = ["--store", mine.store.root]
-    told = qalam("plan", recipe, *where)
-    assert told.returncode == 0, told.stderr
-    assert f"0 to build, 9 to reuse, compared with {mine.published.run}" in told.stdout
+    unchanged = qalam("plan", recipe, *where)
+    assert unchanged.returncode == 0, unchanged.stderr
+    assert f"0 to build, 9 to reuse, compared with {mine.published.run}" in unchanged.stdout
     changed = qalam("plan", recipe, *where, "--set", "gate.tolerance=0.04")
     assert changed.returncode == 0
     assert re.search(r"^gate +build .*tolerance: 0\.02 -> 0\.04$", changed.stdout, re.MULTILINE), changed.stdout
@@ -287,8 +291,25 @@ def test_a_plan_is_a_table_or_json_and_never_an_error(mine: Built, tmp_path: Pat
     assert not (tmp_path / "empty").exists()
 
 
-def test_where_nothing_is_to_be_built_the_plan_answers(mine: Built, tmp_path: Path) -> None:
-    """Without Prefect, which takes seconds to start; and what it says is what a build says."""
+def test_each_stage_that_is_built_is_printed_with_its_reason(mine: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = mine.recipe.gate.model_copy(update={"tolerance": 0.04})
+    recipe = mine.recipe.model_copy(update={"gate": gate})
+    with bars(mine.store, recipe) as terminal:
+
+        class Watched(InPlace):
+            def run(self, stage: Stage) -> Artifact:
+                artifact = super().run(stage)
+                terminal.finished(stage, artifact)
+                return artifact
+
+        stages_in_order(recipe, resolve(recipe.corpus.sources), mine.runs, Watched(mine.store))
+    *cached, built = capsys.readouterr().err.splitlines()
+    assert {line.split()[0] for line in cached} == {"cached"}
+    assert re.search(r"^  built +gate .* tolerance: 0\.02 -> 0\.04$", built), built
+
+
+def test_a_fully_cached_build_does_not_start_prefect(mine: Built, tmp_path: Path) -> None:
+    """Prefect takes seconds to start; the output is that of any build."""
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(to_toml(mine.recipe), encoding="utf-8")
     code = (
@@ -314,7 +335,7 @@ def test_help_starts_quickly() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_run_says_what_made_it(built: Built) -> None:
+def test_a_run_records_what_it_was_built_from(built: Built) -> None:
     record = built.runs.record(built.published.run)
     assert list(record.artifacts) == [stage.name for stage in STAGES]
     assert record.recipe == built.recipe

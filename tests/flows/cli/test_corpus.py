@@ -1,4 +1,4 @@
-"""Corpora as a user meets them: what is built again when something changes, and the command `qalam corpus`."""
+"""What a change of a corpus builds again, and the command `qalam corpus`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     for n, name in enumerate("bdf"):
         lines = [
-            *sentences(200, seed=n),
+            *sentences(100, seed=n),
             "An English line among them",
             "<b>سلام & تحية</b> مع English words that are more",
         ]
@@ -48,7 +48,7 @@ def test_what_a_change_builds_again(tmp_path: Path, folder: Path) -> None:
     documents, corpus = prepared(root, folder)
     assert corpus.cached
     for name in "ace":  # before, between, after
-        (folder / f"{name}.txt").write_text("\n".join(sentences(50, seed=ord(name))), encoding="utf-8")
+        (folder / f"{name}.txt").write_text("\n".join(sentences(25, seed=ord(name))), encoding="utf-8")
         documents, corpus = prepared(root, folder)
         fresh = [artifact for artifact in documents if not artifact.cached]
         assert len(fresh) == 1
@@ -62,7 +62,7 @@ def test_what_a_change_builds_again(tmp_path: Path, folder: Path) -> None:
         assert not corpus.cached
 
 
-def test_the_table_and_the_rejects(tmp_path: Path, folder: Path) -> None:
+def test_counts_and_rejected_documents(tmp_path: Path, folder: Path) -> None:
     root = tmp_path / "store"
     _, corpus = prepared(root, folder)
     done = qalam("corpus", root)
@@ -84,11 +84,11 @@ def test_the_table_and_the_rejects(tmp_path: Path, folder: Path) -> None:
     assert {row["source"] for row in shown} == {"stories"}
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_errors_are_one_line(tmp_path: Path) -> None:
     for arguments, part in (
-        (["--store", tmp_path / "none"], "holds no prepared corpus yet; `qalam build RECIPE` makes one"),
+        (["--store", tmp_path / "none"], "has no prepared corpus yet; `qalam build RECIPE` makes one"),
         (["no-run", "--store", tmp_path / "none"], "run 'no-run' is not in"),
-        (["--rejects", "min_wrds"], "--rejects min_wrds: there is no such rule"),
+        (["--rejects", "min_wrds"], "--rejects min_wrds: unknown rule"),
     ):
         done = qalam("corpus", *arguments)
         assert done.returncode == 2
@@ -96,7 +96,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_the_overlap_of_a_run_is_told(built: Built) -> None:
+def test_the_overlap_with_the_training_text_is_shown(built: Built) -> None:
     done = qalam("corpus", built.published.run, "--store", built.store.root)
     assert done.returncode == 0, done.stderr
     assert "in 13-grams that also occur in the training text" in done.stdout

@@ -1,4 +1,4 @@
-"""What runs by itself, with real processes: `qalam up`'s server and worker, deployments, events, and kills."""
+"""Deployments on a local stack: what `qalam up` and `qalam deploy` create, runs, schedules, events, failures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from al_qalam.tasks.policy import TRAINING_SLOTS
 from tests import ROOT
 from tests.conftest import sentences, tiny_recipe
 from tests.flows.processes import RefusedError, call, clean_environment, qalam
-from tests.flows.stack import BUILD, ENDED, LONG, SECRET, Stack, steps, trainer_is_gone, until
+from tests.flows.stack import BUILD, ENDED, LONG, ON_NEW_CORPUS, SECRET, Stack, steps, trainer_is_gone, until
 
-# -- what is deployed -------------------------------------------------------------------------------
+pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
+
+# -- deployments ------------------------------------------------------------------------------------
 
 
-def test_what_is_on_the_server(stack: Stack) -> None:
+def test_the_deployments_on_the_server(stack: Stack) -> None:
     names = {f"build_model/{name}" for name in ("nightly-build", "on-new-corpus")}
     names |= {"evaluate_champion/evaluate-champion", "reproduce_champion/reproduce-champion", "train_model/train"}
     for name in sorted(names):
@@ -32,16 +34,16 @@ def test_what_is_on_the_server(stack: Stack) -> None:
         assert deployment["description"]
         assert deployment["parameters"]["store"] == str(stack.store)
         assert deployment["work_pool_name"] == ("qalam-gpu" if name == "train_model/train" else "qalam-cpu")
-        assert deployment["entrypoint"].count(":") == 0, "a module's path, not a file's"
+        assert deployment["entrypoint"].count(":") == 0, "the path of a module, not of a file"
     nightly = stack.deployment(BUILD)
     recipe = json.loads(json.dumps(stack.recipe.canonical()))
     assert nightly["parameters"]["recipe"] == {**recipe, "train": {**recipe["train"], "warm_start": "champion"}}
-    assert stack.deployment("build_model/on-new-corpus")["parameters"]["recipe"] == recipe
+    assert stack.deployment(ON_NEW_CORPUS)["parameters"]["recipe"] == recipe
     assert [row["schedule"]["cron"] for row in nightly["schedules"]] == ["0 2 * * *"]
     assert nightly["global_concurrency_limit"]["limit"] == 1
     assert nightly["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert call(stack.api, f"v2/concurrency_limits/{TRAINING_SLOTS}")["limit"] == 1
-    assert "http://127.0.0.1" in stack.said
+    assert "http://127.0.0.1" in stack.output
 
 
 def test_deploying_again_adds_nothing(stack: Stack) -> None:
@@ -57,7 +59,7 @@ def test_deploying_again_adds_nothing(stack: Stack) -> None:
 
     before = everything()
     assert len(before["automations"]) == 5
-    done = qalam("deploy", stack.recipe_file, PREFECT_API_URL=stack.api, **stack.environment)
+    done = qalam("deploy", stack.recipe_file, cwd=stack.folder, PREFECT_API_URL=stack.api, **stack.environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("(kept)") == 4
     assert everything() == before
@@ -77,7 +79,7 @@ def test_prefects_own_command_deploys_the_file(stack: Stack, tmp_path: Path) -> 
     assert done.stdout.count("successfully created") == 5
 
 
-def test_a_wrong_recipe_is_not_deployed(stack: Stack, tmp_path: Path) -> None:
+def test_an_invalid_recipe_is_not_deployed(stack: Stack, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(stack.recipe_file.read_text(encoding="utf-8").replace("steps = ", "stps = "), encoding="utf-8")
     done = qalam("deploy", wrong, PREFECT_API_URL=stack.api, **stack.environment)
@@ -86,7 +88,7 @@ def test_a_wrong_recipe_is_not_deployed(stack: Stack, tmp_path: Path) -> None:
     assert 'did you mean "steps"' in done.stderr
 
 
-def test_the_server_refuses_parameters_that_no_recipe_may_have(stack: Stack) -> None:
+def test_the_server_rejects_parameters_that_are_not_a_valid_recipe(stack: Stack) -> None:
     recipe = stack.recipe.canonical()
     recipe["tokenizer"] |= {"vocab_size": 3}
     with pytest.raises(RefusedError) as refused:
@@ -97,14 +99,14 @@ def test_the_server_refuses_parameters_that_no_recipe_may_have(stack: Stack) -> 
 
 @pytest.mark.parametrize("what", [{"store": "/somewhere/else"}, {"tokenizer": "../" * 8, "tokens": []}])
 def test_a_run_cannot_leave_the_store(stack: Stack, what: dict[str, Any]) -> None:
-    """Whoever may start runs over the API may still not choose which folders of the worker's machine they touch."""
+    """A client that may start runs over the API cannot choose which folders of the worker's machine they use."""
     if "store" in what:
         run = stack.ended(stack.start(**what))
         assert "serves" in run["state"]["message"]
     else:
         from al_qalam.flows.build_model import train_model
 
-        with pytest.raises(Exception, match="is no artifact"):
+        with pytest.raises(Exception, match="is not an artifact"):
             train_model.fn(stack.recipe, store=str(stack.store), **what)
         return
     assert run["state_type"] == "FAILED"
@@ -112,7 +114,7 @@ def test_a_run_cannot_leave_the_store(stack: Stack, what: dict[str, Any]) -> Non
     assert not Path("/somewhere").exists()
 
 
-# -- what runs --------------------------------------------------------------------------------------
+# -- runs -------------------------------------------------------------------------------------------
 
 
 def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
@@ -125,11 +127,11 @@ def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
         "prepare", "vocab", "tokenize", "tokenize", "train", "export", "evaluate", "gate",
     ]  # fmt: skip
     assert {row["result"] for row in table if row["stage"] == "train"} == {"built"}
-    assert len(steps(stack.logs(daily["id"]))) == 6, "the trainer's lines are in the run's log"
+    assert len(steps(stack.logs(daily["id"]))) == 6, "the trainer's log lines are in the run's log"
     assert list((stack.store / "runs").glob("daily-*/model/weights.py"))
 
 
-def test_a_scheduled_run_comes_and_completes(stack: Stack, daily: dict[str, Any]) -> None:
+def test_a_scheduled_run_completes(stack: Stack, daily: dict[str, Any]) -> None:
     deployment = stack.deployment(BUILD)
     (schedule,) = call(stack.api, f"deployments/{deployment['id']}/schedules", [
         {"active": True, "schedule": {"interval": 15, "anchor_date": "2026-01-01T00:00:00Z"}}])  # fmt: skip
@@ -140,7 +142,7 @@ def test_a_scheduled_run_comes_and_completes(stack: Stack, daily: dict[str, Any]
             found: list[dict[str, Any]] = call(stack.api, "flow_runs/filter", {"flow_runs": wanted})
             return [run for run in found if run["auto_scheduled"]]
 
-        (run, *_) = until(scheduled, 90, "a scheduled run that completed")
+        (run, *_) = until(scheduled, 180, "a scheduled run has completed")
     finally:
         call(stack.api, f"deployments/{deployment['id']}/schedules/{schedule['id']}", method="DELETE")
     assert {row["stage"] for row in stack.table(run["id"], "stages")} >= {"ingest", "train", "gate"}
@@ -148,16 +150,16 @@ def test_a_scheduled_run_comes_and_completes(stack: Stack, daily: dict[str, Any]
 
 def test_new_text_starts_a_build(stack: Stack, daily: dict[str, Any]) -> None:
     watching = {"PREFECT_API_URL": stack.api, "PREFECT_HOME": str(stack.folder / "watcher"), **stack.environment}
-    deployment = stack.deployment("build_model/on-new-corpus")
+    deployment = stack.deployment(ON_NEW_CORPUS)
 
     def runs() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = call(stack.api, "flow_runs/filter", {
             "flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}})  # fmt: skip
         return found
 
-    before = {run["id"] for run in runs()}  # other tests start some, too
+    before = {run["id"] for run in runs()}  # runs of other tests
     watch = ("watch", stack.texts, "--recipe", stack.recipe_file, "--every", "0.2", "--once")
-    first = qalam(*watch, **watching)  # what was there before anybody watched
+    first = qalam(*watch, **watching)  # the files that are there at the first start
     assert first.returncode == 0, first.stderr
     assert "1 changed" in first.stdout
     assert "changed:" not in qalam(*watch, **watching).stdout
@@ -170,49 +172,50 @@ def test_new_text_starts_a_build(stack: Stack, daily: dict[str, Any]) -> None:
         return new if len(new) == 2 and all(run["state_type"] in ENDED for run in new) else []
 
     try:
-        assert {run["state_type"] for run in until(built_since, 180, "two builds, one for each event")} == {"COMPLETED"}
+        assert {run["state_type"] for run in until(built_since, 400, "two builds, one for each event")} == {"COMPLETED"}
     finally:
         (stack.texts / "more.jsonl").unlink()
 
 
-def test_refusals_and_champions_are_told(stack: Stack, daily: dict[str, Any]) -> None:
-    told = until(lambda: stack.receiver.got("is champion"), 30, "a champion's notice")
-    assert "daily-" in told["subject"]
-    assert "file://" in told["text"]
+def test_refusals_and_champions_are_notified(stack: Stack, daily: dict[str, Any]) -> None:
+    post = until(lambda: stack.receiver.got("is champion"), 30, "the notification of a champion")
+    assert "daily-" in post["subject"]
+    assert "file://" in post["text"]
     recipe = stack.recipe.canonical()
     recipe["gate"] |= {"beat_unigram": 0.99}
     run = stack.ended(stack.start(recipe=recipe))
     assert run["state_type"] == "FAILED"
     assert run["state"]["message"].startswith("the gate refused")
-    told = until(lambda: stack.receiver.got("the gate refused"), 30, "a refusal's notice")
-    assert "99" in told["text"] or "required" in told["text"]
-    assert "report" in told["text"]
+    post = until(lambda: stack.receiver.got("the gate refused"), 30, "the notification of a refusal")
+    assert "99" in post["text"] or "required" in post["text"]
+    assert "report" in post["text"]
 
 
-def test_the_champion_is_looked_after(stack: Stack, corpus_file: Path) -> None:
+def test_the_champion_is_measured_and_reproduced(stack: Stack, corpus_file: Path) -> None:
     recipe = tiny_recipe(corpus_file).model_copy(update={"name": "kept"}).canonical()
     nothing = stack.completed(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
     assert nothing["state"]["message"] == "kept has no champion yet"
     stack.completed(stack.start(recipe=recipe))
+    reproducing = stack.start("reproduce_champion/reproduce-champion", name="kept")  # beside the evaluations
     measured = stack.completed(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
     assert "still good" in measured["state"]["message"]
-    again = stack.completed(stack.start("reproduce_champion/reproduce-champion", name="kept"))
-    assert "is reproduced" in again["state"]["message"]
-    assert all(row["same"] for row in stack.table(again["id"], "reproduction"))
     recipe["gate"] |= {"beat_unigram": 0.99}
     refused = stack.ended(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
+    again = stack.completed(reproducing)
+    assert "is reproduced" in again["state"]["message"]
+    assert all(row["same"] for row in stack.table(again["id"], "reproduction"))
     assert refused["state_type"] == "FAILED"
     assert "would not pass today" in refused["state"]["message"]
     assert not list(stack.store.glob(".measuring-*")) + list(stack.store.glob(".reproducing-*"))
 
 
 def test_another_pool_trains(stack: Stack, daily: dict[str, Any]) -> None:
-    """Data stages here, training on the machines of qalam-gpu; a second build asks nobody."""
+    """Data stages run in qalam-cpu, training in qalam-gpu; a second build needs no training run."""
     worker = stack.process("worker")
     command = [arg if arg != "qalam-cpu" else "qalam-gpu" for arg in worker.cmdline()]
     command[command.index("--name") + 1] = "gpu"
     stack.start_again(command, worker.environ())
-    gpu = stack.ours.pop()
+    gpu = stack.started.pop()
     try:
         recipe = stack.recipe.model_copy(update={"name": "apart", "seed": 8}).canonical()
         run = stack.completed(stack.start(recipe=recipe, training="train_model/train"))
@@ -220,7 +223,7 @@ def test_another_pool_trains(stack: Stack, daily: dict[str, Any]) -> None:
         (child,) = call(stack.api, "flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [trained]}}})
         assert child["state_type"] == "COMPLETED"
         assert child["work_pool_name"] == "qalam-gpu"
-        assert steps(stack.logs(child["id"])), "the trainer's lines are where it trained"
+        assert steps(stack.logs(child["id"])), "the trainer's log lines are in the run that trained"
         assert child["state"]["message"] in {
             path.name for path in (stack.store / "artifacts" / "train").iterdir() if path.name[-8:] != ".partial"
         }
@@ -232,27 +235,26 @@ def test_another_pool_trains(stack: Stack, daily: dict[str, Any]) -> None:
     assert {row["result"] for row in stack.table(again["id"], "stages")} == {"cached"}
 
 
-# -- what goes wrong --------------------------------------------------------------------------------
+# -- limits and failures ----------------------------------------------------------------------------
 
 
-def test_trainings_take_turns(stack: Stack) -> None:
-    """Two builds, one slot: what one trains, the other waits for."""
+def test_trainings_run_one_at_a_time(stack: Stack) -> None:
+    """The deployment's limit applies to two builds, the single training slot to the build of another deployment."""
     both = [stack.start(**stack.long(name, steps=LONG // 4)) for name in ("one", "two")]
-    # the deployment itself lets one through at a time: the second one is started through another deployment
-    other = stack.start("build_model/on-new-corpus", **stack.long("three", steps=LONG // 4))
+    other = stack.start(ON_NEW_CORPUS, **stack.long("three", steps=LONG // 4))
     seen = set()
 
-    def look() -> bool:
+    def all_ended() -> bool:
         seen.add(sum(not trainer_is_gone(folder) for folder in stack.store.glob("artifacts/train/*.partial")))
         return all(stack.run(run)["state_type"] in ENDED for run in (*both, other))
 
-    until(look, 180, "all three builds")
+    until(all_ended, 400, "all three builds have ended")
     assert {stack.run(run)["state_type"] for run in (*both, other)} == {"COMPLETED"}
     assert max(seen) == 1
 
 
 def test_a_lost_store_is_one_line(stack: Stack, daily: dict[str, Any]) -> None:
-    """A mount that went away: the run says so, and nothing is built beside it."""
+    """As when a mount is lost: the run fails with one line."""
     gone = stack.store / "artifacts" / "ingest"
     gone.rename(gone.with_name("moved"))
     gone.write_text("not a folder")
@@ -268,8 +270,8 @@ def test_a_lost_store_is_one_line(stack: Stack, daily: dict[str, Any]) -> None:
     stack.completed(stack.start())
 
 
-def test_no_secret_is_anywhere(stack: Stack, daily: dict[str, Any]) -> None:
-    """The worker's environment holds a token, the notification's address another one."""
+def test_secrets_are_not_recorded(stack: Stack, daily: dict[str, Any]) -> None:
+    """The worker's environment contains a token, and the webhook's URL another one."""
     for path in stack.store.rglob("*"):
         if path.is_file() and path.parent.name != "server" and "prefect.db" not in path.name:
             assert SECRET.encode() not in path.read_bytes(), path

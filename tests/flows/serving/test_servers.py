@@ -1,4 +1,4 @@
-"""Servers as a team runs them: with a password, and on PostgreSQL."""
+"""Servers for a team: with a password, and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,14 +33,14 @@ PASSWORD = "admin:a-password"
 
 @pytest.fixture
 def postgres(processes: None) -> Iterator[str]:
-    """The address of a PostgreSQL server of our own."""
+    """The address of a running PostgreSQL server."""
     found = [shutil.which("initdb"), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
     initdb = next((path for path in found if path), None)
     if initdb is None:
         pytest.skip("PostgreSQL is not installed here (Debian: apt-get install postgresql)")
     home = Path(tempfile.mkdtemp(prefix="qalam-pg-"))
     port = free_port()
-    root = os.geteuid() == 0  # whom PostgreSQL refuses to serve
+    root = os.geteuid() == 0  # PostgreSQL refuses to run as root
     user = "postgres" if root else getpass.getuser()
     as_user = ["runuser", "-u", "postgres", "--"] if root else []
     if root:
@@ -61,7 +62,8 @@ def postgres(processes: None) -> Iterator[str]:
 @pytest.mark.usefixtures("processes")
 def test_a_server_with_a_password(tmp_path: Path) -> None:
     with prefect_server(tmp_path / "server", PREFECT_SERVER_API_AUTH_STRING=PASSWORD) as api:
-        for path, body in (("flow_runs/filter", {}), ("deployments/filter", {}), ("work_pools/filter", {})):
+        body: dict[str, Any] = {}
+        for path in ("flow_runs/filter", "deployments/filter", "work_pools/filter"):
             with pytest.raises(RefusedError) as refused:
                 call(api, path, body)
             assert refused.value.code == 401
@@ -76,7 +78,7 @@ def test_a_server_with_a_password(tmp_path: Path) -> None:
 
 
 def test_a_run_on_postgresql(postgres: str, corpus_file: Path, tmp_path: Path) -> None:
-    """Server, deployments and worker as docs/operations.md describes them, and a run that is triggered."""
+    """Server, deployments and worker as in docs/operations.md, and a run of a deployment."""
     recipe = write_recipe(tmp_path / "team.toml", corpus_file)
     settings = {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres, "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
@@ -98,7 +100,7 @@ def test_a_run_on_postgresql(postgres: str, corpus_file: Path, tmp_path: Path) -
         try:
             deployment = call(api, "deployments/name/build_model/nightly-build", auth=PASSWORD)
             run = call(api, f"deployments/{deployment['id']}/create_flow_run", {}, auth=PASSWORD)
-            for _ in range(240):
+            for _ in range(480):
                 state = call(api, f"flow_runs/{run['id']}", auth=PASSWORD)["state"]
                 if state["type"] in ("COMPLETED", "FAILED", "CRASHED"):
                     break
