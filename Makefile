@@ -25,9 +25,8 @@ check: .venv/test  ## in a minute: linters, types, and every test that starts no
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -q -n 2 -m "not processes"
 
-test: .venv/test  ## linters, types and every test
-	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 4  # more than two cores: many tests mostly wait
+test: check  ## linters, types and every test
+	$(BIN)/python -m pytest -n 4 -m processes  # more workers than cores: many tests mostly wait
 
 lint: .venv/test  ## linters and types
 	$(BIN)/ruff check --quiet .
