@@ -6,13 +6,13 @@ from qalam_core.corpus.prepare import CorpusFacts, SliceCounts, SplitCounts
 from qalam_core.evaluation.results import (
     Bits,
     Generation,
-    Integrity,
     Report,
     Sample,
     Slice,
 )
 from qalam_core.recipe import Recipe
 from qalam_core.runs import TrainFacts
+from tests.evaluation.small_report import INTACT
 
 COUNTS = SliceCounts(read=5000, kept=4700, repaired=0, rejected={"too_short": 300})
 CORPUS = CorpusFacts(
@@ -70,18 +70,7 @@ def report(text: str = "البيت", model: float = 1.5) -> Report:
             end_rate=0.25,
             longest_copy=7,
         ),
-        integrity=Integrity(
-            verifies=True,
-            loads_without_execution=True,
-            tensors_agree=True,
-            loads_by_import=True,
-            checkpoint_difference=0.0,
-            checkpoint_limit=0.0,
-            import_difference=0.0,
-            numpy_difference=0.0,
-            numpy_backend_agrees=True,
-            tokenizer_agrees=True,
-        ),
+        integrity=INTACT,
         document_nats=(1.0, 2.0),
         document_bytes=(1, 2),
     )
