@@ -1,10 +1,10 @@
-"""Preparing a corpus: MB of text as read a second and peak memory, at several sizes, beside datatrove's same steps.
+"""Preparing a corpus: MB of text read per second and peak memory, at several sizes, compared with datatrove.
 
     python -m benchmarks.bench_corpus [--corpus FILE] [--sizes 30,250,1000] [--check]
 
 FILE is JSON Lines with a field `text`; by default the demo corpus. A corpus of each size is made from its
-sentences, recombined at random from a seed, one document in twenty nearly the same as another one, so that there is
-something to find at every size. Each figure is a process of its own. datatrove is measured where it is installed
+sentences, recombined at random from a seed, one document in twenty nearly the same as another one, so that there are
+duplicates at every size. Each figure is a process of its own. datatrove is measured where it is installed
 (`pip install "al-qalam[bench]"`), in one process, with words split at white space: its own tokenizers need downloads.
 Targets, on two cores: normalising, exact and near-duplicate removal at 10 MB/s, everything (repair, the web filters,
 language identification too) at 4 MB/s, peak memory below 1 GB at every size, and the cost of a MB at the largest size

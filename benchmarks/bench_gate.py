@@ -1,12 +1,12 @@
-"""Whether the gate can be trusted: every planted fault against every check, and honest retrainings.
+"""Whether the gate can be trusted: every planted fault against every check, and retrainings without a fault.
 
     python -m benchmarks.bench_gate [--steps 400] [--seeds 10] [--check]
 
-A small model on the demo corpus is champion. Each fault is planted for real: trained, written as a package,
-measured on the test split, and decided by the gate at the default tolerance and confidence. Then the same recipe is
+A small model on the demo corpus is champion. Each fault goes through the whole process: training, writing the
+package, measuring it on the test split, and the gate at the default tolerance and confidence. Then the same recipe is
 trained again with other seeds, and compared with the same champion.
-Targets: every fault is refused; of ten honest retrainings at most one is; evaluation and gate take below 60 s.
-One fault is beyond any gate that compares figures, and is shown without being counted: damage from before the
+Targets: every fault is refused; of ten retrainings without a fault at most one is; evaluation and gate take below 60 s.
+No gate that compares figures can detect one of the faults, which is shown but not counted: damage from before the
 checkpoint that costs less than the tolerance looks like another seed.
 """
 
@@ -252,7 +252,7 @@ def main() -> int:
         found = [("none: the champion itself", verdict), *((name, plant()) for name, plant in planted.items())]
         print("\n" + table(found) + "\n")
         refused, reports = 0, [sound]
-        print("| honest retraining, seed | change, 95% | repeated 4-grams | copied documents | verdict |")
+        print("| retraining without a fault, seed | change, 95% | repeated 4-grams | copied documents | verdict |")
         print("|---" * 5 + "|")
         for seed in range(2, 2 + arguments.seeds):
             honest = sound.again(seed=seed)
@@ -270,7 +270,7 @@ def main() -> int:
     refusals = sum(not one.decide(other.report, other.budgets).passed for one, other in pairs)
     print(f"\nwith each of them as champion: {refusals} of {len(pairs)} comparisons refused")
     missed = [name for name, verdict in found[1:] if verdict.passed and name not in BELOW_TOLERANCE]
-    print(f"\nfaults that passed: {missed or 'none'}; honest retrainings refused: {refused} of {arguments.seeds}")
+    print(f"\nfaults that passed: {missed or 'none'}; other retrainings refused: {refused} of {arguments.seeds}")
     failed = bool(missed) or not found[0][1].passed or refused > arguments.seeds // 10 or seconds > TARGET_SECONDS
     return int(arguments.check and failed)
 

@@ -6,8 +6,8 @@ A model of 21 million random weights, written as a package, copied and imported 
 A prompt of 64 tokens is continued by 100, greedily, for a batch of 1 and of 8. The peer is a greedy loop in torch
 with a KV cache and nothing else, made here of the loaded model's own layers, in eager mode.
 Targets: at batch 1, numpy gives at least 1.5 times and torch's own `generate` at least 0.9 times the peer's tokens
-per second; the logits of one forward pass are within 1e-4; the tokens are the same, but where torch's two largest
-logits are within 1e-4 of each other.
+per second; the logits of one forward pass are within 1e-4; the tokens are the same, except where torch's two
+largest logits are within 1e-4 of each other.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a package costs to write, load and read rows from, in every storage type, beside its peers.
-Takes a parameter count, gives tables with ratios measured in this very run, a fresh process each, best of N.
+"""What a package costs to write, load and read rows from, in every storage type, compared with its peers.
+Takes a parameter count, prints tables with ratios measured in this run, in a fresh process each, best of N.
 `--check` exits with 1 when a stated target is missed.
 
     python -m benchmarks.bench_package [--params 20e6] [--runs 5] [--check]

@@ -1,13 +1,13 @@
-"""Which tokenizer a small model does best with, at equal compute, on text of another source than it was trained on.
+"""With which tokenizer a small model is best, at equal compute, on text of another source than it was trained on.
 
     python -m benchmarks.bench_tokenizers [--corpus PATH] [--other PATH] [--steps 600] [--seeds 1 2]
 
 For each tokenizer one model of the `small` shape is trained on --corpus and measured on two texts it has not seen:
 held-out documents of the same corpus ("same"), and of --other ("other"). Both are paths as a recipe's sources have
-them; by default the demo corpus is trained on, and "other" is skipped. A larger vocabulary makes each step costlier,
-so it gets fewer of them: the products with the weights, counted per token, come to the same sum for all. Bits per
-byte count the spelling of unknown words; a word vocabulary does not pay for white space, which flatters it a little.
-A vocabulary that the corpus is too small for is skipped.
+them; by default the demo corpus is trained on, and "other" is skipped. A larger vocabulary makes each step more
+expensive, so it gets fewer steps: the number of multiplications by weights is the same for all. Bits per byte
+count the spelling of unknown words; a word vocabulary does not pay for white space, so its figure is slightly too
+low. A vocabulary that the corpus is too small for is skipped.
 """
 
 from __future__ import annotations

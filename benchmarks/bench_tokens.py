@@ -1,13 +1,13 @@
-"""Tokenization: MB of normalised text a second beside named peers, and the peak memory of vocab and tokenize.
+"""Tokenization: MB of normalised text per second, compared with peers, and the peak memory of vocab and tokenize.
 
     python -m benchmarks.bench_tokens [--mb N] [--corpus FILE] [--rounds N] [--sizes MB MB ...] [--check]
 
-Speed: the demo corpus, normalised, its sentences drawn anew with a seed until there are N MB; and once as it is,
+Speed: the demo corpus, normalised, its sentences drawn again with a seed until there are N MB; and once as it is,
 where every sixth piece is a new one (or the texts of a JSON Lines file). Peers alternate in one
-process, best of N. Memory: vocab and tokenize as the pipeline runs them, each in a process of its own whose peak is
-what the kernel says (VmHWM); the text for it is drawn from three million words by Zipf's law, so that its
-vocabulary goes on growing as a real one does. Pages of mapped shards count where they are touched. The original's
-tokenizer is written anew from its published rule (a run of the Arabic block, a run of Latin letters or digits, or
+process, best of N. Memory: vocab and tokenize as the pipeline runs them, each in a process of its own whose peak
+the kernel reports (VmHWM); the text for it is drawn from three million words by Zipf's law, so that its
+vocabulary keeps growing as a real one does. Pages of mapped shards count if they are touched. The original's
+tokenizer is reimplemented from its published rule (a run of the Arabic block, a run of Latin letters or digits, or
 one other character; a dictionary), without its normaliser. Targets: 15 MB/s (BPE) and 40 MB/s (word) on two threads,
 and less than 1 GB.
 """

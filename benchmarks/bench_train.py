@@ -1,4 +1,4 @@
-"""Training speed, time to the same held-out loss, and exactness under kill -9, each beside a peer where there is one.
+"""Training speed, time to the same held-out loss, and exactness under kill -9, compared with peers.
 
     python -m benchmarks.bench_train [--speed] [--loss] [--recipes] [--kills] [--corpus FILE] [--check]
 

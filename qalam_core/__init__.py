@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qalam_core.tokens.tokenizer import ArabicTokenizer
 
     __version__: str
-else:  # unseen by type checkers, for which an unknown name would be Any
+else:  # not for type checkers: with `__getattr__` an unknown name would have the type Any
     _MODULES = {
         "errors": ("CorpusError", "PackageError", "QalamError", "RecipeError", "StoreError", "TrainingError"),
         "evaluation.evaluate": ("evaluate",),

@@ -1,4 +1,4 @@
-"""Normalisation of Arabic text. Rules are data: tokenizer.json and a package hold those that cleaned the corpus."""
+"""Normalisation of Arabic text. Rules are data: tokenizer.json and a package contain those of the corpus."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ Rules = tuple[tuple[str, str], ...]
 """(pattern, replacement) pairs. A text is normalised by NFKC, each pair in order, NFKC again, and strip.
 
 The second NFKC makes it idempotent: deleting a joiner can make a letter and its mark adjacent. Patterns are literal
-characters and classes of them, which RE2 (Arrow), Oniguruma (tokenizers) and Python's `re` interpret alike.
+characters and classes of them, which RE2 (Arrow), Oniguruma (tokenizers) and Python's `re`
+interpret in the same way.
 """
 
 _CONTROLS = (
-    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"  # C0 and C1 but tab, line ends and NEL
+    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"  # C0 and C1 except tab, line ends and NEL
     "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffd"  # bidi, zero-width
 )
 _MARKS = "\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed\u08d3-\u08e1\u08e3-\u08ff"

@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Each message is one line with the thing, the place and the cure.
+"""The errors that a user can cause. Each message is one line: what is wrong, where, and how to fix it.
 
 QalamError
 +-- RecipeError
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 
 class QalamError(Exception):
-    """Base class of errors that a user can cause and cure; `str(error)` is the message to show."""
+    """Base class of errors that a user can cause and fix; `str(error)` is the message to show."""
 
 
 class RecipeError(QalamError):

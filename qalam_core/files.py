@@ -1,6 +1,7 @@
 """Files: atomic writes, locks, digests, and bounded readers of text and JSON.
 
-Functions raise OSError for disk errors and ValueError for unacceptable content; callers add the place and the cure.
+Functions raise OSError for disk errors and ValueError for unacceptable content; callers add where it happened and how
+to fix it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DISK_ERRORS = {
     errno.EPERM: "no permission to write; choose another place with --store",
     errno.EIO: "the disk fails to read or write; what is finished stays in the store",
 }
-"""errno -> message, for the disk errors that a user can cure."""
+"""errno -> message, for the disk errors that a user can fix."""
 
 
 def digest(value: object) -> str:
@@ -130,7 +131,9 @@ def json_object(content: bytes | str) -> dict[str, Any]:
         return value
 
     try:
-        value = json.loads(content, object_pairs_hook=unique)
+        # decoded first: json.loads guesses other encodings from bytes, and lets surrogates pass
+        text = content.decode() if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=unique)
     except KeyError:
         raise ValueError("holds a key twice; parsers disagree about which counts") from None
     except (ValueError, RecursionError):

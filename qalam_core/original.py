@@ -78,7 +78,7 @@ class PureCodeTrainer:
             raise TrainingError(f"seq_len {seq_len} is longer than the model's max_seq_len {self.model.max_seq_len}")
         self.save_dir.mkdir(parents=True, exist_ok=True)
         shard = self.save_dir / "tokens.arrow"
-        lines = islice(lines_of(train_file), max_samples)
+        lines = islice(lines_of(train_file), None if max_samples is None or max_samples < 0 else max_samples)
         encoded = (flattened(self.tokenizer.encode_batch(some)) for some in iter(lambda: list(islice(lines, 1000)), []))
         write_shard(shard, encoded, len(self.tokenizer), START, END)
         batches = Batches([shard], batch_size, seq_len, seed=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -160,8 +161,12 @@ class Runs:
 
     def newest_of(self, name: str) -> list[str]:
         """Ids of the runs of recipe `name`, newest first by modification time; no record is read."""
-        files = [path for path in self._home.glob(f"{name}-*/run.json") if path.parent.name[len(name) + 1 :].isalnum()]
-        return [path.parent.name for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns)]
+        found = []
+        for path in self._home.glob(f"{name}-*/run.json"):
+            with suppress(FileNotFoundError):  # deleted meanwhile by garbage collection
+                if path.parent.name[len(name) + 1 :].isalnum():
+                    found.append((-path.stat().st_mtime_ns, path.parent.name))
+        return [run for _, run in sorted(found)]
 
     def promotions(self, name: str) -> list[Promotion]:
         """The promotions under recipe name `name`, oldest first; the last one is the champion."""
@@ -232,4 +237,6 @@ def _parsed(kind: type[Record], content: bytes, place: str) -> Record:
     try:
         return kind.model_validate(json_object(content))
     except ValueError:  # ValidationError too, whose message has many lines
-        raise StoreError(f"{place}: damaged, not a record of this release; restore it from a copy") from None
+        raise StoreError(
+            f"{place}: damaged, or written by another release; restore it from a copy, or use another store"
+        ) from None

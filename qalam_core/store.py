@@ -177,7 +177,7 @@ class Store:
                     facts = stage.run(partial, progress)
                 manifest = _finish(partial, identity, facts)
             except BaseException:
-                if not stage.resumable:  # a partial result is useless, and takes room on a full disk
+                if not stage.resumable:  # a partial result is useless, and takes space on a full disk
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
             partial.rename(home)
@@ -281,7 +281,7 @@ class Store:
 
     @contextmanager
     def disk_errors(self, stage: str) -> Iterator[None]:
-        """Turn the disk errors that a user can cure into StoreError."""
+        """Turn the disk errors that a user can fix into StoreError."""
         try:
             yield
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,19 @@ def test_user_errors_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(CorpusError, match="not UTF-8"):
         trainer.train(tmp_path / "bad.txt", seq_len=16)
+
+
+def test_max_samples_bounds_the_lines_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A negative number is no bound."""
+    tokenizer = ArabicTokenizer(60)
+    tokenizer.build_vocab(sentences(100))
+    (tmp_path / "text.txt").write_text("\n".join(sentences(9)) + "\n", encoding="utf-8")
+
+    def tokens(bound: int | None) -> int:
+        trainer = PureCodeTrainer(small(len(tokenizer)), tokenizer, save_dir=tmp_path / "out")
+        trainer.train(tmp_path / "text.txt", seq_len=4, epochs=1, batch_size=8, max_samples=bound)
+        found = re.search(r"([\d,]+) tokens", capsys.readouterr().out)
+        assert found
+        return int(found[1].replace(",", ""))
+
+    assert tokens(2) < tokens(5) < tokens(None) == tokens(-1)

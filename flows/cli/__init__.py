@@ -1,1 +1,1 @@
-"""The command line `qalam`: one module a group of commands."""
+"""The command line `qalam`: one module per group of commands."""

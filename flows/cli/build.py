@@ -13,7 +13,7 @@ import typer
 from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption
 from al_qalam.flows.cli.terminal import bars, err, out, plan_table, reused, summary
 from al_qalam.flows.recipes import included_recipe, recipe_path
-from al_qalam.flows.serving.prefect_env import embedded
+from al_qalam.flows.serving.prefect_env import embedded, server_may_be_configured
 from qalam_core.errors import QalamError, RecipeError, StoreError
 from qalam_core.recipe import Recipe, Source, to_toml
 from qalam_core.store import DEFAULT_STORE, Store
@@ -51,27 +51,33 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
     parsed = Recipe.load(recipe_path(recipe), set_ or ())
     target = Store(store)
     target.ensure_writable()
-    published = _from_plan(parsed, target) or _by_flow(parsed, target)
+    published = _from_store(parsed, target) or _by_flow(parsed, target)
     summary(published)
     if not published.verdict.passed:
         raise typer.Exit(1)
 
 
-def _from_plan(recipe: Recipe, store: Store) -> Published | None:
-    """The run, when every stage can be reused and no server is configured; saves the seconds that Prefect needs."""
-    if os.environ.get("PREFECT_API_URL"):
+def _from_store(recipe: Recipe, store: Store) -> Published | None:
+    """The run, when every stage can be reused; None otherwise. Saves the seconds that Prefect needs to start.
+
+    Also None where the flow would do more than reuse: record a run on a server, or start workers.
+    """
+    runner = os.environ.get("QALAM_RUNNER") or recipe.runner
+    if server_may_be_configured() or runner not in ("threads", "processes"):
         return None
-    from qalam_core.pipeline.plan import plan as make_plan
+    from qalam_core.corpus.sources import resolve
+    from qalam_core.pipeline.build import NotBuiltError, Reuse, stages_in_order
     from qalam_core.pipeline.publish import publish
     from qalam_core.runs import Runs
 
-    found = make_plan(recipe, store)
-    if not found.complete:
+    runs, executor = Runs(store), Reuse(store)
+    try:
+        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, executor)
+    except NotBuiltError:
         return None
-    for row, artifact in zip(found.rows, found.artifacts, strict=True):
-        store.mark_used(artifact)
-        reused(row.label, artifact)
-    return publish(Runs(store), recipe, found.artifacts)
+    for label, artifact in executor.found:
+        reused(label, artifact)
+    return publish(runs, recipe, artifacts)
 
 
 def _by_flow(recipe: Recipe, store: Store) -> Published:

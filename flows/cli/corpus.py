@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from al_qalam.flows.cli.options import StoreOption
@@ -95,5 +96,5 @@ def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for index, column in enumerate(head):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     out.print(table)

@@ -125,7 +125,7 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Delete, instead of only listing.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Delete all runs except champions and the latest ones, and artifacts that no kept run needs."""
+    """List, or with --delete delete, old runs that are not champions, and artifacts that no kept run needs."""
     from qalam_core.pipeline.collect import collect
 
     found = collect(Store(store), keep, delete)

@@ -4,6 +4,7 @@ This module must not import Prefect, which reads its settings when it is importe
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 CALLER = {
@@ -33,6 +34,14 @@ LOCAL_SERVER = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
 """For a server on one machine, with SQLite; docs/operations.md has the settings of a larger one."""
+
+
+def server_may_be_configured() -> bool:
+    """Whether $PREFECT_API_URL is set, or the working directory has settings of Prefect, which may name a server."""
+    files = {"prefect.toml": b"", "pyproject.toml": b"tool.prefect", ".env": b"PREFECT_"}
+    return bool(os.environ.get("PREFECT_API_URL")) or any(
+        Path(name).is_file() and mark in Path(name).read_bytes() for name, mark in files.items()
+    )
 
 
 def embedded(store: Path) -> dict[str, str]:

@@ -7,8 +7,8 @@ cluster, of which the one with the smallest digest is kept. As the held-out spli
 is in training and in a held-out split, and a document that joins a held-out document's cluster later is either dropped
 or held out in its place.
 
-Memory: 16 bytes a document for the digests, three times that while they are merged, then at most 56 while clusters are
-found. Temporary disk space: 136 bytes a document.
+Memory: 16 bytes per document for the digests, three times that while they are merged, then at most 56 while clusters
+are found. Temporary disk space: 136 bytes per document.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qalam_core.corpus.words import Hashes, Numbers, Words, hash_ngrams, mixed, 
 
 GRAM = 5  # words
 BANDS = 14
-ROWS = 8  # values a band
+ROWS = 8  # values per band
 
 _SEED = 1
 
@@ -31,7 +31,7 @@ Digests = NDArray[np.bytes_]
 
 
 class Seen:
-    """The digests kept so far: sorted arrays, each at least twice as long as the next, 16 bytes a digest."""
+    """The digests kept so far: sorted arrays, each at least twice as long as the next, 16 bytes per digest."""
 
     def __init__(self) -> None:
         self._levels: list[Digests] = []

@@ -40,7 +40,7 @@ _ARABIC = (
 
 
 class FilterSettings(Frozen):
-    """Everything that the decision about a document depends on, beside its text."""
+    """Everything that the decision about a document depends on, besides its text."""
 
     normalisation: Rules
     repair: bool
@@ -54,7 +54,7 @@ class FilterSettings(Frozen):
 
     @classmethod
     def of(cls, corpus: Corpus) -> FilterSettings:
-        """From the recipe's corpus section. Raises RecipeError where two sources of one name contradict."""
+        """From the recipe's corpus section. Raises RecipeError when sources of one name have different filters."""
         rules = _thresholds(corpus, corpus.filters)
         filters: dict[str, Filters] = {}
         for source in corpus.sources:

@@ -19,7 +19,7 @@ HEAD = 4000  # bytes kept of a longer line
 
 @contextmanager
 def reading(file: SourceFile) -> Iterator[None]:
-    """Turn errors of reading into CorpusErrors. Wrap reads alone: a full disk is not the source's fault."""
+    """Turn errors of reading into CorpusErrors. Wrap only reads: a full disk is not an error of the source."""
     try:
         yield
     except (OSError, EOFError, lzma.LZMAError) as error:

@@ -1,8 +1,8 @@
 """Measures of normalised documents, which the filter rules compare with thresholds.
-Those of Gopher (Rae et al. 2021, arXiv 2112.11446) and FineWeb2 (Penedo et al. 2025, arXiv 2506.20920), with two
-differences. Repetition is the share of a document's letters (white space does not count) in n-grams that occur earlier
-in it, overlaps counted once, where datatrove skips past a match before it searches on. And these n-grams are of words
-as white space separates them, where FineWeb2 uses spaCy's. The other measures separate words and symbols as there.
+They are those of Gopher (Rae et al. 2021, arXiv 2112.11446) and FineWeb2 (Penedo et al. 2025, arXiv 2506.20920), with
+two differences. Repetition is the share of a document's letters (white space does not count) in n-grams that occur
+earlier in it, overlaps counted once, where datatrove skips past each match. And these n-grams are of words separated by
+white space, where FineWeb2 uses spaCy's tokens. The other measures separate words and symbols as FineWeb2 does.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ STOP_WORDS = (
     "،", "في", "من", "على", "إلى", "عام", "أن", "مع", "أو", "هو", "عن", "التي", "كان", "بين", "ما", "كانت", "هي",
     "المتحدة", "بعد",
 )  # fmt: skip
-"""FineWeb2's for arb_Arab; at least two different ones must occur. The comma counts as one, as there."""
+"""FineWeb2's for arb_Arab; at least two different ones must occur. The comma counts as one, as in FineWeb2."""
 
 _LETTERS = r"\p{L}\p{M}\p{N}_"
-# a full stop of some script, and closing brackets and quotation marks
+# punctuation that ends a line, in several scripts, and closing brackets and quotation marks
 _TERMINAL = r"""[.!?؟۔:؛][)\]"'»”’]*$"""
 
 
@@ -37,7 +37,7 @@ def _shape(texts: pa.Array, words: Words) -> dict[str, Floats]:
     symbols = pc.count_substring_regex(spelling, pattern=rf"[^{_LETTERS}\s]").to_numpy()
     alphabetic = pc.count_substring_regex(spelling, pattern=rf"[\p{{M}}\p{{N}}_]*\p{{L}}[{_LETTERS}]*").to_numpy()
     count = words.summed(parts)
-    # without marks: vocalised words would be half as long again
+    # without marks, which would make vocalised words about half as long again
     marks = pc.count_substring_regex(spelling, pattern=r"\p{M}").to_numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
         average = words.summed(pc.utf8_length(spelling).to_numpy() - symbols - marks) / count

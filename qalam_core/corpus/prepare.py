@@ -38,7 +38,7 @@ _REJECTED = pa.schema([("text", pa.large_string()), ("source", pa.string()), ("r
 
 
 class PrepareSettings(FilterSettings, Shares):
-    """Everything that the prepared corpus depends on, beside the documents."""
+    """Everything that the prepared corpus depends on, besides the documents."""
 
     shard_mb: int
 

@@ -225,7 +225,7 @@ def _parsed(text: str, place: str, cure: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise CorpusError(f"{place}: not JSON at {where} ({error.msg}); {cure}") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets nested as deep
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of nested brackets
         raise CorpusError(f"{place}: not JSON that can be read ({error}); {cure}") from None
 
 
@@ -253,7 +253,7 @@ def _read_csv(writer: _Writer) -> None:
                 raise CorpusError(f"{path}: a line is longer than {MAX_LINE >> 20} MB; remove it, if this is CSV")
             yield from (line + "\n" for line in split(text))
 
-    csv.field_size_limit(MAX_CHARS)  # of this process, there is no other way; the default is 128 KiB
+    csv.field_size_limit(MAX_CHARS)  # for the whole process: csv has no other way; the default is 128 KiB
     rows = csv.reader(lines(), strict=True)
     try:
         header = next(rows, [])

@@ -27,7 +27,7 @@ _READ_BY_OTHERS = ("text", "encoding_errors")
 
 
 class ReadSettings(Frozen):
-    """Everything that a file's documents depend on, beside its content; keys that its format ignores have defaults."""
+    """Everything that a file's documents depend on, besides its content; keys that its format ignores have defaults."""
 
     format: str  # a key of the recipe's, or "hf"
     compression: str  # "gzip", "bz2", "xz", "zstd", or "" for plain bytes
@@ -102,7 +102,7 @@ def slice_name(source: Source) -> str:
 
 
 def _parts(path: str | Path) -> tuple[str, str, str]:
-    """(stem, format, compression) by a file's suffixes; "" for a format or compression that they do not tell."""
+    """(stem, format, compression) by a file's suffixes; "" for a format or compression that they do not show."""
     name = Path(path)
     compression = COMPRESSIONS.get(name.suffix.lower(), "")
     if compression:

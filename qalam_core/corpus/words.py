@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
 
-_BASE = 0x9E3779B97F4A7C15  # odd: a polynomial hash over 64 bits keeps every part
+_BASE = 0x9E3779B97F4A7C15  # odd, so that multiplication modulo 2 to the 64 loses no bits
 
 
 @dataclass(frozen=True)

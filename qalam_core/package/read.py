@@ -158,7 +158,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     for name, digest in (*manifest["files"].items(), *manifest["tensors"].items()):
         if not _DIGEST.fullmatch(digest):
             _refuse("manifest.json", f'"{name[:80]}" needs a sha256 of 64 hexadecimal digits')
-    if manifest["dtype"] not in MATRIX_TYPES:
+    if manifest["dtype"] not in [*MATRIX_TYPES]:
         _refuse("manifest.json", f"dtype must be one of {', '.join(MATRIX_TYPES)}")
     return manifest
 

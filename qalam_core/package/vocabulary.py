@@ -70,7 +70,8 @@ def vocabulary_of(text: str) -> Vocabulary:
         if data["post_processor"] == _ADDS_NOTHING:
             ignored["post_processor"] = None
         same = _document(vocabulary) == {**data, **ignored}
-        if not (same and all(is_usable(pattern) for pattern, _ in rules)):
+        usable = all(is_usable(pattern) and isinstance(content, str) for pattern, content in rules)
+        if not (same and usable and words[: len(SPECIALS)] == SPECIALS):
             raise ValueError("not ours")
     except (KeyError, TypeError, ValueError, AttributeError):
         raise PackageError(

@@ -11,7 +11,7 @@ from qalam_core.runs import RunRecord, Runs
 from qalam_core.store import Store
 
 FRESH_SECONDS = 24 * 3600.0
-"""Artifacts of no run are kept for so long after their last use: a build may be running, or be resumed."""
+"""Artifacts that no run needs are kept this long after their last use: a build may be running, or be resumed."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Collected:
 def collect(
     store: Store, keep: int, delete: bool = False, fresh_seconds: float = FRESH_SECONDS, now: float | None = None
 ) -> Collected:
-    """Delete what no kept run needs; without `delete` it is only listed.
+    """Delete what no kept run needs; without `delete` only list it.
 
     Of each recipe name the last `keep` runs are kept, the champion, the run that a rollback would return to, and the
-    runs that these need. An artifact of none of them is kept while any build is running, and for `fresh_seconds` after
-    its last use; so is a partial one, from which a killed build continues.
+    runs that these need. Any other artifact is kept while a build is running, and for `fresh_seconds` after its last
+    use; so is a partial one, from which a killed build continues.
     """
     if keep < 1:
         raise StoreError(f"{keep} runs cannot be kept; name at least 1")

@@ -42,7 +42,6 @@ class Plan:
 
     rows: tuple[Row, ...]
     against: str  # the run that it was compared with, "" for none
-    artifacts: tuple[Artifact, ...] = ()  # of every stage, when all are reused
 
     @property
     def complete(self) -> bool:
@@ -55,15 +54,13 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     runs = Runs(store)
     reasons = Reasons(runs, recipe.name)
     planner = _Planner(store, reasons)
-    artifacts: list[Artifact] = []
     try:
-        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, planner)
+        stages_in_order(recipe, resolve(recipe.corpus.sources), runs, planner)
     except _UnknownError:
         after = f"after {planner.rows[-1].stage}"
         planned = {row.stage for row in planner.rows}
         planner.rows += [Row(kind.name, kind.name, "build", (after,)) for kind in STAGES if kind.name not in planned]
-    found = Plan(tuple(planner.rows), reasons.against, tuple(artifacts))
-    return found if found.complete else replace(found, artifacts=())
+    return Plan(tuple(planner.rows), reasons.against)
 
 
 class _UnknownError(Exception):
@@ -105,7 +102,7 @@ class _Planner(Executor):
         self.rows.append(Row(stage.name, stage.label, "build", why, "" if rebuilt else key))
         self._new[key] = stage.name
         before = self.reasons.closest(stage)
-        if before is None:
+        if before is None or before.manifest.version != stage.version:  # the facts of other versions may differ
             return _Absent(stage.name, key, self.store.artifact_folder(stage.name, key))
         return replace(before, digest=key).with_manifest(before.manifest)
 
@@ -132,7 +129,10 @@ class Reasons:
             return (f"{what} is new or changed" if self._last(stage.name) else lost, *waiting)
         old, new = before.manifest, stage.identity
         version = () if old.version == new.version else (f"version of the stage: {old.version} -> {new.version}",)
-        inputs = ({name: i for name, i in some.inputs.items() if name not in rebuilt} for some in (old, new))
+        unknown = {_kind(name) for name in rebuilt}
+        inputs = (
+            {name: digest for name, digest in of.inputs.items() if _kind(name) not in unknown} for of in (old, new)
+        )
         found = (*version, *_changed_values("", old.settings, new.settings), *_changed_inputs(*inputs), *waiting)
         if found and isinstance(stage, Ingest):
             return tuple(f"{stage.file.path}: {reason}" for reason in found)
@@ -143,21 +143,22 @@ class Reasons:
         last, inputs = self._last(stage.name), stage.identity.inputs
         if isinstance(stage, Ingest):
             # the same content, or the only file of its source
-            of_source = [made for made in last if made.manifest.settings["name"] == stage.settings.name]
+            of_source = [made for made in last if made.manifest.settings.get("name") == stage.settings.name]
             same = [made for made in last if made.manifest.inputs == inputs]
             return (same or of_source)[0] if same or len(of_source) == 1 else None
         if isinstance(stage, Tokenize):
-            last = [made for made in last if made.manifest.inputs["shard"] == inputs["shard"]]
+            last = [made for made in last if made.manifest.inputs.get("shard") == inputs["shard"]]
         return last[0] if last else None
 
     def _last(self, stage: str) -> list[Artifact]:
         """The last run's artifacts of a kind, without deleted and damaged ones."""
         if stage not in self._known:
-            self._known[stage] = []
+            found = []
             for key in self._record.artifacts.get(stage, ()) if self._record else ():
                 artifact = self._store.reference(stage, key)
                 with suppress(StoreError):
-                    self._known[stage].append(artifact.with_manifest(artifact.manifest))
+                    found.append(artifact.with_manifest(artifact.manifest))
+            self._known[stage] = found  # complete, because the threads of a mapped task ask at the same time
         return self._known[stage]
 
 
@@ -204,8 +205,12 @@ def _changed_inputs(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[
 
 
 def _by_kind(inputs: Mapping[str, str]) -> dict[str, list[str]]:
-    """Digests by the name of their input, without its number."""
+    """Digests by the name of their input, which has no number."""
     kinds: dict[str, list[str]] = {}
     for name, found in inputs.items():
-        kinds.setdefault(re.sub(r"-[0-9]{5}$", "", name), []).append(found)
+        kinds.setdefault(_kind(name), []).append(found)
     return kinds
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"-[0-9]{5}$", "", name)

@@ -118,7 +118,7 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
 
 
 def render_page(runs: Runs, run: str) -> str:
-    """The HTML report of a run, rendered again; what was garbage-collected is left out, and said."""
+    """The HTML report of a run, rendered again; it omits what was garbage-collected, and says so."""
     from qalam_core.reports.page import page
 
     record = runs.record(run)

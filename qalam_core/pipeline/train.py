@@ -132,7 +132,8 @@ def _parent(
     digests = {stage: tuple(artifact.digest for artifact in artifacts) for stage, artifacts in inputs.items()}
     for run, record in runs.champions(recipe.name):
         same_inputs = all(record.artifacts[stage] == found for stage, found in digests.items())
-        if not (same_inputs and _settings(record.recipe, settings.vocab_size) == settings):
+        same_request = record.recipe.train.warm_start == requested
+        if not (same_inputs and same_request and _settings(record.recipe, settings.vocab_size) == settings):
             return runs.package(run)
         trained = runs.store.reference("train", record.artifacts["train"][0])
         if trained.exists():

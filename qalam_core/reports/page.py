@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file without references to others; what was garbage-collected is left out, and said."""
+"""The HTML report of a run: one file without references to others; it omits what was garbage-collected, and says so."""
 
 from __future__ import annotations
 

@@ -49,6 +49,8 @@ def write(
     folder: Path, done: int, tensors: dict[str, Tensor], notes: Mapping[str, Any], conditions: Mapping[str, str]
 ) -> None:
     """Write the checkpoint after `done` steps, then delete all but the last two."""
+    for partial in folder.glob(".checkpoint-*"):  # of a training that was killed while it wrote
+        partial.unlink()
     metadata = {"done": str(done), "notes": json.dumps(notes), **conditions}
     write_tensors(folder / f"checkpoint-{done:09d}.safetensors", tensors, metadata)
     for old in _files(folder)[:-_KEPT]:

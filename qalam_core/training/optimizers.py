@@ -1,4 +1,4 @@
-"""Optimizers: the learning rate of each step, and AdamW, alone or beside Muon."""
+"""Optimizers: the learning rate of each step, and AdamW, alone or together with Muon."""
 
 from __future__ import annotations
 

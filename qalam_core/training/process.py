@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def follow(spec: Path, steps: int, progress: Progress) -> None:
     """Run `python -m qalam_core.training SPEC` to its end. Raises TrainingError, and OSError when the disk failed."""
-    # a file, not a pipe: nobody reads it meanwhile, and a full pipe would block a training with many warnings
+    # a file, not a pipe: it is read only at the end, and a full pipe would block a training with many warnings
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr_file:
         with subprocess.Popen(
             [sys.executable, "-m", "qalam_core.training", str(spec)],

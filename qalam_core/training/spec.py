@@ -19,7 +19,7 @@ PEER_LOST = 76  # another process of the group exited; not a fault of this one
 
 
 class TrainSettings(Frozen):
-    """Everything that the weights depend on, beside the tokens and the initial weights."""
+    """Everything that the weights depend on, besides the tokens and the initial weights."""
 
     seed: int
     model: Model

@@ -24,6 +24,14 @@ def test_an_untouched_package_verifies(package: Path) -> None:
     assert verify(package) == []
 
 
+@pytest.mark.parametrize("dtype", ["[]", "{}", "null", "1", '"f64"'])
+def test_a_manifest_with_another_storage_type_is_refused(package: Path, dtype: str) -> None:
+    edit(package / "manifest.json", '"dtype": "f32"', f'"dtype": {dtype}')
+    with pytest.raises(PackageError, match="dtype must be one of") as caught:
+        read(package)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
 def test_plain_import_and_hand_edits_in_every_type(tmp_path: Path, dtype: str) -> None:
     folder = export(tmp_path / "model", dtype=dtype)

@@ -46,8 +46,21 @@ def change_specials(data: Any) -> None:
     data["added_tokens"][3]["content"] = "<|endoftext|>"
 
 
+def rename_specials(data: Any) -> None:
+    for token in data["added_tokens"]:
+        index, token["content"] = token["id"], f"<s{token['id']}>"
+        data["model"]["vocab"] = {
+            token["content"] if number == index else word: number for word, number in data["model"]["vocab"].items()
+        }
+
+
+def change_replacement(data: Any) -> None:
+    data["normalizer"]["normalizers"][1]["content"] = 5
+
+
 @pytest.mark.parametrize("change", [
-    change_model, change_split, change_id, change_rule, change_specials, lambda data: data.clear(),
+    change_model, rename_specials, change_replacement, change_split, change_id, change_rule, change_specials,
+    lambda data: data.clear(),
     lambda data: data.update(normalizer=None), lambda data: data["model"].update(vocab=[]),
     lambda data: data["model"].update(vocab={"a": "b", "c": 1}), lambda data: data.update(decoder={}),
     lambda data: data["model"]["merges"].append(["no", "such one"]),

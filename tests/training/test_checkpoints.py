@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qalam_core.files import sha256_file
+from qalam_core.training.checkpoints import write
 from tests.training.small_training import CYCLE, DROPOUT, finish, spec, start, write_tokens
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -24,6 +26,13 @@ def test_a_damaged_checkpoint_is_skipped(uninterrupted: Path, cyclic: Path, tmp_
     assert status == 0
     assert json.loads(out.splitlines()[0])["step"] == 40
     assert sha256_file(tmp_path / "out" / "model.safetensors") == sha256_file(uninterrupted / "model.safetensors")
+
+
+def test_partial_files_of_killed_trainings_are_deleted(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f".checkpoint-000000200.safetensors.{number}").write_bytes(b"partial")
+    write(tmp_path, 200, {"a": torch.zeros(3)}, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000200.safetensors"]
 
 
 def test_other_conditions_are_refused_by_name(cyclic: Path, tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]
     """Convert a package of the original Al-Qalam into a package `out`; -> remarks.
 
     Weights are bit-identical, the tokenizer is not. The original keeps adjacent Arabic letters, marks, digits and
-    punctuation in one token and drops everything else. Ours, "word" with profile "search", separates punctuation and
-    digits from letters, drops vowel marks and tatweel, and gives <UNK> for what the original drops. A remark has the
-    number of words that are unreachable for that reason.
+    punctuation in one token and drops everything else. Ours, "word" with the normalisation "search", separates
+    punctuation and digits from letters, drops vowel marks and tatweel, and gives <UNK> for what the original drops.
+    A remark has the number of words that are unreachable for that reason.
     """
     from qalam_core.arabic import NORMALISATIONS  # imports pyarrow, which packages do not need otherwise
 

@@ -245,7 +245,8 @@ def _load_key(path: Path, kind: Literal["private", "public"], password: bytes | 
     try:
         key = load_pem_public_key(raw) if kind == "public" else load_pem_private_key(raw, password)
     except TypeError:
-        reason = "is encrypted; give its password" if password is None else "is not encrypted; give no password"
+        encrypted = "is encrypted; decrypt it with `openssl pkey`, or give its password to qalam_core.sign"
+        reason = encrypted if password is None else "is not encrypted; give no password"
         raise PackageError(f"{path}: the key {reason}") from None
     except (ValueError, UnsupportedAlgorithm):
         wrong = "" if password is None else ", or the password is wrong"

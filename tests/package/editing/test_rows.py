@@ -238,6 +238,13 @@ def test_add_token_refuses_a_tokenizer_json_of_another_vocabulary(package: Path)
     assert contents(package) == before
 
 
+def test_add_token_accepts_a_reformatted_tokenizer_json(package: Path) -> None:
+    file = package / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")), indent=1), encoding="utf-8")
+    add_token(package, "قط")
+    assert "قط" in read(package).vocabulary.words
+
+
 def test_tokens_of_digits_are_quoted() -> None:
     words = vocabulary(words=(*WORDS[:10], "7", "٧"))
     assert find_row(words, EMBEDDING, "7") == 7
