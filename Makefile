@@ -26,7 +26,7 @@ check: .venv/test  ## in a minute: linters, types, and every test that starts no
 	$(BIN)/python -m pytest -q -n 2 -m "not processes"
 
 test: check  ## linters, types and every test
-	$(BIN)/python -m pytest -n 4 -m processes  # more workers than cores: many tests mostly wait
+	$(BIN)/python -m pytest -n 3 -m processes  # more workers than cores: many tests mostly wait
 
 lint: .venv/test  ## linters and types
 	$(BIN)/ruff check --quiet .

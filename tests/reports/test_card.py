@@ -9,6 +9,7 @@ import pytest
 from qalam_core.evaluation.results import Contamination, Interval, Intervals, Report
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
+from qalam_core.runs import Parent
 from tests.reports.small_reports import CORPUS, COUNTS, TRAIN, recipe, report
 
 
@@ -72,6 +73,23 @@ def test_a_measured_card_has_figures_with_intervals() -> None:
     assert "Not yet" in model_card(recipe(), CORPUS, TRAIN)
     assert "Not yet" not in card
     assert not re.search(r"20\d\d-\d\d", card)
+
+
+@pytest.mark.parametrize("requested", ["champion", "demo-0123456789ab", ""])
+def test_a_card_states_the_origin_of_the_weights_from_the_facts(requested: str) -> None:
+    """Not from the request: where no champion exists, a training that asks for it starts with random weights."""
+    asked = Recipe.parse({**recipe().canonical(), "train": {"warm_start": requested}})
+    cold = model_card(asked, CORPUS, TRAIN)
+    assert "trained from scratch" in cold
+    assert "دُرِّب من الصفر" in cold
+    assert "initial weights" not in cold
+    parent = Parent(run="demo-0123456789ab", package="a" * 64)
+    warm = model_card(asked, CORPUS, TRAIN.model_copy(update={"warm_start": parent}))
+    assert "from the weights of an earlier model, run demo-0123456789ab" in warm
+    assert "من أوزان نموذج سابق (التشغيل demo-0123456789ab)" in warm
+    assert "The initial weights were those of run demo-0123456789ab." in warm
+    assert "scratch" not in warm
+    assert "من الصفر" not in warm
 
 
 @pytest.mark.parametrize("name", ["</div><script>x</script>", "a|b", "x\n\n# head"])
