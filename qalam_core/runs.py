@@ -171,10 +171,11 @@ class Runs:
     def promotions(self, name: str) -> list[Promotion]:
         """The promotions under recipe name `name`, oldest first; the last one is the champion."""
         file = self._history(name)
-        try:
-            lines = file.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
+        with self.store.disk_errors("publish"):
+            try:
+                lines = file.read_bytes().splitlines()
+            except FileNotFoundError:
+                return []
         return [_parsed(Promotion, line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
 
     def champion(self, name: str) -> str | None:

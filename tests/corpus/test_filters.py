@@ -74,7 +74,7 @@ def _is_wordly(char: str) -> bool:
     return unicodedata.category(char)[0] in "LMN" or char == "_"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(texts)
 def test_measures_equal_a_loop(texts: list[str]) -> None:
     array = pa.array(texts, pa.large_string())

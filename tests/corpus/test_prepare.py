@@ -380,7 +380,7 @@ def test_shards_do_not_depend_on_the_batches(sizes: list[int], batch: int, seed:
 # -- small corpora --------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(count=st.integers(3, 30), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
 def test_no_split_of_a_small_corpus_is_empty(count: int, seed: int, order: random.Random) -> None:
     documents = sentences(count, seed)

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_a_change_builds_again(tmp_path: Path, folder: Path) -> None:
+def test_a_new_file_alone_is_read(tmp_path: Path, folder: Path) -> None:
     root = tmp_path / "store"
     documents, corpus = prepared(root, folder)
     assert not corpus.cached
@@ -53,6 +53,11 @@ def test_what_a_change_builds_again(tmp_path: Path, folder: Path) -> None:
         fresh = [artifact for artifact in documents if not artifact.cached]
         assert len(fresh) == 1
         assert not corpus.cached
+
+
+def test_a_changed_setting_prepares_the_same_documents_again(tmp_path: Path, folder: Path) -> None:
+    root = tmp_path / "store"
+    prepared(root, folder)
     for options in (
         {"thresholds": {"min_alphabetic": 0.6}}, {"filters": "none"}, {"near_duplicates": False}, {"repair": True},
         {"sources": [{"path": str(folder), "name": "stories", "filters": "prose"}], "thresholds": {"min_words": 3}},

@@ -70,7 +70,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_accepted_text_means_the_same_as_in_python(
     tmp_path: Path, tiny: dict[str, bytes], dtype: str, data: st.DataObject
