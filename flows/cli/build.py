@@ -94,6 +94,14 @@ def _by_flow(recipe: Recipe, store: Store) -> Published:
         except KeyboardInterrupt:
             err.print("stopped; what is finished is kept, and the same command resumes the build")
             raise typer.Exit(130) from None
+        except RuntimeError as error:  # Prefect has no class for it
+            if not str(error).startswith("Failed to reach API"):
+                raise
+            url = str(error).removeprefix("Failed to reach API at ")
+            raise QalamError(
+                f"no Prefect server responds at {url}; start it, or build without one: unset PREFECT_API_URL, and "
+                "remove the address from Prefect's settings in this folder"
+            ) from None
         finally:
             watchers.remove(terminal)
     result = state.result(raise_on_failure=False)

@@ -205,7 +205,7 @@ def _changed_inputs(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[
 
 
 def _by_kind(inputs: Mapping[str, str]) -> dict[str, list[str]]:
-    """Digests by the name of their input, which has no number."""
+    """Digests, grouped by the name of their input without its number."""
     kinds: dict[str, list[str]] = {}
     for name, found in inputs.items():
         kinds.setdefault(_kind(name), []).append(found)

@@ -328,6 +328,21 @@ def test_a_fully_cached_build_does_not_start_prefect(mine: Built, tmp_path: Path
     assert done.stderr.count("cached ") == 9
 
 
+@pytest.mark.parametrize("named_by", ["environment", "file"])
+def test_an_unreachable_server_is_one_line(mine: Built, tmp_path: Path, named_by: str) -> None:
+    """Even where everything is reused: a server that is named must learn of the run."""
+    (tmp_path / "r.toml").write_text(to_toml(mine.recipe), encoding="utf-8")
+    address, environment = "http://127.0.0.1:9/api", {"PREFECT_CLIENT_MAX_RETRIES": "0"}
+    if named_by == "environment":
+        environment["PREFECT_API_URL"] = address
+    else:
+        (tmp_path / "prefect.toml").write_text(f'[api]\nurl = "{address}"\n', encoding="utf-8")
+    done = qalam_process("build", "r.toml", "--store", mine.store.root, cwd=tmp_path, **environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: no Prefect server responds at {address}")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.usefixtures("processes")
 def test_help_starts_quickly() -> None:
     heavy = {"torch", "prefect", "pyarrow", "tokenizers", "datasets", "numpy"}
