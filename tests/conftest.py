@@ -6,10 +6,12 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,6 +23,8 @@ from qalam_core.pipeline.publish import Published
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
+from qalam_core.training import process
+from tests.trainers import Trainer
 
 # Tests run in parallel, so one thread each. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,8 +39,13 @@ QUICK_SECONDS = float(os.environ.get("QALAM_QUICK_SECONDS", "2"))  # of CPU time
 
 
 @pytest.fixture(scope="session")
-def processes() -> None:
-    """A test that requests this, directly or through another fixture, may start processes and has no time limit."""
+def processes() -> Iterator[None]:
+    """A test that requests this, directly or through another fixture, may start processes and has no time limit.
+    Builds in the test's own process fork their trainings from one that has imported torch."""
+    starts = SimpleNamespace(Popen=Trainer, PIPE=subprocess.PIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "subprocess", starts)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

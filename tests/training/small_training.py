@@ -13,6 +13,7 @@ from qalam_core.recipe import Model, Monitoring, Optimisation, Train
 from qalam_core.tokens.shards import Batches, flattened, write_shard
 from qalam_core.training.spec import Spec, TrainSettings
 from qalam_core.training.step import Training
+from tests.trainers import Trainer
 
 CYCLE = 20
 VOCABULARY = 4 + CYCLE
@@ -73,11 +74,9 @@ def spec(out: Path, tokens: Path, model: Model = MODEL, **train: Any) -> Path:
     return out / "spec.json"
 
 
-def start(file: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "qalam_core.training", str(file)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(file: Path) -> Trainer:
+    command = [sys.executable, "-m", "qalam_core.training", str(file)]
+    return Trainer(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(file: Path) -> tuple[int, str, str]:

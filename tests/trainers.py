@@ -1,0 +1,102 @@
+"""Training processes forked from one that has imported torch already: importing it takes longer than a small training.
+
+They are processes as real as `python -m qalam_core.training`, which the tests of the command line start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import IO, Any, Self
+
+_COMMAND = [sys.executable, "-m", "qalam_core.training"]
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "qalam_core.training.__main__"])
+
+
+class _Stream:
+    """A file descriptor that the new process receives."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, tuple[Any]]:
+        return _received, (DupFd(self.number),)
+
+
+def _received(handle: Any) -> _Stream:
+    return _Stream(handle.detach())
+
+
+def _train(spec: str, streams: list[_Stream], environment: dict[str, str], folder: Path) -> None:
+    for number, stream in enumerate(streams):
+        os.dup2(stream.number, number)
+        os.close(stream.number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (multiprocessing has closed the first one)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["qalam_core.training", spec]
+    from qalam_core.training.__main__ import main
+    from qalam_core.training.distributed import exit_process
+
+    exit_process(main())
+
+
+class Trainer:
+    """The part of subprocess.Popen[str] that the parent of a training uses."""
+
+    def __init__(self, command: list[str], *, stdin: int, stdout: int, stderr: IO[str] | int, **_: Any) -> None:
+        assert command[:-1] == _COMMAND
+        assert (stdin, stdout) == (subprocess.PIPE, subprocess.PIPE)
+        (in_, self_in), (self_out, out), (self_errors, errors) = os.pipe(), os.pipe(), os.pipe()
+        self.stdin, self.stdout = open(self_in, "w", encoding="utf-8"), open(self_out, encoding="utf-8")
+        self.stderr = open(self_errors, encoding="utf-8")
+        theirs = [_Stream(in_), _Stream(out), _Stream(errors if isinstance(stderr, int) else stderr.fileno())]
+        arguments = (command[-1], theirs, dict(os.environ), Path.cwd())
+        self._process = _forks.Process(target=_train, args=arguments)
+        try:
+            self._process.start()
+        finally:
+            for number in (in_, out, errors):
+                os.close(number)
+        assert self._process.pid
+        self.pid = self._process.pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        """-> exit status, negative for a signal. Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(_COMMAND, timeout or 0)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self) -> tuple[str, str]:
+        """-> the rest of standard output and standard error."""
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        found = self.stdout.read(), self.stderr.read()
+        self.wait()
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        self.wait()
+        self.stdout.close()
+        self.stderr.close()
