@@ -41,13 +41,13 @@ from al_qalam.tasks.executor import AsTasks
 from al_qalam.tasks.runners import workers
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.sources import resolve
-from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.build import InPlace, ingested, tokenized
 from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.recipe import Recipe
 from qalam_core.store import Identity, Store
 
 recipe, store, count = Recipe.load(Path(sys.argv[1])), Store(Path(sys.argv[2])), int(sys.argv[3])
-found = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
+found = tokenized(recipe, ingested(resolve(recipe.corpus.sources), InPlace(store)), InPlace(store))
 table = pa.ipc.open_file(found.corpus.path / "train-00000.arrow").read_all()
 
 

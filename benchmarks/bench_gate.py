@@ -34,15 +34,15 @@ from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Budgets, Report, Verdict
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package.runtime.architecture import END, START
-from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.build import InPlace, ingested, tokenized
 from qalam_core.pipeline.evaluate import Evaluate, measured
 from qalam_core.pipeline.export import Export
 from qalam_core.pipeline.prepare import shards_of
+from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.train import Train, model_config
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
-from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
 from qalam_core.tokens.tokenizer import ArabicTokenizer
@@ -71,10 +71,12 @@ class Sound:
     @classmethod
     def build(cls, recipe: Recipe, store: Store) -> Sound:
         executor = InPlace(store)
-        _, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), executor)
-        checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, Runs(store)))
-        package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint))
-        report, budgets = measured(executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens)))
+        documents = ingested(resolve(recipe.corpus.sources), executor)
+        corpus, tokenizer, tokens = tokenized(recipe, documents, executor)
+        checkpoint = executor.run(Train.of(recipe, tokenizer, tokens))
+        seen = executor.run(Seen.of(corpus, None))
+        package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, None))
+        report, budgets = measured(executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen)))
         return cls(recipe, store, corpus, tokenizer, tokens, checkpoint, package, report, budgets)
 
     def again(self, **changes: Any) -> Sound:

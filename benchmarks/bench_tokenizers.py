@@ -27,14 +27,14 @@ from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.errors import RecipeError
 from qalam_core.evaluation.evaluate import evaluate
 from qalam_core.evaluation.results import Report
-from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.build import InPlace, ingested, tokenized
 from qalam_core.pipeline.export import PACKAGE, Export
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Model, Recipe
-from qalam_core.runs import Runs
 from qalam_core.store import Store
 from qalam_core.tokens.shards import flat
 from qalam_core.training.spec import WEIGHTS
@@ -68,9 +68,10 @@ def held_out(store: Store, recipe: Recipe, name: str) -> list[tuple[str, str]]:
 
 
 def measure(store: Store, recipe: Recipe, test: Sequence[tuple[str, str]]) -> Report:
-    _, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
-    checkpoint = store.build(Train.of(recipe, tokenizer, tokens, Runs(store)))
-    package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint))
+    documents = ingested(resolve(recipe.corpus.sources), InPlace(store))
+    corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
+    checkpoint = store.build(Train.of(recipe, tokenizer, tokens))
+    package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint, store.build(Seen.of(corpus, None)), None))
     some = flat(of_split(tokens, "train")[0].path / TOKENS)[:200_000]
     report, _ = evaluate(
         package.path / PACKAGE, checkpoint.path / WEIGHTS, test,

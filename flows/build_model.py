@@ -14,7 +14,8 @@ from al_qalam.tasks import remote, stages
 from al_qalam.tasks.executor import AsTasks, artifact_of
 from al_qalam.tasks.policy import confined
 from al_qalam.tasks.runners import workers
-from qalam_core.pipeline.build import stages_in_order
+from qalam_core.pipeline.build import History, stages_in_order
+from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
@@ -35,7 +36,7 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
     files = stages.resolve(recipe.corpus)
     with workers(recipe.runner) as pool:
         executor = AsTasks(store, pool, recipe, training)
-        artifacts = stages_in_order(recipe, files, Runs(Store(Path(store))), executor)
+        artifacts = stages_in_order(recipe, files, History(Runs(Store(Path(store)))), executor)
     published = stages.publish(store, recipe, artifacts)
     if not published.verdict.passed:
         return Failed(message="the gate refused: " + " ".join(published.verdict.reasons()), data=published)
@@ -43,7 +44,7 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
 
 
 @flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)
-def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam") -> Any:
+def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam", parent: str = "") -> Any:
     """Train from artifacts in the store; the message of the final state is the digest of the checkpoint.
 
     Args:
@@ -51,8 +52,10 @@ def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = 
         tokenizer: digest of the tokenizer
         tokens: digests of the token shards, in order
         store: folder of artifacts and runs, on the machine that runs the flow
+        parent: the run whose weights to begin with; empty: random ones
     """
     store = confined(store)
-    stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), Runs(Store(Path(store))))
+    start = WarmStart.of(Runs(Store(Path(store))), parent, recipe) if parent else None
+    stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), start)
     checkpoint = artifact_of(stages.task_of(Train)(store, stage))
     return Completed(message=checkpoint.digest, data=checkpoint)

@@ -15,7 +15,8 @@ from al_qalam.tasks import stages
 from al_qalam.tasks.executor import AsTasks
 from al_qalam.tasks.policy import confined
 from al_qalam.tasks.runners import workers
-from qalam_core.pipeline.build import tokenized
+from qalam_core.pipeline.build import ingested, tokenized
+from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
@@ -30,12 +31,15 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
         store: folder of artifacts and runs, on the machine that runs the flow
     """
     store = confined(store)
-    run = Runs(Store(Path(store))).champion(recipe.name)
+    runs = Runs(Store(Path(store)))
+    run = runs.champion(recipe.name)
     if run is None:
         return Completed(message=f"{recipe.name} has no champion yet")
     files = stages.resolve(recipe.corpus)
+    seen = WarmStart.of(runs, run, recipe).seen
     with workers(recipe.runner) as pool:
-        text = tokenized(recipe, files, AsTasks(store, pool, recipe), tasks.tokenizer(store, run))
+        executor = AsTasks(store, pool, recipe)
+        text = tokenized(recipe, ingested(files, executor), executor, seen, tasks.tokenizer(store, run))
     verdict = tasks.remeasure(store, recipe, run, text.corpus, text.tokens)
     if not verdict.passed:
         return Failed(message=f"{run} would not pass today: " + " ".join(verdict.reasons()), data=verdict)

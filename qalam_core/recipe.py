@@ -87,6 +87,7 @@ class Corpus(Frozen):
     languages: tuple[str, ...] = Field(
         ("ar", "arz", "ary"), description="languages that prose and web accept, as py3langid's codes; [] accepts any"
     )
+    exclude: str = Field("", description="file of documents to leave out, by text, id or digest; see docs/lineage.md")
     near_duplicates: bool = Field(True, description="keep one of several near-duplicate documents")
     validation: Fraction = Field(0.05, description="share of documents held out for validation during training")
     test: Fraction = Field(0.05, description="share of documents held out for the gate")
@@ -295,7 +296,7 @@ class Recipe(Frozen):
 
 
 def _anchored(corpus: Corpus, folder: Path) -> Corpus:
-    """The corpus with source paths relative to `folder` made absolute."""
+    """The corpus with paths relative to `folder` made absolute."""
 
     def anchored(path: str) -> str:
         return path if path.startswith(("package:", "hf:")) else str(folder / path)
@@ -305,7 +306,8 @@ def _anchored(corpus: Corpus, folder: Path) -> Corpus:
         files = source.data_files if source.revision else tuple(map(anchored, source.data_files))
         return source.model_copy(update={"path": anchored(source.path), "data_files": files})
 
-    return corpus.model_copy(update={"sources": tuple(map(of, corpus.sources))})
+    exclude = str(folder / corpus.exclude) if corpus.exclude else ""
+    return corpus.model_copy(update={"sources": tuple(map(of, corpus.sources)), "exclude": exclude})
 
 
 def _override(data: dict[str, Any], override: str) -> None:

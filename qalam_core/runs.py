@@ -3,13 +3,16 @@
 Layout:
     <store>/runs/<run id>/                 run.json, tokenizer.json, model/, report.json, report.md, report.html
     <store>/champions/<recipe name>.jsonl  one line for each promotion; the last line is the champion
+
+A run id contains the verdict, so that one model may have several runs. What was decided about a model, its rollback or
+an exception, therefore holds for every run with the same model (`model_digest`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -18,7 +21,7 @@ from pydantic import ValidationError
 
 from qalam_core.errors import StoreError
 from qalam_core.evaluation.results import Bits, Report, Verdict
-from qalam_core.files import json_object, read_bytes, replace_file, sha256_file, sync
+from qalam_core.files import digest, json_object, read_bytes, replace_file, sha256_file, sync
 from qalam_core.recipe import Frozen, Recipe
 from qalam_core.store import Store, delete_folder
 
@@ -30,6 +33,26 @@ class Parent(Frozen):
 
     run: str
     package: str  # sha256 of the manifest of its package
+
+
+class Ancestor(Frozen):
+    """A run whose weights a later training began with, directly or through others."""
+
+    run: str
+    package: str  # sha256 of the manifest of its package
+    corpus: str  # digest of its prepared corpus
+    seen: str  # digest of the record of what it and its ancestors have read
+    documents: dict[str, int]  # that it was trained on, by source
+    changes: tuple[str, ...]  # of the recipe, to the run that began with it
+    accepted: tuple[str, ...]  # exceptions that a person made when promoting it, with their reasons
+
+
+class SeenFacts(Frozen):
+    """Distinct documents by source; texts that fold to the same words are one document."""
+
+    own: dict[str, int]  # that the training has read
+    lineage: dict[str, int]  # that it or a training before it has read
+    gone: dict[str, int]  # that an ancestor has read, and that are in no split of this corpus
 
 
 class TrainFacts(Frozen):
@@ -58,7 +81,9 @@ class RunRecord(Frozen):
     artifacts: dict[str, tuple[str, ...]]  # stage -> digests, in the order of the build
     timings: dict[str, float]  # stage -> seconds
     incumbent: str  # the run that the gate compared it with, "" for none
-    parent: str  # the run whose weights training began with, "" for none
+    anchors: tuple[str, ...]  # earlier champions that the gate compared it with as well
+    lineage: tuple[Ancestor, ...]  # the run whose weights training began with, then that run's, and so on; () for none
+    seen: SeenFacts
     verdict: Verdict
     bits_per_byte: Bits
     package_mb: float
@@ -67,8 +92,18 @@ class RunRecord(Frozen):
     machine: dict[str, str]
     dependencies: dict[str, str]  # distribution -> version
 
+    @property
+    def parent(self) -> str:
+        """The run whose weights training began with, "" for none."""
+        return self.lineage[0].run if self.lineage else ""
+
+    @property
+    def origin(self) -> str:
+        """What training began with, in a few words."""
+        return f"begun from run {self.parent}" if self.parent else "from scratch"
+
     def needed_runs(self) -> tuple[str, ...]:
-        """The runs that a rebuild reads; garbage collection keeps them."""
+        """The runs that garbage collection keeps for a rebuild. Anchors may be hundreds, and are not kept."""
         return tuple(run for run in dict.fromkeys((self.parent, self.incumbent)) if run)
 
 
@@ -76,10 +111,49 @@ class Promotion(Frozen):
     """One line of the history of a recipe name's champions."""
 
     run: str
+    model: str  # its model_digest
     when: str  # ISO 8601, UTC
     why: str
-    who: str = "unknown"
+    who: str
     action: Literal["promote", "rollback"] = "promote"
+    accepted: tuple[str, ...] = ()  # exceptions that a person made, as `exceptions` names them
+    undone: str = ""  # of a rollback: the model_digest of the champion before it
+
+    def __str__(self) -> str:
+        return f"on {self.when[:10]} by {self.who}: {self.why}"
+
+
+ACCEPTABLE = {"yardstick": "new-yardstick", "gate settings": "looser-gate"}
+"""Check -> the exception for a model that failed it. These checks find no fault: they say that a person must judge."""
+
+
+def exceptions(verdict: Verdict) -> dict[str, tuple[str, ...]]:
+    """The exceptions that promoting a model with this verdict needs -> the names of the checks that failed.
+
+    Where every exception is of ACCEPTABLE, the model waits for a person; "refused" is that of all other checks.
+    """
+    failed = [check.name for check in verdict.checks if not check.passed]
+    if not failed and not verdict.passed:
+        return {"refused": ()}
+    needed: dict[str, tuple[str, ...]] = {}
+    for name in failed:
+        exception = ACCEPTABLE.get(name, "refused")
+        needed[exception] = (*needed.get(exception, ()), name)
+    return needed
+
+
+def model_digest(package: Path) -> str:
+    """Digest of what a package's model is, as its manifest says: configuration, vocabulary and tensors.
+
+    Not of its card and code: a card has figures, and code changes with a release. Raises StoreError.
+    """
+    file = package / "manifest.json"
+    try:
+        manifest = json_object(read_bytes(file))
+        files = {name: manifest["files"][name] for name in ("config.py", "vocab.py")}
+        return digest({"files": files, "tensors": manifest["tensors"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StoreError(f"{file}: missing or damaged; restore it from a copy, or delete the run") from None
 
 
 class Runs:
@@ -184,53 +258,131 @@ class Runs:
         return promotions[-1].run if promotions else None
 
     def champions(self, name: str) -> Iterator[tuple[str, RunRecord]]:
-        """The champions under `name`, newest first, with their records; deleted ones are skipped.
+        """The champions under `name` that were not rolled back, newest first, with their records.
 
-        Raises StoreError when the current one was deleted.
+        Deleted ones are skipped. Raises StoreError when the current one was deleted.
         """
-        for number, promotion in enumerate(reversed(self.promotions(name))):
+        for number, promotion in enumerate(reversed(_in_force(self.promotions(name)))):
             if number == 0 or promotion.run in self:
                 yield promotion.run, self.record(promotion.run)
 
-    def promote(self, name: str, promotion: Promotion) -> None:
+    def model(self, run: str) -> str:
+        """The digest of a run's model. Raises StoreError."""
+        return model_digest(self.folder(run) / "model")
+
+    def rolled_back(self, name: str, model: str) -> Promotion | None:
+        """The rollback from a model under `name`, unless a person has promoted it again since."""
+        return _undone(self.promotions(name)).get(model)
+
+    def exceptions(self, run: str) -> dict[str, str]:
+        """The exceptions that a person makes by promoting `run` -> why each is needed."""
+        record = self.record(run)
+        needed = {
+            name: f"it failed: {', '.join(checks) or 'the gate'}" for name, checks in exceptions(record.verdict).items()
+        }
+        if undone := self.rolled_back(record.recipe.name, self.model(run)):
+            needed["rolled-back"] = f"it was rolled back {undone}"
+        return needed
+
+    def accepted(self, run: str) -> tuple[str, ...]:
+        """The exceptions that were made for the model of `run`, each with its reason."""
+        record, model = self.record(run), self.model(run)
+        lines = [line for line in self.promotions(record.recipe.name) if line.model == model]
+        found = dict.fromkeys(f"{what}: {line.why}" for line in lines for what in line.accepted)
+        if not lines and not record.verdict.passed:
+            return ("the gate did not pass it, and nobody promoted it",)
+        return tuple(found)
+
+    def promote(
+        self, name: str, run: str, *, when: str, why: str, who: str, accepted: Sequence[str] = ()
+    ) -> None:  # fmt: skip
         """Make a run the champion under `name`, by one more line of the history; does nothing when it is already."""
-        self.folder(promotion.run)
+        promotion = Promotion(run=run, model=self.model(run), when=when, why=why, who=who, accepted=tuple(accepted))
         with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
-            if self.champion(name) == promotion.run:
-                return
-            line = json.dumps(promotion.canonical(), ensure_ascii=False, sort_keys=True) + "\n"
-            history = self._history(name)
-            earlier = history.read_bytes() if history.exists() else b""
-            # not an append: on a full disk it could leave a partial line, which every later build would refuse
-            replace_file(history, earlier + line.encode())
+            if self.champion(name) != run:
+                self._append(name, promotion)
+
+    def offer(self, name: str, run: str, when: str) -> str:
+        """Make a run that passed the gate the champion under `name`; -> "", or why a person must do so.
+
+        A model that was rolled back, or was champion before and is not now, does not return by itself.
+        """
+        promotion = Promotion(run=run, model=self.model(run), when=when, why="passed the gate", who="gate")
+        with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
+            earlier = self.promotions(name)
+            if earlier and earlier[-1].run == run:
+                return ""
+            if not earlier or earlier[-1].model != promotion.model:
+                if undone := _undone(earlier).get(promotion.model):
+                    return f"rolled back {undone}"
+                if before := next((line for line in reversed(earlier) if line.model == promotion.model), None):
+                    return f"it was champion before, promoted {before}"
+            self._append(name, promotion)
+        return ""
 
     def rollback(self, name: str, when: str, why: str, who: str) -> str:
-        """Undo the last promotion under `name` that is in force, by one more line; -> the run that is champion again.
+        """Return to the champion under `name` before the current one, by one more line; -> its run.
 
-        Deleted runs are skipped. Raises StoreError when there is no earlier champion.
+        Runs that were deleted, and champions with the same model or one that was rolled back, are skipped. Raises
+        StoreError when there is no earlier champion.
         """
-        before, champion = self.rollback_target(name), self.champion(name)
-        if champion is None:
-            raise StoreError(f"{name!r} has no champion in {self.store.root}; `qalam runs` lists the runs")
-        if before is None:
-            raise StoreError(f"{champion} is the first champion of {name} that still exists; nothing came before it")
-        self.promote(name, Promotion(run=before, when=when, why=why, who=who, action="rollback"))
-        return before
+        with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
+            promotions = self.promotions(name)
+            if not promotions:
+                raise StoreError(f"{name!r} has no champion in {self.store.root}; `qalam runs` lists the runs")
+            champion, before = promotions[-1], self._before(promotions)
+            if before is None:
+                raise StoreError(
+                    f"{champion.run} is the first champion of {name} that still exists and was not rolled back; "
+                    "nothing came before it"
+                )
+            line = {"when": when, "why": why, "who": who, "action": "rollback", "undone": champion.model}
+            self._append(name, Promotion.model_validate({"run": before.run, "model": before.model, **line}))
+        return before.run
 
     def rollback_target(self, name: str) -> str | None:
         """The run that a rollback of `name` would make champion."""
-        in_force: list[str] = []
-        for promotion in self.promotions(name):
-            if promotion.action == "rollback":
-                while in_force and in_force[-1] != promotion.run:
-                    in_force.pop()
-            else:
-                in_force.append(promotion.run)
-        champion = self.champion(name)
-        return next((run for run in reversed(in_force) if run != champion and run in self), None)
+        before = self._before(self.promotions(name))
+        return before.run if before else None
+
+    def _before(self, promotions: Sequence[Promotion]) -> Promotion | None:
+        """The newest champion in force with another model than the current one."""
+        found = (line for line in reversed(_in_force(promotions)) if line.model != promotions[-1].model)
+        return next((line for line in found if line.run in self), None)
+
+    def _append(self, name: str, promotion: Promotion) -> None:
+        line = json.dumps(promotion.canonical(), ensure_ascii=False, sort_keys=True) + "\n"
+        history = self._history(name)
+        earlier = history.read_bytes() if history.exists() else b""
+        # not an append: on a full disk it could leave a partial line, which every later build would refuse
+        replace_file(history, earlier + line.encode())
 
     def _history(self, name: str) -> Path:
         return self.store.root / "champions" / f"{name}.jsonl"
+
+
+def _undone(promotions: Sequence[Promotion]) -> dict[str, Promotion]:
+    """Model -> the rollback from it; without models that a person promoted again since."""
+    found: dict[str, Promotion] = {}
+    for promotion in promotions:
+        if promotion.action == "rollback":
+            found[promotion.undone] = promotion
+        else:
+            found.pop(promotion.model, None)
+    return found
+
+
+def _in_force(promotions: Sequence[Promotion]) -> list[Promotion]:
+    """The promotions that no rollback has undone, oldest first; the last one is of the champion."""
+    found: list[Promotion] = []
+    for promotion in promotions:
+        if promotion.action == "rollback":
+            while found and found[-1].run != promotion.run:
+                found.pop()
+        if promotion.action == "promote" or not found:
+            found.append(promotion)
+    undone = _undone(promotions)  # another run of the same model may be among them
+    return [promotion for promotion in found if promotion.model not in undone]
 
 
 def _parsed(kind: type[Record], content: bytes, place: str) -> Record:

@@ -32,6 +32,7 @@ def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
     parameters = {
         "recipe": recipe.canonical(), "store": store, "tokenizer": stage.tokenizer.digest,
         "tokens": [artifact.digest for artifact in stage.tokens],
+        "parent": stage.warm_start.parent.run if stage.warm_start else "",
     }  # fmt: skip
     try:
         run = run_deployment(deployment, parameters=parameters, poll_interval=5)

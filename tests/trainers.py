@@ -38,7 +38,7 @@ def _train(spec: str, streams: list[_Stream], environment: dict[str, str], folde
     for number, stream in enumerate(streams):
         os.dup2(stream.number, number)
         os.close(stream.number)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (multiprocessing has closed the first one)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing has closed the first one
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
@@ -57,8 +57,8 @@ class Trainer:
         assert command[:-1] == _COMMAND
         assert (stdin, stdout) == (subprocess.PIPE, subprocess.PIPE)
         (in_, self_in), (self_out, out), (self_errors, errors) = os.pipe(), os.pipe(), os.pipe()
-        self.stdin, self.stdout = open(self_in, "w", encoding="utf-8"), open(self_out, encoding="utf-8")
-        self.stderr = open(self_errors, encoding="utf-8")
+        self.stdin, self.stdout = os.fdopen(self_in, "w", encoding="utf-8"), os.fdopen(self_out, encoding="utf-8")
+        self.stderr = os.fdopen(self_errors, encoding="utf-8")
         theirs = [_Stream(in_), _Stream(out), _Stream(errors if isinstance(stderr, int) else stderr.fileno())]
         arguments = (command[-1], theirs, dict(os.environ), Path.cwd())
         self._process = _forks.Process(target=_train, args=arguments)

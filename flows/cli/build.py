@@ -57,6 +57,45 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
         raise typer.Exit(1)
 
 
+def forget(
+    recipe: RecipeArgument,
+    exclude: Annotated[Path, typer.Option(help="File of the texts, ids or digests, one a line.")],
+    store: StoreOption = DEFAULT_STORE,
+    set_: SetOption = None,
+) -> None:
+    """Build a model that has never read some texts, from the last run that had not, and check that it has not."""
+    from qalam_core.corpus.exclusion import Excluded
+    from qalam_core.corpus.fingerprints import Fingerprints
+    from qalam_core.pipeline.lineage import last_without, readers
+    from qalam_core.runs import Runs
+
+    excluded, target = Excluded.load(exclude), Store(store)
+    target.ensure_writable()
+    path, runs = recipe_path(recipe), Runs(target)
+    asked = Recipe.load(path, set_ or ())
+    start = last_without(asked, excluded, runs) if asked.train.warm_start else ""
+    out.print(f"training begins with {f'the weights of run {start}' if start else 'random weights'}", soft_wrap=True)
+    changes = (*(set_ or ()), f"corpus.exclude={exclude.resolve()}", f"train.warm_start={start}")
+    parsed = Recipe.load(path, changes)
+    published = _from_store(parsed, target) or _by_flow(parsed, target)
+    summary(published)
+    seen = Fingerprints.load(target.artifact("seen", published.record.artifacts["seen"][0]).path)
+    if read := excluded.read_by(seen):
+        raise StoreError(f"{published.run}: its lineage has read {len(read)} of the texts in {exclude}; do not use it")
+    out.print(f"{published.run}: neither it nor a run before it has read any text of {exclude}", soft_wrap=True)
+    old = readers(runs, excluded)
+    for run, count in old.items():
+        what = "what it has read is not recorded" if count is None else f"has read {count} of them"
+        out.print(f"to be deleted: {run}: {what}", soft_wrap=True, markup=False)
+    if asked.corpus.exclude != parsed.corpus.exclude:
+        out.print(
+            f'so that later builds leave them out as well, set exclude = "{exclude.resolve()}" in [corpus] of {path}',
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+    if not published.verdict.passed:
+        raise typer.Exit(1)
+
+
 def _from_store(recipe: Recipe, store: Store) -> Published | None:
     """The run, when every stage can be reused; None otherwise. Saves the seconds that Prefect needs to start.
 
@@ -66,13 +105,13 @@ def _from_store(recipe: Recipe, store: Store) -> Published | None:
     if server_may_be_configured() or runner not in ("threads", "processes"):
         return None
     from qalam_core.corpus.sources import resolve
-    from qalam_core.pipeline.build import NotBuiltError, Reuse, stages_in_order
+    from qalam_core.pipeline.build import History, NotBuiltError, Reuse, stages_in_order
     from qalam_core.pipeline.publish import publish
     from qalam_core.runs import Runs
 
     runs, executor = Runs(store), Reuse(store)
     try:
-        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, executor)
+        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), executor)
     except NotBuiltError:
         return None
     for label, artifact in executor.found:

@@ -84,8 +84,9 @@ def _show_overlap(runs: Runs, run: str) -> None:
     overlap = runs.report(run).contamination
     if overlap:
         out.print(
-            f"{overlap.covered:.1%} of the words of {overlap.documents:,} test documents are in 13-grams that also "
-            f"occur in the training text; in {overlap.copied:.1%} of the documents more than half of the words are",
+            f"{overlap.words_13.covered:.1%} of the words of {overlap.documents:,} test documents are in n-grams of 13 "
+            f"words that the model, or one before it, has read; in {overlap.words_13.copied:.1%} of the documents more "
+            f"than half of the words are (n-grams of 8 words: {overlap.words_8.copied:.1%})",
             soft_wrap=True,
         )
 

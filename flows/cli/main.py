@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "init": (build.init, "qalam init my.toml --corpus 'texts/*.txt' --size small"),
         "plan": (build.plan, "qalam plan my.toml --set train.steps=200"),
         "build": (build.build, "qalam build my.toml --set train.steps=200"),
+        "forget": (build.forget, "qalam forget my.toml --exclude texts_to_forget.txt"),
         "reproduce": (runs.reproduce, "qalam reproduce demo-0123456789ab"),
         "gc": (runs.gc, "qalam gc --keep 5 --delete"),
     },

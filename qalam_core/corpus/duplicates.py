@@ -30,7 +30,7 @@ _SEED = 1
 Digests = NDArray[np.bytes_]
 
 
-class Seen:
+class KnownDigests:
     """The digests kept so far: sorted arrays, each at least twice as long as the next, 16 bytes per digest."""
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qalam_core.arabic import NORMALISATIONS, Rules, normalise_array
 from qalam_core.corpus import language
 from qalam_core.corpus.duplicates import BANDS, Digests, band_keys
+from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.measures import MEASURES, Floats
 from qalam_core.corpus.mojibake import repair_array
 from qalam_core.corpus.sources import slice_name
@@ -23,7 +24,7 @@ from qalam_core.errors import RecipeError, did_you_mean
 from qalam_core.filter_profiles import FILTER_PROFILES, RULES
 from qalam_core.recipe import Corpus, Filters, Frozen
 
-REASONS = ("empty", "too_short", "too_long", "not_arabic", *RULES, "duplicate", "near_duplicate")
+REASONS = ("empty", "excluded", "too_short", "too_long", "not_arabic", *RULES, "duplicate", "near_duplicate")
 """Why a document is rejected, in the order in which that is checked."""
 
 Thresholds = tuple[tuple[str, float], ...]
@@ -105,13 +106,16 @@ def check_languages(settings: FilterSettings) -> None:
             raise RecipeError(f'corpus.languages: "{code}" is not known; {hint}')
 
 
-def filter_batch(batch: pa.RecordBatch, settings: FilterSettings) -> Filtered:
+def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excluded | None = None) -> Filtered:
     """Normalise documents, and decide which to reject for their own text; duplicates are found later, in order."""
     read, slices = batch.column("text"), batch.column("source")
     texts, repaired = repair_array(read) if settings.repair else (read, np.zeros(len(read), np.bool_))
     texts = normalise_array(texts, settings.normalisation)
     found = words(texts)
     reasons = _basic(texts, found, batch.column("cut").to_numpy(zero_copy_only=False), settings)
+    digests = digests_of(texts)
+    if excluded is not None:
+        reasons[excluded.holds(texts, digests) & (reasons != "empty")] = "excluded"
     names = np.array(slices.to_pylist(), np.object_) if settings.slice_rules else np.zeros(len(texts), np.object_)
     for name in dict.fromkeys(names.tolist()):
         rules = settings.slice_rules.get(name, settings.rules)
@@ -120,7 +124,7 @@ def filter_batch(batch: pa.RecordBatch, settings: FilterSettings) -> Filtered:
     long, keys = np.zeros(len(texts), np.bool_), np.zeros((0, BANDS), np.uint64)
     if settings.near_duplicates:
         long, keys = band_keys(found)
-    return Filtered(read, slices, texts, digests_of(texts), reasons, repaired, long, keys)
+    return Filtered(read, slices, texts, digests, reasons, repaired, long, keys)
 
 
 def _basic(texts: pa.Array, found: Words, cut: NDArray[np.bool_], settings: FilterSettings) -> Reasons:

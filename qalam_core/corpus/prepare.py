@@ -21,8 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
-from qalam_core.corpus.duplicates import Clusters, Seen
+from qalam_core.corpus.duplicates import Clusters, KnownDigests
+from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.filters import REASONS, Filtered, FilterSettings, Reasons, check_languages, filter_batch
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.readers import HEAD
 from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, read_texts, required_splits
 from qalam_core.errors import CorpusError
@@ -56,6 +58,7 @@ class SliceCounts(Frozen):
     kept: int
     repaired: int
     rejected: dict[str, int]
+    seen_by_ancestor: int = 0  # kept for training instead of held out, because an ancestor of the model has read it
 
 
 class SplitCounts(Frozen):
@@ -75,15 +78,19 @@ class CorpusFacts(SliceCounts):
 
 
 def prepare(
-    documents: Sequence[Path], settings: PrepareSettings, out: Path, progress: Progress = no_progress
-) -> CorpusFacts:
+    documents: Sequence[Path], settings: PrepareSettings, out: Path, progress: Progress = no_progress,
+    seen: Fingerprints | None = None, excluded: Excluded | None = None,
+) -> CorpusFacts:  # fmt: skip
     """Clean, deduplicate and split `documents`, in their order, into `out`; -> counts.
 
     Writes train-00000.arrow and so on, each of half to twice `shard_mb` MB of text (columns id: the first 16 hex digits
     of the text's sha256, text, source), and rejects.arrow (text: at most HEAD characters as read, of near-duplicates as
     normalised; source, reason). Every document is in one of them. Memory: a few record batches, and per document what
     duplicates.py states. Needs the corpus's size again as temporary disk space. Progress is in bytes of the files.
-    Raises CorpusError when a slice, or a split with a share, would be empty, and RecipeError.
+
+    `seen` is what the ancestors of the model have read: what would be held out and meets it goes to training instead.
+    `excluded` documents are rejected. Raises CorpusError when a slice, or a split with a share, would be empty, and
+    RecipeError.
     """
     check_languages(settings)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,9 +100,9 @@ def prepare(
     spool, texts = out / "spool", out / "spool" / "texts"  # what the first pass keeps
     with ipc.new_file(out / REJECTS, _REJECTED) as rejects:
         with closing(Clusters(spool)) as clusters, ipc.new_file(texts, _SPOOLED) as kept:
-            seen = Seen()
-            for batch, done in _filtered(documents, settings):
-                fresh = seen.add(batch.digests, batch.reasons == "")
+            known = KnownDigests()
+            for batch, done in _filtered(documents, settings, excluded):
+                fresh = known.add(batch.digests, batch.reasons == "")
                 batch.reasons[(batch.reasons == "") & ~fresh] = "duplicate"
                 counts.add(batch)
                 rejected = np.flatnonzero(batch.reasons != "")
@@ -104,7 +111,7 @@ def prepare(
                 kept.write_batch(pa.record_batch(columns, schema=_SPOOLED))
                 clusters.add(batch.digests[fresh], batch.long[fresh], batch.keys[fresh[batch.long]])
                 progress(int(done * _FIRST / 100), total)
-            del seen
+            del known
             digests, dropped = clusters.finish()
         split = np.full(len(digests), -1, np.int8)
         split[~dropped] = assign(digests[~dropped], settings)
@@ -112,6 +119,8 @@ def prepare(
         for batch, done in _batches([texts]):
             rows = slice(row, row + len(batch))
             row += len(batch)
+            if seen is not None:
+                counts.seen.update(_to_training(split[rows], batch, seen))
             for index, shard in enumerate(shards):
                 own = split[rows] == index
                 text, source = (_selected(batch.column(name), own) for name in ("text", "source"))
@@ -140,13 +149,26 @@ def read_rejects(folder: Path, reason: str, count: int) -> Iterator[tuple[str, s
         yield row["source"], row["text"]
 
 
-def _filtered(documents: Sequence[Path], settings: FilterSettings) -> Iterator[tuple[Filtered, float]]:
+def _to_training(split: NDArray[np.int8], batch: pa.RecordBatch, seen: Fingerprints) -> dict[str, int]:
+    """Reassign held-out documents that meet `seen`, in place; -> how many of each slice."""
+    held_out = np.flatnonzero(split > 0)
+    if not len(held_out):
+        return {}
+    chosen = batch.take(pa.array(held_out))
+    read = seen.meets(chosen.column("text")).read
+    split[held_out[read]] = 0
+    return _counted(chosen.column("source").filter(pa.array(read)))
+
+
+def _filtered(
+    documents: Sequence[Path], settings: FilterSettings, excluded: Excluded | None
+) -> Iterator[tuple[Filtered, float]]:
     """As `_batches`, but filtered: a few at once, in threads, as Arrow and numpy release the interpreter lock."""
     workers = min(pa.cpu_count(), 4)
     ahead: deque[tuple[Future[Filtered], float]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for batch, done in _batches(documents):
-            ahead.append((pool.submit(filter_batch, batch, settings), done))
+            ahead.append((pool.submit(filter_batch, batch, settings, excluded), done))
             if len(ahead) > workers:
                 future, upto = ahead.popleft()
                 yield future.result(), upto
@@ -185,6 +207,7 @@ class _Counts:
 
     read: Counter[str] = field(default_factory=Counter)
     repaired: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)  # by ancestors
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (slice, reason)
 
     def add(self, batch: Filtered) -> None:
@@ -204,9 +227,11 @@ class _Counts:
 
     def _of(self, names: Collection[str]) -> SliceCounts:
         found = {reason: sum(self.rejected[name, reason] for name in names) for reason in REASONS}
-        read, repaired = (sum(counts[name] for name in names) for counts in (self.read, self.repaired))
+        columns = (self.read, self.repaired, self.seen)
+        read, repaired, seen = (sum(counts[name] for name in names) for counts in columns)
         rejected = {reason: count for reason, count in found.items() if count}
-        return SliceCounts(read=read, kept=read - sum(rejected.values()), repaired=repaired, rejected=rejected)
+        kept = read - sum(rejected.values())
+        return SliceCounts(read=read, kept=kept, repaired=repaired, rejected=rejected, seen_by_ancestor=seen)
 
 
 def _counted(values: pa.Array) -> dict[str, int]:
@@ -220,6 +245,7 @@ def _check(facts: CorpusFacts, settings: PrepareSettings) -> None:
         "too_short": f"corpus.min_chars is {settings.min_chars}; lower it, or join lines with unit",
         "too_long": f"corpus.max_chars is {settings.max_chars}; raise it, or split the text with unit",
         "not_arabic": f"corpus.min_arabic is {settings.min_arabic}; lower it, or name the field with Arabic",
+        "excluded": "corpus.exclude names it",
         "duplicate": "the same text came before",
         "near_duplicate": "nearly the same text is kept; or set corpus.near_duplicates = false",
     }
@@ -234,7 +260,11 @@ def _check(facts: CorpusFacts, settings: PrepareSettings) -> None:
             raise CorpusError(f"{name}: a source with no usable documents; {why(counts)}")
     empty = [SPLITS[i] for i in required_splits(settings) if not facts.splits[SPLITS[i]].documents]
     if empty:
+        seen = (
+            f"{facts.seen_by_ancestor} that would be held out were read by an ancestor of the model; "
+            'add new text, or set train.warm_start to ""'
+        )
         raise CorpusError(
             f"corpus: {facts.kept} documents are too few to split, {' and '.join(empty)} would be empty; "
-            f"add text; {why(facts)}"
+            f"{seen if facts.seen_by_ancestor else 'add text'}; {why(facts)}"
         )

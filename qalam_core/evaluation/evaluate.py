@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import CorpusError, PackageError
 from qalam_core.evaluation.baselines import KneserNeyTrigram, Unigram
-from qalam_core.evaluation.contamination import covered, summary
+from qalam_core.evaluation.contamination import contamination
 from qalam_core.evaluation.generation import generation_statistics, no_generation, samples
 from qalam_core.evaluation.integrity import check, one_line, transformer
 from qalam_core.evaluation.results import Bits, Budgets, Integrity, Report, Slice, TensorStatistics, rounded
@@ -38,6 +39,7 @@ def evaluate(
     train_tokens: Sequence[NDArray[Any]],
     train_texts: Iterable[pa.Array],
     *,
+    seen: Fingerprints,
     seed: int,
     prompts: Sequence[str],
     confidence: float,
@@ -48,7 +50,8 @@ def evaluate(
 
     `checkpoint` is the safetensors file that the package was written from. `test` are (slice, normalised text) pairs.
     `train_tokens` are 1-D id arrays, START ids END for each document; the baselines count the first 20 million ids.
-    `train_texts` are the same documents as text, in the same order, and are read once. `seed` is for samples,
+    `train_texts` are the same documents as text, in the same order; the first ones are read. `seen` is what the model
+    and its ancestors have read. `seed` is for samples,
     `confidence` for intervals, `storage` is the recipe's storage type of matrices. `progress` counts scored tokens.
 
     A package that cannot be read gives a report whose figures are NaN. Raises CorpusError when the test split is empty.
@@ -78,8 +81,7 @@ def evaluate(
     correct = documents.sum(hits)
     everything = np.arange(len(test))
     names, slice_of = np.unique(np.array([name for name, _ in test]), return_inverse=True)
-    head, texts = _head(train_texts, TEXTS)
-    shares = covered([text for _, text in test], texts)
+    head = _head(train_texts, TEXTS)
     report = Report(
         test_digest=digest_of(test),
         overall=documents.figures(everything, per_document, correct, confidence),
@@ -97,7 +99,7 @@ def evaluate(
         document_bytes=tuple(int(size) for size in documents.bytes),
         document_digests=tuple(digest_of([pair])[:12] for pair in test),
         document_slices=tuple(slice_of.tolist()),
-        contamination=summary(shares, documents.words),
+        contamination=contamination([text for _, text in test], seen),
         tensors={name: _statistics(tensor) for name, tensor in package.weights.items()},
     )  # fmt: skip
     return report, budgets
@@ -108,13 +110,9 @@ def _statistics(tensor: NDArray[np.float32]) -> TensorStatistics:
     return TensorStatistics(shape=tensor.shape, mean=mean, std=std, minimum=low, maximum=high)
 
 
-def _head(texts: Iterable[pa.Array], count: int) -> tuple[list[str], Iterator[pa.Array]]:
-    """The first `count` texts, and an iterator over all texts."""
-    batches = iter(texts)
-    read: list[pa.Array] = []
-    while sum(map(len, read)) < count and (batch := next(batches, None)) is not None:
-        read.append(batch)
-    return [text for batch in read for text in batch.to_pylist()][:count], chain(read, batches)
+def _head(texts: Iterable[pa.Array], count: int) -> list[str]:
+    """The first `count` texts."""
+    return list(islice((text for batch in texts for text in batch.to_pylist()), count))
 
 
 def _same_ids(tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[NDArray[Any]]) -> bool:

@@ -26,7 +26,8 @@ def decide(report: Report, budgets: Budgets, gate: Requirements, champion: Repor
         _at_most("repetition", "The share of repeated 4-grams", written.repeated_4grams, gate.max_repeated),
     ]
     if (found := report.contamination) is not None:
-        subject = f"The share of test documents contained in the training text ({found.covered:.1%} of all words are)"
+        shares = f"by n-grams of 8 words {found.words_8.copied:.1%}, of 13 words {found.words_13.copied:.1%}"
+        subject = f"The share of test documents that the model, or one before it, has mostly read ({shares})"
         checks.append(_at_most("contamination", subject, found.copied, gate.max_copied))
     checks.append(
         Check(

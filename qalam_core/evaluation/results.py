@@ -59,12 +59,24 @@ class Sample(Frozen):
     pieces: tuple[Piece, ...] = ()  # of the continuation
 
 
-class Contamination(Frozen):
-    """How much of the test documents occurs in the training text, by 13-grams of words."""
+class Overlap(Frozen):
+    """How much of the test documents is in n-grams of words that were read, or was read exactly."""
 
-    documents: int  # those of at least 13 words
-    copied: float  # share of them with more than half of their words covered
-    covered: float  # share of their words that are in such an n-gram
+    copied: float  # share of the documents with more than half of their words covered
+    covered: float  # share of all their words
+
+
+class Contamination(Frozen):
+    """How much of the test documents the model, or a model before it, has read."""
+
+    documents: int
+    words_8: Overlap  # by n-grams of 8 words
+    words_13: Overlap
+
+    @property
+    def copied(self) -> float:
+        """The larger share of copied documents."""
+        return max(self.words_8.copied, self.words_13.copied)
 
 
 class Generation(Frozen):

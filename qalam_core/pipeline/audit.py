@@ -6,19 +6,24 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
+from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Verdict
-from qalam_core.pipeline.build import build
+from qalam_core.pipeline.build import InPlace, Past, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, measured
+from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.gate import Incumbent, Incumbents
+from qalam_core.pipeline.lineage import WarmStart
+from qalam_core.pipeline.publish import create_run
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe, Requirements
-from qalam_core.runs import Promotion, RunRecord, Runs
+from qalam_core.runs import RunRecord, Runs
 from qalam_core.store import Artifact, Store
 
 _MEASURED = {"tokens_per_second", "memory_mb", "mfu"}  # keys of metrics.jsonl that depend on the machine
@@ -46,7 +51,7 @@ class Row:
     then: str  # digests; "" where there was none
     now: str
     differing: tuple[str, ...]  # files whose content differs, or that only one of the two has
-    compared: bool = True  # False where the recorded artifact was garbage-collected
+    compared: bool = True  # False where the recorded artifact, or a run that it depends on, was deleted
 
     @property
     def matches(self) -> bool:
@@ -60,52 +65,136 @@ class Reproduction:
 
     run: str
     again: str  # its id in the fresh store
-    rows: tuple[Row, ...]  # every artifact in the pipeline's order, then the run folder
-    notes: tuple[str, ...]  # differences between versions and machines
+    rows: tuple[Row, ...]  # every artifact in the pipeline's order, then the run folder; of each run that was built
+    basis: str  # what was built again, and what was taken from the store
+    notes: tuple[str, ...]  # what was not compared, and differences between versions and machines
 
     @property
     def matches(self) -> bool:
-        """Whether every artifact matches."""
-        return all(row.matches for row in self.rows)
+        """Whether every artifact matches that can be compared."""
+        return all(row.matches or (not row.compared and not row.differing) for row in self.rows)
 
 
-def reproduce(store: Store, run: str, fresh: Store, progress: Progress = no_progress) -> Reproduction:
+@dataclass(frozen=True)
+class AsRecorded(Past):
+    """The earlier runs that a run was built with, whatever the history of champions is now."""
+
+    runs: Runs  # of the store that has their reports
+    record: RunRecord
+    start: WarmStart | None
+
+    def warm_start(self, recipe: Recipe, documents: Sequence[Artifact]) -> WarmStart | None:
+        """The recorded parent."""
+        return self.start
+
+    def incumbents(self, recipe: Recipe, evaluation: Artifact) -> Incumbents:
+        """The recorded ones, without those that were deleted."""
+        champion, *anchors = (
+            Incumbent.of(self.runs, run) if run in self.runs else None
+            for run in (self.record.incumbent, *self.record.anchors)
+        )
+        return Incumbents(champion, tuple(anchor for anchor in anchors if anchor))
+
+
+def reproduce(
+    store: Store, run: str, fresh: Store, progress: Progress = no_progress, lineage: bool = False
+) -> Reproduction:
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
-    `progress` counts training steps. Files with times (metrics.jsonl, budgets.json, verdict.json) are compared without
-    them. Raises CorpusError, before anything is built, when a source of the run is missing or has changed; and
-    StoreError when `fresh` is not empty or a run that the build needs was deleted.
+    A warm start begins with the weights that its parent has in `store`; with `lineage`, all its ancestors are built
+    again as well, oldest first, each from the one before. `progress` counts training steps. Files with times
+    (metrics.jsonl, budgets.json, verdict.json) are compared without them. Raises CorpusError, before anything is built,
+    when a source of a run is missing or has changed; and StoreError when `fresh` is not empty or a run that the build
+    needs was deleted.
     """
     runs, there = Runs(store), Runs(fresh)
     record = runs.record(run)
     if there.ids() or any((fresh.root / "artifacts").glob("*/*")):
         raise StoreError(f"store {fresh.root}: not empty; a run is reproduced in a store of its own")
-    _check_sources(store, record, run)
-    for needed in record.needed_runs():
-        there.copy_from(runs, needed)
-        # a parent that the recipe names need not be a champion
-        if needed == record.incumbent or record.recipe.train.warm_start == "champion":
-            why = f"champion when {run} was built"
-            there.promote(record.recipe.name, Promotion(run=needed, when=record.created, why=why, who="reproduce"))
-    published = build(record.recipe, fresh, progress)
-    now = there.record(published.run)
+    chain = {run: record}
+    if lineage:
+        ancestors = reversed(record.lineage)
+        chain = {**{one.run: _ancestor(runs, run, one.run) for one in ancestors}, **chain}
+    elif record.parent and record.parent not in runs:
+        raise StoreError(f"run {run} cannot be built again: run {record.parent}, whose weights it began with, was deleted")
+    for name, one in chain.items():
+        _check_sources(store, one, name)
+    rows: list[Row] = []
+    notes: list[str] = []
+    again, package = "", None
+    for name, one in chain.items():
+        start = WarmStart.recorded(runs, one)
+        if start and package:
+            start = replace(start, path=package, seen=fresh.reference("seen", start.seen.digest))
+        again, found = _again(runs, name, one, there, start, progress)
+        rows += found
+        notes += _deleted(runs, name, one)
+        package = there.folder(again) / PACKAGE
+        if not Reproduction(name, again, tuple(found), "", ()).matches and name != run:
+            notes.append(f"run {name} differs, and so the runs that began with it were not built again")
+            break
+    notes += _circumstances(record, there.record(again))
+    return Reproduction(run, again, tuple(rows), _basis(record, len(chain) - 1), tuple(notes))
+
+
+def _ancestor(runs: Runs, run: str, ancestor: str) -> RunRecord:
+    if ancestor not in runs:
+        raise StoreError(
+            f"the lineage of run {run} cannot be built again: run {ancestor} was deleted, and its recipe with it; "
+            "without --lineage, only its parent's weights are needed"
+        )
+    return runs.record(ancestor)
+
+
+def _again(
+    runs: Runs, run: str, record: RunRecord, there: Runs, start: WarmStart | None, progress: Progress
+) -> tuple[str, list[Row]]:  # fmt: skip
+    """Build a run in the fresh store, as it was built then; -> its id there, and the comparison."""
+    past = AsRecorded(runs, record, start)
+    artifacts = stages_in_order(
+        record.recipe, resolve(record.recipe.corpus.sources), past, InPlace(there.store, progress)
+    )
+    again = create_run(there, record.recipe, artifacts)
+    now = there.record(again)
+    decided = not _deleted(runs, run, record)
     rows = [
-        _row(store, fresh, stage, then, again)
+        _row(runs.store, there.store, stage, then, digest, decided or stage != "gate")
         for stage in dict.fromkeys((*now.artifacts, *record.artifacts))
-        for then, again in zip_longest(record.artifacts.get(stage, ()), now.artifacts.get(stage, ()))
+        for then, digest in zip_longest(record.artifacts.get(stage, ()), now.artifacts.get(stage, ()))
     ]
-    kept, built = runs.folder(run), published.folder
-    names = {path.name for folder in (kept, built) for path in (folder / "model").iterdir()}
-    files = ["tokenizer.json", "report.json", *(f"model/{name}" for name in sorted(names))]
+    kept, built = runs.folder(run), there.folder(again)
+    names = {path.name for folder in (kept, built) for path in (folder / PACKAGE).iterdir()}
+    files = ["tokenizer.json", "report.json", *(f"{PACKAGE}/{name}" for name in sorted(names))]
     differing = tuple(name for name in files if _stable(kept / name) != _stable(built / name))
-    rows.append(Row("run", run, published.run, differing))
-    return Reproduction(run, published.run, tuple(rows), tuple(_circumstances(record, now)))
+    return again, [*rows, Row("run", run, again, differing, decided)]
+
+
+def _deleted(runs: Runs, run: str, record: RunRecord) -> list[str]:
+    """A line when the verdict of a run cannot be decided again."""
+    gone = [other for other in (record.incumbent, *record.anchors) if other and other not in runs]
+    if not gone:
+        return []
+    more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+    return [f"the verdict of {run} is not compared: run {gone[0]}{more}, which the gate compared it with, was deleted"]
+
+
+def _basis(record: RunRecord, ancestors: int) -> str:
+    if not record.parent:
+        return "built again from text alone"
+    if ancestors:
+        return f"built again from text alone, with the {ancestors} runs that it began from"
+    return (
+        f"its parent's weights were copied from the store (run {record.parent}), and the rest was built again from "
+        "text; --lineage builds the parent again as well"
+    )
 
 
 def _check_sources(store: Store, record: RunRecord, run: str) -> None:
-    """Raise CorpusError when a source of `run` is missing or has changed."""
+    """Raise CorpusError when a source of `run`, or its list of excluded texts, is missing or has changed."""
+    exclude, excluded = record.recipe.corpus.exclude, None
     try:
         files = resolve(record.recipe.corpus.sources)
+        excluded = Excluded.load(Path(exclude)).digest if exclude else None
     except CorpusError as error:
         raise CorpusError(f"run {run} cannot be built again, a source is missing: {error}") from None
     recorded = [store.reference("ingest", key) for key in record.artifacts["ingest"]]
@@ -113,18 +202,21 @@ def _check_sources(store: Store, record: RunRecord, run: str) -> None:
         raise CorpusError(
             f"run {run} cannot be built again: its sources were {len(recorded)} files, and are {len(files)} now"
         )
-    for file, artifact in zip(files, recorded, strict=True):
+    read = [(str(file.path), file.digest, artifact, "file") for file, artifact in zip(files, recorded, strict=True)]
+    if excluded:
+        read.append((exclude, excluded, store.reference("prepare", record.artifacts["prepare"][0]), "excluded"))
+    for path, now, artifact, name in read:
         # one that was garbage-collected is skipped: the comparison says what differs
-        if artifact.exists() and (then := artifact.manifest.inputs["file"]) != file.digest:
+        if artifact.exists() and (then := artifact.manifest.inputs[name]) != now:
             raise CorpusError(
-                f"run {run} cannot be built again: {file.path} has changed since (its sha256 was {then[:12]}, "
-                f"and is {file.digest[:12]}); restore the text of that time"
+                f"run {run} cannot be built again: {path} has changed since (its sha256 was {then[:12]}, "
+                f"and is {now[:12]}); restore the text of that time"
             )
 
 
-def _row(store: Store, fresh: Store, stage: str, then: str | None, now: str | None) -> Row:
-    if then is None or now is None:
-        return Row(stage, then or "", now or "", ())
+def _row(store: Store, fresh: Store, stage: str, then: str | None, now: str | None, decided: bool) -> Row:
+    if then is None or now is None or not decided:
+        return Row(stage, then or "", now or "", (), decided)
     before, after = store.reference(stage, then), fresh.reference(stage, now)
     if not before.exists():
         return Row(stage, then, now, (), compared=False)
@@ -176,7 +268,8 @@ def remeasure(
     package, checkpoint = (store.artifact(stage, record.artifacts[stage][0]) for stage in ("export", "train"))
     # measured with the settings of the build, and decided by the current requirements
     as_built = record.recipe.model_copy(update={"gate": recipe.gate})
-    stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens)
+    seen = store.artifact("seen", record.artifacts["seen"][0])
+    stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens, seen)
     with tempfile.TemporaryDirectory(prefix=".measuring-", dir=store.root) as folder:
         # in a temporary store: a cached evaluation would detect nothing
         evaluation = Store(Path(folder)).build(stage, progress)

@@ -9,10 +9,12 @@ from typing import NamedTuple, Protocol
 from qalam_core.corpus.sources import SourceFile, resolve
 from qalam_core.pipeline.evaluate import Evaluate
 from qalam_core.pipeline.export import Export
-from qalam_core.pipeline.gate import Gate
+from qalam_core.pipeline.gate import Gate, Incumbents, incumbents
 from qalam_core.pipeline.ingest import Ingest
+from qalam_core.pipeline.lineage import WarmStart, warm_start
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.publish import Published, publish
+from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.pipeline.train import Train
@@ -22,7 +24,7 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 
-STAGES: tuple[type[Stage], ...] = (Ingest, Prepare, Vocab, Tokenize, Train, Export, Evaluate, Gate)
+STAGES: tuple[type[Stage], ...] = (Ingest, Prepare, Vocab, Tokenize, Train, Seen, Export, Evaluate, Gate)
 """Every kind of stage, in order."""
 
 
@@ -40,31 +42,66 @@ class Executor(Protocol):
 class Tokenized(NamedTuple):
     """A corpus, and its token shards under a tokenizer."""
 
-    documents: list[Artifact]
     corpus: Artifact
     tokenizer: Artifact
     tokens: list[Artifact]
 
 
+class Past(Protocol):
+    """The earlier runs that a build depends on."""
+
+    def warm_start(self, recipe: Recipe, documents: Sequence[Artifact]) -> WarmStart | None:
+        """The run whose weights training begins with, None for random ones."""
+
+    def incumbents(self, recipe: Recipe, evaluation: Artifact) -> Incumbents:
+        """The runs that the gate compares an evaluated model with."""
+
+
+@dataclass(frozen=True)
+class History(Past):
+    """The earlier runs as the history of champions has them now."""
+
+    runs: Runs
+
+    def warm_start(self, recipe: Recipe, documents: Sequence[Artifact]) -> WarmStart | None:
+        """The run that the recipe names, or the champion."""
+        list(self.runs.champions(recipe.name))  # the gate reads their records: a damaged one is found at once
+        return warm_start(recipe, documents, self.runs)
+
+    def incumbents(self, recipe: Recipe, evaluation: Artifact) -> Incumbents:
+        """The champion, and those before it."""
+        return incumbents(recipe, evaluation, self.runs)
+
+
 def tokenized(
-    recipe: Recipe, files: Sequence[SourceFile], executor: Executor, tokenizer: Artifact | None = None
-) -> Tokenized:
-    """The stages up to token shards; with a `tokenizer` none is trained."""
-    documents = executor.map([Ingest.of(file) for file in files])
-    corpus = executor.run(Prepare.of(recipe, documents))
+    recipe: Recipe, documents: Sequence[Artifact], executor: Executor, seen: Artifact | None = None,
+    tokenizer: Artifact | None = None,
+) -> Tokenized:  # fmt: skip
+    """The stages from documents to token shards; with a `tokenizer` none is trained.
+
+    With `seen`, nothing is held out that the models of that record have read.
+    """
+    corpus = executor.run(Prepare.of(recipe, documents, seen))
     tokenizer = tokenizer or executor.run(Vocab.of(recipe, corpus))
-    return Tokenized(documents, corpus, tokenizer, executor.map(Tokenize.all_of(corpus, tokenizer)))
+    return Tokenized(corpus, tokenizer, executor.map(Tokenize.all_of(corpus, tokenizer)))
 
 
-def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], runs: Runs, executor: Executor) -> list[Artifact]:
+def ingested(files: Sequence[SourceFile], executor: Executor) -> list[Artifact]:
+    """The documents of source files."""
+    return executor.map([Ingest.of(file) for file in files])
+
+
+def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
     """All stages from source files to the verdict; -> their artifacts, in order."""
-    list(runs.champions(recipe.name))  # the gate reads their records: a damaged one is found before the training
-    documents, corpus, tokenizer, tokens = tokenized(recipe, files, executor)
-    checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, runs))
-    package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint))
-    evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens))
-    decision = executor.run(Gate.of(recipe, evaluation, runs))
-    return [*documents, corpus, tokenizer, *tokens, checkpoint, package, evaluation, decision]
+    documents = ingested(files, executor)
+    start = past.warm_start(recipe, documents)
+    corpus, tokenizer, tokens = tokenized(recipe, documents, executor, start.seen if start else None)
+    checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start))
+    seen = executor.run(Seen.of(corpus, start))
+    package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start))
+    evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))
+    decision = executor.run(Gate.of(recipe, evaluation, corpus, past.incumbents(recipe, evaluation)))
+    return [*documents, corpus, tokenizer, *tokens, checkpoint, seen, package, evaluation, decision]
 
 
 @dataclass(frozen=True)
@@ -107,5 +144,5 @@ def build(recipe: Recipe, store: Store, progress: Progress = no_progress) -> Pub
     Artifacts that the store has already are reused. Raises QalamError.
     """
     runs = Runs(store)
-    artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, InPlace(store, progress))
+    artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), InPlace(store, progress))
     return publish(runs, recipe, artifacts)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.pipeline.export import PACKAGE
@@ -42,18 +43,20 @@ class Evaluate(Stage):
     test: tuple[ArtifactFile, ...]  # shards
     train: tuple[ArtifactFile, ...]  # shards
     tokens: tuple[Artifact, ...]  # of training
+    seen: Artifact  # what the model and its ancestors have read
 
     @classmethod
     def of(
-        cls, recipe: Recipe, package: Artifact, checkpoint: Artifact, corpus: Artifact, tokens: Sequence[Artifact]
-    ) -> Evaluate:
+        cls, recipe: Recipe, package: Artifact, checkpoint: Artifact, corpus: Artifact, tokens: Sequence[Artifact],
+        seen: Artifact,
+    ) -> Evaluate:  # fmt: skip
         """The stage for an exported package, and the corpus that `tokens` came from."""
         settings = EvaluateSettings(
             seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence,
             storage=recipe.package.dtype,
         )  # fmt: skip
         test, train = shards_of(corpus, "test"), shards_of(corpus, "train")
-        return cls(settings, package, checkpoint, test, train, of_split(tokens, "train"))
+        return cls(settings, package, checkpoint, test, train, of_split(tokens, "train"), seen)
 
     def run(self, out: Path, progress: Progress) -> Frozen:
         """Write report.json and budgets.json."""
@@ -67,7 +70,7 @@ class Evaluate(Stage):
             ],
             train_tokens=[flat(artifact.path / TOKENS) for artifact in self.tokens],
             train_texts=(batch.column("text") for shard in self.train for batch in read_texts(shard.path)),
-            progress=progress, **dict(self.settings),
+            seen=Fingerprints.load(self.seen.path), progress=progress, **dict(self.settings),
         )  # fmt: skip
         for name, value in (("report.json", report), ("budgets.json", budgets)):
             (out / name).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -8,13 +8,14 @@ from pathlib import Path
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.package.releases import code_digests
 from qalam_core.package.write import write
+from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.train import model_config
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Model, Recipe
 from qalam_core.reports.card import model_card
-from qalam_core.runs import TrainFacts
+from qalam_core.runs import Ancestor, SeenFacts, TrainFacts
 from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.spec import WEIGHTS
@@ -29,13 +30,15 @@ class ExportSettings(Frozen):
     dtype: str
     card: str
     code: dict[str, str]  # file -> sha256 of the code in every package
+    lineage: tuple[Ancestor, ...]
 
 
 class ExportFacts(Frozen):
-    """The size of a package."""
+    """The size of a package, and the runs that its model came from."""
 
     bytes: int
     files: int
+    lineage: tuple[Ancestor, ...]  # of the model; for run.json
 
 
 @dataclass(frozen=True)
@@ -43,25 +46,35 @@ class Export(Stage):
     """Writes the package. Its card has no measured figures: they are measured on the package itself."""
 
     name = "export"
-    version = 2
+    version = 3
     unit = "tensors"
 
     settings: ExportSettings
     corpus: Artifact  # for the provenance
     tokenizer: Artifact
     checkpoint: Artifact
+    seen: Artifact  # for the provenance
 
     @classmethod
-    def of(cls, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact) -> Export:
+    def of(
+        cls, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact, seen: Artifact,
+        start: WarmStart | None,
+    ) -> Export:  # fmt: skip
         """The stage for a trained model."""
-        card = model_card(recipe, corpus.facts(CorpusFacts), checkpoint.facts(TrainFacts))
-        settings = ExportSettings(model=recipe.model, dtype=recipe.package.dtype, card=card, code=code_digests())
-        return cls(settings, corpus, tokenizer, checkpoint)
+        lineage = start.lineage if start else ()
+        card = model_card(
+            recipe, corpus.facts(CorpusFacts), checkpoint.facts(TrainFacts), lineage, seen.facts(SeenFacts)
+        )
+        settings = ExportSettings(
+            model=recipe.model, dtype=recipe.package.dtype, card=card, code=code_digests(), lineage=lineage,
+        )  # fmt: skip
+        return cls(settings, corpus, tokenizer, checkpoint, seen)
 
     def run(self, out: Path, progress: Progress) -> ExportFacts:
         """Write the package into the folder `model`."""
         from safetensors.numpy import load_file
 
+        lineage = self.settings.lineage
         vocabulary = ArabicTokenizer.from_file(self.tokenizer.path / TOKENIZER).vocabulary
         write(
             out / PACKAGE,
@@ -69,8 +82,13 @@ class Export(Stage):
             vocabulary=vocabulary,
             weights=load_file(self.checkpoint.path / WEIGHTS),
             card=self.settings.card,
-            provenance={name: found.digest for name, found in self.inputs.items()},
+            provenance={
+                **{name: found.digest for name, found in self.inputs.items()},
+                "ancestors": str(len(lineage)),
+                "initial_weights": f"run {lineage[0].run}, package {lineage[0].package}" if lineage else "random",
+            },
             dtype=self.settings.dtype,
-        )
+        )  # fmt: skip
         files = [path for path in (out / PACKAGE).iterdir() if path.is_file()]
-        return ExportFacts(bytes=sum(path.stat().st_size for path in files), files=len(files))
+        size = sum(path.stat().st_size for path in files)
+        return ExportFacts(bytes=size, files=len(files), lineage=lineage)

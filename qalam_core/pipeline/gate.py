@@ -21,6 +21,7 @@ class GateFacts(Frozen):
 
     passed: bool
     incumbent: str
+    anchors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Incumbent:
     digest: str  # of its evaluation
     path: Path  # of its report.json
 
+    @classmethod
+    def of(cls, runs: Runs, run: str) -> Incumbent:
+        """A run that a model is compared with. Raises StoreError."""
+        (digest,) = runs.record(run).artifacts["evaluate"]
+        return cls(run, digest, runs.folder(run) / "report.json")
+
     def report(self) -> Report:
         """Its evaluation. Raises StoreError."""
         try:
@@ -39,6 +46,27 @@ class Incumbent:
             raise StoreError(
                 f"{self.path}: missing or damaged, and it is the champion's; restore it, or promote another run"
             ) from None
+
+
+@dataclass(frozen=True)
+class Incumbents:
+    """The champion, and the earlier champions, that a model is compared with."""
+
+    champion: Incumbent | None
+    anchors: tuple[Incumbent, ...] = ()
+
+
+def incumbents(recipe: Recipe, evaluation: Artifact, runs: Runs) -> Incumbents:
+    """Those of the history now.
+
+    The champion is the newest one with another evaluation than this one, so that building a champion again finds the
+    verdict that made it champion.
+    """
+    for run, record in runs.champions(recipe.name):
+        (digest,) = record.artifacts["evaluate"]
+        if digest != evaluation.digest:
+            return Incumbents(Incumbent.of(runs, run))
+    return Incumbents(None)
 
 
 @dataclass(frozen=True)
@@ -54,19 +82,9 @@ class Gate(Stage):
     incumbent: Incumbent | None
 
     @classmethod
-    def of(cls, recipe: Recipe, evaluation: Artifact, runs: Runs) -> Gate:
-        """The stage for an evaluated model.
-
-        The incumbent is the newest champion with another evaluation than this one, so that building a champion again
-        finds the verdict that made it champion.
-        """
-        requirements = recipe.gate.narrowed(Requirements)
-        for run, record in runs.champions(recipe.name):
-            (digest,) = record.artifacts["evaluate"]
-            if digest != evaluation.digest:
-                incumbent = Incumbent(run, digest, runs.folder(run) / "report.json")
-                return cls(requirements, evaluation, incumbent)
-        return cls(requirements, evaluation, None)
+    def of(cls, recipe: Recipe, evaluation: Artifact, corpus: Artifact, incumbents: Incumbents) -> Gate:
+        """The stage for an evaluated model."""
+        return cls(recipe.gate.narrowed(Requirements), evaluation, incumbents.champion)
 
     def run(self, out: Path, progress: Progress) -> GateFacts:
         """Write verdict.json."""

@@ -10,19 +10,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import StoreError
-from qalam_core.pipeline.build import STAGES, Executor, stages_in_order
+from qalam_core.pipeline.build import STAGES, Executor, History, stages_in_order
 from qalam_core.pipeline.ingest import Ingest
+from qalam_core.pipeline.lineage import changed_values
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.recipe import Recipe
 from qalam_core.runs import RunRecord, Runs
 from qalam_core.store import Artifact, ArtifactFile, Manifest, Store
-
-_SHOWN = 60  # characters of a value
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     reasons = Reasons(runs, recipe.name)
     planner = _Planner(store, reasons)
     try:
-        stages_in_order(recipe, resolve(recipe.corpus.sources), runs, planner)
+        stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), planner)
     except _UnknownError:
         after = f"after {planner.rows[-1].stage}"
         planned = {row.stage for row in planner.rows}
@@ -133,7 +132,7 @@ class Reasons:
         inputs = (
             {name: digest for name, digest in of.inputs.items() if _kind(name) not in unknown} for of in (old, new)
         )
-        found = (*version, *_changed_values("", old.settings, new.settings), *_changed_inputs(*inputs), *waiting)
+        found = (*version, *changed_values("", old.settings, new.settings), *_changed_inputs(*inputs), *waiting)
         if found and isinstance(stage, Ingest):
             return tuple(f"{stage.file.path}: {reason}" for reason in found)
         return found or (lost,)
@@ -167,24 +166,6 @@ def _last_run(runs: Runs, name: str) -> tuple[str, RunRecord | None]:
         with suppress(StoreError):  # a damaged record must not prevent a build
             return run, runs.record(run)
     return "", None
-
-
-def _changed_values(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for key in dict.fromkeys((*new, *old)):
-        before, after = old.get(key), new.get(key)
-        if before == after:
-            continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _changed_values(f"{prefix}{key}.", before, after)
-        elif min(len(str(before)), len(str(after))) > _SHOWN:
-            yield f"{prefix}{key} changed"
-        else:
-            yield f"{prefix}{key}: {_shown(before)} -> {_shown(after)}"
-
-
-def _shown(value: Any) -> str:
-    text = "none" if value is None else " ".join(str(value).split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _changed_inputs(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:

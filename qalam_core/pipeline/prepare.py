@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qalam_core.corpus.exclusion import Excluded
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings, prepare
 from qalam_core.corpus.readers import DOCUMENTS
+from qalam_core.errors import StoreError
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
@@ -23,15 +26,25 @@ class Prepare(Stage):
 
     settings: PrepareSettings
     documents: tuple[Artifact, ...]
+    seen: Artifact | None  # what the ancestors of the model have read
+    excluded: Excluded | None
 
     @classmethod
-    def of(cls, recipe: Recipe, documents: Sequence[Artifact]) -> Prepare:
+    def of(cls, recipe: Recipe, documents: Sequence[Artifact], seen: Artifact | None = None) -> Prepare:
         """The stage for all ingested files, in order."""
-        return cls(PrepareSettings.of(recipe.corpus), tuple(documents))
+        excluded = Excluded.load(Path(recipe.corpus.exclude)) if recipe.corpus.exclude else None
+        return cls(PrepareSettings.of(recipe.corpus), tuple(documents), seen, excluded)
 
     def run(self, out: Path, progress: Progress) -> CorpusFacts:
         """Write the shards and rejects.arrow."""
-        return prepare([artifact.path / DOCUMENTS for artifact in self.documents], self.settings, out, progress)
+        paths = [artifact.path / DOCUMENTS for artifact in self.documents]
+        if self.seen and not self.seen.exists():
+            raise StoreError(
+                f"{self.seen.path}: the record of what an earlier run has read was deleted; build that run again, or "
+                'set train.warm_start to ""'
+            )
+        seen = Fingerprints.load(self.seen.path) if self.seen else None
+        return prepare(paths, self.settings, out, progress, seen, self.excluded)
 
 
 def shards_of(corpus: Artifact, *splits: str) -> tuple[ArtifactFile, ...]:

@@ -22,13 +22,13 @@ from qalam_core.evaluation.results import Verdict
 from qalam_core.files import digest
 from qalam_core.package.write import replace_card
 from qalam_core.pipeline.evaluate import measured
-from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.export import PACKAGE, ExportFacts
 from qalam_core.pipeline.gate import GateFacts, verdict_of
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.reports.markdown import markdown
-from qalam_core.runs import Promotion, RunRecord, Runs, TrainFacts
+from qalam_core.runs import RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
 
 DEPENDENCIES = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
@@ -44,6 +44,7 @@ class Published:
     record: RunRecord
     champion: bool  # whether the run is the champion now
     promoted: bool  # whether this call made it champion
+    held: str  # why a run that passed the gate was not promoted, "" where it was, or was champion already
     artifacts: tuple[Artifact, ...]  # of every stage, in order
 
     @property
@@ -52,25 +53,47 @@ class Published:
         return self.record.verdict
 
     @property
+    def waits(self) -> bool:
+        """Whether the gate found no fault, and a person must decide."""
+        needed = exceptions(self.verdict)
+        return bool(needed) and "refused" not in needed
+
+    @property
+    def decision(self) -> str:
+        """What became of the run, in one sentence: "passed", or why it was not promoted, and what a person can do."""
+        if self.verdict.passed:
+            return f"not promoted: {self.held}" if self.held else "passed"
+        reasons = " ".join(self.verdict.reasons())
+        if not self.waits:
+            return f"refused: {reasons}"
+        flags = " ".join(f"--accept-{name}" for name in exceptions(self.verdict))
+        return f"waits for a person (qalam promote {self.run} {flags} --why REASON): {reasons}"
+
+    @property
     def cached(self) -> bool:
         """Whether nothing had to be built."""
         return all(artifact.cached for artifact in self.artifacts)
 
 
 def publish(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
-    """All artifacts of a build -> a run, which becomes champion if it passed the gate.
-
-    A run that was champion before is not promoted again: a rollback holds until a new model passes.
-    """
-    last = {artifact.stage: artifact for artifact in artifacts}
-    verdict, created = verdict_of(last["gate"]), datetime.now(UTC).isoformat(timespec="seconds")
-    run = runs.run_id(recipe.name, digest({"package": last["export"].digest, "verdict": last["gate"].digest}))
-    runs.publish(run, lambda folder: _fill(folder, run, recipe, artifacts, created))
-    promoted = verdict.passed and run not in {promotion.run for promotion in runs.promotions(recipe.name)}
-    if promoted:
-        runs.promote(recipe.name, Promotion(run=run, when=created, why="passed the gate", who="gate"))
+    """All artifacts of a build -> a run, which becomes champion if it passed the gate (Runs.offer)."""
+    run = create_run(runs, recipe, artifacts)
+    record, before = runs.record(run), runs.champion(recipe.name)
+    held = runs.offer(recipe.name, run, _now()) if record.verdict.passed else ""
     champion = runs.champion(recipe.name) == run
-    return Published(run, runs.folder(run), runs.record(run), champion, promoted, tuple(artifacts))
+    return Published(run, runs.folder(run), record, champion, champion and before != run, held, tuple(artifacts))
+
+
+def create_run(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> str:
+    """All artifacts of a build -> the id of the run, which is created if it does not exist."""
+    last = {artifact.stage: artifact for artifact in artifacts}
+    run = runs.run_id(recipe.name, digest({"package": last["export"].digest, "verdict": last["gate"].digest}))
+    runs.publish(run, lambda folder: _fill(folder, run, recipe, artifacts, _now()))
+    return run
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str) -> None:
@@ -83,14 +106,18 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     last = {stage: made[-1] for stage, made in by_stage.items()}
     package, evaluation = last["export"].path / PACKAGE, last["evaluate"]
     corpus, training = last["prepare"].facts(CorpusFacts), last["train"].facts(TrainFacts)
+    seen, gate = last["seen"].facts(SeenFacts), last["gate"].facts(GateFacts)
+    lineage = last["export"].facts(ExportFacts).lineage
     report, budgets = measured(evaluation)
     record = RunRecord(
         created=created,
         recipe=recipe,
         artifacts={stage: tuple(artifact.digest for artifact in made) for stage, made in by_stage.items()},
         timings={stage: round(sum(artifact.seconds for artifact in made), 3) for stage, made in by_stage.items()},
-        incumbent=last["gate"].facts(GateFacts).incumbent,
-        parent=training.warm_start.run if training.warm_start else "",
+        incumbent=gate.incumbent,
+        anchors=gate.anchors,
+        lineage=lineage,
+        seen=seen,
         verdict=verdict_of(last["gate"]),
         bits_per_byte=report.bits_per_byte,
         package_mb=budgets.package_mb,
@@ -107,11 +134,11 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     (folder / PACKAGE).mkdir()
     for file in package.iterdir():  # not copytree, whose error has no errno for the store
         shutil.copy(file, folder / PACKAGE)
-    replace_card(folder / PACKAGE, model_card(recipe, corpus, training, report))
+    replace_card(folder / PACKAGE, model_card(recipe, corpus, training, lineage, seen, report))
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
-    text = markdown(recipe, report, budgets, record.verdict, corpus, record.timings)
+    text = markdown(recipe, report, budgets, record.verdict, corpus, record.timings, lineage, seen)
     (folder / "report.md").write_text(text, encoding="utf-8")
     html = page(run, record, report, corpus, _metrics(last["train"].path))
     (folder / "report.html").write_text(html, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,31 +11,19 @@ from qalam_core.errors import TrainingError
 from qalam_core.files import json_object, sha256_file
 from qalam_core.package.read import read
 from qalam_core.package.runtime.architecture import ModelConfig
+from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.vocab import TOKENIZER, VocabFacts
 from qalam_core.progress import Progress
 from qalam_core.recipe import Model, Monitoring, Optimisation, Recipe
-from qalam_core.runs import Parent, Runs, TrainFacts
+from qalam_core.runs import TrainFacts
 from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.process import follow
 from qalam_core.training.spec import RESULT, Spec, TrainSettings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """The package whose weights a training begins with."""
-
-    parent: Parent
-    path: Path  # of the package
-
-    @property
-    def digest(self) -> str:
-        """Of the package's manifest, which has the digests of all its files."""
-        return self.parent.package
 
 
 @dataclass(frozen=True)
@@ -55,12 +43,12 @@ class Train(Stage):
     monitoring: Monitoring = field(compare=False, metadata=UNHASHED)
 
     @classmethod
-    def of(cls, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact], runs: Runs) -> Train:
-        """The stage for these tokens; `train.warm_start` is looked up in `runs`."""
+    def of(
+        cls, recipe: Recipe, tokenizer: Artifact, tokens: Sequence[Artifact], start: WarmStart | None = None
+    ) -> Train:
+        """The stage for these tokens, with the weights of `start` or random ones."""
         settings = _settings(recipe, tokenizer.facts(VocabFacts).entries)
         shards = (*of_split(tokens, "train"), *of_split(tokens, "validation"))
-        parent = _parent(recipe, settings, {"vocab": [tokenizer], "tokenize": tokens}, runs)
-        start = WarmStart(parent, runs.folder(parent.run) / "model") if parent else None
         return cls(settings, tokenizer, shards, start, recipe.train.narrowed(Monitoring))
 
     def run(self, out: Path, progress: Progress) -> TrainFacts:
@@ -116,27 +104,3 @@ def _settings(recipe: Recipe, vocab_size: int) -> TrainSettings:
         optimisation=recipe.train.narrowed(Optimisation),
         validate_every=recipe.train.validate_every if recipe.train.patience else None,
     )
-
-
-def _parent(
-    recipe: Recipe, settings: TrainSettings, inputs: Mapping[str, Sequence[Artifact]], runs: Runs
-) -> Parent | None:
-    """The run whose weights to begin with; None for random ones.
-
-    "champion" is the newest champion that was trained otherwise than this one. If a champion was trained like this
-    one, it is the parent of that, so that building a champion again finds the training that made it.
-    """
-    requested = recipe.train.warm_start
-    if requested != "champion":
-        return runs.package(requested) if requested else None
-    digests = {stage: tuple(artifact.digest for artifact in artifacts) for stage, artifacts in inputs.items()}
-    for run, record in runs.champions(recipe.name):
-        same_inputs = all(record.artifacts[stage] == found for stage, found in digests.items())
-        same_request = record.recipe.train.warm_start == requested
-        if not (same_inputs and same_request and _settings(record.recipe, settings.vocab_size) == settings):
-            return runs.package(run)
-        trained = runs.store.reference("train", record.artifacts["train"][0])
-        if trained.exists():
-            return trained.facts(TrainFacts).warm_start
-    log.info("there is no champion under %s yet: the weights start at random", recipe.name)
-    return None

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Report
 from qalam_core.recipe import Recipe, Source
 from qalam_core.reports.render import render
-from qalam_core.runs import TrainFacts
+from qalam_core.runs import Ancestor, SeenFacts, TrainFacts
 
 
-def model_card(recipe: Recipe, corpus: CorpusFacts, train: TrainFacts, report: Report | None = None) -> str:
+def model_card(
+    recipe: Recipe, corpus: CorpusFacts, train: TrainFacts, lineage: Sequence[Ancestor], seen: SeenFacts,
+    report: Report | None = None,
+) -> str:  # fmt: skip
     """MODEL_CARD.md. Without a `report` it is the card of a package that was not measured yet, and says so."""
     # slice names as in the report: where there is none, the last part of the path
     sources = [
         (source.name or PurePath(source.path.rpartition(":")[2]).stem, _origin(source), source.licence or "not stated")
         for source in recipe.corpus.sources
     ]
-    return render("card.md", recipe=recipe, sources=sources, corpus=corpus, facts=train, report=report)
+    return render(
+        "card.md", recipe=recipe, sources=sources, corpus=corpus, facts=train, lineage=lineage, seen=seen,
+        report=report,
+    )  # fmt: skip
 
 
 def _origin(source: Source) -> str:

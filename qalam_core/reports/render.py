@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from qalam_core.reports.tables import corpus_rows
+from qalam_core.reports.tables import by_source, corpus_rows, origin_text, shown_ancestors
 
 
 def render(template: str, **values: Any) -> str:
@@ -23,7 +23,9 @@ def _environment() -> Environment:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters.update(cell=cell, rtl=rtl, number=_number, spec=format, change=_change)
-    environment.globals.update(corpus_rows=corpus_rows)
+    environment.globals.update(
+        by_source=by_source, corpus_rows=corpus_rows, origin_text=origin_text, shown_ancestors=shown_ancestors
+    )
     return environment
 
 

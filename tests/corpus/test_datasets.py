@@ -13,7 +13,7 @@ import pytest
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import read_split, read_texts
-from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.build import InPlace, ingested, tokenized
 from qalam_core.pipeline.tokenize import TOKENS, TokenizeFacts
 from qalam_core.store import Store
 from qalam_core.tokens.shards import documents
@@ -26,7 +26,8 @@ PAGE = ROOT / "docs" / "interop.md"
 def test_the_documented_example(corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / ".qalam")
     recipe = tiny_recipe(corpus_file)
-    _, corpus, _, shards = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
+    executor = InPlace(store)
+    corpus, _, shards = tokenized(recipe, ingested(resolve(recipe.corpus.sources), executor), executor)
     run = store.root / "runs" / "my-model-0123456789ab"
     run.mkdir(parents=True)
     digests = {"prepare": [corpus.digest], "tokenize": [shard.digest for shard in shards]}

@@ -13,7 +13,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalam_core.corpus.duplicates import BANDS, GRAM, Clusters, Seen, _join, band_keys
+from qalam_core.corpus.duplicates import BANDS, GRAM, Clusters, KnownDigests, _join, band_keys
 from qalam_core.corpus.words import hash_ngrams, ngrams, words
 
 
@@ -23,7 +23,7 @@ def digests(values: list[str]) -> np.ndarray:
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=20), max_size=20))
 def test_the_index_of_duplicates_is_a_set(batches: list[list[tuple[int, bool]]]) -> None:
-    seen, model = Seen(), set[int]()
+    seen, model = KnownDigests(), set[int]()
     for batch in batches:
         expected = []
         for n, candidate in batch:

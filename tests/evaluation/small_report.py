@@ -8,6 +8,7 @@ from qalam_core.evaluation.results import (
     Bits,
     Budgets,
     Contamination,
+    Overlap,
     Generation,
     Integrity,
     Report,
@@ -69,5 +70,7 @@ def report(
         document_bytes=tuple(10 for _ in spread) or (60, 40),
         document_digests=tuple(f"{n:012x}" for n in range(len(spread) or 2)),
         document_slices=(0,) * (len(spread) or 2),
-        contamination=Contamination(documents=2, copied=copied, covered=0.01),
+        contamination=Contamination(
+            documents=2, words_8=Overlap(copied=copied, covered=0.01), words_13=Overlap(copied=copied / 2, covered=0.01)
+        ),
     )

@@ -1,50 +1,36 @@
-"""13-grams of words that test and training text share, against brute force and by hand."""
+"""How much of a test split was read: summaries over documents of every length."""
 
 from __future__ import annotations
 
-import math
-import random
+import pytest
 
-import numpy as np
-import pyarrow as pa
-from hypothesis import given
-from hypothesis import strategies as st
+from qalam_core.evaluation.contamination import contamination
+from tests.conftest import sentences
+from tests.corpus.test_fingerprints import read
 
-from qalam_core.evaluation.contamination import GRAM, covered
+TEXTS = sentences(40)
 
 
-def brute(test: list[str], train: list[str]) -> list[float]:
-    grams = {tuple(words[i : i + GRAM]) for text in train for words in [text.split()] for i in range(len(words) - 12)}
-    shares = []
-    for words in map(str.split, test):
-        inside = {i + k for i in range(len(words) - 12) if tuple(words[i : i + GRAM]) in grams for k in range(GRAM)}
-        shares.append(len(inside) / len(words) if len(words) >= GRAM else math.nan)
-    return shares
+def test_copied_and_covered_are_shares_of_all_documents() -> None:
+    found = contamination(TEXTS[20:30], read(*TEXTS[:22]))
+    assert found.documents == 10
+    assert found.copied == found.words_8.copied == found.words_13.copied == 0.2
+    sizes = [len(text.split()) for text in TEXTS[20:30]]
+    assert found.words_8.covered == pytest.approx(sum(sizes[:2]) / sum(sizes), abs=0.06)
 
 
-words = st.sampled_from(["قال", "من", "في"])
-text = st.one_of(
-    st.lists(words, max_size=30).map(" ".join),
-    st.integers(0, 10).map(lambda start: " ".join(str(n) for n in range(start, start + 20))),
-)
+def test_short_documents_count_when_they_were_read_exactly() -> None:
+    """They have no n-grams, so that nothing else would be looked at."""
+    found = contamination(["يقرأ القط", "يكتب الولد"], read("يقرأ القط.", TEXTS[0]))
+    assert found.copied == 0.5
 
 
-@given(st.lists(text, max_size=4), st.lists(text, max_size=4))
-def test_shares_equal_brute_force(test: list[str], train: list[str]) -> None:
-    batches = [pa.array(train[:1], pa.string()), pa.array(train[1:], pa.string())]
-    np.testing.assert_allclose(covered(test, batches), brute(test, train))
+def test_a_paraphrase_has_short_runs_and_no_long_ones() -> None:
+    changed = [" ".join("كلمة" if n % 10 == 9 else word for n, word in enumerate((TEXTS[i] + " " + TEXTS[i + 1]).split())) for i in range(10)]  # fmt: skip
+    found = contamination(changed, read(*(f"{TEXTS[i]} {TEXTS[i + 1]}" for i in range(10))))
+    assert found.words_13.copied == 0
+    assert found.copied == found.words_8.copied == 1
 
 
-def test_a_copied_document_is_covered_and_another_is_not() -> None:
-    numbers = [str(n) for n in range(200)]
-    random.Random(1).shuffle(numbers)
-    copied, own = " ".join(numbers[:50]), " ".join(numbers[100:150])
-    train = pa.array(["مقدمة " + copied + " خاتمة", " ".join(numbers[140:160])])
-    assert covered([copied, own, "قصير"], [train])[:2].tolist() == [1.0, 0.0]
-    assert math.isnan(covered(["قصير"], [train])[0])
-
-
-def test_an_ngram_does_not_cross_documents() -> None:
-    words = [str(n) for n in range(20)]
-    halves = pa.array([" ".join(words[:10]), " ".join(words[10:])])
-    assert covered([" ".join(words)], [halves]).tolist() == [0.0]
+def test_nothing_read_is_nothing_copied() -> None:
+    assert contamination(TEXTS, read()).copied == 0

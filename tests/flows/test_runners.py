@@ -18,7 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from al_qalam.tasks.runners import workers
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import RecipeError
-from qalam_core.pipeline.build import InPlace, tokenized
+from qalam_core.pipeline.build import InPlace, ingested, tokenized
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 from tests.conftest import sentences
@@ -55,7 +55,8 @@ def mapped(store: Path) -> dict[str, str]:
 def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of a build without Prefect, in this process."""
     store, parsed = Store(tmp_path_factory.mktemp("plain")), Recipe.load(recipe)
-    text = tokenized(parsed, resolve(parsed.corpus.sources), InPlace(store))
+    documents = ingested(resolve(parsed.corpus.sources), InPlace(store))
+    text = tokenized(parsed, documents, InPlace(store))
     assert len(text.tokens) > 2
     return mapped(store.root)
 

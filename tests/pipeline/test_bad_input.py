@@ -20,7 +20,7 @@ from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
 from qalam_core.errors import CorpusError, PackageError, QalamError, RecipeError, StoreError, TrainingError
 from qalam_core.files import sha256_file
-from qalam_core.pipeline.build import InPlace, build, tokenized
+from qalam_core.pipeline.build import InPlace, build, ingested, tokenized
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.vocab import VocabFacts
@@ -48,7 +48,8 @@ def shared(prepared: tuple[Store, list[Artifact]], corpus_file: Path) -> Iterato
 
 def first_half(recipe: Recipe, store: Store) -> Iterator[Artifact]:
     """The stages before training, which are quick."""
-    documents, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
+    documents = ingested(resolve(recipe.corpus.sources), InPlace(store))
+    corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
     yield from (*documents, corpus, tokenizer, *tokens)
 
 

@@ -180,7 +180,7 @@ def test_a_build_gives_a_run(built: Built) -> None:
     assert record.recipe == built.recipe
     assert tuple(record.timings) == STAGES
     assert [artifact.stage for artifact in published.artifacts] == [
-        "ingest", "prepare", "vocab", "tokenize", "tokenize", "train", "export", "evaluate", "gate",
+        "ingest", "prepare", "vocab", "tokenize", "tokenize", "train", "seen", "export", "evaluate", "gate",
     ]  # fmt: skip
     assert_tidy(built.store)
 

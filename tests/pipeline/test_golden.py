@@ -20,7 +20,7 @@ from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus.sources import resolve
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package.releases import CODE, code_files
-from qalam_core.pipeline.build import STAGES, InPlace, tokenized
+from qalam_core.pipeline.build import STAGES, InPlace, ingested, tokenized
 from qalam_core.recipe import Optimisation
 from qalam_core.store import Artifact, Store
 from qalam_core.tokens.shards import Batches, flattened, write_shard
@@ -121,7 +121,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     )
     recipe = tiny_recipe(folder / "stories.jsonl")
     store = Store(folder / "store")
-    documents, corpus, tokenizer, tokens = tokenized(recipe, resolve(recipe.corpus.sources), InPlace(store))
+    documents = ingested(resolve(recipe.corpus.sources), InPlace(store))
+    corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
     return [*documents, corpus, tokenizer, *tokens]
 
 

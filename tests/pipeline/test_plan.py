@@ -12,9 +12,9 @@ import pytest
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError, StoreError
-from qalam_core.pipeline.build import STAGES, NotBuiltError, Reuse, build, stages_in_order
+from qalam_core.pipeline.build import STAGES, History, NotBuiltError, Reuse, build, stages_in_order
+from qalam_core.pipeline.lineage import warm_start
 from qalam_core.pipeline.plan import Plan, Reasons, plan
-from qalam_core.pipeline.train import Train
 from qalam_core.pipeline.vocab import Vocab
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
@@ -192,20 +192,18 @@ def test_reuse_takes_all_stages_from_the_store_or_none(mine: Built) -> None:
     for artifact in mine.published.artifacts:
         os.utime(artifact.path / "manifest.json", (0, 0))
     executor, files = Reuse(mine.store), resolve(mine.recipe.corpus.sources)
-    assert stages_in_order(mine.recipe, files, mine.runs, executor) == list(mine.published.artifacts)
+    assert stages_in_order(mine.recipe, files, History(mine.runs), executor) == list(mine.published.artifacts)
     assert [artifact for _, artifact in executor.found] == list(mine.published.artifacts)
     assert min(mine.store.artifacts().values()) > 0  # in use, for garbage collection
     with pytest.raises(NotBuiltError, match=r"^train$"):
-        stages_in_order(changed(mine.recipe, "train", steps=61), files, mine.runs, Reuse(mine.store))
+        stages_in_order(changed(mine.recipe, "train", steps=61), files, History(mine.runs), Reuse(mine.store))
 
 
 def test_a_warm_start_from_the_champion_is_another_training_than_a_cold_one(built: Built) -> None:
     """Although all else is equal: the champion started with random weights."""
     recipe = changed(built.recipe, "train", warm_start="champion")
-    artifacts = built.published.artifacts
-    tokenizer = next(artifact for artifact in artifacts if artifact.stage == "vocab")
-    tokens = [artifact for artifact in artifacts if artifact.stage == "tokenize"]
-    start = Train.of(recipe, tokenizer, tokens, Runs(built.store)).warm_start
+    documents = [artifact for artifact in built.published.artifacts if artifact.stage == "ingest"]
+    start = warm_start(recipe, documents, built.runs)
     assert start is not None
     assert start.parent.run == built.published.run
 
@@ -233,7 +231,7 @@ def test_a_build_gives_the_same_reasons(mine: Built) -> None:
 
     from qalam_core.pipeline.build import stages_in_order
 
-    stages_in_order(recipe, resolve(recipe.corpus.sources), mine.runs, Watched())
+    stages_in_order(recipe, resolve(recipe.corpus.sources), History(mine.runs), Watched())
     assert why["train"] == ("optimisation.steps: 60 -> 61",)
     assert why["export"][-1].startswith("checkpoint: ")
     assert json.dumps(why)

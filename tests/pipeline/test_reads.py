@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qalam_core.corpus.sources import resolve
-from qalam_core.pipeline.build import InPlace, stages_in_order
+from qalam_core.pipeline.build import History, InPlace, stages_in_order
 from qalam_core.pipeline.publish import publish
 from qalam_core.pipeline.stage import Stage
 from qalam_core.runs import Runs
@@ -55,7 +55,7 @@ def reads(store: Store, corpus: Path) -> dict[str, int]:
     recipe, runs = tiny_recipe(corpus, train={"steps": 2}), Runs(store)
     _opened.clear()
     try:
-        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), runs, Counted(store))
+        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), Counted(store))
         _stage = "publish"
         publish(runs, recipe, artifacts)
     finally:

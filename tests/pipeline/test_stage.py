@@ -10,7 +10,7 @@ import pytest
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.filter_profiles import FILTER_PROFILES
-from qalam_core.pipeline.build import STAGES, stages_in_order
+from qalam_core.pipeline.build import STAGES, History, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, EvaluateSettings
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.stage import Stage
@@ -41,7 +41,7 @@ class Recorder:
 @pytest.fixture
 def stages(built: Built) -> list[Stage]:
     recorder = Recorder(built)
-    stages_in_order(built.recipe, resolve(built.recipe.corpus.sources), built.runs, recorder)  # type: ignore[arg-type]
+    stages_in_order(built.recipe, resolve(built.recipe.corpus.sources), History(built.runs), recorder)  # type: ignore[arg-type]
     return recorder.stages
 
 
@@ -114,7 +114,7 @@ def test_an_evaluation_gets_exactly_its_hashed_settings(
 
     monkeypatch.setattr("qalam_core.evaluation.evaluate.evaluate", evaluate)
     stage.run(tmp_path, no_progress)
-    read = {"test", "train_tokens", "train_texts"}
+    read = {"test", "train_tokens", "train_texts", "seen"}
     assert given.keys() - EvaluateSettings.model_fields.keys() == {*read, "progress"}
     assert {key: given[key] for key in EvaluateSettings.model_fields} == dict(stage.settings)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.evaluation.evaluate import evaluate
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.publish import render_page
@@ -124,7 +125,7 @@ def test_a_package_that_cannot_be_read_is_reported(run: Run, copy: Runs, tmp_pat
     folder = copy.folder(run.run)
     (folder / "model" / "weights.py").write_text("import os\n", encoding="utf-8")
     report, _ = evaluate(
-        folder / "model", tmp_path / "none.safetensors", [("a", "نص")], [], [],
+        folder / "model", tmp_path / "none.safetensors", [("a", "نص")], [], [], seen=Fingerprints.of([]),
         seed=1, prompts=(), confidence=0.95, storage="f32",
     )  # fmt: skip
     (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")

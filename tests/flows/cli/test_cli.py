@@ -19,7 +19,7 @@ from typer.main import get_command
 from al_qalam.flows.cli.main import GROUPS, app
 from al_qalam.flows.cli.terminal import bars
 from qalam_core.corpus.sources import resolve
-from qalam_core.pipeline.build import STAGES, InPlace, stages_in_order
+from qalam_core.pipeline.build import STAGES, History, InPlace, stages_in_order
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe, to_toml
@@ -302,7 +302,7 @@ def test_each_stage_that_is_built_is_printed_with_its_reason(mine: Built, capsys
                 terminal.finished(stage, artifact)
                 return artifact
 
-        stages_in_order(recipe, resolve(recipe.corpus.sources), mine.runs, Watched(mine.store))
+        stages_in_order(recipe, resolve(recipe.corpus.sources), History(mine.runs), Watched(mine.store))
     *cached, built = capsys.readouterr().err.splitlines()
     assert {line.split()[0] for line in cached} == {"cached"}
     assert re.search(r"^  built +gate .* tolerance: 0\.02 -> 0\.04$", built), built

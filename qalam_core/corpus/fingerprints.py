@@ -1,0 +1,265 @@
+"""Fingerprints of the texts that a model, and the models before it, have read: enough to recognise a text exactly,
+nearly or in part, and not to reconstruct it.
+
+Texts are folded first, so that neither the normalisation of a corpus nor punctuation changes a fingerprint: NFKC, the
+profile `search` (no vowel marks, one alef, one ya), lower case, ASCII digits, and letters and digits alone. Per
+document there is one 64-bit hash with the document's id and source, and 14 band keys of near-duplicate detection
+(duplicates.py); of all documents together, the set of their distinct 8-grams of words.
+
+Size: 130 bytes per document and 4 per distinct 8-gram, as 44 bits of a hash: among n of them, an unknown
+one is taken for known with probability n / 2^44, 6e-6 at 10^8. Memory to build or unite: about four times as much.
+Source: Brown et al., Language Models are Few-Shot Learners (2020), appendix C, for overlap of n-grams of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+from numpy.typing import NDArray
+
+from qalam_core.arabic import NORMALISATIONS, normalise_array
+from qalam_core.corpus.duplicates import BANDS, band_keys
+from qalam_core.corpus.words import Hashes, Words, hash_ngrams, mixed, ngrams, words
+
+SHORT, LONG = 8, 13  # words of the n-grams whose coverage is measured; only the short ones are kept
+NEW_WORDS, NEW_SHARE = 12, 1 / 8  # a text counts as read when no more than these are outside of known 8-grams
+
+_BUCKET_BITS, _KEPT_BITS = 12, 44  # of a hash; the bucket is not stored with it
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd
+_PENDING = 1 << 22  # values that are gathered before they are sorted
+
+# spellings that fonts and keyboards confuse, and digits of other scripts
+_FOLDED = (
+    ("[یېۍ]", "ي"), ("[کڪ]", "ك"), ("[ەہۀ]", "ه"), ("ؤ", "و"), ("ئ", "ي"), *((f"[{a}{b}]", str(n)) for n, (a, b) in
+    enumerate(zip("٠١٢٣٤٥٦٧٨٩", "۰۱۲۳۴۵۶۷۸۹", strict=True))), (r"[^\p{L}\p{N}]+", ""),
+)  # fmt: skip
+
+
+def folded(texts: pa.Array) -> Words:
+    """The words of texts, raw or normalised, as they are compared; words without letters and digits are dropped."""
+    found = words(normalise_array(texts.cast(pa.large_string()), NORMALISATIONS["search"]))
+    spellings = pc.utf8_lower(found.distinct)  # distinct words are much less text
+    for pattern, replacement in _FOLDED:
+        spellings = pc.replace_substring_regex(spellings, pattern=pattern, replacement=replacement)
+    coded = pc.dictionary_encode(spellings)
+    ids = coded.indices.to_numpy().astype(np.int64)[found.ids]
+    empty = pc.index(coded.dictionary, "").as_py()
+    kept = ids != empty
+    borders = np.concatenate([[0], np.cumsum(kept)])[found.borders]
+    return Words(ids[kept], borders, coded.dictionary)
+
+
+def document_hashes(found: Words) -> Hashes:
+    """(D,) a hash of each document's words, in order; that of a document without words is 0."""
+    if not len(found.ids):
+        return np.zeros(len(found.sizes), np.uint64)
+    powers = np.full(int(found.sizes.max()), _BASE, np.uint64)
+    places = np.arange(len(found.ids)) - found.borders[:-1][found.documents]
+    terms = found.hashes * np.cumprod(powers, dtype=np.uint64)[places]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
+    return np.where(found.sizes > 0, mixed(np.diff(sums[found.borders])), np.uint64(0))
+
+
+def id_numbers(ids: Sequence[str]) -> Hashes:
+    """Ids of documents, 16 hex digits or a longer digest of which these are the first, as numbers."""
+    return np.array([int(digits[:16], 16) for digits in ids], np.uint64)
+
+
+class Met(NamedTuple):
+    """How D texts meet fingerprints; shares are NaN for texts that are shorter than the n-gram."""
+
+    exactly: NDArray[np.bool_]
+    nearly: NDArray[np.bool_]  # a band key is known
+    short: NDArray[np.float64]  # share of the words that are in known 8-grams
+    long: NDArray[np.float64]  # the same of 13 words, all of whose 8-grams are known
+    words: NDArray[np.int64]
+
+    @property
+    def read(self) -> NDArray[np.bool_]:
+        """Whether each text counts as read."""
+        mostly = np.nan_to_num(self.short) > 0.5  # of a text of few words as well
+        new = (1 - np.nan_to_num(self.short)) * self.words
+        return self.exactly | self.nearly | (mostly & (new <= np.maximum(NEW_WORDS, NEW_SHARE * self.words)))
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What was read, as sorted sets; of equal documents the first one's id and source are kept."""
+
+    documents: Hashes
+    ids: Hashes  # of each document: the first 8 bytes of the sha256 of its text, as in the corpus's shards
+    sources: NDArray[np.uint16]  # of each document, an index into `names`
+    names: tuple[str, ...]
+    bands: Hashes
+    ngrams: NDArray[np.uint32]  # by bucket, each sorted
+    buckets: NDArray[np.int64]  # (4097,) where each bucket begins
+
+    @classmethod
+    def of(cls, batches: Iterable[pa.RecordBatch]) -> Fingerprints:
+        """Of documents as in a corpus's shards (columns id, text, source), in order."""
+        documents, ids, sources = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], [np.zeros(0, np.uint16)]
+        names: dict[str, int] = {}
+        bands, kept = _Distinct(), _Distinct()
+        for batch in batches:
+            found = folded(batch.column("text"))
+            documents.append(document_hashes(found))
+            ids.append(id_numbers(batch.column("id").to_pylist()))
+            coded = batch.column("source").dictionary_encode()
+            places = [names.setdefault(name, len(names)) for name in coded.dictionary.to_pylist()]
+            sources.append(np.array(places, np.uint16)[coded.indices.to_numpy(zero_copy_only=False)])
+            bands.add(_band_keys(found)[1].reshape(-1))
+            kept.add(_hashes(found)[0])
+        hashes, first = np.unique(np.concatenate(documents), return_index=True)
+        of_first = np.concatenate(ids)[first], np.concatenate(sources)[first]
+        return cls(hashes, *of_first, tuple(names), bands.values(), *_bucketed(kept.values()))
+
+    def united(self, other: Fingerprints) -> Fingerprints:
+        """Both together."""
+        names = tuple(dict.fromkeys((*self.names, *other.names)))
+        renumbered = np.array([names.index(name) for name in other.names], np.uint16)
+        ids = np.concatenate([self.ids, other.ids])
+        sources = np.concatenate([self.sources, renumbered[other.sources]])
+        hashes, first = np.unique(np.concatenate([self.documents, other.documents]), return_index=True)
+        kept = _distinct(np.concatenate([self._values(), other._values()]))
+        bands = _distinct(np.concatenate([self.bands, other.bands]))
+        return Fingerprints(hashes, ids[first], sources[first], names, bands, *_bucketed(kept))
+
+    def save(self, folder: Path) -> None:
+        """Write documents.arrow, bands.arrow, ngrams.arrow and buckets.arrow."""
+        source = pa.DictionaryArray.from_arrays(pa.array(self.sources), pa.array(self.names, pa.string()))
+        _write(folder / "documents.arrow", hash=pa.array(self.documents), id=pa.array(self.ids), source=source)
+        for name in ("bands", "ngrams", "buckets"):
+            _write(folder / f"{name}.arrow", **{name: pa.array(getattr(self, name))})
+
+    @classmethod
+    def load(cls, folder: Path) -> Fingerprints:
+        """Of files that `save` wrote; mapped into memory."""
+        documents = _mapped(folder / "documents.arrow")
+        hashes, ids = (documents.column(name).to_numpy() for name in ("hash", "id"))
+        source = documents.column("source")
+        sets = [_mapped(folder / f"{name}.arrow").column(name).to_numpy() for name in ("bands", "ngrams", "buckets")]
+        return cls(hashes, ids, source.indices.to_numpy(), tuple(source.dictionary.to_pylist()), *sets)
+
+    def counts(self) -> dict[str, int]:
+        """Distinct documents by source."""
+        return self._by_source(np.ones(len(self.documents), np.bool_))
+
+    def absent_from(self, hashes: Hashes) -> dict[str, int]:
+        """By source, the documents whose hash is not among sorted `hashes`."""
+        return self._by_source(~known(hashes, self.documents))
+
+    def _by_source(self, chosen: NDArray[np.bool_]) -> dict[str, int]:
+        counts = np.bincount(self.sources[chosen], minlength=len(self.names)).tolist()
+        return {name: count for name, count in sorted(zip(self.names, counts, strict=True)) if count}
+
+    def meets(self, texts: pa.Array) -> Met:
+        """How each text, raw or normalised, meets what was read."""
+        found = folded(texts)
+        exactly = known(self.documents, document_hashes(found)) & (found.sizes > 0)
+        nearly = np.zeros(len(exactly), np.bool_)
+        long, keys = _band_keys(found)
+        nearly[long] = known(self.bands, keys.reshape(-1)).reshape(-1, BANDS).any(1)
+        hashes, starts, borders = _hashes(found)
+        short_hits = self._known_ngrams(hashes)
+        documents = found.documents[starts]
+        step = LONG - SHORT + 1  # 8-grams in one of 13 words
+        hits = np.concatenate([[0], np.cumsum(short_hits)])
+        ends = np.minimum(np.arange(len(starts)) + step, len(starts))
+        in_document = borders[1:][documents] >= np.arange(len(starts)) + step
+        long_hits = in_document & (hits[ends] - hits[:-1] == step)
+        short, long_ = _share(found, starts[short_hits], SHORT), _share(found, starts[long_hits], LONG)
+        return Met(exactly, nearly, short, long_, found.sizes)
+
+    def _known_ngrams(self, hashes: Hashes) -> NDArray[np.bool_]:
+        values, place = np.unique(hashes, return_inverse=True)
+        found = np.zeros(len(values), np.bool_)
+        bounds = np.searchsorted(values, np.arange(2**_BUCKET_BITS + 1, dtype=np.uint64) << np.uint64(32))
+        for bucket in np.flatnonzero(np.diff(bounds)):
+            asked = slice(bounds[bucket], bounds[bucket + 1])
+            stored = self.ngrams[self.buckets[bucket] : self.buckets[bucket + 1]]
+            found[asked] = known(stored, values[asked].astype(np.uint32))
+        return found[place]
+
+    def _values(self) -> Hashes:
+        buckets = np.repeat(np.arange(2**_BUCKET_BITS, dtype=np.uint64), np.diff(self.buckets))
+        return (buckets << np.uint64(32)) | self.ngrams
+
+
+def _write(path: Path, **columns: pa.Array) -> None:
+    batch = pa.record_batch(columns)
+    with ipc.new_file(path, batch.schema) as file:  # not np.save: its error on a full disk has no errno
+        file.write_batch(batch)
+
+
+def _mapped(path: Path) -> pa.RecordBatch:
+    with pa.memory_map(str(path)) as mapped, ipc.open_file(mapped) as file:
+        return file.get_batch(0)
+
+
+class _Distinct:
+    """Gathers 64-bit values, of which most may repeat; memory is bounded by the distinct ones."""
+
+    def __init__(self) -> None:
+        self._values = np.zeros(0, np.uint64)
+        self._pending: list[Hashes] = []
+
+    def add(self, values: Hashes) -> None:
+        self._pending.append(_distinct(values))
+        if sum(map(len, self._pending)) > max(_PENDING, len(self._values) // 2):
+            self.values()
+
+    def values(self) -> Hashes:
+        """All distinct ones, sorted."""
+        self._values = _distinct(np.concatenate([self._values, *self._pending]))
+        self._pending.clear()
+        return self._values
+
+
+def _distinct(values: Hashes) -> Hashes:
+    """The distinct values, sorted; several times as fast as np.unique, which hashes integers first."""
+    ordered = np.sort(values)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+
+
+def _band_keys(found: Words) -> tuple[NDArray[np.bool_], Hashes]:
+    """As band_keys, with distinct keys for the same value in different bands."""
+    long, keys = band_keys(found)
+    return long, keys ^ mixed(np.arange(1, BANDS + 1, dtype=np.uint64))
+
+
+def _hashes(found: Words) -> tuple[Hashes, NDArray[np.int64], NDArray[np.int64]]:
+    """The kept bits of the 8-grams' hashes, where each begins, and where those of each document begin."""
+    starts, borders = ngrams(found, SHORT)
+    hashes = mixed(hash_ngrams(found.hashes, starts, SHORT)) >> np.uint64(64 - _KEPT_BITS)
+    return hashes, starts, borders
+
+
+def _bucketed(values: Hashes) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    borders = np.searchsorted(values, np.arange(2**_BUCKET_BITS + 1, dtype=np.uint64) << np.uint64(32))
+    return values.astype(np.uint32), borders.astype(np.int64)
+
+
+def known(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values are in a sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), np.bool_)
+    found: NDArray[np.bool_] = ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+    return found
+
+
+def _share(found: Words, starts: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    """(D,) the share of words in n-grams of `size` words that begin at `starts`."""
+    edges = np.zeros(len(found.ids) + 1, np.int64)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, starts + size, -1)
+    covered = found.documents[np.cumsum(edges[:-1]) > 0]
+    with np.errstate(invalid="ignore"):
+        shares = np.bincount(covered, minlength=len(found.sizes)) / found.sizes
+    return np.where(found.sizes >= size, shares, np.nan)

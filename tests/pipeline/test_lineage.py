@@ -1,0 +1,199 @@
+"""What a chain of warm starts has read: no leak into the held-out splits, the same account everywhere, and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pytest
+
+from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import read_texts
+from qalam_core.errors import CorpusError, TrainingError
+from qalam_core.package.read import read
+from qalam_core.pipeline.build import InPlace, build, ingested
+from qalam_core.pipeline.prepare import Prepare, shards_of
+from qalam_core.pipeline.publish import Published
+from qalam_core.pipeline.seen import Seen
+from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
+from qalam_core.store import Artifact, Store
+from tests.conftest import sentences, tiny_recipe
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def prepared(store: Store, recipe: Recipe, seen: Artifact | None = None) -> Artifact:
+    executor = InPlace(store)
+    return executor.run(Prepare.of(recipe, ingested(resolve(recipe.corpus.sources), executor), seen))
+
+
+def split(corpus: Artifact, *names: str) -> list[str]:
+    shards = shards_of(corpus, *names)
+    return [text for shard in shards for batch in read_texts(shard.path) for text in batch.column("text").to_pylist()]
+
+
+# -- leaks ----------------------------------------------------------------------------------------
+
+TEXTS = sentences(600)
+"""The parent's corpus."""
+
+
+def republished(text: str) -> str:
+    return f"{text} أعيد نشر هذا النص"
+
+
+ARMS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "a parent that held out less": (TEXTS, {}),
+    "another share of the corpus": (TEXTS, {"test": 0.5, "validation": 0.1}),
+    "every text republished with an added line": ([*map(republished, TEXTS)], {}),
+    "another normalisation": (TEXTS, {"normalisation": "search"}),
+    "other splits by a prefix": ([f"خبر: {text}" for text in TEXTS], {}),
+    "documents cut in half": ([" ".join(text.split()[: len(text.split()) // 2 + 1]) for text in TEXTS], {}),
+}
+PARENT = {"a parent that held out less": {"test": 0.01, "validation": 0.01}}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_what_an_ancestor_has_read_is_not_held_out(arm: str, tmp_path: Path, store: Store) -> None:
+    texts, settings = ARMS[arm]
+    before = tiny_recipe(write(tmp_path / "before.jsonl", TEXTS), corpus=PARENT.get(arm, {}))
+    seen = store.build(Seen.of(prepared(store, before), None))
+    after = tiny_recipe(
+        write(tmp_path / "after.jsonl", [*texts, *sentences(900, seed=5)[600:]]), corpus={"min_chars": 5, **settings}
+    )
+    without, corpus = prepared(store, after), prepared(store, after, seen)
+    known = Fingerprints.load(seen.path)
+    for name in ("test", "validation"):
+        leaked = known.meets(pa.array(split(without, name))).read
+        assert leaked.sum() > 5, "the arm leaks nothing"
+        assert not known.meets(pa.array(split(corpus, name))).read.any()
+    facts = corpus.facts(CorpusFacts)
+    moved = len(split(without, "test", "validation")) - len(split(corpus, "test", "validation"))
+    assert facts.seen_by_ancestor == sum(part.seen_by_ancestor for part in facts.sources.values()) == moved
+    assert sorted(split(corpus, "train", "test", "validation")) == sorted(
+        split(without, "train", "test", "validation")
+    ), "no document is lost"
+
+
+def test_an_honest_corpus_that_grows_keeps_its_held_out_documents(tmp_path: Path, store: Store) -> None:
+    before = tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))
+    corpus = prepared(store, before)
+    seen = store.build(Seen.of(corpus, None))
+    after = tiny_recipe(write(tmp_path / "b.jsonl", sentences(1200)))
+    grown = prepared(store, after, seen)
+    facts = grown.facts(CorpusFacts)
+    assert facts.seen_by_ancestor <= 0.005 * facts.kept  # texts of few words resemble each other
+    assert len(set(split(corpus, "test")) & set(split(grown, "train"))) <= facts.seen_by_ancestor
+
+
+def test_a_corpus_that_was_read_whole_is_one_line(tmp_path: Path, store: Store) -> None:
+    """Never a test split of what the model knows, and never an empty one."""
+    recipe = tiny_recipe(write(tmp_path / "a.jsonl", TEXTS), corpus={"test": 0.001, "validation": 0.0})
+    first = prepared(store, recipe)
+    seen = store.build(Seen.of(first, None))
+    only = write(tmp_path / "b.jsonl", split(first, "train"))
+    with pytest.raises(CorpusError, match=r"were read by an ancestor of the model; add new text"):
+        prepared(store, tiny_recipe(only), seen)
+
+
+# -- a chain --------------------------------------------------------------------------------------
+
+
+class Chain(NamedTuple):
+    """Three nights: each begins with the weights of the one before; the last has lost 30 documents."""
+
+    recipe: Recipe
+    store: Store
+    nights: tuple[Published, ...]
+
+
+@pytest.fixture(scope="module")
+def chain(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    train = {"warm_start": "champion", "steps": 20, "checkpoint_every": 20}
+    recipe = tiny_recipe(folder / "stories.jsonl", train=train, gate={"tolerance": 0.9})
+    store, texts = Store(folder / "store"), sentences(520)
+    nights = []
+    for night in (texts[:400], texts[:460], texts[30:]):
+        write(folder / "stories.jsonl", night)
+        nights.append(build(recipe, store))
+    return Chain(recipe, store, tuple(nights))
+
+
+def test_every_account_of_a_chain_is_the_same(chain: Chain) -> None:
+    first, second, third = (night.record for night in chain.nights)
+    assert all(night.promoted for night in chain.nights)
+    assert first.lineage == ()
+    assert [one.run for one in second.lineage] == [chain.nights[0].run]
+    assert [one.run for one in third.lineage] == [chain.nights[1].run, chain.nights[0].run]
+    assert third.lineage[1:] == second.lineage
+    assert third.lineage[0].documents == second.seen.own
+    assert third.lineage[0].corpus == second.artifacts["prepare"][0]
+    total = sum(third.seen.lineage.values())
+    assert total == sum(third.seen.own.values()) + sum(third.seen.gone.values())
+    assert third.seen.gone["stories"] > 15
+    model = chain.nights[2].folder / "model"
+    card = (model / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"from the weights of run {chain.nights[1].run}" in card
+    assert f"{total} distinct documents in all" in card
+    assert f"(stories {third.seen.gone['stories']}); the model may still repeat them" in card
+    assert f"| {chain.nights[0].run} | stories {first.seen.own['stories']} |" in card
+    assert "scratch" not in card
+    assert "من الصفر" not in card
+    provenance = read(model).manifest["provenance"]
+    parent = Runs(chain.store).package(chain.nights[1].run).package
+    assert provenance["initial_weights"] == f"run {chain.nights[1].run}, package {parent}"
+    assert (provenance["ancestors"], provenance["seen"]) == ("2", third.artifacts["seen"][0])
+    cold = read(chain.nights[0].folder / "model").manifest["provenance"]
+    assert (cold["ancestors"], cold["initial_weights"]) == ("0", "random")
+
+
+def test_what_was_read_is_the_union_of_all_nights(chain: Chain) -> None:
+    seen = Fingerprints.load(chain.store.artifact("seen", chain.nights[2].record.artifacts["seen"][0]).path)
+    for night in chain.nights:
+        corpus = chain.store.artifact("prepare", night.record.artifacts["prepare"][0])
+        assert seen.meets(pa.array(split(corpus, "train"))).exactly.all()
+    held_out = split(corpus, "test", "validation")
+    assert not seen.meets(pa.array(held_out)).read.any()
+
+
+def test_a_night_without_news_is_reused(chain: Chain) -> None:
+    again = build(chain.recipe, chain.store)
+    assert again.cached
+    assert again.run == chain.nights[2].run
+
+
+@pytest.fixture
+def copy(chain: Chain, tmp_path: Path) -> Chain:
+    """A copy that a test may change, in which the recipe's text is the last night's."""
+    shutil.copytree(chain.store.root, tmp_path / "store")
+    return chain._replace(store=Store(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_parent_without_a_record_of_what_it_read_is_refused(named: bool, copy: Chain) -> None:
+    night = copy.nights[2]
+    shutil.rmtree(copy.store.artifact("seen", night.record.artifacts["seen"][0]).path)
+    train = copy.recipe.train.model_copy(update={"warm_start": night.run if named else "champion", "steps": 21})
+    with pytest.raises(TrainingError, match=rf"texts that run {night.run} has read.*build its recipe again"):
+        build(copy.recipe.model_copy(update={"train": train}), copy.store)
+
+
+def test_a_lineage_that_read_an_excluded_text_is_refused(copy: Chain, tmp_path: Path) -> None:
+    """Also when only the first night had it."""
+    first = copy.store.artifact("prepare", copy.nights[0].record.artifacts["prepare"][0])
+    gone = next(text for text in split(first, "train") if text in sentences(30))
+    (tmp_path / "exclude.txt").write_text(gone + "\n", encoding="utf-8")
+    corpus = copy.recipe.corpus.model_copy(update={"exclude": str(tmp_path / "exclude.txt")})
+    with pytest.raises(TrainingError, match="has read 1 of the texts in .*exclude.txt; `qalam forget`"):
+        build(copy.recipe.model_copy(update={"corpus": corpus}), copy.store)
