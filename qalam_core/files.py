@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -122,8 +123,13 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
     return content
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def json_object(content: bytes | str) -> dict[str, Any]:
-    """Parse a JSON object. Raises ValueError when it is not one, or an object in it has a key twice."""
+    """Parse a JSON object. Raises ValueError when it is not one, an object in it has a key twice, or a string is not
+    Unicode text: an escaped half of a surrogate pair could not be written again.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(value := dict(pairs)) != len(pairs):
@@ -134,6 +140,10 @@ def json_object(content: bytes | str) -> dict[str, Any]:
         # decoded first: json.loads guesses other encodings from bytes, and lets surrogates pass
         text = content.decode() if isinstance(content, bytes) else content
         value = json.loads(text, object_pairs_hook=unique)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a string is not Unicode text: half of a surrogate pair") from None
     except KeyError:
         raise ValueError("holds a key twice; parsers disagree about which counts") from None
     except (ValueError, RecursionError):

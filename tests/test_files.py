@@ -30,11 +30,17 @@ def test_objects_are_parsed_from_text_and_bytes() -> None:
         b'{"a": 1, "a": 1}',
         b'{"a": {"b": 1, "b": 2}}',
         b"[" * 100_000,
+        rb'{"\ud800": 1}',
+        rb'{"a": ["x", {"b": "\uDFFF\ud800"}]}',
     ],
 )
 def test_anything_but_an_object_in_utf_8_with_distinct_keys_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^(not valid JSON|must be a JSON object|holds a key twice.*)$"):
+    with pytest.raises(ValueError, match=r"^(not valid JSON|must be a JSON object|holds a key twice.*|.*a surrogate pair)$"):
         json_object(content)
+
+
+def test_escaped_pairs_of_surrogates_are_text() -> None:
+    assert json_object(rb'{"a": "\ud83d\ude00 \\ud800"}') == {"a": "\U0001f600 \\ud800"}
 
 
 def test_a_file_is_replaced_or_left_as_it_is(tmp_path: Path) -> None:
