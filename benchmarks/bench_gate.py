@@ -30,6 +30,7 @@ from qalam_core import package as packages
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.evaluate import evaluate
+from qalam_core.evaluation.comparison import Champion
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Budgets, Report, Verdict
 from qalam_core.model import PureDynamicTransformer
@@ -121,7 +122,7 @@ class Sound:
         )  # fmt: skip
 
     def decide(self, report: Report, budgets: Budgets, **changes: Any) -> Verdict:
-        return decide(report, budgets, self.recipe.gate.model_copy(update=changes), self.report)
+        return decide(report, budgets, self.recipe.gate.model_copy(update=changes), Champion(self.report))
 
     def trained_plainly(self, shards: list[Path], shift: int) -> Weights:
         """A training of our own, with `shift` places between a token and what is to be predicted from it."""

@@ -39,8 +39,8 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
         artifacts = stages_in_order(recipe, files, History(Runs(Store(Path(store)))), executor)
     published = stages.publish(store, recipe, artifacts)
     if not published.verdict.passed:
-        return Failed(message="the gate refused: " + " ".join(published.verdict.reasons()), data=published)
-    return published
+        return Failed(message=published.decision, data=published)
+    return Completed(message=published.decision, data=published)
 
 
 @flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)

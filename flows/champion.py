@@ -47,19 +47,22 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
 
 
 @flow(name="reproduce_champion", flow_run_name="reproduce champion of {name}", persist_result=False)
-def reproduce_champion(name: str, store: str = ".qalam") -> Any:
+def reproduce_champion(name: str, store: str = ".qalam", lineage: bool = False) -> Any:
     """Build the champion again in an empty store; Failed when an artifact differs from the original in any bit.
 
     Args:
         name: the name of the recipe whose champion is built
         store: folder of artifacts and runs, on the machine that runs the flow
+        lineage: also build the runs that it began from, oldest first, instead of taking its parent's weights
     """
     store = confined(store)
     run = Runs(Store(Path(store))).champion(name)
     if run is None:
         return Completed(message=f"{name} has no champion yet")
-    found = tasks.reproduce(store, run)
+    found = tasks.reproduce(store, run, lineage)
     if not found.matches:
         differing = ", ".join(row.stage for row in found.rows if not row.matches)
         return Failed(message=f"{run} is not reproduced: {differing} differ", data=found)
-    return Completed(message=f"{run} is reproduced: {len(found.rows)} of {len(found.rows)} match", data=found)
+    same = sum(row.decided for row in found.rows)
+    message = "; ".join([f"{run} is reproduced: {same} of {len(found.rows)} match", found.basis, *found.notes])
+    return Completed(message=message, data=found)

@@ -229,15 +229,23 @@ class Requirements(Frozen):
     beat_unigram: Share = Field(
         0.0, description="required improvement over the unigram baseline, as a share of its bits per byte"
     )
-    beat_trigram: bool = Field(False, description="require the model to beat the Kneser-Ney trigram too")
+    beat_ngram: bool = Field(False, description="require the model to beat the Kneser-Ney 4-gram of tokens too")
+    beat_characters: bool = Field(False, description="require the same of the Kneser-Ney 10-gram of characters")
     tolerance: NonNegativeFloat = Field(
-        0.02, description="how much worse than the champion bits per byte may be, as a share; covers seed variance"
+        0.035, description="non-inferiority margin: how much worse than champions bits per byte may be, as a share"
+    )
+    slice_tolerance: NonNegativeFloat = Field(
+        0.05, description="how much worse than the champion a source may surely be, as a share"
     )
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
-        0.95, description="confidence of the interval; a model is refused when all of it is above the tolerance"
+        0.95, description="confidence that a change is below its margin; of each end of an interval of a change"
+    )
+    seed_sd: NonNegativeFloat = Field(
+        0.005, description="standard deviation of bits per byte over seeds, as a share; `qalam seeds` measures it"
     )
     max_unknown: Share = Field(0.5, description="largest share of unknown tokens")
     max_repeated: Share = Field(0.3, description="largest share of repeated 4-grams in samples")
+    max_empty: Share = Field(0.2, description="largest share of samples without a token")
     max_copied: Share = Field(0.02, description="largest share of test documents contained in the training text")
     max_package_mb: PositiveFloat = Field(2000.0, description="largest package, in MB")
     max_load_seconds: PositiveFloat = Field(60.0, description="longest load time without execution, in seconds")
@@ -247,6 +255,9 @@ class Gate(Requirements):
     """The gate's requirements, and which samples the report shows."""
 
     prompts: tuple[str, ...] = Field(("في", "من", "قال"), description="prompts of the samples in the report")
+    test_mb: PositiveFloat = Field(
+        1.0, description="MB of held-out text that are measured; of a larger test split, a sample of its documents"
+    )
 
 
 class Recipe(Frozen):

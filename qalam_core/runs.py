@@ -305,19 +305,18 @@ class Runs:
     def offer(self, name: str, run: str, when: str) -> str:
         """Make a run that passed the gate the champion under `name`; -> "", or why a person must do so.
 
-        A model that was rolled back, or was champion before and is not now, does not return by itself.
+        A model that was rolled back, or was champion before and is not now, does not return by itself. Of a model that
+        is the champion, a new run takes the place of the one that was promoted, and an earlier run does not.
         """
         promotion = Promotion(run=run, model=self.model(run), when=when, why="passed the gate", who="gate")
         with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
             earlier = self.promotions(name)
-            if earlier and earlier[-1].run == run:
-                return ""
-            if not earlier or earlier[-1].model != promotion.model:
-                if undone := _undone(earlier).get(promotion.model):
-                    return f"rolled back {undone}"
-                if before := next((line for line in reversed(earlier) if line.model == promotion.model), None):
-                    return f"it was champion before, promoted {before}"
-            self._append(name, promotion)
+            before = [line for line in earlier if line.model == promotion.model]
+            if before and before[-1] != earlier[-1]:
+                undone = _undone(earlier).get(promotion.model)
+                return f"rolled back {undone}" if undone else f"it was champion before, promoted {before[-1]}"
+            if run not in [line.run for line in before]:
+                self._append(name, promotion)
         return ""
 
     def rollback(self, name: str, when: str, why: str, who: str) -> str:

@@ -37,15 +37,15 @@ def remeasure(store: str, recipe: Recipe, run: str, corpus: Artifact, tokens: Se
 
 
 @task(name="reproduce", task_run_name="build {run} again", tags=["training"], **POLICY)
-def reproduce(store: str, run: str) -> Reproduction:
+def reproduce(store: str, run: str, lineage: bool) -> Reproduction:
     """Build a run again in an empty temporary store on the same disk, and compare."""
     home = Store(Path(store))
     with tempfile.TemporaryDirectory(prefix=".reproducing-", dir=home.root) as folder, training_slot():
-        found = audit.reproduce(home, run, Store(Path(folder)), watch("train", f"reproduce {run}", "steps"))
+        found = audit.reproduce(home, run, Store(Path(folder)), watch("train", f"reproduce {run}", "steps"), lineage)
     rows = [
-        {"artifact": row.stage, "then": row.then[-12:], "now": row.now[-12:], "same": row.matches,
+        {"artifact": row.stage, "then": row.then[-12:], "now": row.now[-12:], "same": row.matches and row.decided,
          "differing": ", ".join(row.differing)}
         for row in found.rows
     ]  # fmt: skip
-    create_table_artifact(rows, key="reproduction", description="; ".join([run, *found.notes]))
+    create_table_artifact(rows, key="reproduction", description="; ".join([f"{run}: {found.basis}", *found.notes]))
     return found

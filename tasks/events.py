@@ -9,17 +9,20 @@ from qalam_core.pipeline.publish import Published
 
 CORPUS_UPDATED = "qalam.corpus.updated"
 GATE_REFUSED = "qalam.gate.refused"
+WAITING = "qalam.champion.waiting"
 PROMOTED = "qalam.champion.promoted"
 
 
 def announce(published: Published, name: str) -> None:
-    """Emit an event when the gate refused this run of recipe `name`, or when the run has become champion."""
-    if published.verdict.passed and not published.promoted:
+    """Emit an event when this run of recipe `name` has become champion, when only a person may make it champion, or
+    when the gate refused it."""
+    if published.verdict.passed and not published.promoted and not published.held:
         return
-    event = PROMOTED if published.promoted else GATE_REFUSED
+    event = PROMOTED if published.promoted else WAITING if published.held or published.waits else GATE_REFUSED
     payload = {
         "run": published.run, "recipe": name, "bits_per_byte": published.record.bits_per_byte.model,
         "report": (published.folder / "report.html").as_uri(), "reasons": " ".join(published.verdict.reasons()),
+        "decision": published.decision,
     }  # fmt: skip
     _emit(event, f"qalam.recipe.{name}", name, payload)
 

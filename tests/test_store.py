@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qalam_core.errors import StoreError
+from qalam_core.evaluation.results import Check, Verdict
 from qalam_core.files import replace_file
+from qalam_core.package.write import replace_card
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
-from qalam_core.runs import Promotion, Runs
+from qalam_core.runs import Runs, exceptions, model_digest
 from qalam_core.store import Artifact, Identity, Store
 from tests.conftest import Built
 
@@ -284,15 +290,32 @@ def runs(store: Store) -> Runs:
     return Runs(store)
 
 
-def publish(runs: Runs, built: Built, key: str, created: str = "2030-01-01") -> str:
-    record = built.published.record.model_copy(update={"created": created})
+def publish(
+    runs: Runs, built: Built, key: str, created: str = "2030-01-01", model: str = "", verdict: Verdict | None = None
+) -> str:
+    """A run with a model of its own, or `model`."""
+    made = built.published.record
+    recipe = made.recipe.model_copy(update={"name": "demo"})
+    record = made.model_copy(update={"created": created, "recipe": recipe, "verdict": verdict or made.verdict})
+    files = {"config.py": "c", "vocab.py": "v", "MODEL_CARD.md": key, "loader.py": key}
+    manifest = json.dumps({"files": files, "tensors": {"w": model or key}})
+
+    def fill(folder: Path) -> None:
+        replace_file(folder / "model" / "manifest.json", manifest.encode())
+        replace_file(folder / "run.json", record.to_json())
+
     run = runs.run_id("demo", key.ljust(64, "0"))
-    runs.publish(run, lambda folder: replace_file(folder / "run.json", record.to_json()))
+    runs.publish(run, fill)
     return run
 
 
-def promotion(run: str, when: str = "t", why: str = "w") -> Promotion:
-    return Promotion(run=run, when=when, why=why, who="tester")
+def promote(runs: Runs, run: str, when: str = "t", why: str = "w", accepted: tuple[str, ...] = ()) -> None:
+    runs.promote("demo", run, when=when, why=why, who="tester", accepted=accepted)
+
+
+def failing(*names: str) -> Verdict:
+    checks = tuple(Check(name=name, value=1.0, limit=0.0, passed=False, message=f"{name}.") for name in names)
+    return Verdict(passed=False, checks=checks)
 
 
 def test_a_run_is_published_once(runs: Runs, built: Built) -> None:
@@ -324,16 +347,160 @@ def test_a_record_reads_as_it_was_written(runs: Runs, built: Built) -> None:
 def test_promotion_keeps_its_history(runs: Runs, built: Built) -> None:
     first, second = publish(runs, built, "a"), publish(runs, built, "b")
     assert runs.champion("demo") is None
-    runs.promote("demo", promotion(first, "t1", "passed"))
-    runs.promote("demo", promotion(second, "t2", "passed"))
-    runs.promote("demo", promotion(second, "t3", "again"))
-    runs.promote("demo", promotion(first, "t4", "rolled back"))
+    promote(runs, first, "t1", "passed")
+    promote(runs, second, "t2", "passed")
+    promote(runs, second, "t3", "again")
+    promote(runs, first, "t4", "by hand")
     assert runs.champion("demo") == first
-    assert [line.why for line in runs.promotions("demo")] == ["passed", "passed", "rolled back"]
+    assert [line.why for line in runs.promotions("demo")] == ["passed", "passed", "by hand"]
     assert [run for run, _ in runs.champions("demo")] == [first, second, first]
 
 
 @pytest.mark.parametrize("run", ["", "none", "..", "../x", "a/b", "/etc"])
 def test_a_missing_run_is_named(runs: Runs, run: str) -> None:
     with pytest.raises(StoreError, match="qalam runs"):
-        runs.promote("demo", promotion(run))
+        promote(runs, run)
+
+
+# -- decisions about models -------------------------------------------------------------------------
+
+
+def test_the_digest_of_a_model_is_of_its_weights_configuration_and_vocabulary(built: Built, tmp_path: Path) -> None:
+    """Neither a card with other figures nor the code of another release makes it another model."""
+    package = tmp_path / "model"
+    shutil.copytree(built.published.folder / "model", package)
+    before = model_digest(package)
+    assert before == built.runs.model(built.published.run)
+    replace_card(package, "# another card")
+    assert model_digest(package) == before
+    original = json.loads((package / "manifest.json").read_text(encoding="utf-8"))
+    for part, name, same in (
+        ("files", "loader.py", True), ("files", "config.py", False), ("files", "vocab.py", False),
+        ("tensors", "embedding.weight", False),
+    ):  # fmt: skip
+        changed = {**original, part: {**original[part], name: "0" * 64}}
+        (package / "manifest.json").write_text(json.dumps(changed), encoding="utf-8")
+        assert (model_digest(package) == before) == same, name
+    for content in ("{", "[]", '{"files": 1, "tensors": {}}', '{"tensors": {}, "files": {"config.py": "a"}}'):
+        (package / "manifest.json").write_text(content, encoding="utf-8")
+        with pytest.raises(StoreError, match="missing or damaged") as caught:
+            model_digest(package)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_was_rolled_back_does_not_return_by_itself(runs: Runs, built: Built) -> None:
+    """Nor under another run id, nor after other champions, until a person promotes it."""
+    first, bad = publish(runs, built, "a"), publish(runs, built, "b", model="bad")
+    assert [runs.offer("demo", run, "t") for run in (first, bad)] == ["", ""]
+    assert runs.rollback("demo", "2030-02-03T04:05", "wrong dates", "amal") == first
+    another = publish(runs, built, "c", model="bad")
+    reason = "rolled back on 2030-02-03 by amal: wrong dates"
+    for champion in (first, publish(runs, built, "d"), publish(runs, built, "e")):
+        assert runs.offer("demo", champion, "t") == ""
+        for run in (bad, another):
+            assert runs.offer("demo", run, "t") == reason
+        assert runs.champion("demo") == champion
+        assert bad not in [run for run, _ in runs.champions("demo")]
+    assert runs.exceptions(another) == {"rolled-back": f"it was {reason}"}
+    promote(runs, another, accepted=("rolled-back",))
+    assert runs.exceptions(bad) == {}
+    newer = publish(runs, built, "f")
+    assert runs.offer("demo", newer, "t") == ""
+    assert "it was champion before" in runs.offer("demo", bad, "t")
+
+
+def test_a_rollback_returns_to_another_model(runs: Runs, built: Built) -> None:
+    first, second, same = publish(runs, built, "a"), publish(runs, built, "b"), publish(runs, built, "c", model="b")
+    for run in (first, second, same):
+        assert runs.offer("demo", run, "t") == ""
+    assert runs.champion("demo") == same
+    assert runs.offer("demo", second, "t") == "", "the model is champion already"
+    assert runs.champion("demo") == same, "and an earlier run of it does not take its place"
+    assert runs.rollback_target("demo") == first
+    assert runs.rollback("demo", "t", "w", "amal") == first
+    assert runs.promotions("demo")[-1].undone == runs.model(second)
+    assert runs.rollback_target("demo") is None
+    with pytest.raises(StoreError, match="nothing came before it"):
+        runs.rollback("demo", "t", "w", "amal")
+
+
+def test_a_rollback_does_not_return_to_a_model_that_was_rolled_back(runs: Runs, built: Built) -> None:
+    """Though an earlier run of it is still in the history."""
+    bad, good, again = (
+        publish(runs, built, "a", model="bad"),
+        publish(runs, built, "b"),
+        publish(runs, built, "c", model="bad"),
+    )
+    for run in (bad, good, again):
+        promote(runs, run)
+    assert runs.rollback("demo", "t", "w", "amal") == good
+    assert runs.rollback_target("demo") is None
+    assert [run for run, _ in runs.champions("demo")] == [good]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(["offer", "promote", "rollback"]), st.integers(0, 5)), max_size=15))
+def test_what_was_undone_holds_after_any_history(
+    built: Built, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    """Six runs of three models: what is offered is champion only if no rollback from its model is in force."""
+    runs = Runs(Store(tmp_path_factory.mktemp("history")))
+    ids = [publish(runs, built, key, model="xyz"[place % 3]) for place, key in enumerate("abcdef")]
+    models = {run: runs.model(run) for run in ids}
+    undone: set[str] = set()
+    been: set[str] = set()
+    for action, place in steps:
+        run, champion = ids[place], runs.champion("demo")
+        current = models[champion] if champion else ""
+        if action == "promote":
+            promote(runs, run)
+            undone.discard(models[run])
+        elif action == "offer":
+            held = runs.offer("demo", run, "t")
+            assert bool(held) == (models[run] in undone or models[run] in been - {current})
+            assert models[str(runs.champion("demo"))] == (current if held else models[run])
+        elif (target := runs.rollback_target("demo")) is not None:
+            assert runs.rollback("demo", "t", "w", "amal") == target
+            assert models[target] not in {*undone, current}
+            undone.add(current)
+        found = runs.champion("demo")
+        if found:
+            been.add(models[found])
+            in_force = [run for run, _ in runs.champions("demo")]
+            assert in_force[0] == found
+            assert not {models[run] for run in in_force} & undone
+
+
+@pytest.mark.parametrize(
+    ("failed", "needed"),
+    [
+        ((), {}),
+        (("yardstick",), {"new-yardstick": "it failed: yardstick"}),
+        (("gate settings",), {"looser-gate": "it failed: gate settings"}),
+        (
+            ("unigram", "yardstick", "champion"),
+            {"refused": "it failed: unigram, champion", "new-yardstick": "it failed: yardstick"},
+        ),
+    ],
+)
+def test_failed_checks_need_exceptions(
+    failed: tuple[str, ...], needed: dict[str, str], runs: Runs, built: Built
+) -> None:
+    verdict = failing(*failed) if failed else Verdict(passed=True, checks=())
+    assert runs.exceptions(publish(runs, built, "a", verdict=verdict)) == needed
+
+
+def test_a_refusal_without_a_check_is_a_refusal() -> None:
+    assert exceptions(Verdict(passed=False, checks=())) == {"refused": ()}
+
+
+def test_accepted_exceptions_are_of_the_model(runs: Runs, built: Built) -> None:
+    """A later run of it, which passed, does not hide them; nor does a later promotion without one."""
+    refused = publish(runs, built, "a", model="m", verdict=failing("unigram"))
+    assert runs.accepted(refused) == ("the gate did not pass it, and nobody promoted it",)
+    promote(runs, refused, why="better on poetry", accepted=("refused",))
+    other, passed = publish(runs, built, "b"), publish(runs, built, "c", model="m")
+    promote(runs, other)
+    promote(runs, passed)
+    assert runs.accepted(passed) == runs.accepted(refused) == ("refused: better on poetry",)
+    assert runs.accepted(other) == ()

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from al_qalam.flows.cli import build, corpus, packages, runs, serving
+from al_qalam.flows.cli import build, corpus, find, packages, runs, seeds, serving
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.errors import QalamError, TrainingError
 
@@ -23,13 +23,17 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "plan": (build.plan, "qalam plan my.toml --set train.steps=200"),
         "build": (build.build, "qalam build my.toml --set train.steps=200"),
         "forget": (build.forget, "qalam forget my.toml --exclude texts_to_forget.txt"),
+        "seeds": (seeds.seeds, "qalam seeds my.toml -n 5"),
         "reproduce": (runs.reproduce, "qalam reproduce demo-0123456789ab"),
         "gc": (runs.gc, "qalam gc --keep 5 --delete"),
     },
     "Look": {
         "runs": (runs.runs, "qalam runs"),
         "report": (runs.report, "qalam report demo-0123456789ab --open"),
+        "lineage": (runs.lineage, "qalam lineage demo-0123456789ab --json"),
         "corpus": (corpus.corpus, "qalam corpus --rejects min_words --count 3"),
+        "trace": (find.trace, "qalam trace demo-0123456789ab 'قال رسول الله صلى الله عليه وسلم'"),
+        "find": (find.find, "qalam find @letter.txt"),
         "show": (packages.show, "qalam show .qalam/runs/demo-0123456789ab/model embedding.weight --row قال"),
         "generate": (packages.generate, "qalam generate demo-0123456789ab قال --tokens 20 --seed 1"),
     },

@@ -41,8 +41,9 @@ def show(
     """Show a run's report, the content of a package, or one row of a tensor."""
     folder = package_folder(what, store)
     if not (tensor or near or Path(what).is_dir()):
-        report = Runs(Store(store)).folder(what) / "report.md"
-        out.print(Markdown(report.read_text(encoding="utf-8")))
+        runs = Runs(Store(store))
+        out.print(f"{what}: {runs.record(what).origin}", soft_wrap=True, markup=False)
+        out.print(Markdown((runs.folder(what) / "report.md").read_text(encoding="utf-8")))
     elif near:
         _show_neighbours(folder, near)
     elif tensor:
@@ -84,6 +85,9 @@ def _show_package(folder: Path) -> None:
     found = read(folder)
     for key, value in found.config.constants().items():
         out.print(f"{key:<14}{value}")
+    if origin := found.manifest["provenance"].get("initial_weights"):
+        began = "random weights" if origin == "random" else f"the weights of {origin}"
+        out.print(f"training began with {began}", soft_wrap=True, markup=False)
     table = Table("tensor", "shape", "mean", "std", "min", "max", "", box=None)
     for name, values in found.weights.items():
         edited = "edited" if name in found.edited else ""

@@ -1,8 +1,9 @@
-"""The commands that work on runs: runs, report, history, promote, rollback, reproduce, gc."""
+"""The commands that work on runs: runs, report, lineage, history, promote, rollback, reproduce, gc."""
 
 from __future__ import annotations
 
 import getpass
+import json
 import tempfile
 import webbrowser
 from datetime import UTC, datetime
@@ -12,11 +13,14 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
 from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import bars, out
+from qalam_core.errors import StoreError
 from qalam_core.files import replace_file
-from qalam_core.runs import Promotion, Runs
+from qalam_core.runs import Ancestor, Runs
 from qalam_core.store import DEFAULT_STORE, Store
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `qalam runs` lists them.")]
@@ -28,13 +32,13 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
     """List the runs of a store, oldest first."""
     home = Runs(Store(store))
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("", "run", "date", "params", "bits/byte", "unigram", "trigram", "MB", "gate"):
+    for column in ("", "run", "date", "params", "bits/byte", "unigram", "4-gram", "MB", "gate"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("", "run", "gate") else "right")
     for run, record in home.records().items():
         bits, champion = record.bits_per_byte, home.champion(record.recipe.name) == run
         table.add_row(
             "[yellow]*[/]" if champion else "", run, record.created[:10], f"{record.parameters:,}",
-            *(f"{value:.3f}" for value in (bits.model, bits.unigram, bits.trigram)), f"{record.package_mb:.1f}",
+            *(f"{value:.3f}" for value in (bits.model, bits.unigram, bits.ngram)), f"{record.package_mb:.1f}",
             "passed" if record.verdict.passed else "[red]refused[/]",
         )  # fmt: skip
     if table.row_count:
@@ -62,19 +66,105 @@ def report(
         out.print("no browser was found; open the file in one")
 
 
+def lineage(
+    run: RunArgument,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the runs that a run began from, nearest first, and what they have read, documents by source."""
+    from qalam_core.reports.tables import by_source
+
+    home = Runs(Store(store))
+    record = home.record(run)
+    seen, package, corpus = record.seen, home.package(run).package, record.artifacts["prepare"][0]
+    if as_json:
+        ancestors = [{**ancestor.canonical(), "in_store": ancestor.run in home} for ancestor in record.lineage]
+        found = {
+            "run": run, "package": package, "corpus": corpus, "begun_from": record.parent or None,
+            "read": seen.lineage, "own": seen.own, "gone": seen.gone, "ancestors": ancestors,
+        }  # fmt: skip
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    out.print(f"{run}: {record.origin}", soft_wrap=True, markup=False)
+    read = sum(seen.lineage.values())
+    out.print(f"has read {read:,} distinct documents: {by_source(seen.lineage)}", soft_wrap=True, markup=False)
+    if seen.gone:
+        gone = f"{sum(seen.gone.values()):,} of them are no longer in its corpus: {by_source(seen.gone)}"
+        out.print(gone, soft_wrap=True, markup=False)
+    tree = Tree(_branch(run, package, corpus, by_source(seen.own)))
+    for ancestor in record.lineage:
+        documents = by_source(ancestor.documents)
+        label = _branch(ancestor.run, ancestor.package, ancestor.corpus, documents, ancestor)
+        # all below the run, and not each below its child: a year of nights would leave the terminal at the right
+        tree.add(label if ancestor.run in home else label.append("\ndeleted from the store", "red"))
+    out.print(tree, soft_wrap=True)
+
+
+def _branch(run: str, package: str, corpus: str, documents: str, ancestor: Ancestor | None = None) -> Text:
+    lines = [run, f"package {package[:12]}, corpus {corpus[:12]}", f"trained on {documents}"]
+    if ancestor:
+        lines.append(f"changed afterwards: {'; '.join(ancestor.changes) or 'the texts alone'}")
+        lines += [f"exception: {' '.join(line.split())}" for line in ancestor.accepted]
+    return Text("\n".join(lines))
+
+
 def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store: StoreOption = DEFAULT_STORE) -> None:
-    """List every promotion and rollback of a recipe, oldest first: date, run, who and why."""
+    """List every promotion and rollback of a recipe, oldest first: date, run, who, accepted exceptions and why."""
     for line in Runs(Store(store)).promotions(name):
-        text = f"{line.when}  {line.run}  {line.action} by {line.who}: {line.why}"
-        out.print(text, soft_wrap=True, markup=False)
+        accepted = f", accepted {', '.join(line.accepted)}" if line.accepted else ""
+        text = " ".join(f"{line.run}  {line.action} by {line.who}{accepted}: {line.why}".splitlines())
+        out.print(f"{line.when}  {text}", soft_wrap=True, markup=False)
 
 
-def promote(run: RunArgument, store: StoreOption = DEFAULT_STORE, why: Why = "promoted by hand", who: Who = "") -> None:
+def promote(
+    run: RunArgument,
+    store: StoreOption = DEFAULT_STORE,
+    why: Annotated[
+        str | None, typer.Option(help="The reason, for the champion's history; needed with an exception.")
+    ] = None,
+    who: Who = "",
+    new_yardstick: Annotated[
+        bool, typer.Option("--accept-new-yardstick", help="Although it could not be compared with the champion.")
+    ] = False,
+    looser_gate: Annotated[
+        bool, typer.Option("--accept-looser-gate", help="Although the gate was looser than for the champion.")
+    ] = False,
+    refused: Annotated[bool, typer.Option("--accept-refused", help="Although the gate refused it.")] = False,
+    rolled_back: Annotated[
+        bool, typer.Option("--accept-rolled-back", help="Although a person rolled this model back.")
+    ] = False,
+) -> None:
     """Make an earlier run the champion of its recipe."""
     home = Runs(Store(store))
     name = home.record(run).recipe.name
-    home.promote(name, Promotion(run=run, when=_now(), why=why, who=who or getpass.getuser()))
+    if home.champion(name) != run:
+        flags = {
+            "new-yardstick": new_yardstick, "looser-gate": looser_gate, "refused": refused, "rolled-back": rolled_back
+        }  # fmt: skip
+        accepted = [flag for flag, given in flags.items() if given]
+        needed = home.exceptions(run)
+        if missing := [flag for flag in needed if flag not in accepted]:
+            reasons = "; ".join(needed[flag] for flag in missing)
+            raise StoreError(f"{run} needs an exception: {reasons}; add {_flags(missing)} and --why REASON")
+        if idle := [flag for flag in accepted if flag not in needed]:
+            raise StoreError(f"{run} does not need {_flags(idle)}; leave it out, so that the history stays true")
+        if accepted and why is None:
+            raise StoreError(
+                f"{_flags(accepted)} needs a reason, for the history and its descendants; add --why REASON"
+            )
+        home.promote(
+            name,
+            run,
+            when=_now(),
+            why=_reason("promoted by hand" if why is None else why),
+            who=_who(who),
+            accepted=accepted,
+        )
     out.print(f"{run} is the champion of {name}")
+
+
+def _flags(exceptions: list[str]) -> str:
+    return " ".join(f"--accept-{name}" for name in exceptions)
 
 
 def rollback(
@@ -87,8 +177,19 @@ def rollback(
     home = Runs(Store(store))
     if name in home:
         name = home.record(name).recipe.name
-    run = home.rollback(name, _now(), why, who or getpass.getuser())
+    run = home.rollback(name, _now(), _reason(why), _who(who))
     out.print(f"{run} is the champion of {name} again")
+
+
+def _reason(why: str) -> str:
+    """In one line. Raises StoreError when there is none."""
+    if not (line := " ".join(why.split())):
+        raise StoreError("--why is blank; say why, for the champion's history")
+    return line
+
+
+def _who(who: str) -> str:
+    return " ".join(who.split()) or getpass.getuser()
 
 
 def reproduce(
@@ -97,6 +198,9 @@ def reproduce(
     fresh: Annotated[
         Path | None, typer.Option("--in", help="Build in this empty folder and keep it; default: a temporary one.")
     ] = None,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Also build the runs that it began from, oldest first, from text alone.")
+    ] = False,
 ) -> None:
     """Build a run again in an empty store, and compare each artifact (exit status 1: something differs)."""
     from qalam_core.pipeline.audit import reproduce as build_again
@@ -104,17 +208,20 @@ def reproduce(
     with tempfile.TemporaryDirectory(prefix="qalam-") as temporary, bars() as terminal:
         found = build_again(
             Store(store), run, Store(fresh or Path(temporary)),
-            lambda done, total: terminal.moved("train", "train", "steps", done, total),
+            lambda done, total: terminal.moved("train", "train", "steps", done, total), lineage,
         )  # fmt: skip
     table = Table("artifact", "then", "now", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for row in found.rows:
         verdict = "[green]same[/]" if row.matches else "[red]differs[/]: " + (", ".join(row.differing) or "inputs")
         then, now = (name if row.stage == "run" else name[:12] for name in (row.then, row.now))
+        if not row.decided and row.matches:
+            verdict = "not compared (a run was deleted)"
         table.add_row(row.stage, then, now, verdict if row.compared else f"{verdict} (artifact deleted)")
     out.print(table)
+    out.print(found.basis, soft_wrap=True, markup=False)
     for note in found.notes:
         out.print(f"note: {note}", soft_wrap=True, markup=False)
-    same = sum(row.matches for row in found.rows)
+    same = sum(row.matches and row.decided for row in found.rows)
     out.print(f"{same} of {len(found.rows)} match{': ' + run + ' is reproduced' if found.matches else ''}")
     if not found.matches:
         raise typer.Exit(1)
@@ -128,7 +235,11 @@ def gc(
     """List, or with --delete delete, old runs that are not champions, and artifacts that no kept run needs."""
     from qalam_core.pipeline.collect import collect
 
-    found = collect(Store(store), keep, delete)
+    found = collect(Store(store), keep)
+    for line in found.lost:
+        out.print(f"can no longer be built again: {line}", soft_wrap=True, markup=False)
+    if delete:
+        found = collect(Store(store), keep, delete)
     for name in (*found.runs, *found.artifacts):
         out.print(name, soft_wrap=True, markup=False)
     if found.busy:
@@ -138,6 +249,8 @@ def gc(
         f"{len(found.runs)} runs and {len(found.artifacts)} artifacts, {decimal(found.bytes)}: {did}; "
         f"{len(found.kept)} runs are kept", soft_wrap=True,
     )  # fmt: skip
+    if found.lost:
+        out.print("the sources are not in the store: a run is built again from text while they are unchanged")
 
 
 def _now() -> str:

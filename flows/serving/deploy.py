@@ -29,7 +29,7 @@ from prefect.workers.process import ProcessWorker
 
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.prefect_env import CALLER
-from al_qalam.tasks.events import GATE_REFUSED, PROMOTED
+from al_qalam.tasks.events import GATE_REFUSED, PROMOTED, WAITING
 from al_qalam.tasks.policy import TRAINING_SLOTS
 from qalam_core.errors import QalamError
 from qalam_core.recipe import Recipe
@@ -199,6 +199,9 @@ def _automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
         _notice(f"qalam: notify when the gate refuses {recipe}", of_recipe, GATE_REFUSED, target,
                 f"{recipe}: the gate refused {{{{ event.payload.run }}}}",
                 f"{bits}. {{{{ event.payload.reasons }}}} The champion is unchanged. Report: {link}"),
+        _notice(f"qalam: notify when a person must decide about {recipe}", of_recipe, WAITING, target,
+                f"{recipe}: {{{{ event.payload.run }}}} waits for a person",
+                f"{bits}. {{{{ event.payload.decision }}}} The champion is unchanged. Report: {link}"),
         _notice(f"qalam: notify when {recipe} has a new champion", of_recipe, PROMOTED, target,
                 f"{recipe}: {{{{ event.payload.run }}}} is champion", f"{bits}. Report: {link}"),
         _notice("qalam: notify when a run crashes", every, "prefect.flow-run.Crashed", target,

@@ -23,7 +23,7 @@ def sample(shards: Sequence[Path], limit: int, seed: int) -> Iterator[pa.LargeSt
     threshold = _threshold(shards, limit, seed)
     for shard in shards:
         for batch in read_texts(shard):
-            yield batch.column("text").filter(pa.array(_draws(batch, seed) < threshold))
+            yield batch.column("text").filter(pa.array(draws(batch, seed) < threshold))
 
 
 def _threshold(shards: Sequence[Path], limit: int, seed: int) -> np.uint64:
@@ -42,9 +42,9 @@ def _threshold(shards: Sequence[Path], limit: int, seed: int) -> np.uint64:
 
     for shard in shards:
         for batch in read_texts(shard):
-            draws = _draws(batch, seed)
-            below = draws < threshold
-            drawn = np.append(drawn, draws[below])
+            drawn_here = draws(batch, seed)
+            below = drawn_here < threshold
+            drawn = np.append(drawn, drawn_here[below])
             sizes = np.append(sizes, pc.binary_length(batch.column("text")).to_numpy()[below])
             if sizes.sum() > 2 * limit:  # not after each batch: sorting would take longer than reading
                 cut()
@@ -52,7 +52,8 @@ def _threshold(shards: Sequence[Path], limit: int, seed: int) -> np.uint64:
     return threshold
 
 
-def _draws(batch: pa.RecordBatch, seed: int) -> NDArray[np.uint64]:
+def draws(batch: pa.RecordBatch, seed: int) -> NDArray[np.uint64]:
+    """A hash of (seed, id) for each document of a batch."""
     salt = b"%d:" % seed
     heads = [hashlib.sha256(salt + id_.encode()).digest()[:8] for id_ in batch.column("id").to_pylist()]
     return np.frombuffer(b"".join(heads), ">u8").astype(np.uint64)

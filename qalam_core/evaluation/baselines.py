@@ -1,6 +1,7 @@
-"""Count-based baselines: unigram and trigram over token ids, and a character bigram for unknown words.
+"""Count-based baselines: a unigram over token ids, Kneser-Ney n-grams over tokens and over characters, and a character
+bigram for unknown words.
 
-Token arrays are 1-D, START ids END for each document; costs are nats per token.
+Streams are 1-D arrays of ids, START ids END for each document; costs are nats per position.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from qalam_core.package.runtime.architecture import START
+from qalam_core.package.runtime.architecture import END, SPECIALS, START
 
-MAX_TOKENS = 20_000_000
-"""Baselines are fitted on at most this many tokens, the first ones: about 1.5 GB of peak memory."""
+TOKEN_ORDER, CHARACTER_ORDER = 4, 10
+
+CHARACTERS = len(SPECIALS) + 0x110000
+"""Symbols of a character stream: the special ones, and each code point of Unicode after them."""
 
 _KEY_BITS = 64
 
 Ids = NDArray[np.integer]
-Keys = NDArray[np.uint64]
+Numbers = NDArray[np.int32]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Unsigned = TypeVar("Unsigned", np.uint32, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,12 @@ class Unigram:
     nats_by_id: Floats
 
     @classmethod
-    def fit(cls, tokens: Sequence[Ids], vocab_size: int, k: float = 1.0, max_tokens: int = MAX_TOKENS) -> Unigram:
-        """Count the first `max_tokens` ids of `tokens`; every id must be below `vocab_size`."""
-        stream = _first(tokens, max_tokens)
-        counts = np.bincount(stream[stream != START], minlength=vocab_size).astype(np.float64)
+    def fit(cls, streams: Sequence[Ids], vocab_size: int, k: float = 1.0) -> Unigram:
+        """Count all of `streams`; every id must be below `vocab_size`."""
+        counts = np.zeros(vocab_size)
+        for stream in streams:
+            counts += np.bincount(stream, minlength=vocab_size)
+        counts[START] = 0
         return cls(np.log(counts.sum() + k * vocab_size) - np.log(counts + k))
 
     def nats(self, ids: Ids) -> Floats:
@@ -48,96 +55,75 @@ class Unigram:
 
 
 @dataclass(frozen=True)
-class _Order:
-    """The counts of one order: ascending n-gram keys, and for each context the sum and number of its n-grams."""
+class KneserNey:
+    """Interpolated Kneser-Ney n-grams with one absolute discount per order (Chen and Goodman 1999, equation 20).
 
-    keys: Keys
-    counts: Counts
-    contexts: Keys
-    totals: Floats
-    types: Floats
-    discount: float
+    P(w | h) = (max(c(h w) - D, 0) + D N(h .) P(w | h')) / c(h .), where h' is h without its first symbol, N counts
+    distinct continuations, and c of the longest n-grams is their number. Shorter ones have continuation counts, the
+    number of distinct symbols before them, but for those that begin with START, which nothing precedes: these keep
+    their number. P(w) backs off to the uniform 1/V. D = n1 / (n1 + 2 n2) per order, n1 and n2 the n-grams with counts
+    1 and 2. Contexts do not reach beyond a document's START, which is never predicted.
 
-    @classmethod
-    def of(cls, keys: Keys, counts: Counts, bits: int) -> _Order:
-        """From distinct ascending keys whose low `bits` are the predicted token."""
-        contexts_of_keys = keys >> np.uint64(bits)
-        starts = _run_starts(contexts_of_keys)
-        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-        return cls(
-            keys=keys,
-            counts=counts,
-            contexts=contexts_of_keys[starts],
-            totals=np.add.reduceat(counts, starts).astype(np.float64) if len(starts) else np.zeros(0),
-            types=np.diff(starts, append=len(keys)).astype(np.float64),
-            # without n-grams seen once the estimate would be 0, and unseen n-grams would have no probability
-            discount=once / (once + 2 * twice) if once else 0.5,
-        )
-
-    def interpolate(self, contexts: Keys, keys: Keys, lower: Floats) -> Floats:
-        """(max(c - D, 0) + D types lower) / total; `lower` for a context that was never seen."""
-        if len(self.keys) == 0:
-            return lower
-        place, seen = _find(self.contexts, contexts)
-        total = np.where(seen, self.totals[place], 1.0)
-        at, known = _find(self.keys, keys)
-        counted = np.where(known, np.maximum(self.counts[at] - self.discount, 0.0), 0.0)
-        mixed: Floats = np.where(seen, (counted + self.discount * self.types[place] * lower) / total, lower)
-        return mixed
-
-
-@dataclass(frozen=True)
-class KneserNeyTrigram:
-    """Interpolated Kneser-Ney trigram with one absolute discount per order (Chen and Goodman 1999).
-
-    P(w | u v) = (max(c(u v w) - D, 0) + D N(u v .) P(w | v)) / c(u v), where N counts distinct continuations;
-    P(w | v) and P(w) have the same form over continuation counts, N(. v w) and N(. w), and back off to the uniform
-    1/V. D = n1 / (n1 + 2 n2) per order, n1 and n2 the n-grams counted once and twice. The first token of a document
-    has START alone as its context. Nothing precedes START, so bigrams that begin with it keep their plain counts.
+    Counting and scoring are one pass: the positions of the training text and of the scored text are sorted together by
+    the `order` symbols that end there, read backwards. All occurrences of an n-gram are then neighbours, for every n at
+    once, so that one sort numbers the n-grams of all orders, exactly. Memory: about 50 bytes per symbol.
     """
 
+    stream: Ids
     vocab_size: int
-    bits: int
-    unigrams: _Order
-    bigrams: _Order
-    trigrams: _Order
+    order: int
 
     @classmethod
-    def fit(cls, tokens: Sequence[Ids], vocab_size: int, max_tokens: int = MAX_TOKENS) -> KneserNeyTrigram:
-        """Count the first `max_tokens` ids of `tokens`; ValueError when three ids do not fit 64 bits."""
-        bits = max(1, (vocab_size - 1).bit_length())
-        if 3 * bits > _KEY_BITS:
-            raise ValueError(f"a vocabulary of {vocab_size} is too large; trigrams of at most {2**21} ids fit 64 bits")
-        stream = _first(tokens, max_tokens)
-        pair_keys, triple_keys, firsts, thirds = _packed(stream, bits)
-        trigram_keys, trigram_counts = np.unique(triple_keys[thirds], return_counts=True)
-        opening_keys, opening_counts = np.unique(pair_keys[firsts], return_counts=True)
-        followed_keys, followed_counts = np.unique(trigram_keys & np.uint64((1 << 2 * bits) - 1), return_counts=True)
-        bigram_keys = np.concatenate([opening_keys, followed_keys])  # disjoint: START opens only the former
-        order = np.argsort(bigram_keys)
-        bigram_keys = bigram_keys[order]
-        bigram_counts = np.concatenate([opening_counts, followed_counts])[order]
-        word_keys, word_counts = np.unique(bigram_keys & np.uint64((1 << bits) - 1), return_counts=True)
-        return cls(
-            vocab_size,
-            bits,
-            _Order.of(word_keys, word_counts, bits),
-            _Order.of(bigram_keys, bigram_counts, bits),
-            _Order.of(trigram_keys, trigram_counts, bits),
-        )
+    def fit(cls, streams: Sequence[Ids], vocab_size: int, order: int) -> KneserNey:
+        """Count all of `streams`; every id must be below `vocab_size`, and documents do not cross the arrays."""
+        assert all(len(stream) == 0 or stream[0] == START for stream in streams), "every stream begins with START"
+        return cls(np.concatenate([np.zeros(0, np.uint16), *streams]), vocab_size, order)
 
     def nats(self, ids: Ids) -> Floats:
-        """-ln P of each token of `ids`; 0 at each START."""
-        nats = np.zeros(len(ids))
-        pair_keys, triple_keys, firsts, thirds = _packed(ids, self.bits)
-        word = np.uint64(self.bits)
-        predicted = firsts | thirds
-        word_keys = pair_keys & np.uint64((1 << self.bits) - 1)
-        uniform = np.full(len(ids), 1 / self.vocab_size)
-        p1 = self.unigrams.interpolate(np.zeros(len(ids), np.uint64), word_keys, uniform)
-        p2 = self.bigrams.interpolate(pair_keys >> word, pair_keys, p1)
-        p3 = self.trigrams.interpolate(triple_keys >> word, triple_keys, p2)
-        nats[predicted] = -np.log(np.where(thirds, p3, p2)[predicted])
+        """-ln P of each symbol of `ids`, which begin with START; 0 at each START."""
+        assert len(ids) and ids[0] == START
+        known = len(self.stream)
+        text = np.concatenate([self.stream, ids])
+        depth, place, shared = _sorted_positions(text, self.order)
+        trained_before = np.zeros(len(text) + 1, np.int32)  # per place in the order: training positions before it
+        np.cumsum(place < known, dtype=np.int32, out=trained_before[1:])
+        scored = np.arange(known, len(text))
+        chance = np.full(len(ids), 1 / self.vocab_size)
+        before = np.zeros(len(text), np.int32)  # per position: number of the (n-1)-gram that ends there
+        contexts = 1
+        starts = np.flatnonzero(shared < 1)
+        for n in range(1, self.order + 1):
+            # places where the n-grams, and the (n+1)-grams, begin
+            longer = np.flatnonzero(shared < n + 1) if n < self.order else starts
+            counts = np.diff(trained_before[np.append(starts, len(text))])
+            here = place[starts]
+            whole = depth[here] >= n
+            if n == 1:
+                whole &= text[here] != START
+            seen = whole & (counts > 0)
+            if n < self.order:
+                trained = np.diff(trained_before[np.append(longer, len(text))]) > 0
+                before_them = np.add.reduceat(trained, np.flatnonzero(shared[longer] < n), dtype=np.int32)
+                counts = np.where(depth[here] == n, counts, before_them)
+            context = before[here[seen] - 1] if n > 1 else np.zeros(int(seen.sum()), np.int32)
+            found = counts[seen]
+            once, twice = int((found == 1).sum()), int((found == 2).sum())
+            # without n-grams seen once the estimate would be 0, and unseen n-grams would have no probability
+            discount = once / (once + 2 * twice) if once else 0.5
+            total = np.bincount(context, found, contexts)
+            types = np.bincount(context, minlength=contexts)
+            number = np.empty(len(text), np.int32)
+            number[place] = np.cumsum(shared < n, dtype=np.int32) - 1
+            counts[~seen] = 0
+            # the scored positions: those with n symbols from START on, in a context that was seen
+            deep = scored[depth[scored] >= n] if n > 1 else scored[text[scored] != START]
+            theirs = before[deep - 1] if n > 1 else np.zeros(len(deep), np.int32)
+            follows = total[theirs] > 0
+            deep, theirs = deep[follows], theirs[follows]
+            kept = np.maximum(counts[number[deep]] - discount, 0.0)
+            chance[deep - known] = (kept + discount * types[theirs] * chance[deep - known]) / total[theirs]
+            before, contexts, starts = number, len(starts), longer
+        nats: Floats = np.where(ids == START, 0.0, -np.log(chance))
         return nats
 
 
@@ -178,40 +164,68 @@ class Speller:
         return cost
 
 
-def _first(tokens: Sequence[Ids], limit: int) -> Ids:
-    """The first `limit` ids, in one array; documents do not cross the arrays."""
-    kept: list[Ids] = [np.zeros(0, np.uint16)]
-    for part in tokens:
-        assert len(part) == 0 or part[0] == START, "every token array begins with START"
-        kept.append(part[: max(0, limit)])
-        limit -= len(part)
-    return np.concatenate(kept)
+def characters(texts: pa.Array) -> Ids:
+    """The characters of texts as one stream: after the special symbols, in the order of Unicode."""
+    parts: list[Ids] = [np.zeros(0, np.uint32)]
+    for text in texts.to_pylist():
+        parts.append(np.frombuffer(f"\0{text}\0".encode("utf-32-le"), np.uint32) + np.uint32(len(SPECIALS)))
+        parts[-1][0], parts[-1][-1] = START, END
+    return np.concatenate(parts)
 
 
-def _packed(ids: Ids, bits: int) -> tuple[Keys, Keys, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Per position: the key of the bigram and of the trigram that end there, and masks of documents' first tokens
-    (only START precedes them) and of later ones."""
-    shift = np.uint64(bits)
-    words = ids.astype(np.uint64)
-    pair_keys = words.copy()
-    pair_keys[1:] |= words[:-1] << shift
-    triple_keys = pair_keys.copy()
-    triple_keys[2:] |= words[:-2] << (shift + shift)
-    start = ids == START
-    after_start = np.zeros(len(ids), np.bool_)
-    after_start[1:] = start[:-1]
-    firsts = after_start & ~start
-    thirds = ~after_start & ~start
-    return pair_keys, triple_keys, firsts, thirds
+def _sorted_positions(text: Ids, order: int) -> tuple[NDArray[np.uint8], Numbers, NDArray[np.uint8]]:
+    """Positions sorted by the up to `order` symbols that end there, the last one first.
+
+    -> per position, how many symbols from its document's START to it, at most `order`; the positions in order; and per
+    place, how many of these symbols it shares with the place before, `order` when it shares all that there are.
+    """
+    depth = np.ones(len(text), np.uint8)
+    inside = text != START
+    for n in range(1, order):
+        # those whose left neighbour has n symbols
+        np.copyto(depth[1:], n + 1, where=inside[1:] & (depth[:-1] == n))
+    alphabet = np.flatnonzero(np.bincount(text))
+    digit = np.zeros(int(alphabet[-1]) + 1, np.uint64)
+    digit[alphabet] = np.arange(1, len(alphabet) + 1)  # 0 is what precedes a document
+    bits = len(alphabet).bit_length()
+    width = min(order, _KEY_BITS // bits)
+    # one number for `width` symbols, the position's own in the highest bits
+    own = digit[text]
+    own <<= np.uint64(bits * (width - 1))
+    packed = own.copy()
+    for _ in range(width - 1):
+        earlier = packed[:-1] >> np.uint64(bits)
+        earlier *= inside[1:]
+        np.bitwise_or(own[1:], earlier, out=packed[1:])
+    del own
+    place = np.argsort(packed).astype(np.int32)
+    keys, length = packed, width
+    while length < order:  # twice as many symbols, by the ranks of both halves
+        ordered = keys[place]
+        rank = np.empty(len(text), np.uint32)
+        rank[place] = np.cumsum(np.append(True, ordered[1:] != ordered[:-1]), dtype=np.uint32)
+        del ordered
+        keys = rank.astype(np.uint64)
+        keys <<= np.uint64(32)
+        keys |= _earlier(rank, depth, length)
+        place = np.argsort(keys).astype(np.int32)
+        length *= 2
+    del keys
+    shared = np.zeros(len(text), np.uint8)
+    equal = np.append(False, np.ones(len(text) - 1, np.bool_))
+    for begin in range(0, order, width):
+        differ = _earlier(packed, depth, begin)[place]
+        differ[1:] ^= differ[:-1].copy()
+        for n in range(min(width, order - begin)):
+            shared += equal & (differ >> np.uint64(bits * (width - 1 - n)) == 0)
+        equal &= differ == 0
+    return depth, place, shared
 
 
-def _run_starts(values: Keys) -> NDArray[np.int64]:
-    """The indices where runs of equal values begin, in an ascending array."""
-    starts: NDArray[np.int64] = np.flatnonzero(np.diff(values, prepend=values[:1] + np.uint64(1)))
-    return starts
-
-
-def _find(sorted_keys: Keys, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For each key a valid index into `sorted_keys` (not empty), and whether the key is there."""
-    place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return place, sorted_keys[place] == keys
+def _earlier(values: NDArray[Unsigned], depth: NDArray[np.uint8], distance: int) -> NDArray[Unsigned]:
+    """Per position, the value of the one `distance` before it in the same document, and 0 where there is none."""
+    if not distance:
+        return values
+    earlier = np.zeros_like(values)
+    np.copyto(earlier[distance:], values[:-distance], where=depth[distance:] > distance)
+    return earlier

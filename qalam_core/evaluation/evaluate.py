@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qalam_core.arabic import Rules, normalise_array
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import CorpusError, PackageError
-from qalam_core.evaluation.baselines import KneserNeyTrigram, Unigram
+from qalam_core.evaluation.baselines import CHARACTER_ORDER, CHARACTERS, TOKEN_ORDER, KneserNey, Unigram, characters
 from qalam_core.evaluation.contamination import contamination
 from qalam_core.evaluation.generation import generation_statistics, no_generation, samples
-from qalam_core.evaluation.integrity import check, one_line, transformer
-from qalam_core.evaluation.results import Bits, Budgets, Integrity, Report, Slice, TensorStatistics, rounded
+from qalam_core.evaluation.integrity import check, hostile, one_line, transformer
+from qalam_core.evaluation.results import Bits, Budgets, Counted, Integrity, Report, Slice, TensorStatistics, rounded
+from qalam_core.evaluation.sampling import training_sample
 from qalam_core.evaluation.scoring import HeldOut, digest_of, score
 from qalam_core.package import read
 from qalam_core.package.runtime.architecture import END, START
@@ -37,22 +38,26 @@ def evaluate(
     checkpoint: Path,
     test: Sequence[tuple[str, str]],
     train_tokens: Sequence[NDArray[Any]],
-    train_texts: Iterable[pa.Array],
+    train_texts: Iterable[pa.RecordBatch],
     *,
     seen: Fingerprints,
     seed: int,
     prompts: Sequence[str],
     confidence: float,
     storage: str,
+    normalisation: Rules,
+    split_documents: int | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> tuple[Report, Budgets]:
     """Measure a package; -> a report that is the same on every run, and budgets that depend on the machine.
 
-    `checkpoint` is the safetensors file that the package was written from. `test` are (slice, normalised text) pairs.
-    `train_tokens` are 1-D id arrays, START ids END for each document; the baselines count the first 20 million ids.
-    `train_texts` are the same documents as text, in the same order; the first ones are read. `seen` is what the model
-    and its ancestors have read. `seed` is for samples,
-    `confidence` for intervals, `storage` is the recipe's storage type of matrices. `progress` counts scored tokens.
+    `checkpoint` is the safetensors file that the package was written from. `test` are (slice, normalised text) pairs,
+    all of the split or a sample of its `split_documents`. `train_tokens` are 1-D id arrays, START ids END for each
+    document, and `train_texts` the same documents in the same order, as record batches with the columns `id` and
+    `text`; baselines count a sample of them. `seen` is what the model and its ancestors have read. `seed` is for
+    samples, `confidence` for intervals, `storage` is the recipe's storage type of matrices, `normalisation` the
+    corpus's rules. The test documents are scored on `device`. `progress` counts scored tokens.
 
     A package that cannot be read gives a report whose figures are NaN. Raises CorpusError when the test split is empty.
     docs/metrics.md defines every figure.
@@ -64,26 +69,33 @@ def evaluate(
     try:
         package = read(package_folder)
     except PackageError as error:
-        refused = _unreadable(test, one_line(error, package_folder))
+        refused = _unreadable(test, split_documents, one_line(error, package_folder))
         return refused, Budgets(package_mb=round(package_mb, 6), load_seconds=math.inf)
     budgets = Budgets(package_mb=round(package_mb, 6), load_seconds=round(time.perf_counter() - begun, 6))
     model = transformer(package.config, {name: torch.from_numpy(array) for name, array in package.weights.items()})
     tokenizer = Tokenizer.from_str(package.tokenizer_json)
     tokenizer.encode_special_tokens = True  # a text that spells "<END>" is text
     documents = HeldOut.of(test, tokenizer, package.vocabulary)
-    nats, hits = score(model, documents, progress)
+    nats, hits = score(model.to(device), documents, progress)
+    model.to("cpu")
     finite = bool(np.isfinite(nats).all())
     writer = NumpyTransformer(package.config, package.weights)  # generates several times faster than torch
     vocab_size = model.vocab_size
-    baselines = (Unigram.fit(train_tokens, vocab_size), KneserNeyTrigram.fit(train_tokens, vocab_size))
-    costs = [nats, *(baseline.nats(documents.stream) for baseline in baselines)]
-    per_document = [documents.sum(cost + documents.spelling) for cost in costs]
+    trained = training_sample(train_texts, train_tokens, TEXTS)
+    unigram, ngram = Unigram.fit(trained.tokens, vocab_size), KneserNey.fit(trained.tokens, vocab_size, TOKEN_ORDER)
+    per_document = [
+        documents.sum(cost + documents.spelling)
+        for cost in (nats, unigram.nats(documents.stream), ngram.nats(documents.stream))
+    ]
+    written = characters(pa.array([text for _, text in test], pa.large_string()))
+    cost = KneserNey.fit([trained.characters], CHARACTERS, CHARACTER_ORDER).nats(written)
+    per_document.append(np.add.reduceat(cost, np.flatnonzero(written == START)))
     correct = documents.sum(hits)
     everything = np.arange(len(test))
     names, slice_of = np.unique(np.array([name for name, _ in test]), return_inverse=True)
-    head = _head(train_texts, TEXTS)
+    probes = [*(text for _, text in test[:TEXTS]), *hostile([text for _, text in test[:TEXTS]])]
     report = Report(
-        test_digest=digest_of(test),
+        test_digest=digest_of([text for _, text in test]),
         overall=documents.figures(everything, per_document, correct, confidence),
         sources={
             str(name): documents.figures(everything[slice_of == number], per_document, correct, confidence)
@@ -92,14 +104,18 @@ def evaluate(
         samples=samples(writer, tokenizer, prompts, seed) if finite else (),
         generation=generation_statistics(writer, train_tokens, seed) if finite else no_generation(),
         integrity=check(
-            package, checkpoint, model, documents.stream, documents.tokenized(test[:TEXTS]),
-            _same_ids(tokenizer, head, train_tokens), storage,
+            package, checkpoint, model, documents.stream, _tokenized(tokenizer, probes),
+            _same_ids(tokenizer, trained.head, train_tokens), storage, _same_texts(tokenizer, probes, normalisation),
         ),
         document_nats=tuple(rounded(value) for value in per_document[0]),
         document_bytes=tuple(int(size) for size in documents.bytes),
-        document_digests=tuple(digest_of([pair])[:12] for pair in test),
+        document_ngram_nats=tuple(rounded(value) for value in per_document[2]),
+        document_character_nats=tuple(rounded(value) for value in per_document[3]),
+        document_digests=tuple(digest_of([text])[:12] for _, text in test),
         document_slices=tuple(slice_of.tolist()),
         contamination=contamination([text for _, text in test], seen),
+        test=_counted(test, split_documents),
+        baselines=trained.counted,
         tensors={name: _statistics(tensor) for name, tensor in package.weights.items()},
     )  # fmt: skip
     return report, budgets
@@ -110,9 +126,23 @@ def _statistics(tensor: NDArray[np.float32]) -> TensorStatistics:
     return TensorStatistics(shape=tensor.shape, mean=mean, std=std, minimum=low, maximum=high)
 
 
-def _head(texts: Iterable[pa.Array], count: int) -> list[str]:
-    """The first `count` texts."""
-    return list(islice((text for batch in texts for text in batch.to_pylist()), count))
+def _counted(test: Sequence[tuple[str, str]], split_documents: int | None) -> Counted:
+    size = sum(len(text.encode()) for _, text in test)
+    return Counted(documents=len(test), of=len(test) if split_documents is None else split_documents, size=size)
+
+
+def _tokenized(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, list[int]]:
+    """The ids of texts, by the text."""
+    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return {text: encoding.ids for text, encoding in zip(texts, encoded, strict=True)}
+
+
+def _same_texts(tokenizer: Tokenizer, texts: Sequence[str], rules: Rules) -> bool:
+    """Whether the tokenizer normalises texts as the corpus was normalised."""
+    expected = normalise_array(pa.array(texts, pa.large_string()), rules).to_pylist()
+    normaliser = tokenizer.normalizer
+    found = [normaliser.normalize_str(text) if normaliser else text for text in texts]
+    return found == expected
 
 
 def _same_ids(tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[NDArray[Any]]) -> bool:
@@ -123,15 +153,15 @@ def _same_ids(tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[NDArr
     return [token for part in tokens for token in part[: len(ids)].tolist()][: len(ids)] == ids
 
 
-def _unreadable(test: Sequence[tuple[str, str]], problem: str) -> Report:
+def _unreadable(test: Sequence[tuple[str, str]], split_documents: int | None, problem: str) -> Report:
     """The report of a package that cannot be read: no figures, and the reason."""
     nan = math.nan
     sizes = tuple(len(text.encode()) for _, text in test)
     return Report(
-        test_digest=digest_of(test),
+        test_digest=digest_of([text for _, text in test]),
         overall=Slice(
             documents=len(test), bytes=sum(sizes), tokens=0, words=sum(len(text.split()) for _, text in test),
-            bits_per_byte=Bits(model=nan, unigram=nan, trigram=nan),
+            bits_per_byte=Bits(model=nan, unigram=nan, ngram=nan, characters=nan),
             unknown_rate=nan, tokens_per_word=nan, next_token_accuracy=nan,
         ),
         sources={},
@@ -144,4 +174,6 @@ def _unreadable(test: Sequence[tuple[str, str]], problem: str) -> Report:
         ),
         document_nats=(nan,) * len(test),
         document_bytes=sizes,
+        document_digests=tuple(digest_of([text])[:12] for _, text in test),
+        test=_counted(test, split_documents),
     )  # fmt: skip

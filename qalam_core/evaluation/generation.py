@@ -53,7 +53,10 @@ def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], b
 
 
 def generation_statistics(model: NumpyTransformer, train_tokens: Sequence[NDArray[Any]], seed: int) -> Generation:
-    """Statistics of samples without a prompt: how varied they are, and how much of them is copied."""
+    """Statistics of samples without a prompt: how varied they are, and how much of them is copied.
+
+    A share of n-grams is NaN where no sample is long enough to have any.
+    """
     rows = model.generate([[START]] * SAMPLES, SAMPLE_LENGTH, seed=seed)[:, 1:].tolist()
     texts = [row[: row.index(END)] if END in row else row for row in rows]
     fours = [list(zip(*(text[i:] for i in range(4)), strict=False)) for text in texts]
@@ -62,8 +65,10 @@ def generation_statistics(model: NumpyTransformer, train_tokens: Sequence[NDArra
     return Generation(
         samples=SAMPLES,
         length=SAMPLE_LENGTH,
-        repeated_4grams=rounded(1 - sum(len(set(grams)) for grams in fours) / total) if total else 0.0,
-        distinct_2grams=rounded(len(set(twos)) / len(twos)) if twos else 0.0,
+        repeated_4grams=rounded(1 - sum(len(set(grams)) for grams in fours) / total) if total else math.nan,
+        distinct_2grams=rounded(len(set(twos)) / len(twos)) if twos else math.nan,
+        empty=sum(not text for text in texts) / SAMPLES,
+        mean_length=sum(map(len, texts)) / SAMPLES,
         end_rate=sum(END in row for row in rows) / SAMPLES,
         longest_copy=longest_copy(texts, train_tokens, model.vocab_size),
     )
@@ -72,8 +77,8 @@ def generation_statistics(model: NumpyTransformer, train_tokens: Sequence[NDArra
 def no_generation() -> Generation:
     """For a model that cannot be sampled from, because its probabilities are not finite."""
     return Generation(
-        samples=0, length=SAMPLE_LENGTH, repeated_4grams=math.nan, distinct_2grams=math.nan,
-        end_rate=math.nan, longest_copy=0,
+        samples=0, length=SAMPLE_LENGTH, repeated_4grams=math.nan, distinct_2grams=math.nan, empty=math.nan,
+        mean_length=math.nan, end_rate=math.nan, longest_copy=0,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def check(
     tokenized: Mapping[str, Sequence[int]],
     trained_ids_agree: bool,
     storage: str,
+    normalisation_agrees: bool,
 ) -> Integrity:
     """Compare a package with its checkpoint, and with the model that a plain import of it gives.
 
@@ -87,8 +89,33 @@ def check(
         tokenizer_agrees=imported.ids == [list(ids) for ids in tokenized.values()],
         trained_ids_agree=trained_ids_agree,
         storage_agrees=package.manifest["dtype"] == storage,
+        normalisation_agrees=normalisation_agrees,
         problem="; ".join([*changed[:1], *([imported.problem] if imported.problem else [])]),
     )
+
+
+_MARKS = "\u064e\u064b\u0650\u0652\u0651\u064f\u0670\u0653"  # vowel marks, shadda, dagger alef, madda
+_UNSEEN = "\u200c\u200b\ufeff\u00ad\u200f\u2060"  # zero-width and directional
+_HOSTILE = (
+    "", "  \t\r\n\u2028\u3000\u0642   \u0627\u0644  ", "\u064e\u0651", "\u0300x\u0301", "<PAD><UNK> <START>\u0642\u0627\u0644<END>",
+    "\u202b\u0642\u0627\u0644 abc\u202c \u2067\u0645\u0646\u2066 123\u2069\u2069\u061c",
+    "\u0660\u0661\u0662\u0663 \u06f4\u06f5 0123456789 \u00bd \u00b2 1.5e-3", "\ufdfa \ufefb\ufe8e\u0640\u0640\u0640 \u0623\u0625\u0622\u0671\u0649\u0629",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1ea\U0001f1ec \U0001f44d\U0001f3fd \u263a\ufe0f",
+    "e\u0301\u1100\u1161\u11a8\uff21\uff41\u2460\u2126", "\u0642" * 10_000, "\u0628\u064e" * 2_000, "\\x00\\d8 \\\\ \0\x7f\x85",
+)  # fmt: skip
+"""Texts that tokenizers disagree on: white space, lone and stacked marks, special tokens as text, directional controls,
+digits of several scripts, ligatures, emoji, compatibility forms, words without an end, escapes, control characters."""
+
+
+def hostile(texts: Sequence[str]) -> list[str]:
+    """Texts as they come before normalisation: vocalised, stretched, with invisible characters and decomposed."""
+
+    def between(text: str, marks: str) -> str:
+        return "".join(letter + marks[n % len(marks)] for n, letter in enumerate(text))
+
+    some = [text[:500] for text in texts]
+    made = [between(text, marks) for text in some for marks in (_MARKS, "\u0640", _UNSEEN)]
+    return [*made, *(unicodedata.normalize("NFD", text) for text in some), *_HOSTILE]
 
 
 def transformer(config: ModelConfig, weights: Mapping[str, Tensor]) -> PureDynamicTransformer:

@@ -8,15 +8,16 @@ from qalam_core.recipe import Frozen
 
 
 class Bits(Frozen):
-    """Bits per byte of the same token sequences under three models; an unknown word costs the bits of its spelling."""
+    """Bits per byte of the same documents under four models; an unknown word costs the bits of its spelling."""
 
     model: float
-    unigram: float
-    trigram: float
+    unigram: float  # of tokens
+    ngram: float  # Kneser-Ney 4-grams of tokens
+    characters: float  # Kneser-Ney 10-grams of characters: whatever the tokenizer
 
 
 class Interval(Frozen):
-    """A bootstrap interval over documents."""
+    """A confidence interval over documents; NaN when one document is all there is."""
 
     low: float
     high: float
@@ -27,7 +28,8 @@ class Intervals(Frozen):
 
     model: Interval  # of the model's bits per byte
     unigram: Interval  # of the change against the baseline, paired by document: -0.2 is 20% fewer bits
-    trigram: Interval
+    ngram: Interval
+    characters: Interval
 
 
 class Slice(Frozen):
@@ -51,12 +53,22 @@ class Piece(Frozen):
     probability: float
 
 
+class Copied(Frozen):
+    """A span of a sample that is in the training text, word for word."""
+
+    text: str
+    words: int
+    documents: tuple[str, ...]  # some of those that hold it: the source and the id
+    count: int  # of all of them
+
+
 class Sample(Frozen):
     """A prompt and its continuation."""
 
     prompt: str
     text: str
     pieces: tuple[Piece, ...] = ()  # of the continuation
+    copied: tuple[Copied, ...] = ()  # the longest spans of the text that are in the training text
 
 
 class Overlap(Frozen):
@@ -86,6 +98,8 @@ class Generation(Frozen):
     length: int
     repeated_4grams: float  # share of 4-grams that occur earlier in the same sample
     distinct_2grams: float  # share of distinct ones, over all samples
+    empty: float  # share of samples without a token
+    mean_length: float  # in tokens, without <END>
     end_rate: float  # share of samples that reached <END>
     longest_copy: int  # in tokens: the longest span of a sample that occurs in the training text
 
@@ -102,9 +116,10 @@ class Integrity(Frozen):
     import_difference: float  # the imported torch model's logits against the reader's
     numpy_difference: float  # the imported numpy model's logits against the imported torch model's
     numpy_backend_agrees: bool
-    tokenizer_agrees: bool  # the package's own tokenizer gives the ids that were scored
+    tokenizer_agrees: bool  # the package's own tokenizer gives tokenizer.json's ids, of test documents and hostile text
     trained_ids_agree: bool = True  # it gives training documents the ids that were trained on
     storage_agrees: bool = True  # matrices have the recipe's storage type
+    normalisation_agrees: bool = True  # tokenizer.json normalises the same texts as the corpus was
     problem: str = ""  # the first error, one line
 
     @property
@@ -121,6 +136,7 @@ class Integrity(Frozen):
             and self.tokenizer_agrees
             and self.trained_ids_agree
             and self.storage_agrees
+            and self.normalisation_agrees
         )
 
 
@@ -134,10 +150,30 @@ class TensorStatistics(Frozen):
     maximum: float
 
 
+class Counted(Frozen):
+    """How many documents a figure was computed on, of how many; fewer are a random sample."""
+
+    documents: int
+    of: int
+    size: int  # of those documents, in the unit of the figure
+
+    @property
+    def sampled(self) -> bool:
+        """Whether some documents were left out."""
+        return self.documents < self.of
+
+
+class Baselines(Frozen):
+    """The training text that the baselines counted."""
+
+    tokens: Counted  # size in tokens, of the unigram and the n-grams over tokens
+    characters: Counted  # size in characters
+
+
 class Report(Frozen):
     """The evaluation of a package: the same for the same package, test documents and training tokens."""
 
-    test_digest: str  # sha256 of the test documents in order
+    test_digest: str  # sha256 of the texts of the test documents, in order
     overall: Slice
     sources: dict[str, Slice]  # by source name, sorted
     samples: tuple[Sample, ...]
@@ -145,9 +181,13 @@ class Report(Frozen):
     integrity: Integrity
     document_nats: tuple[float, ...]  # the model's, in test order: for a paired bootstrap
     document_bytes: tuple[int, ...]
-    document_digests: tuple[str, ...] = ()  # 48 bits each, to find the same document in another report
+    document_ngram_nats: tuple[float, ...] = ()  # of the n-grams over tokens
+    document_character_nats: tuple[float, ...] = ()  # of the n-grams over characters
+    document_digests: tuple[str, ...] = ()  # 48 bits of each text's, to find the same text in another report
     document_slices: tuple[int, ...] = ()  # index into `sources` of each
     contamination: Contamination | None = None
+    test: Counted | None = None  # the test documents that were measured; size in bytes of normalised text
+    baselines: Baselines | None = None  # None when the package could not be read
     tensors: dict[str, TensorStatistics] = Field(default_factory=dict)  # by name, in the package's order
 
     @property
@@ -177,9 +217,10 @@ class Compared(Frozen):
     """Model and champion on documents that both were measured on: all of those, or a slice."""
 
     documents: int
+    effective: float  # number of documents of equal size that would say as much
     model: float  # bits per byte
     champion: float
-    change: Interval  # of model / champion - 1, paired by document
+    change: Interval  # of model / champion - 1, paired by document, with the seed's noise
 
 
 class Comparison(Frozen):
@@ -187,6 +228,8 @@ class Comparison(Frozen):
 
     overall: Compared
     sources: dict[str, Compared]
+    measured_again: bool  # the champion's package, on this report's documents; else both reports' common ones
+    level: float  # bits per byte as a multiple of the first champion's, by the changes from one champion to the next
 
 
 class Verdict(Frozen):

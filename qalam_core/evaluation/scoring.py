@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from qalam_core.evaluation.baselines import Speller
-from qalam_core.evaluation.bootstrap import intervals
+from qalam_core.evaluation.intervals import intervals
 from qalam_core.evaluation.results import Bits, Interval, Intervals, Slice, rounded
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package.runtime.architecture import END, START, UNK
@@ -67,48 +67,44 @@ class HeldOut:
         """Each document's ids, START and END included."""
         return iter(np.split(self.stream, self.starts[1:]))
 
-    def tokenized(self, test: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
-        """The ids of the first documents, by their text."""
-        return {text: ids[1:-1].tolist() for (_, text), ids in zip(test, self, strict=False)}
-
     def sum(self, per_position: NDArray[Any]) -> Floats:
         """Per document, the sum of values given per position of the stream."""
         totals: Floats = np.add.reduceat(per_position.astype(np.float64), self.starts)
         return totals
 
     def figures(self, chosen: Ids, per_document: Sequence[Floats], correct: Floats, confidence: float) -> Slice:
-        """Figures over the `chosen` documents; `per_document` are the nats under model, unigram and trigram."""
+        """Figures over the `chosen` documents; `per_document` are the nats under the model and each baseline of Bits."""
         size, words = int(self.bytes[chosen].sum()), int(self.words[chosen].sum())
         unknown = int(self.sum(self.stream == UNK)[chosen].sum())
         ids = int(self.sum(self.stream > END)[chosen].sum()) + unknown
         bits = [rounded(nats[chosen].sum() / math.log(2) / max(size, 1)) for nats in per_document]
-        nats, unigram, trigram = (cost[chosen] for cost in per_document)
-        found = intervals([nats, nats, nats], [self.bytes[chosen] * math.log(2), unigram, trigram], confidence)
-        # changes against the baselines are ratios less 1
-        model, *changes = (
-            Interval(low=rounded(low - less), high=rounded(high - less))
-            for (low, high), less in zip(found, (0, 1, 1), strict=True)
+        nats, *baselines = (cost[chosen] for cost in per_document)
+        found = intervals(
+            [nats] * (1 + len(baselines)), [self.bytes[chosen] * math.log(2), *baselines], confidence
         )
+        # changes against the baselines are ratios less 1
+        ends = [
+            Interval(low=rounded(low - (n > 0)), high=rounded(high - (n > 0))) for n, (low, high) in enumerate(found)
+        ]
         return Slice(
             documents=len(chosen),
             bytes=size,
             tokens=ids + len(chosen),
             words=words,
-            bits_per_byte=Bits(model=bits[0], unigram=bits[1], trigram=bits[2]),
+            bits_per_byte=Bits(**dict(zip(Bits.model_fields, bits, strict=True))),
             unknown_rate=rounded(unknown / max(ids, 1)),
             tokens_per_word=rounded(ids / max(words, 1)),
             next_token_accuracy=rounded(correct[chosen].sum() / (ids + len(chosen))),
-            intervals=Intervals(model=model, unigram=changes[0], trigram=changes[1]),
+            intervals=Intervals(**dict(zip(Intervals.model_fields, ends, strict=True))),
         )
 
 
-def digest_of(test: Sequence[tuple[str, str]]) -> str:
-    """sha256 of (slice, text) pairs, in order."""
+def digest_of(texts: Sequence[str]) -> str:
+    """sha256 of texts, in order."""
     total = hashlib.sha256()
-    for pair in test:
-        for part in pair:
-            data = part.encode()
-            total.update(len(data).to_bytes(8, "big") + data)
+    for text in texts:
+        data = text.encode()
+        total.update(len(data).to_bytes(8, "big") + data)
     return total.hexdigest()
 
 
@@ -127,7 +123,10 @@ def _windows(length: int, context: int) -> Iterator[tuple[int, int]]:
 
 @torch.inference_mode()
 def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> tuple[Floats, Flags]:
-    """Per position of the stream: nats, and whether the token has the largest logit (0 and False at START)."""
+    """Per position of the stream: nats, and whether the token has the largest logit (0 and False at START).
+
+    Computed in float32 on the device that the model is on.
+    """
     nats = np.zeros(len(documents.stream))
     hits = np.zeros(len(documents.stream), np.bool_)
     windows = []  # (length, position of its first input, how many of its first positions are not scored)
@@ -136,6 +135,7 @@ def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress)
         for start, scored in _windows(length, model.max_seq_len):
             windows.append((min(model.max_seq_len, length - start), offset + start, scored - start))
     windows.sort(key=lambda window: (-window[0], window[1]))
+    device = model.embedding.weight.device
     stream = torch.from_numpy(documents.stream)
     done, total = 0, len(documents.stream) - len(documents.starts)
     while windows:
@@ -149,14 +149,15 @@ def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress)
             ids_BT[row, :length] = stream[place : place + length]
             scored_BT[row, known:length] = True
             places.append(np.arange(place + known + 1, place + length + 1))
-        features_NC = model.features(ids_BT)[scored_BT]
+        features_NC = model.features(ids_BT.to(device))[scored_BT.to(device)]
         place_N = np.concatenate(places)
         for chunk in range(0, len(place_N), max(1, LOGITS_PER_CHUNK // model.vocab_size)):
             part = slice(chunk, chunk + max(1, LOGITS_PER_CHUNK // model.vocab_size))
             logits_NV = model.lm_head(features_NC[part])
-            target_N = stream[place_N[part]]
-            nats[place_N[part]] = nn.functional.cross_entropy(logits_NV, target_N, reduction="none").double().numpy()
-            hits[place_N[part]] = (logits_NV.argmax(-1) == target_N).numpy()
+            target_N = stream[place_N[part]].to(device)
+            cost_N = nn.functional.cross_entropy(logits_NV, target_N, reduction="none")
+            nats[place_N[part]] = cost_N.double().cpu().numpy()
+            hits[place_N[part]] = (logits_NV.argmax(-1) == target_N).cpu().numpy()
         done += len(place_N)
         progress(done, total)
     return nats, hits

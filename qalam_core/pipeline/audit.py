@@ -13,6 +13,7 @@ from pathlib import Path
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError, StoreError
+from qalam_core.evaluation.comparison import Champion, comparable
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Verdict
 from qalam_core.pipeline.build import InPlace, Past, stages_in_order
@@ -51,12 +52,13 @@ class Row:
     then: str  # digests; "" where there was none
     now: str
     differing: tuple[str, ...]  # files whose content differs, or that only one of the two has
-    compared: bool = True  # False where the recorded artifact, or a run that it depends on, was deleted
+    compared: bool = True  # False where the recorded artifact was garbage-collected
+    decided: bool = True  # False of a verdict, and what depends on it, for which a run was deleted
 
     @property
     def matches(self) -> bool:
         """Whether the digest is the same, and the files that can be compared."""
-        return self.then == self.now and not self.differing
+        return (self.then == self.now or not self.decided) and not self.differing
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,15 @@ class Reproduction:
     """The result of building a run again."""
 
     run: str
-    again: str  # its id in the fresh store
+    again: str  # its id in the fresh store, "" when it was not reached because an ancestor differs
     rows: tuple[Row, ...]  # every artifact in the pipeline's order, then the run folder; of each run that was built
     basis: str  # what was built again, and what was taken from the store
     notes: tuple[str, ...]  # what was not compared, and differences between versions and machines
 
     @property
     def matches(self) -> bool:
-        """Whether every artifact matches that can be compared."""
-        return all(row.matches or (not row.compared and not row.differing) for row in self.rows)
+        """Whether it was built, and every artifact matches."""
+        return bool(self.again) and all(row.matches for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,10 @@ def reproduce(
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
     A warm start begins with the weights that its parent has in `store`; with `lineage`, all its ancestors are built
-    again as well, oldest first, each from the one before. `progress` counts training steps. Files with times
-    (metrics.jsonl, budgets.json, verdict.json) are compared without them. Raises CorpusError, before anything is built,
-    when a source of a run is missing or has changed; and StoreError when `fresh` is not empty or a run that the build
-    needs was deleted.
+    again as well, oldest first, each from the one before. The runs that the gate compared it with are read in `store`.
+    `progress` counts training steps. Files with times (metrics.jsonl, budgets.json, verdict.json) are compared without
+    them. Raises CorpusError, before anything is built, when a source of a run is missing or has changed; and StoreError
+    when `fresh` is not empty or a run that the build needs was deleted.
     """
     runs, there = Runs(store), Runs(fresh)
     record = runs.record(run)
@@ -115,26 +117,38 @@ def reproduce(
     if lineage:
         ancestors = reversed(record.lineage)
         chain = {**{one.run: _ancestor(runs, run, one.run) for one in ancestors}, **chain}
-    elif record.parent and record.parent not in runs:
-        raise StoreError(f"run {run} cannot be built again: run {record.parent}, whose weights it began with, was deleted")
     for name, one in chain.items():
         _check_sources(store, one, name)
+    if not lineage:
+        _check_parent(runs, record, run)
     rows: list[Row] = []
     notes: list[str] = []
-    again, package = "", None
+    rebuilt: tuple[Path, str] | None = None  # package and digest of its manifest
     for name, one in chain.items():
         start = WarmStart.recorded(runs, one)
-        if start and package:
-            start = replace(start, path=package, seen=fresh.reference("seen", start.seen.digest))
+        if start and lineage:
+            there_seen = fresh.reference("seen", start.seen.digest)
+            assert rebuilt
+            if rebuilt[1] != start.digest or not there_seen.exists():
+                notes.append(f"run {start.parent.run} differs, so that run {name}, which began with it, was not built")
+                return Reproduction(run, "", tuple(rows), _basis(record, len(chain) - 1), tuple(notes))
+            start = replace(start, path=rebuilt[0], seen=there_seen)
         again, found = _again(runs, name, one, there, start, progress)
+        rebuilt = there.folder(again) / PACKAGE, there.package(again).package
         rows += found
-        notes += _deleted(runs, name, one)
-        package = there.folder(again) / PACKAGE
-        if not Reproduction(name, again, tuple(found), "", ()).matches and name != run:
-            notes.append(f"run {name} differs, and so the runs that began with it were not built again")
-            break
-    notes += _circumstances(record, there.record(again))
-    return Reproduction(run, again, tuple(rows), _basis(record, len(chain) - 1), tuple(notes))
+        notes += [*_deleted(runs, name, one), *_circumstances(one, there.record(again))]
+    return Reproduction(run, again, tuple(rows), _basis(record, len(chain) - 1), tuple(dict.fromkeys(notes)))
+
+
+def _check_parent(runs: Runs, record: RunRecord, run: str) -> None:
+    """Raise StoreError when what `run` began with is not in the store."""
+    if (start := WarmStart.recorded(runs, record)) is None:
+        return
+    for what, there in (("run", record.parent in runs), ("the record of what was read by run", start.seen.exists())):
+        if not there:
+            raise StoreError(
+                f"run {run} cannot be built again from its parent's weights: {what} {record.parent} was deleted"
+            )
 
 
 def _ancestor(runs: Runs, run: str, ancestor: str) -> RunRecord:
@@ -158,7 +172,7 @@ def _again(
     now = there.record(again)
     decided = not _deleted(runs, run, record)
     rows = [
-        _row(runs.store, there.store, stage, then, digest, decided or stage != "gate")
+        _row(runs.store, there.store, stage, then, digest, decided=decided or stage != "gate")
         for stage in dict.fromkeys((*now.artifacts, *record.artifacts))
         for then, digest in zip_longest(record.artifacts.get(stage, ()), now.artifacts.get(stage, ()))
     ]
@@ -166,7 +180,7 @@ def _again(
     names = {path.name for folder in (kept, built) for path in (folder / PACKAGE).iterdir()}
     files = ["tokenizer.json", "report.json", *(f"{PACKAGE}/{name}" for name in sorted(names))]
     differing = tuple(name for name in files if _stable(kept / name) != _stable(built / name))
-    return again, [*rows, Row("run", run, again, differing, decided)]
+    return again, [*rows, Row("run", run, again, differing, decided=decided)]
 
 
 def _deleted(runs: Runs, run: str, record: RunRecord) -> list[str]:
@@ -180,9 +194,10 @@ def _deleted(runs: Runs, run: str, record: RunRecord) -> list[str]:
 
 def _basis(record: RunRecord, ancestors: int) -> str:
     if not record.parent:
-        return "built again from text alone"
+        return "the model was built again from text alone"
     if ancestors:
-        return f"built again from text alone, with the {ancestors} runs that it began from"
+        before = f"{ancestors} runs" if ancestors > 1 else "run"
+        return f"the model was built again from text alone, with the {before} before it"
     return (
         f"its parent's weights were copied from the store (run {record.parent}), and the rest was built again from "
         "text; --lineage builds the parent again as well"
@@ -214,9 +229,9 @@ def _check_sources(store: Store, record: RunRecord, run: str) -> None:
             )
 
 
-def _row(store: Store, fresh: Store, stage: str, then: str | None, now: str | None, decided: bool) -> Row:
+def _row(store: Store, fresh: Store, stage: str, then: str | None, now: str | None, *, decided: bool) -> Row:
     if then is None or now is None or not decided:
-        return Row(stage, then or "", now or "", (), decided)
+        return Row(stage, then or "", now or "", (), decided=decided)
     before, after = store.reference(stage, then), fresh.reference(stage, now)
     if not before.exists():
         return Row(stage, then, now, (), compared=False)
@@ -273,4 +288,8 @@ def remeasure(
     with tempfile.TemporaryDirectory(prefix=".measuring-", dir=store.root) as folder:
         # in a temporary store: a cached evaluation would detect nothing
         evaluation = Store(Path(folder)).build(stage, progress)
-        return decide(*measured(evaluation), recipe.gate.narrowed(Requirements), runs.report(run))
+        report, budgets = measured(evaluation)
+        before = runs.report(run)
+        # where the two have too few documents in common, the same package would be compared with itself
+        champion = Champion(before) if comparable(report, before) else None
+        return decide(report, budgets, recipe.gate.narrowed(Requirements), champion)

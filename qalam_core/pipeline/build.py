@@ -93,6 +93,15 @@ def ingested(files: Sequence[SourceFile], executor: Executor) -> list[Artifact]:
 
 def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
     """All stages from source files to the verdict; -> their artifacts, in order."""
+    artifacts = evaluated(recipe, files, past, executor)
+    evaluation = artifacts[-1]
+    corpus = next(artifact for artifact in artifacts if artifact.stage == Prepare.name)
+    decision = executor.run(Gate.of(recipe, evaluation, corpus, past.incumbents(recipe, evaluation)))
+    return [*artifacts, decision]
+
+
+def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
+    """All stages before the verdict; the evaluation is the last."""
     documents = ingested(files, executor)
     start = past.warm_start(recipe, documents)
     corpus, tokenizer, tokens = tokenized(recipe, documents, executor, start.seen if start else None)
@@ -100,8 +109,7 @@ def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, exe
     seen = executor.run(Seen.of(corpus, start))
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))
-    decision = executor.run(Gate.of(recipe, evaluation, corpus, past.incumbents(recipe, evaluation)))
-    return [*documents, corpus, tokenizer, *tokens, checkpoint, seen, package, evaluation, decision]
+    return [*documents, corpus, tokenizer, *tokens, checkpoint, seen, package, evaluation]
 
 
 @dataclass(frozen=True)

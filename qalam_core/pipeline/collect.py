@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from qalam_core.errors import StoreError
@@ -22,6 +22,7 @@ class Collected:
     artifacts: tuple[str, ...]  # `<stage>/<folder>`, partial ones of killed builds included
     bytes: int
     kept: tuple[str, ...]  # runs, oldest first
+    lost: tuple[str, ...]  # for each kept run, how it can no longer be built again; one sentence each
     busy: tuple[str, ...]  # locks of running builds, during which no artifact is deleted
     deleted: bool
 
@@ -32,8 +33,9 @@ def collect(
     """Delete what no kept run needs; without `delete` only list it.
 
     Of each recipe name the last `keep` runs are kept, the champion, the run that a rollback would return to, and the
-    runs that these need. Any other artifact is kept while a build is running, and for `fresh_seconds` after its last
-    use; so is a partial one, from which a killed build continues.
+    runs whose weights or report these were built with. Of the runs before, what they had read is kept, and not their
+    packages: a chain of warm starts would keep every package for ever. Any other artifact is kept while a build is
+    running, and for `fresh_seconds` after its last use; so is a partial one, from which a killed build continues.
     """
     if keep < 1:
         raise StoreError(f"{keep} runs cannot be kept; name at least 1")
@@ -43,16 +45,35 @@ def collect(
     unneeded = [run for run in records if run not in kept]
     busy = tuple(store.held_locks())
     held = {f"{stage}/{key}" for run in kept for stage, keys in records[run].artifacts.items() for key in keys}
+    held |= {f"seen/{records[run].lineage[0].seen}" for run in kept if records[run].lineage}
     horizon = (time.time() if now is None else now) - fresh_seconds
     found = {} if busy else store.artifacts()
     unused = [name for name, used in found.items() if name not in held and used < horizon]
     folders = [runs.folder(run) for run in unneeded] + [store.root / "artifacts" / name for name in unused]
     size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    lost = [line for run in records if run in kept for line in _lost(run, records[run], set(unneeded))]
     if delete:
         for run in unneeded:
             runs.delete(run)
         unused = [name for name in unused if store.delete_artifact(name, horizon)]
-    return Collected(tuple(unneeded), tuple(unused), size, tuple(run for run in records if run in kept), busy, delete)
+    remaining = tuple(run for run in records if run in kept)
+    return Collected(tuple(unneeded), tuple(unused), size, remaining, tuple(lost), busy, delete)
+
+
+def _lost(run: str, record: RunRecord, deleted: Set[str]) -> Iterator[str]:
+    """How a run can no longer be built again when some runs are deleted."""
+    before = [ancestor.run for ancestor in record.lineage if ancestor.run in deleted]
+    if record.parent in deleted:
+        yield f"{run}: not from its parent's weights, nor from text: it began from {record.parent}"
+    elif before:
+        yield f"{run}: from its parent's weights, and not from text: {_named(before)} came before it"
+    compared = [other for other in dict.fromkeys((record.incumbent, *record.anchors)) if other in deleted]
+    if compared:
+        yield f"{run}: without its verdict: the gate compared it with {_named(compared)}"
+
+
+def _named(runs: Sequence[str]) -> str:
+    return runs[0] if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more"
 
 
 def _kept(runs: Runs, records: Mapping[str, RunRecord], keep: int) -> set[str]:
@@ -63,5 +84,5 @@ def _kept(runs: Runs, records: Mapping[str, RunRecord], keep: int) -> set[str]:
     for name, ids in by_name.items():
         kept.update(ids[-keep:])
         kept.update(run for run in (runs.champion(name), runs.rollback_target(name)) if run and run in records)
-    # one level only: the runs that these were built from are not read when a kept run is built again
+    # one level only: the runs that these were built with are not read when a kept run is built again
     return kept | {needed for run in kept for needed in records[run].needed_runs() if needed in records}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from qalam_core.arabic import NORMALISATIONS, Rules, normalise
 from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.corpus.spans import Span, spans
 from qalam_core.corpus.splits import read_texts
-from qalam_core.evaluation.results import Budgets, Report
+from qalam_core.evaluation.results import Budgets, Copied, Report, Sample
+from qalam_core.evaluation.sampling import held_out_sample
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.prepare import shards_of
-from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Recipe
@@ -27,6 +31,8 @@ class EvaluateSettings(Frozen):
     prompts: tuple[str, ...]
     confidence: float  # of intervals
     storage: str  # the recipe's storage type of matrices
+    normalisation: Rules  # the corpus's
+    sample_bytes: int | None  # of the test split; None: all of it is measured, whatever the limit
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Evaluate(Stage):
     """Measures the package."""
 
     name = "evaluate"
-    version = 3
+    version = 4
     unit = "tokens"
 
     settings: EvaluateSettings
@@ -44,6 +50,7 @@ class Evaluate(Stage):
     train: tuple[ArtifactFile, ...]  # shards
     tokens: tuple[Artifact, ...]  # of training
     seen: Artifact  # what the model and its ancestors have read
+    device: str = field(default="auto", metadata=UNHASHED)
 
     @classmethod
     def of(
@@ -51,30 +58,49 @@ class Evaluate(Stage):
         seen: Artifact,
     ) -> Evaluate:  # fmt: skip
         """The stage for an exported package, and the corpus that `tokens` came from."""
+        limit = int(recipe.gate.test_mb * 1e6)
         settings = EvaluateSettings(
             seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence,
-            storage=recipe.package.dtype,
+            storage=recipe.package.dtype, normalisation=NORMALISATIONS[recipe.corpus.normalisation],
+            sample_bytes=limit if corpus.facts(CorpusFacts).splits["test"].bytes > limit else None,
         )  # fmt: skip
         test, train = shards_of(corpus, "test"), shards_of(corpus, "train")
-        return cls(settings, package, checkpoint, test, train, of_split(tokens, "train"), seen)
+        device = "cpu" if recipe.train.device == "cpu" else "auto"
+        return cls(settings, package, checkpoint, test, train, of_split(tokens, "train"), seen, device)
 
     def run(self, out: Path, progress: Progress) -> Frozen:
         """Write report.json and budgets.json."""
         from qalam_core.evaluation.evaluate import evaluate  # imports torch
+        from qalam_core.training.hardware import choose_device
 
+        settings = dict(self.settings)
+        test, counted = held_out_sample([shard.path for shard in self.test], settings.pop("sample_bytes"))
         report, budgets = evaluate(
-            self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS,
-            test=[
-                pair for shard in self.test for batch in read_texts(shard.path)
-                for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
-            ],
+            self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS, test=test, split_documents=counted.of,
             train_tokens=[flat(artifact.path / TOKENS) for artifact in self.tokens],
-            train_texts=(batch.column("text") for shard in self.train for batch in read_texts(shard.path)),
-            seen=Fingerprints.load(self.seen.path), progress=progress, **dict(self.settings),
+            train_texts=(batch for shard in self.train for batch in read_texts(shard.path)),
+            seen=Fingerprints.load(self.seen.path), device=choose_device(self.device), progress=progress, **settings,
         )  # fmt: skip
+        report = report.model_copy(update={"samples": self._traced(report.samples)})
         for name, value in (("report.json", report), ("budgets.json", budgets)):
             (out / name).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return Frozen()  # the files have everything
+
+
+    def _traced(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+        """The samples, with what they copy from the training text."""
+        texts = [normalise(sample.text, self.settings.normalisation) for sample in samples]
+        found = spans(texts, [shard.path for shard in self.train], shown=3)
+        return tuple(
+            sample.model_copy(update={"copied": tuple(_copied(text.split(), span) for span in of_sample)})
+            for sample, text, of_sample in zip(samples, texts, found, strict=True)
+        )
+
+
+def _copied(words: Sequence[str], span: Span) -> Copied:
+    part = words[span.start_word : span.end_word]
+    documents = tuple(f"{hit.source} {hit.id}" for hit in span.documents)
+    return Copied(text=" ".join(part), words=len(part), documents=documents, count=span.count)
 
 
 def measured(evaluation: Artifact) -> tuple[Report, Budgets]:

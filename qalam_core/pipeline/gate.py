@@ -1,51 +1,72 @@
-"""Stage 8: the report against the recipe's requirements and the champion's report -> verdict.json."""
+"""Stage: the report against the recipe's requirements, the champion, and the champions before it -> verdict.json."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import StoreError
+from qalam_core.evaluation.comparison import MAX_ANCHORS, Anchor, Champion, Remeasured, comparable
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Report, Verdict
 from qalam_core.pipeline.evaluate import measured
-from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.prepare import shards_of
+from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Recipe, Requirements
-from qalam_core.runs import Runs
-from qalam_core.store import Artifact
+from qalam_core.runs import RunRecord, Runs
+from qalam_core.store import Artifact, ArtifactFile
 
 
 class GateFacts(Frozen):
-    """The decision, and the run that the model was compared with ("" for none)."""
+    """The decision, and the runs that the model was compared with."""
 
     passed: bool
-    incumbent: str
-    anchors: tuple[str, ...] = ()
+    incumbent: str  # "" for none
+    anchors: tuple[str, ...]  # earlier champions, newest first
 
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The champion that a model is compared with."""
+    """A champion that a model is compared with."""
 
     run: str
-    digest: str  # of its evaluation
-    path: Path  # of its report.json
+    digest: str  # of its verdict, which depends on everything that is read of it
+    runs: Runs
 
     @classmethod
     def of(cls, runs: Runs, run: str) -> Incumbent:
         """A run that a model is compared with. Raises StoreError."""
-        (digest,) = runs.record(run).artifacts["evaluate"]
-        return cls(run, digest, runs.folder(run) / "report.json")
+        return cls(run, runs.record(run).artifacts["gate"][0], runs)
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """Its run.json. Raises StoreError."""
+        return self.runs.record(self.run)
+
+    @property
+    def seen(self) -> Artifact | None:
+        """What it and its ancestors have read, if that is in the store."""
+        found = [self.runs.store.reference("seen", key) for key in self.record.artifacts.get("seen", ())]
+        return found[0] if found and found[0].exists() else None
+
+    @property
+    def level(self) -> float | None:
+        """Of its comparison with the champion before it."""
+        comparison = self.record.verdict.comparison
+        return comparison.level if comparison else None
 
     def report(self) -> Report:
         """Its evaluation. Raises StoreError."""
         try:
-            return Report.model_validate_json(self.path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            raise StoreError(
-                f"{self.path}: missing or damaged, and it is the champion's; restore it, or promote another run"
-            ) from None
+            return self.runs.report(self.run)
+        except StoreError as error:
+            raise StoreError(f"{error}; it is a champion's, and the gate compares with it") from None
 
 
 @dataclass(frozen=True)
@@ -59,14 +80,19 @@ class Incumbents:
 def incumbents(recipe: Recipe, evaluation: Artifact, runs: Runs) -> Incumbents:
     """Those of the history now.
 
-    The champion is the newest one with another evaluation than this one, so that building a champion again finds the
-    verdict that made it champion.
+    The champion is the newest one with another evaluation than this one, and the others are those before the first one
+    with this evaluation, so that building a champion again finds the verdict that made it champion. Of several runs
+    with the same evaluation, one counts.
     """
-    for run, record in runs.champions(recipe.name):
-        (digest,) = record.artifacts["evaluate"]
-        if digest != evaluation.digest:
-            return Incumbents(Incumbent.of(runs, run))
-    return Incumbents(None)
+    history = [(run, record.artifacts) for run, record in runs.champions(recipe.name)]  # newest first
+    evaluations = [artifacts["evaluate"][0] for _, artifacts in history]
+    found: dict[str, Incumbent] = {}
+    first = max((place for place, digest in enumerate(evaluations) if digest == evaluation.digest), default=-1)
+    for place, ((run, artifacts), digest) in enumerate(zip(history, evaluations, strict=True)):
+        if digest != evaluation.digest and (place > first or not found):
+            found.setdefault(digest, Incumbent(run, artifacts["gate"][0], runs))
+    champion, *anchors = found.values() or (None,)
+    return Incumbents(champion, tuple(one for one in anchors if one)[:MAX_ANCHORS])
 
 
 @dataclass(frozen=True)
@@ -74,24 +100,62 @@ class Gate(Stage):
     """Decides whether the model may become champion."""
 
     name = "gate"
-    version = 3
-    unit = "checks"
+    version = 4
+    unit = "tokens"
 
     settings: Requirements
     evaluation: Artifact
+    test: tuple[ArtifactFile, ...]  # shards
     incumbent: Incumbent | None
+    seen: Artifact | None  # what the incumbent and its ancestors have read
+    anchors: tuple[Incumbent, ...]
+    device: str = field(default="auto", metadata=UNHASHED)
 
     @classmethod
     def of(cls, recipe: Recipe, evaluation: Artifact, corpus: Artifact, incumbents: Incumbents) -> Gate:
-        """The stage for an evaluated model."""
-        return cls(recipe.gate.narrowed(Requirements), evaluation, incumbents.champion)
+        """The stage for a model that was evaluated on the test split of `corpus`."""
+        champion = incumbents.champion
+        return cls(
+            recipe.gate.narrowed(Requirements), evaluation, shards_of(corpus, "test") if champion else (), champion,
+            champion.seen if champion else None, incumbents.anchors,
+            "cpu" if recipe.train.device == "cpu" else "auto",
+        )  # fmt: skip
 
     def run(self, out: Path, progress: Progress) -> GateFacts:
         """Write verdict.json."""
-        champion = self.incumbent.report() if self.incumbent else None
-        verdict = decide(*measured(self.evaluation), self.settings, champion)
+        report, budgets = measured(self.evaluation)
+        champion = self._champion(report, progress) if self.incumbent else None
+        verdict = decide(report, budgets, self.settings, champion, self._anchors())
         (out / "verdict.json").write_text(verdict.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return GateFacts(passed=verdict.passed, incumbent=self.incumbent.run if self.incumbent else "")
+        return GateFacts(
+            passed=verdict.passed, incumbent=self.incumbent.run if self.incumbent else "",
+            anchors=tuple(anchor.run for anchor in self.anchors),
+        )  # fmt: skip
+
+    def _champion(self, report: Report, progress: Progress) -> Champion:
+        assert self.incumbent
+        gate = self.incumbent.record.recipe.gate.narrowed(Requirements)
+        champion = Champion(self.incumbent.report(), self.incumbent.level, gate)
+        if comparable(report, champion.report):
+            return champion
+        return replace(champion, again=self._measured_again(report, progress))
+
+    def _measured_again(self, report: Report, progress: Progress) -> Remeasured:
+        """The champion's package on the documents of this report."""
+        from qalam_core.evaluation.remeasure import of_report, remeasure  # imports torch
+        from qalam_core.training.hardware import choose_device
+
+        assert self.incumbent
+        seen = Fingerprints.load(self.seen.path) if self.seen else None
+        texts = of_report(report, (
+            text for shard in self.test for batch in read_texts(shard.path) for text in batch.column("text").to_pylist()
+        ))  # fmt: skip
+        folder = self.incumbent.runs.folder(self.incumbent.run) / PACKAGE
+        return remeasure(folder, texts, seen, choose_device(self.device), progress)
+
+    def _anchors(self) -> Iterator[Anchor]:
+        """One report at a time."""
+        return (Anchor(anchor.report(), anchor.level) for anchor in self.anchors)
 
 
 def verdict_of(decision: Artifact) -> Verdict:

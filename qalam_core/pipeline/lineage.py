@@ -43,7 +43,7 @@ class WarmStart:
     def of(cls, runs: Runs, run: str, recipe: Recipe) -> WarmStart:
         """Begin with `run`. Raises StoreError, and TrainingError when it is not recorded what that run has read."""
         record = runs.record(run)
-        seen = _seen(runs, record)
+        seen = seen_of(runs, record)
         if seen is None:
             raise TrainingError(
                 f"train.warm_start: there is no undamaged record of the texts that run {run} has read, so that its "
@@ -99,7 +99,7 @@ def readers(runs: Runs, excluded: Excluded) -> dict[str, int | None]:
     """
     found: dict[str, int | None] = {}
     for run, record in runs.records().items():
-        seen = _seen(runs, record)
+        seen = seen_of(runs, record)
         count = len(excluded.read_by(Fingerprints.load(seen.path))) if seen else None
         if count != 0:
             found[run] = count
@@ -111,13 +111,13 @@ def last_without(recipe: Recipe, excluded: Excluded, runs: Runs) -> str:
     champion = runs.champion(recipe.name)
     lineage = [champion, *(one.run for one in runs.record(champion).lineage)] if champion else []
     for run in lineage:
-        if run in runs and (seen := _seen(runs, runs.record(run))):
-            if not excluded.read_by(Fingerprints.load(seen.path)):
-                return run
+        seen = seen_of(runs, runs.record(run)) if run in runs else None
+        if seen and not excluded.read_by(Fingerprints.load(seen.path)):
+            return run
     return ""
 
 
-def _seen(runs: Runs, record: RunRecord) -> Artifact | None:
+def seen_of(runs: Runs, record: RunRecord) -> Artifact | None:
     """The undamaged record of what a run has read."""
     try:
         (key,) = record.artifacts.get("seen", ())

@@ -62,10 +62,10 @@ class Published:
     def decision(self) -> str:
         """What became of the run, in one sentence: "passed", or why it was not promoted, and what a person can do."""
         if self.verdict.passed:
-            return f"not promoted: {self.held}" if self.held else "passed"
+            return f"passed, but not promoted: {self.held}" if self.held else "passed"
         reasons = " ".join(self.verdict.reasons())
         if not self.waits:
-            return f"refused: {reasons}"
+            return f"the gate refused: {reasons}"
         flags = " ".join(f"--accept-{name}" for name in exceptions(self.verdict))
         return f"waits for a person (qalam promote {self.run} {flags} --why REASON): {reasons}"
 

@@ -61,7 +61,9 @@ def _bits_plot(slices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     rows, intervals = {}, {}
     for row in slices:
         part, champion = row["figures"], row["champion"]
-        values = {**part.bits_per_byte.model_dump(), **({"champion": champion.champion} if champion else {})}
+        bits = part.bits_per_byte
+        values = {"model": bits.model, "unigram": bits.unigram, "token 4-gram": bits.ngram}
+        values |= {"character 10-gram": bits.characters, **({"champion": champion.champion} if champion else {})}
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         if "model" in values:
             rows[row["name"]] = values

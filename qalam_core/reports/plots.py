@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 # Placeholders that `_svg` replaces by the page's CSS variables, so that one plot serves light and dark.
-INK, FAINT, COLOURS = "#010101", "#020202", ("#030303", "#040404", "#050505", "#060606")
+INK, FAINT, COLOURS = "#010101", "#020202", ("#030303", "#040404", "#050505", "#060606", "#070707")
 _VARIABLES = {
     INK: "var(--ink)", FAINT: "var(--line)",
     **{colour: f"var(--plot-{number})" for number, colour in enumerate(COLOURS, 1)},
@@ -46,7 +46,7 @@ def curves(name: str, lines: Sequence[Line], unit: str) -> str:
 def bits(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]]) -> str:
     """Bits per byte: a row for each slice, a mark for each model, the interval of the first one."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 1.3 + 0.42 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 1.5 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, name in enumerate(rows):
             if name in intervals:
@@ -55,12 +55,12 @@ def bits(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[
         for number, model in enumerate(next(iter(rows.values()))):
             points = [(values[model], place) for place, values in enumerate(rows.values()) if model in values]
             x, y = zip(*points, strict=True)
-            axes.scatter(x, y, color=COLOURS[number], marker="osD^"[number], s=34, label=model, zorder=3)
+            axes.scatter(x, y, color=COLOURS[number], marker="osD^v"[number], s=34, label=model, zorder=3)
         axes.set_yticks(range(len(rows)), [name if len(name) <= 20 else f"{name[:19]}…" for name in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("bits per byte (lower is better)")
         axes.grid(axis="x", linewidth=0.6)
-        figure.legend(loc="outside upper left", ncols=4, handletextpad=0.1, columnspacing=1.0)
+        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.1, columnspacing=1.0)
         return _svg(figure, "bits")
 
 

@@ -19,7 +19,10 @@ def corpus_rows(facts: CorpusFacts) -> tuple[Sequence[str], list[Sequence[str]]]
         for reason in facts.rejected
     ]
     rows.append(("kept", [part.kept for part in parts.values()]))
+    if facts.seen_by_ancestor:
+        rows.append(("not held out: read by an ancestor", [part.seen_by_ancestor for part in parts.values()]))
     return ("documents", *parts), [(name, *(f"{count:,}" for count in counts)) for name, counts in rows]
+
 
 _SHOWN = 10
 

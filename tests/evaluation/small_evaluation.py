@@ -13,11 +13,13 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.evaluation.evaluate import evaluate
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package import ModelConfig, write
 from qalam_core.package.runtime.architecture import END, START
+from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
 
 CONTEXT = 16
@@ -42,16 +44,24 @@ class Exported:
             "checkpoint": self.checkpoint,
             "test": self.test,
             "train_tokens": self.train,
-            "train_texts": [pa.array(self.texts)],
+            "train_texts": [batch_of(self.texts)],
+            "seen": Fingerprints.of([]),
             "seed": 1,
             "prompts": PROMPTS,
             "confidence": 0.95,
             "storage": "f32",
+            "normalisation": self.tokenizer.vocabulary.rules,
         }
         return evaluate(**{**given, **changes})
 
     def evaluate(self, **changes: Any) -> Report:
         return self.measure(**changes)[0]
+
+
+def batch_of(texts: list[str]) -> pa.RecordBatch:
+    """Training documents as in a shard."""
+    ids = [f"{random.Random(text).getrandbits(64):016x}" for text in texts]
+    return pa.record_batch({"id": ids, "text": pa.array(texts, pa.large_string())})
 
 
 def texts(count: int, seed: int) -> list[str]:
@@ -78,19 +88,19 @@ def build(
         name: tensor.clone() for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")
     }
     save_file(weights, folder / "model.safetensors")
-    write_package(folder / "model", tokenizer, weights, dtype, tied)
+    write_package(folder / "model", tokenizer.vocabulary, weights, dtype, tied)
     ids = [np.array([i for text in train for i in (START, *tokenizer.encode(text), END)], np.uint16)]
     sources = [("news" if place % 3 else "books", text) for place, text in enumerate(test)]
     return Exported(folder / "model", folder / "model.safetensors", tokenizer, model.eval(), ids, sources, train)
 
 
 def write_package(
-    folder: Path, tokenizer: ArabicTokenizer, weights: dict[str, torch.Tensor], dtype: str, tied: bool
+    folder: Path, vocabulary: Vocabulary, weights: dict[str, torch.Tensor], dtype: str, tied: bool
 ) -> None:
     write(
         folder,
-        config=ModelConfig(len(tokenizer), dim=16, num_heads=2, num_layers=2, max_seq_len=CONTEXT, tied=tied),
-        vocabulary=tokenizer.vocabulary,
+        config=ModelConfig(len(vocabulary.words), dim=16, num_heads=2, num_layers=2, max_seq_len=CONTEXT, tied=tied),
+        vocabulary=vocabulary,
         weights={name: tensor.numpy() for name, tensor in weights.items()},
         card="# test\n",
         provenance={},

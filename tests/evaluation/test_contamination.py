@@ -26,8 +26,9 @@ def test_short_documents_count_when_they_were_read_exactly() -> None:
 
 
 def test_a_paraphrase_has_short_runs_and_no_long_ones() -> None:
-    changed = [" ".join("كلمة" if n % 10 == 9 else word for n, word in enumerate((TEXTS[i] + " " + TEXTS[i + 1]).split())) for i in range(10)]  # fmt: skip
-    found = contamination(changed, read(*(f"{TEXTS[i]} {TEXTS[i + 1]}" for i in range(10))))
+    texts = [f"{TEXTS[n]} {TEXTS[n + 1]}" for n in range(10)]
+    changed = [" ".join("كلمة" if n % 10 == 9 else word for n, word in enumerate(text.split())) for text in texts]
+    found = contamination(changed, read(*texts))
     assert found.words_13.copied == 0
     assert found.copied == found.words_8.copied == 1
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import CorpusError
+from qalam_core.evaluation import evaluate as evaluation
 from qalam_core.evaluation.gate import decide
-from qalam_core.evaluation.results import Report
+from qalam_core.evaluation.results import Baselines, Counted, Report
+from qalam_core.evaluation.sampling import training_sample
 from qalam_core.package import read
 from qalam_core.pipeline.evaluate import Evaluate
 from qalam_core.recipe import Requirements
-from tests.evaluation.small_evaluation import Exported, build, copy_of
+from tests.evaluation.small_evaluation import Exported, batch_of, build, copy_of
 
 
 @pytest.mark.usefixtures("processes")
@@ -60,7 +64,8 @@ def test_intervals_hold_their_figures(report: Report) -> None:
         assert found is not None
         assert found.model.low <= bits.model <= found.model.high
         assert found.unigram.low <= bits.model / bits.unigram - 1 <= found.unigram.high
-        assert found.trigram.low <= bits.model / bits.trigram - 1 <= found.trigram.high
+        assert found.ngram.low <= bits.model / bits.ngram - 1 <= found.ngram.high
+        assert found.characters.low <= bits.model / bits.characters - 1 <= found.characters.high
         assert found.model.low < found.model.high
 
 
@@ -80,13 +85,39 @@ def test_leaked_test_text_is_found(exported: Exported, report: Report) -> None:
     assert report.contamination is not None
     assert report.contamination.documents > 5
     assert report.contamination.copied == 0
-    leaked = [*exported.texts, *(text for _, text in exported.test[:6])]
-    found = exported.evaluate(train_texts=[pa.array(leaked[:40]), pa.array(leaked[40:])]).contamination
+    leaked = batch_of([*exported.texts, *(text for _, text in exported.test[:6])])
+    seen = Fingerprints.of([leaked.append_column("source", pa.array(["a"] * len(leaked)))])
+    measured = exported.measure(seen=seen)
+    found = measured[0].contamination
     assert found is not None
-    long = [len(text.split()) >= 13 for _, text in exported.test]
-    assert found.copied == pytest.approx(sum(long[:6]) / sum(long), abs=1e-6)
-    verdict = decide(*exported.measure(train_texts=[pa.array(leaked)]), Requirements(), None)
-    assert "contamination" in [check.name for check in verdict.checks if not check.passed]
+    assert found.copied == pytest.approx(6 / len(exported.test), abs=1e-6)
+    assert "contamination" in [check.name for check in decide(*measured, Requirements(), None).checks if not check.passed]
+
+
+@pytest.mark.usefixtures("no_import")
+def test_the_report_says_what_was_counted(exported: Exported, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report.test == Counted(documents=12, of=12, size=report.overall.bytes)
+    tokens, letters = sum(map(len, exported.train)), sum(map(len, exported.texts))
+    assert report.baselines == Baselines(
+        tokens=Counted(documents=60, of=60, size=tokens), characters=Counted(documents=60, of=60, size=letters)
+    )
+    monkeypatch.setattr(evaluation, "training_sample", partial(training_sample, limit=1000))
+    sampled = exported.evaluate(split_documents=40)
+    assert sampled.test is not None
+    assert (sampled.test.documents, sampled.test.of, sampled.test.sampled) == (12, 40, True)
+    assert sampled.baselines is not None
+    assert sampled.baselines.characters.sampled
+    assert 800 < sampled.baselines.characters.size <= 1000
+    assert sampled.bits_per_byte.characters > report.bits_per_byte.characters
+    assert sampled.document_nats == report.document_nats
+
+
+@pytest.mark.usefixtures("no_import")
+def test_an_empty_document_is_no_error(exported: Exported, report: Report) -> None:
+    found = exported.evaluate(test=[*exported.test, ("empty", "")])
+    assert found.document_nats[:-1] == pytest.approx(report.document_nats, abs=1e-4)
+    assert found.document_character_nats[-1] > 0
+    assert found.document_bytes[-1] == 0
 
 
 def test_a_package_that_is_refused_still_gets_a_report(exported: Exported, tmp_path: Path) -> None:

@@ -74,9 +74,17 @@ def test_generation_figures_by_hand() -> None:
     assert found.repeated_4grams == pytest.approx(0.4)
     assert found.distinct_2grams == pytest.approx(8 / (16 * 7), abs=1e-6)
     assert found.end_rate == 1.0
+    assert (found.empty, found.mean_length) == (0.0, 8.0)
     assert found.longest_copy == 3
 
 
 def test_generation_without_any_token() -> None:
     found = generation_statistics(Parrot([[]]), [], 1)  # type: ignore[arg-type]
-    assert (found.repeated_4grams, found.distinct_2grams, found.longest_copy) == (0.0, 0.0, 0)
+    assert math.isnan(found.repeated_4grams)  # not 0: nothing was looked at
+    assert math.isnan(found.distinct_2grams)
+    assert (found.empty, found.mean_length, found.longest_copy) == (1.0, 0.0, 0)
+
+
+def test_samples_that_end_at_once_are_counted() -> None:
+    found = generation_statistics(Parrot([[], [5, 6, 7, 8], [], [5]]), [], 1)  # type: ignore[arg-type]
+    assert (found.empty, found.mean_length, found.repeated_4grams) == (0.5, 1.25, 0.0)

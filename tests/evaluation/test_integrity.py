@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from qalam_core.arabic import NORMALISATIONS
 from qalam_core.evaluation import integrity
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Report
+from qalam_core.package.runtime.architecture import SPECIALS
+from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.recipe import Requirements
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from tests.evaluation.small_evaluation import Exported, build, copy_of, texts, write_package
@@ -42,11 +47,57 @@ def test_a_tokenizer_of_another_run_fails_integrity(exported: Exported, tmp_path
     other = ArabicTokenizer(300, "bpe")
     other.build_vocab(texts(60, 9))
     weights = {name: tensor.clone() for name, tensor in exported.model.state_dict().items() if name != "lm_head.weight"}
-    write_package(tmp_path / "other", other, weights, "f32", tied=True)
+    write_package(tmp_path / "other", other.vocabulary, weights, "f32", tied=True)
     found = exported.evaluate(package_folder=tmp_path / "other").integrity
     assert found.tensors_agree
     assert not found.trained_ids_agree
     assert not found.intact
+
+
+@pytest.mark.usefixtures("no_import")
+@pytest.mark.parametrize("rules", ["vocalised", "search"])
+def test_a_tokenizer_with_another_normaliser_fails_integrity(rules: str, exported: Exported, tmp_path: Path) -> None:
+    """The test split is normalised already, so that both tokenizers give it the same ids."""
+    vocabulary = exported.tokenizer.vocabulary._replace(rules=NORMALISATIONS[rules])
+    weights = {name: tensor.clone() for name, tensor in exported.model.state_dict().items() if name != "lm_head.weight"}
+    write_package(tmp_path / "other", vocabulary, weights, "f32", tied=True)
+    report, budgets = exported.measure(package_folder=tmp_path / "other")
+    found = report.integrity
+    assert found.trained_ids_agree
+    assert found.tensors_agree
+    assert not found.normalisation_agrees
+    assert not found.intact
+    # and the other way round: the package is as it was, the recipe's corpus was normalised otherwise
+    assert not exported.evaluate(normalisation=NORMALISATIONS[rules]).integrity.normalisation_agrees
+    assert exported.evaluate().integrity.normalisation_agrees
+
+
+def test_hostile_texts_are_not_normalised(exported: Exported) -> None:
+    """Each rule of the standard normalisation changes some of them, and so does each rule that others have."""
+    made = integrity.hostile([text for _, text in exported.test])
+    assert len(made) == len(integrity.hostile(["x"] * len(exported.test)))
+    for rules in NORMALISATIONS.values():
+        for pattern, _ in rules:
+            assert any(re.search(pattern, text) for text in made), pattern
+    assert any(unicodedata.normalize("NFC", text) != text for text in made)
+    assert any(len(text) >= 10_000 and " " not in text for text in made)
+    assert all(special in "".join(made) for special in SPECIALS)
+
+
+def test_an_own_tokenizer_that_differs_on_raw_text_alone_fails_integrity(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = exported.tokenizer.vocabulary
+    for rules, agrees in ((vocabulary.rules, True), (NORMALISATIONS["vocalised"], False)):
+        own = Tokenizer(vocabulary._replace(rules=rules))
+        assert own.encode(exported.test[0][1]) == exported.tokenizer.encode(exported.test[0][1])
+        monkeypatch.setattr(
+            integrity, "_import",
+            lambda _, __, texts, own=own: integrity._Imported(
+                integrity.NONE, integrity.NONE, [own.encode(text) for text in texts]
+            ),
+        )  # fmt: skip
+        assert exported.evaluate().integrity.tokenizer_agrees == agrees
 
 
 @pytest.mark.usefixtures("processes")
@@ -75,7 +126,7 @@ def test_a_package_of_another_model_fails_integrity(exported: Exported, tmp_path
     weights = {key: tensor.clone() for key, tensor in exported.model.state_dict().items()}
     del weights["lm_head.weight"]
     weights[name].flatten()[-1] += 1e-3
-    write_package(tmp_path / "other", exported.tokenizer, weights, "f32", tied=True)
+    write_package(tmp_path / "other", exported.tokenizer.vocabulary, weights, "f32", tied=True)
     found = exported.evaluate(package_folder=tmp_path / "other").integrity
     assert found.verifies
     assert not found.tensors_agree

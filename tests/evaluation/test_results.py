@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from qalam_core.evaluation.comparison import Champion
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Budgets, Report, Verdict
 from qalam_core.recipe import Requirements
@@ -18,7 +19,7 @@ def test_values_survive_json(bits: float) -> None:
     made = report(model=bits)
     assert Report.model_validate_json(made.model_dump_json()) == made
     assert made.model_dump_json() == report(model=bits).model_dump_json()
-    verdict = decide(made, BUDGETS, Requirements(), made)
+    verdict = decide(made, BUDGETS, Requirements(), Champion(made))
     assert Verdict.model_validate_json(verdict.model_dump_json()).model_dump_json() == verdict.model_dump_json()
     assert Budgets.model_validate_json(BUDGETS.model_dump_json()) == BUDGETS
 

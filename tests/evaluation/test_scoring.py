@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qalam_core.evaluation.baselines import Speller, Unigram
+from qalam_core.evaluation.baselines import CHARACTER_ORDER, CHARACTERS, KneserNey, Speller, Unigram, characters
 from qalam_core.evaluation.results import Report
 from qalam_core.evaluation.scoring import _windows
 from qalam_core.package.runtime.architecture import END, START, UNK
@@ -54,7 +55,17 @@ def test_baseline_bits_count_the_same_tokens(exported: Exported, report: Report)
     )
     size = sum(report.document_bytes)
     assert report.bits_per_byte.unigram == pytest.approx(nats / math.log(2) / size, abs=1e-6)
-    assert report.bits_per_byte.trigram < report.bits_per_byte.model  # the model is random
+    assert report.bits_per_byte.ngram < report.bits_per_byte.model  # the model is random
+    trained = [characters(pa.array(exported.texts, pa.large_string()))]
+    counted = KneserNey.fit(trained, CHARACTERS, CHARACTER_ORDER)
+    for place, (_, text) in enumerate(exported.test):  # alone as among the others
+        alone = counted.nats(characters(pa.array([text], pa.large_string()))).sum()
+        assert report.document_character_nats[place] == pytest.approx(alone, abs=1e-6)
+    total = sum(report.document_character_nats) / math.log(2) / size
+    assert report.bits_per_byte.characters == pytest.approx(total, abs=1e-6)
+    assert report.bits_per_byte.ngram == pytest.approx(
+        sum(report.document_ngram_nats) / math.log(2) / size, abs=1e-6
+    )
 
 
 @pytest.mark.usefixtures("processes")
@@ -103,7 +114,12 @@ def test_sources_add_up(exported: Exported, report: Report) -> None:
 
 
 @pytest.mark.usefixtures("no_import")
-def test_test_digest_follows_the_documents(exported: Exported, report: Report) -> None:
-    assert exported.evaluate(test=exported.test[::-1]).test_digest != report.test_digest
-    renamed = [("other", text) for _, text in exported.test]
-    assert exported.evaluate(test=renamed).test_digest != report.test_digest
+def test_digests_are_of_the_texts_alone_in_order(exported: Exported, report: Report) -> None:
+    reversed_ = exported.evaluate(test=exported.test[::-1])
+    assert reversed_.test_digest != report.test_digest
+    assert reversed_.document_digests == report.document_digests[::-1]
+    renamed = exported.evaluate(test=[("other", text) for _, text in exported.test])
+    assert renamed.test_digest == report.test_digest
+    assert renamed.document_digests == report.document_digests
+    joined = exported.evaluate(test=[("a", "".join(text for _, text in exported.test))])
+    assert joined.test_digest != report.test_digest

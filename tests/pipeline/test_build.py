@@ -29,7 +29,7 @@ from qalam_core.pipeline.build import build
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe
-from qalam_core.runs import Promotion, Runs
+from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 from qalam_core.training.process import follow
 from tests.conftest import Built, sentences, tiny_recipe
@@ -37,8 +37,8 @@ from tests.conftest import Built, sentences, tiny_recipe
 STAGES = tuple(stage.name for stage in module.STAGES)
 
 
-def promotion(run: str) -> Promotion:
-    return Promotion(run=run, when="2030-01-01T00:00:00+00:00", why="by hand", who="tester")
+def promote(runs: Runs, run: str) -> None:
+    runs.promote("tiny", run, when="2030-01-01T00:00:00+00:00", why="by hand", who="tester")
 
 
 def fresh(published: Published) -> list[str]:
@@ -130,7 +130,7 @@ elif where == "publish":
     publish = Runs.publish
     Runs.publish = lambda self, run, fill: publish(self, run, cut(fill))
 elif where == "promote":
-    Runs.promote = lambda *arguments: kill()
+    Runs.offer = lambda *arguments: kill()
 elif where == "manifest":
     finish = stores._finish
     def late(folder, identity, facts):
@@ -566,7 +566,7 @@ def test_a_rollback_holds(mine: Built) -> None:
     newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.03})
     second = build(newer, mine.store)
     assert second.champion
-    mine.runs.promote("tiny", promotion(mine.published.run))
+    promote(mine.runs, mine.published.run)
     again = build(newer, mine.store)
     assert again.cached
     assert again.run == second.run
@@ -589,13 +589,14 @@ def test_a_worse_model_is_refused_against_the_champion(mine: Built) -> None:
     again = build(mine.recipe, mine.store)
     assert again.cached
     assert again.champion
-    # against the worse model, made champion by hand, the better one wins
-    mine.runs.promote("tiny", promotion(refused.run))
+    # against the worse model, made champion by hand, the better one passes, and does not return by itself
+    promote(mine.runs, refused.run)
     better = build(tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.0}), mine.store)
     assert fresh(better) == ["gate"]
     assert next(check for check in better.verdict.checks if check.name == "champion").limit is not None
     assert better.verdict.passed
-    assert better.champion
+    assert not better.champion
+    assert better.held.startswith("it was champion before, promoted on ")
 
 
 def test_a_deleted_old_run_does_not_prevent_a_build(mine: Built) -> None:

@@ -195,5 +195,5 @@ def test_a_lineage_that_read_an_excluded_text_is_refused(copy: Chain, tmp_path: 
     gone = next(text for text in split(first, "train") if text in sentences(30))
     (tmp_path / "exclude.txt").write_text(gone + "\n", encoding="utf-8")
     corpus = copy.recipe.corpus.model_copy(update={"exclude": str(tmp_path / "exclude.txt")})
-    with pytest.raises(TrainingError, match="has read 1 of the texts in .*exclude.txt; `qalam forget`"):
+    with pytest.raises(TrainingError, match=r"has read 1 of the texts in .*exclude\.txt; `qalam forget`"):
         build(copy.recipe.model_copy(update={"corpus": corpus}), copy.store)

@@ -74,7 +74,7 @@ def test_a_first_build_says_so(built: Built, tmp_path: Path) -> None:
         ("model", "dropout", 0.1, "train", "model.dropout: 0.0 -> 0.1"),
         ("package", "dtype", "q8", "export", "dtype: f32 -> q8"),
         ("gate", "prompts", ["كان"], "evaluate", "prompts: "),
-        ("gate", "tolerance", 0.04, "gate", "tolerance: 0.02 -> 0.04"),
+        ("gate", "tolerance", 0.04, "gate", "tolerance: 0.035 -> 0.04"),
     ],
 )
 def test_a_changed_setting_is_named_at_the_stage_that_it_affects(

@@ -12,13 +12,25 @@ from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.recipe import Requirements
 from qalam_core.reports.markdown import markdown
+from qalam_core.runs import Ancestor, SeenFacts
 from tests.reports.small_reports import CORPUS, recipe, report
 
 BUDGETS = Budgets(package_mb=4.2, load_seconds=0.31)
+HOSTILE = "</td><script>x</script>|a\nb"
+LINEAGE = tuple(
+    Ancestor(
+        run=f"demo-{number:012}", package="a" * 64, corpus="b" * 64, seen="c" * 64, documents={HOSTILE: 3000},
+        changes=(), accepted=(f"refused: {HOSTILE}",) if number == 200 else (),
+    )
+    for number in range(365)
+)  # fmt: skip
+SEEN = SeenFacts(own={HOSTILE: 4000}, lineage={HOSTILE: 5000}, gone={HOSTILE: 100})
 
 
 def page(made: Report) -> str:
-    return markdown(recipe(), made, BUDGETS, decide(made, BUDGETS, Requirements(), None), CORPUS, {"train": 41.25})
+    return markdown(
+        recipe(), made, BUDGETS, decide(made, BUDGETS, Requirements(), None), CORPUS, {"train": 41.25}, LINEAGE, SEEN
+    )
 
 
 def test_report_states_the_figures() -> None:
@@ -63,3 +75,17 @@ def test_a_sample_cannot_leave_its_block(sample: str) -> None:
     inside = page(report(text=sample)).split("\u2067")[1].split("\u2069")[0]
     assert not re.search(r"[<>`*\[\]\n]|#(?!\d)", inside)
     assert html.unescape(inside) == " ".join(sample.split())
+
+
+def test_exceptions_of_distant_ancestors_are_shown() -> None:
+    """Of a year of nights, the nearest runs, and each for which a person made an exception."""
+    text = page(report())
+    assert (
+        "from the weights of run demo-000000000000. So the model has read what that run, and the 364 before it" in text
+    )
+    assert "5,000 distinct documents in all, 4,000 of them in its own training. 100 documents" in text
+    rows = [line for line in text.splitlines() if line.startswith("| demo-")]
+    assert len(rows) == 11
+    assert "refused: " in rows[-1]
+    assert "354 earlier runs are not shown" in text
+    assert "<script>" not in text

@@ -19,7 +19,7 @@ from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.publish import Published
 from qalam_core.recipe import Recipe
-from qalam_core.runs import Parent, Promotion, Runs, TrainFacts
+from qalam_core.runs import Parent, Runs, TrainFacts
 from qalam_core.store import Artifact, Store
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.warm_start import initial_weights
@@ -124,8 +124,7 @@ def test_a_grown_corpus_starts_from_the_champion_and_a_rebuild_is_cached(
     assert build(recipe, store).cached
     assert not list(trained(second).path.glob("initial*"))
 
-    promotion = Promotion(run=first.run, when="2026-01-01T00:00:00+00:00", why="rolled back", who="test")
-    Runs(store).promote(recipe.name, promotion)
+    Runs(store).promote(recipe.name, first.run, when="2026-01-01T00:00:00+00:00", why="by hand", who="test")
     assert build(recipe, store).run == second.run  # from the first one, as before
     by_name = build(recipe_of(corpus, first.run), store)
     weights = (load_file(trained(p).path / "model.safetensors") for p in (second, by_name))

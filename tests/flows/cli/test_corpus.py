@@ -104,4 +104,4 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 def test_the_overlap_with_the_training_text_is_shown(built: Built) -> None:
     done = qalam("corpus", built.published.run, "--store", built.store.root)
     assert done.returncode == 0, done.stderr
-    assert "in 13-grams that also occur in the training text" in done.stdout
+    assert "are in n-grams of 13 words that the model, or one before it, has read" in done.stdout

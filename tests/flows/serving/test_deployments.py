@@ -58,7 +58,7 @@ def test_deploying_again_adds_nothing(stack: Stack) -> None:
         }  # fmt: skip
 
     before = everything()
-    assert len(before["automations"]) == 5
+    assert len(before["automations"]) == 6
     done = qalam("deploy", stack.recipe_file, cwd=stack.folder, PREFECT_API_URL=stack.api, **stack.environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("(kept)") == 4

@@ -1,0 +1,361 @@
+"""Comparison with earlier champions on the documents that both were measured on, matched by their text alone.
+
+A model passes when it is shown not to be worse than a champion by more than a margin (non-inferiority); that no
+difference was found is no pass. docs/metrics.md has the formulas.
+
+Sources: Piaggio et al., Reporting of Noninferiority and Equivalence Randomized Trials, JAMA 308 (2012), for the rule;
+Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979), for slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qalam_core.evaluation.intervals import Estimate, effective, estimate, t_quantile
+from qalam_core.evaluation.results import Check, Compared, Comparison, Interval, Report, rounded
+from qalam_core.recipe import Requirements
+
+MIN_SHARED = 0.5  # of the champion's bytes, and of those of each of its slices
+MIN_EFFECTIVE = 30  # effective number of documents, below which nothing is compared
+QUARTILE = 0.75  # of the changes against all champions: 0.75 is that of the champion with the better quarter's end
+RECENT, DRIFT = 4, 1 / 3  # the mean of so many models may be worse by this share of the margin
+MAX_ANCHORS = 400
+
+_VANISHED = 0.1  # a slice with less of its bytes is gone, if it had this many effective documents
+_SLICE_EFFECTIVE = 10
+_DROPPED, _HARDER, _SURE = 0.1, 0.02, 0.999  # documents that are gone: share, how much harder, how surely
+
+CURE = 'a person may accept it: qalam promote RUN --accept-new-yardstick --why "..."'
+
+Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """The champion's package, measured on the documents of another report, in its order."""
+
+    nats: tuple[float, ...] = ()
+    excluded: tuple[bool, ...] = ()  # documents that the champion, or a model before it, has read
+    problem: str = ""  # why it could not be measured
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An earlier champion."""
+
+    report: Report
+    level: float | None = None  # of its comparison; None where it was compared with none
+
+
+@dataclass(frozen=True)
+class Champion(Anchor):
+    """The champion, and what it passed under."""
+
+    gate: Requirements | None = None  # None where that is not to be compared
+    again: Remeasured | None = None
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """Nats of a model and of a champion on the same documents."""
+
+    nats: Floats
+    theirs: Floats
+    size: Floats
+    here: NDArray[np.int64]  # the documents' places in the model's report
+
+    def estimate(self, chosen: Flags, seed_sd: float) -> Estimate:
+        """Of the ratio of bits per byte, with the noise of both seeds."""
+        return estimate(self.nats[chosen], self.theirs[chosen], math.sqrt(2) * seed_sd)
+
+    def compared(self, chosen: Flags, gate: Requirements) -> Compared:
+        nats, theirs, size = self.nats[chosen], self.theirs[chosen], self.size[chosen]
+        low, high = _ends(self.estimate(chosen, gate.seed_sd), gate.confidence)
+        bytes_as_bits = math.log(2) * size.sum()
+        return Compared(
+            documents=len(size), effective=round(effective(size), 1),
+            model=rounded(nats.sum() / bytes_as_bits), champion=rounded(theirs.sum() / bytes_as_bits),
+            change=Interval(low=low, high=high),
+        )  # fmt: skip
+
+    @property
+    def everything(self) -> Flags:
+        return np.ones(len(self.nats), np.bool_)
+
+
+def _ends(found: Estimate, confidence: float) -> tuple[float, float]:
+    """Both ends of a change, each one-sided at `confidence`."""
+    low, high = found.interval(2 * confidence - 1)
+    return rounded(low - 1), rounded(high - 1)
+
+
+def _log(found: Estimate) -> float:
+    return math.log(found.ratio) if found.ratio > 0 else math.nan
+
+
+def _shared(report: Report, other: Report) -> _Paired:
+    """The documents that both reports have."""
+    if report.document_digests == other.document_digests:
+        here = there = np.arange(len(report.document_digests))
+    else:
+        places = {digest: place for place, digest in enumerate(other.document_digests)}
+        pairs = [(n, places[digest]) for n, digest in enumerate(report.document_digests) if digest in places]
+        here, there = np.array(pairs, np.int64).reshape(-1, 2).T
+    return _Paired(_floats(report.document_nats)[here], _floats(other.document_nats)[there],
+                   _floats(report.document_bytes)[here], here)  # fmt: skip
+
+
+def _floats(values: Sequence[float]) -> Floats:
+    return np.array(values, np.float64)
+
+
+def comparable(report: Report, champion: Report) -> bool:
+    """Whether the two reports have enough documents in common; else the champion has to be measured again."""
+    shared = _shared(report, champion)
+    size = _floats(champion.document_bytes)
+    kept = np.isin(champion.document_digests, report.document_digests)
+    if not np.isfinite(shared.theirs).all() or effective(shared.size) < MIN_EFFECTIVE:
+        return False
+    slices = [mask for name, mask in _slices(champion) if effective(size[mask]) >= MIN_EFFECTIVE
+              and not _is_vanished(report, champion, name, mask)]  # fmt: skip
+    return all(size[mask & kept].sum() >= MIN_SHARED * size[mask].sum() for mask in (np.isfinite(size), *slices))
+
+
+def _slices(report: Report) -> Iterator[tuple[str, Flags]]:
+    """The documents of each source."""
+    numbers = np.array(report.document_slices, np.int64)
+    for number, name in enumerate(report.sources):
+        if (mask := numbers == number).any():
+            yield name, mask
+
+
+def _is_vanished(report: Report, champion: Report, name: str, mask: Flags) -> bool:
+    """Whether a slice of the champion's test documents is gone, both by its texts and by its name."""
+    size = _floats(champion.document_bytes)
+    needed = _VANISHED * size[mask].sum()
+    if effective(size[mask]) < _SLICE_EFFECTIVE:
+        return False
+    by_text = size[mask & np.isin(champion.document_digests, report.document_digests)].sum()
+    by_name = sum(_floats(report.document_bytes)[own].sum() for other, own in _slices(report) if other == name)
+    return bool(max(by_text, by_name) < needed)
+
+
+def compare(
+    report: Report, champion: Champion, anchors: Iterable[Anchor], gate: Requirements
+) -> tuple[Comparison | None, list[Check]]:
+    """The model against the champion and those before it, newest first; -> the checks of the gate.
+
+    The comparison is None when the model could not be compared.
+    """
+    vanished = [name for name, mask in _slices(champion.report) if _is_vanished(report, champion.report, name, mask)]
+    again = not comparable(report, champion.report)
+    if again:
+        paired, problem = _measured_again(report, champion)
+        if vanished and not problem:
+            problem = f"the champion's slice {_quoted(vanished)} is not in the test split, by text or name"
+    else:
+        paired = _shared(report, champion.report)
+        problem = _harder_dropped(report, champion.report)
+    yardstick = _yardstick(report, champion.report, paired, problem, again)
+    if paired is None:
+        return None, [yardstick]
+    estimated = paired.estimate(paired.everything, gate.seed_sd)
+    overall = paired.compared(paired.everything, gate)
+    numbers = np.array(report.document_slices, np.int64)[paired.here] if report.document_slices else ()
+    parts = {
+        name: paired.compared(mask, gate)
+        for number, name in enumerate(report.sources) if (mask := np.equal(numbers, number)).any()
+    } if len(numbers) else {}  # fmt: skip
+    comparison = Comparison(
+        overall=overall, sources=parts, measured_again=again, level=rounded((champion.level or 1.0) * estimated.ratio)
+    )
+    checks = [
+        yardstick,
+        _champion(overall, gate, again),
+        *_earlier(report, champion, anchors, estimated, gate),
+        _worse_slices(report, champion.report, paired, [] if again else vanished, gate),
+    ]
+    return comparison, checks
+
+
+def _measured_again(report: Report, champion: Champion) -> tuple[_Paired | None, str]:
+    """The champion's package on this report's documents, or why there is no such measurement."""
+    again = champion.again or Remeasured(problem="the champion's package was not measured again")
+    if again.problem:
+        return None, again.problem
+    fresh = np.flatnonzero(~np.array(again.excluded, np.bool_))
+    size, theirs = _floats(report.document_bytes)[fresh], _floats(again.nats)[fresh]
+    if not np.isfinite(theirs).all():
+        return None, "the champion's figures are not finite"
+    if effective(size) < MIN_EFFECTIVE:
+        read = len(report.document_bytes) - len(fresh)
+        return None, (
+            f"{f'without the {read} that the champion has read, ' if read else ''}the test documents count as "
+            f"{effective(size):.1f} of equal size, and {MIN_EFFECTIVE} are needed"
+        )
+    return _Paired(_floats(report.document_nats)[fresh], theirs, size, fresh), ""
+
+
+def _harder_dropped(report: Report, champion: Report) -> str:
+    """A sentence when the test documents that are gone were surely harder for the champion than those that are left."""
+    size, nats = _floats(champion.document_bytes), _floats(champion.document_nats)
+    kept = np.isin(champion.document_digests, report.document_digests)
+    share = size[~kept].sum() / size.sum()
+    gone, left = estimate(nats[~kept], size[~kept]), estimate(nats[kept], size[kept])
+    if share < _DROPPED or not math.isfinite(gone.error + left.error):
+        return ""
+    excess = math.log(gone.ratio / left.ratio)
+    error = math.hypot(gone.error, left.error)
+    surely = t_quantile(_SURE, min(gone.freedom, left.freedom)) * error + math.log1p(_HARDER)
+    if excess <= surely:
+        return ""
+    return (
+        f"{share:.0%} of the champion's test text is gone, and it was the harder part: the champion needs "
+        f"{math.expm1(excess):.0%} more bits per byte there than on what is left"
+    )
+
+
+def _yardstick(report: Report, champion: Report, paired: _Paired | None, problem: str, again: bool) -> Check:
+    count = 0.0 if paired is None else round(effective(paired.size), 1)
+    if problem:
+        message = f"The model cannot be compared with the champion: {problem}; {CURE}."
+    elif again:
+        message = (
+            f"Of the champion's {len(champion.document_bytes)} test documents too few are among the model's, so that "
+            f"its package was measured again, on {len(paired.nats) if paired else 0} of the model's "
+            f"{len(report.document_bytes)}, which count as {count:g} of equal size."
+        )
+    else:
+        message = (
+            f"Model and champion were measured on {len(paired.nats) if paired else 0} common documents, which count as "
+            f"{count:g} of equal size; {MIN_EFFECTIVE} are needed."
+        )
+    return Check(name="yardstick", value=count, limit=MIN_EFFECTIVE, passed=not problem, message=message)
+
+
+def _champion(found: Compared, gate: Requirements, again: bool) -> Check:
+    change = found.change
+    return Check(
+        name="champion", value=change.high, limit=gate.tolerance, passed=change.high < gate.tolerance,
+        message=f"The model needs {found.model:.4f} bits per byte, the champion {found.champion:.4f} on "
+        f"{'these' if again else 'the same'} {found.documents} documents: a change of {change.low:+.2%} to "
+        f"{change.high:+.2%} (each end with {gate.confidence:.0%} confidence); all of it must be below "
+        f"{gate.tolerance:+.2%}.",
+    )  # fmt: skip
+
+
+def _earlier(
+    report: Report, champion: Champion, anchors: Iterable[Anchor], estimated: Estimate, gate: Requirements
+) -> list[Check]:
+    """Not worse than the better quarter of all champions either, so that small losses do not add up.
+
+    Where two have too few documents in common, the changes from one champion to the next are multiplied instead. One
+    model differs from the next by its seed, so that the mean of the last ones shows a smaller loss than one model does.
+    """
+    change, high = _log(estimated), _ends(estimated, gate.confidence)[1]
+    changes, highs, linked, total, level = [change], [high], 0, 0, champion.level
+    for anchor in anchors:
+        total += 1
+        shared = _shared(report, anchor.report)
+        if effective(shared.size) >= MIN_EFFECTIVE and np.isfinite(shared.theirs).all():
+            found = shared.estimate(shared.everything, gate.seed_sd)
+            changes.append(_log(found))
+            highs.append(_ends(found, gate.confidence)[1])
+        elif level is not None:
+            gap = level / (anchor.level or 1.0)
+            changes.append(change + math.log(gap))
+            highs.append((1 + high) * gap - 1)
+            linked += 1
+        if anchor.level is None:
+            level = None  # those before it were measured by another yardstick
+    if not total:
+        return []
+    value = rounded(np.quantile(highs, QUARTILE))
+    checks = [Check(
+        name="earlier champions", value=value, limit=gate.tolerance, passed=value < gate.tolerance,
+        message=f"Against three quarters of the champions so far, the change is at most {value:+.2%} "
+        f"({gate.confidence:.0%} confidence); it must be below {gate.tolerance:+.2%}. Of {total} before the champion, "
+        f"{len(highs) - 1 - linked} were compared on common documents, {linked} through those between, and "
+        f"{total + 1 - len(highs)} could not be.",
+    )]  # fmt: skip
+    if len(changes) >= RECENT:
+        mean = np.quantile(changes, QUARTILE) - sum(changes[: RECENT - 1]) / RECENT
+        drift, limit = rounded(math.expm1(mean)), rounded(gate.tolerance * DRIFT)
+        checks.append(Check(
+            name="drift", value=drift, limit=limit, passed=drift < limit,
+            message=f"The mean of the model and the {RECENT - 1} champions before it differs by {drift:+.2%} from the "
+            f"better quarter of the champions so far; it must be below {limit:+.2%}.",
+        ))  # fmt: skip
+    return checks
+
+
+def _worse_slices(
+    report: Report, champion: Report, paired: _Paired, vanished: Sequence[str], gate: Requirements
+) -> Check:
+    """Fails for a source that is surely worse, as both reports divide the documents, or that is gone."""
+    limit = gate.slice_tolerance
+    places = {digest: place for place, digest in enumerate(champion.document_digests)}
+    there = np.array([places.get(report.document_digests[n], -1) for n in paired.here.tolist()], np.int64)
+    parts: dict[bytes, tuple[str, Flags]] = {}
+    for name, mask in _slices(champion):
+        parts.setdefault((own := np.where(there >= 0, mask[there], False)).tobytes(), (name, own))
+    for name, mask in _slices(report):
+        parts.setdefault((own := mask[paired.here]).tobytes(), (name, own))
+    found = [(part, paired.estimate(part[1], gate.seed_sd)) for part in parts.values()]
+    tested = sorted(
+        ((p, name, mask) for (name, mask), one in found if math.isfinite(p := one.probability_above(1 + limit))),
+        key=lambda row: row[0],
+    )
+    worse: list[str] = []
+    for rank, (p, name, mask) in enumerate(tested):
+        if p > (1 - gate.confidence) / (len(tested) - rank):
+            break
+        change = paired.compared(mask, gate).change
+        worse.append(f'"{name}" ({change.low:+.2%} to {change.high:+.2%} on {int(mask.sum())} documents)')
+    faults = [f"The model is surely worse by more than {limit:.0%} on {', '.join(worse)}."] if worse else []
+    if vanished:
+        faults.append(f"The champion's slice {_quoted(vanished)} is not in the test split, by text or name.")
+    message = f"Of {len(tested)} slices, none is surely worse than the champion by more than {limit:.0%}."
+    return Check(
+        name="slices", value=float(len(worse) + len(vanished)), limit=0.0, passed=not faults,
+        message=" ".join(faults) or message,
+    )  # fmt: skip
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+# setting of the gate -> 1 where a larger value is looser, -1 where a smaller one is
+_LOOSER = {
+    "beat_unigram": -1, "beat_ngram": -1, "beat_characters": -1, "tolerance": 1, "slice_tolerance": 1,
+    "confidence": -1, "seed_sd": -1, "max_unknown": 1, "max_repeated": 1, "max_empty": 1, "max_copied": 1,
+    "max_package_mb": 1, "max_load_seconds": 1,
+}  # fmt: skip
+
+
+def settings_check(gate: Requirements, before: Requirements) -> Check:
+    """Fails when a model would pass that could not have when the champion did."""
+    old, new = before.model_dump(), gate.model_dump()
+    loosened = [f"{key}: {_shown(old[key])} -> {_shown(new[key])}" for key, sign in _LOOSER.items()
+                if sign * new[key] > sign * old[key]]  # fmt: skip
+    message = "No setting of the gate is looser than those that the champion passed under."
+    if loosened:
+        message = (
+            f"Settings of the gate are looser than those that the champion passed under ({', '.join(loosened)}); "
+            'a person may accept it: qalam promote RUN --accept-looser-gate --why "...".'
+        )
+    return Check(
+        name="gate settings", value=float(len(loosened)), limit=0.0, passed=not loosened, message=message
+    )  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"

@@ -1,0 +1,198 @@
+"""The runs that the gate compares with: which they are, and what is read of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from qalam_core.evaluation.results import Check, Verdict
+from qalam_core.pipeline.build import build
+from qalam_core.pipeline.gate import Gate, Incumbent, Incumbents, incumbents, verdict_of
+from qalam_core.pipeline.publish import Published
+from qalam_core.progress import no_progress
+from qalam_core.runs import Runs
+from qalam_core.store import Artifact, Store
+from tests.conftest import Built, tiny_recipe, write_corpus
+
+pytestmark = pytest.mark.usefixtures("processes")
+
+
+class History:
+    """Runs that were never built: copies of one, with evaluations of their own."""
+
+    def __init__(self, built: Built, folder: Path) -> None:
+        self.built, self.runs = built, Runs(Store(folder / "invented"))
+
+    def add(self, evaluation: str, verdict: str = "") -> str:
+        """A run with this evaluation and verdict."""
+        run = f"tiny-{evaluation}{verdict}"
+        if run in self.runs:
+            return run
+        target = self.runs.store.root / "runs" / run
+        shutil.copytree(self.built.published.folder, target)
+        record = json.loads((target / "run.json").read_bytes())
+        record["artifacts"] |= {"evaluate": [evaluation], "gate": [f"{evaluation}{verdict}"]}
+        (target / "run.json").write_text(json.dumps(record))
+        manifest = json.loads((target / "model" / "manifest.json").read_bytes())
+        manifest["tensors"]["embedding.weight"] = evaluation
+        (target / "model" / "manifest.json").write_text(json.dumps(manifest))
+        return run
+
+    def promote(self, evaluation: str, verdict: str = "") -> None:
+        run = self.add(evaluation, verdict)
+        self.runs.promote("tiny", run, when="2030-01-01", why="test", who="tester")
+
+    def rollback(self) -> None:
+        self.runs.rollback("tiny", when="2030-01-01", why="test", who="tester")
+
+    def of(self, evaluation: str) -> list[str]:
+        """The champion and the anchors of a model with this evaluation."""
+        found = incumbents(self.built.recipe, Artifact("evaluate", evaluation, Path()), self.runs)
+        assert not (found.anchors and not found.champion)
+        return [one.run.removeprefix("tiny-") for one in (found.champion, *found.anchors) if one]
+
+
+@pytest.fixture
+def history(built: Built, tmp_path: Path) -> History:
+    return History(built, tmp_path)
+
+
+def test_all_champions_count_newest_first(history: History) -> None:
+    assert history.of("e") == []
+    for name in "abcd":
+        history.promote(name)
+    assert history.of("e") == ["d", "c", "b", "a"]
+
+
+def test_a_rolled_back_champion_and_a_deleted_one_do_not_count(history: History) -> None:
+    for name in "abcd":
+        history.promote(name)
+    history.rollback()
+    assert history.of("e") == ["c", "b", "a"]
+    history.runs.delete("tiny-b")
+    assert history.of("e") == ["c", "a"]
+
+
+def test_of_runs_with_one_evaluation_one_counts(history: History) -> None:
+    for name, verdict in ("a1", "b1", "b2", "a2"):
+        history.promote(name, verdict)
+    assert history.of("e") == ["a2", "b2"]
+
+
+def test_at_most_so_many_are_read(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qalam_core.pipeline.gate.MAX_ANCHORS", 2)
+    for name in "abcd":
+        history.promote(name)
+    assert history.of("e") == ["d", "c", "b"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_champion_that_is_built_again_is_compared_with_the_same_runs(history: History, seed: int) -> None:
+    """Whatever happened before it became champion."""
+    choice, made = random.Random(seed), 0
+    for _ in range(8):
+        champion = history.runs.champion("tiny")
+        if champion and choice.random() < 0.3 and history.runs.rollback_target("tiny"):
+            history.rollback()
+            continue
+        made += 1
+        name = f"{made:x}"
+        before = history.of(name)
+        history.promote(name)
+        assert history.of(name) == before
+
+
+class Night(NamedTuple):
+    """A model on texts of which its champion's test split has none."""
+
+    store: Store
+    champion: str
+    published: Published
+
+    def artifact(self, stage: str) -> Artifact:
+        return next(one for one in self.published.artifacts if one.stage == stage)
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.published.verdict
+
+    def again(self, folder: Path) -> Verdict:
+        """The verdict now."""
+        runs = Runs(self.store)
+        champion = Incumbents(Incumbent.of(runs, self.champion))
+        stage = Gate.of(self.published.record.recipe, self.artifact("evaluate"), self.artifact("prepare"), champion)
+        stage.run(folder, no_progress)
+        return verdict_of(Artifact("gate", "", folder))
+
+
+@pytest.fixture(scope="module")
+def night(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Night:
+    folder = tmp_path_factory.mktemp("night")
+    shutil.copytree(built.store.root, folder / "store")
+    store = Store(folder / "store")
+    recipe = tiny_recipe(write_corpus(folder / "stories.jsonl", 500, seed=5), gate={"tolerance": 1.0})
+    return Night(store, built.published.run, build(recipe, store))
+
+
+def check(verdict: Verdict, name: str) -> Check:
+    return next(check for check in verdict.checks if check.name == name)
+
+
+def test_without_common_documents_the_champion_is_measured_again(night: Night, tmp_path: Path) -> None:
+    comparison = night.verdict.comparison
+    assert comparison
+    assert comparison.measured_again
+    assert check(night.verdict, "yardstick").passed
+    assert "measured again" in check(night.verdict, "yardstick").message
+    # the champion's texts have the same words, so that it is about as good on these
+    assert comparison.overall.champion == pytest.approx(comparison.overall.model, rel=0.3)
+    assert night.published.record.incumbent == night.champion
+    assert not check(night.verdict, "gate settings").passed  # 1.0 is looser than the champion's
+    assert night.published.waits
+    assert night.again(tmp_path) == night.verdict
+
+
+def test_what_the_champion_has_read_is_left_out(night: Night, tmp_path: Path) -> None:
+    """Its record of what it has read becomes the new model's, without that record's test documents and with them."""
+    record = Runs(night.store).record(night.champion)
+    (key,) = record.artifacts["seen"]
+    folder = night.store.reference("seen", key).path
+    kept = shutil.copytree(folder, tmp_path / "kept")
+    try:
+        for file in folder.glob("*.arrow"):
+            file.unlink()
+        leaked = build(
+            tiny_recipe(Path(night.published.record.recipe.corpus.sources[0].path),
+                        corpus={"test": 0.001, "validation": 0.0}, train={"steps": 1}),
+            Store(tmp_path / "leaked"),
+        )  # fmt: skip
+        seen = next(one for one in leaked.artifacts if one.stage == "seen")
+        for file in seen.path.glob("*.arrow"):
+            shutil.copy(file, folder)
+        (tmp_path / "out").mkdir()
+        verdict = night.again(tmp_path / "out")
+        assert not check(verdict, "yardstick").passed
+        assert "that the champion has read" in check(verdict, "yardstick").message
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+
+
+def test_a_package_that_was_changed_is_no_yardstick(night: Night, tmp_path: Path) -> None:
+    card = Runs(night.store).folder(night.champion) / "model" / "MODEL_CARD.md"
+    before = card.read_bytes()
+    try:
+        card.write_bytes(b"another")
+        verdict = night.again(tmp_path)
+        found = check(verdict, "yardstick")
+        assert not found.passed
+        assert "MODEL_CARD.md" in found.message
+        assert "--accept-new-yardstick" in found.message
+        assert verdict.comparison is None
+    finally:
+        card.write_bytes(before)
