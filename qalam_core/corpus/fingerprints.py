@@ -86,7 +86,8 @@ class Met(NamedTuple):
         """Whether each text counts as read."""
         mostly = np.nan_to_num(self.short) > 0.5  # of a text of few words as well
         new = (1 - np.nan_to_num(self.short)) * self.words
-        return self.exactly | self.nearly | (mostly & (new <= np.maximum(NEW_WORDS, NEW_SHARE * self.words)))
+        read: NDArray[np.bool_] = mostly & (new <= np.maximum(NEW_WORDS, NEW_SHARE * self.words))
+        return self.exactly | self.nearly | read
 
 
 @dataclass(frozen=True)
