@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from qalam_core.arabic import NORMALISATIONS
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.evaluation.evaluate import evaluate
 from qalam_core.package.interop.storage import convert
@@ -54,10 +56,11 @@ def main() -> int:
             folder = original if dtype == "f32" else Path(root) / dtype
             if dtype != "f32":
                 convert(original, folder, dtype)
-            texts = (batch.column("text") for shard in read_split(corpus, "train") for batch in read_texts(shard))
+            texts = (batch for shard in read_split(corpus, "train") for batch in read_texts(shard))
             report, _ = evaluate(
-                folder, checkpoint.path / WEIGHTS, test, train, texts, seed=recipe.seed, prompts=recipe.gate.prompts,
-                confidence=recipe.gate.confidence, storage=dtype,
+                folder, checkpoint.path / WEIGHTS, test, train, texts, seen=Fingerprints.load(made["seen"].path),
+                seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence, storage=dtype,
+                normalisation=NORMALISATIONS[recipe.corpus.normalisation],
             )  # fmt: skip
             size = sum(file.stat().st_size for file in folder.glob("weights*.py"))
             if dtype == "f32":

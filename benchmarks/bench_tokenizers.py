@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-import pyarrow as pa
-
 from benchmarks.texts import DEMO
+from qalam_core.arabic import NORMALISATIONS
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.errors import RecipeError
@@ -30,7 +30,7 @@ from qalam_core.evaluation.results import Report
 from qalam_core.pipeline.build import InPlace, ingested, tokenized
 from qalam_core.pipeline.export import PACKAGE, Export
 from qalam_core.pipeline.ingest import Ingest
-from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.prepare import Prepare, shards_of
 from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.train import Train
@@ -71,12 +71,14 @@ def measure(store: Store, recipe: Recipe, test: Sequence[tuple[str, str]]) -> Re
     documents = ingested(resolve(recipe.corpus.sources), InPlace(store))
     corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
     checkpoint = store.build(Train.of(recipe, tokenizer, tokens))
-    package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint, store.build(Seen.of(corpus, None)), None))
-    some = flat(of_split(tokens, "train")[0].path / TOKENS)[:200_000]
+    seen = store.build(Seen.of(corpus, None))
+    package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint, seen, None))
+    some = of_split(tokens, "train")[0].path / TOKENS  # for the baselines, which are not shown
     report, _ = evaluate(
-        package.path / PACKAGE, checkpoint.path / WEIGHTS, test,
-        [some], [pa.array([text for _, text in test[:1]], pa.large_string())],
-        seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence, storage=recipe.package.dtype,
+        package.path / PACKAGE, checkpoint.path / WEIGHTS, test, [flat(some)],
+        read_texts(shards_of(corpus, "train")[0].path), seen=Fingerprints.load(seen.path), seed=recipe.seed,
+        prompts=recipe.gate.prompts, confidence=recipe.gate.confidence, storage=recipe.package.dtype,
+        normalisation=NORMALISATIONS[recipe.corpus.normalisation],
     )  # fmt: skip
     return report
 

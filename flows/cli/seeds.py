@@ -55,10 +55,14 @@ def seeds(
         )  # fmt: skip
     if set_ or path != Path(recipe):
         what = "values were set on the command line" if set_ else "the recipe is part of the installation"
-        out.print(f"{what}, so nothing was written; in your recipe, set seed_sd = {found!r} in [gate]", soft_wrap=True)
+        out.print(
+            f"{what}, so nothing was written; in your recipe, set seed_sd = {found!r} in [gate]",
+            soft_wrap=True,
+            markup=False,
+        )
     else:
         write_seed_sd(path, found)
-        out.print(f"wrote seed_sd = {found!r} into [gate] of {path}", soft_wrap=True)
+        out.print(f"wrote seed_sd = {found!r} into [gate] of {path}", soft_wrap=True, markup=False)
 
 
 def write_seed_sd(path: Path, value: float) -> None:

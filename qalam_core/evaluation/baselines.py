@@ -29,7 +29,6 @@ _KEY_BITS = 64
 Ids = NDArray[np.integer]
 Numbers = NDArray[np.int32]
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
 Unsigned = TypeVar("Unsigned", np.uint32, np.uint64)
 
 
@@ -83,7 +82,7 @@ class KneserNey:
         """-ln P of each symbol of `ids`, which begin with START; 0 at each START."""
         assert len(ids) and ids[0] == START
         known = len(self.stream)
-        text = np.concatenate([self.stream, ids])
+        text = np.concatenate([self.stream, ids]).astype(np.min_scalar_type(self.vocab_size), copy=False)
         depth, place, shared = _sorted_positions(text, self.order)
         trained_before = np.zeros(len(text) + 1, np.int32)  # per place in the order: training positions before it
         np.cumsum(place < known, dtype=np.int32, out=trained_before[1:])
@@ -91,33 +90,38 @@ class KneserNey:
         chance = np.full(len(ids), 1 / self.vocab_size)
         before = np.zeros(len(text), np.int32)  # per position: number of the (n-1)-gram that ends there
         contexts = 1
-        starts = np.flatnonzero(shared < 1)
+        starts = _places(shared < 1)
         for n in range(1, self.order + 1):
             # places where the n-grams, and the (n+1)-grams, begin
-            longer = np.flatnonzero(shared < n + 1) if n < self.order else starts
-            counts = np.diff(trained_before[np.append(starts, len(text))])
+            longer = _places(shared < n + 1) if n < self.order else starts
+            counts = np.diff(trained_before[starts], append=trained_before[-1])
             here = place[starts]
             whole = depth[here] >= n
             if n == 1:
                 whole &= text[here] != START
             seen = whole & (counts > 0)
             if n < self.order:
-                trained = np.diff(trained_before[np.append(longer, len(text))]) > 0
+                trained = np.diff(trained_before[longer], append=trained_before[-1]) > 0
                 before_them = np.add.reduceat(trained, np.flatnonzero(shared[longer] < n), dtype=np.int32)
                 counts = np.where(depth[here] == n, counts, before_them)
-            context = before[here[seen] - 1] if n > 1 else np.zeros(int(seen.sum()), np.int32)
-            found = counts[seen]
-            once, twice = int((found == 1).sum()), int((found == 2).sum())
+            counts[~seen] = 0
+            once, twice = int((counts == 1).sum()), int((counts == 2).sum())
             # without n-grams seen once the estimate would be 0, and unseen n-grams would have no probability
             discount = once / (once + 2 * twice) if once else 0.5
-            total = np.bincount(context, found, contexts)
-            types = np.bincount(context, minlength=contexts)
+            # the scored positions with n symbols from START on, and the numbers of their contexts
+            deep = scored[depth[scored] >= n] if n > 1 else scored[text[scored] != START]
+            needed, theirs = np.unique(
+                before[deep - 1] if n > 1 else np.zeros(len(deep), np.int32), return_inverse=True
+            )
+            which = np.zeros(contexts, np.int32)
+            which[needed] = np.arange(1, len(needed) + 1)
+            context = which[before[here[seen] - 1]] if n > 1 else which[np.zeros(int(seen.sum()), np.int32)]
+            followers = counts[seen][context > 0]
+            context = context[context > 0] - 1
+            total = np.bincount(context, followers, len(needed))
+            types = np.bincount(context, minlength=len(needed))
             number = np.empty(len(text), np.int32)
             number[place] = np.cumsum(shared < n, dtype=np.int32) - 1
-            counts[~seen] = 0
-            # the scored positions: those with n symbols from START on, in a context that was seen
-            deep = scored[depth[scored] >= n] if n > 1 else scored[text[scored] != START]
-            theirs = before[deep - 1] if n > 1 else np.zeros(len(deep), np.int32)
             follows = total[theirs] > 0
             deep, theirs = deep[follows], theirs[follows]
             kept = np.maximum(counts[number[deep]] - discount, 0.0)
@@ -171,6 +175,11 @@ def characters(texts: pa.Array) -> Ids:
         parts.append(np.frombuffer(f"\0{text}\0".encode("utf-32-le"), np.uint32) + np.uint32(len(SPECIALS)))
         parts[-1][0], parts[-1][-1] = START, END
     return np.concatenate(parts)
+
+
+def _places(flags: NDArray[np.bool_]) -> Numbers:
+    """Where flags are set; half as large as numpy's."""
+    return np.flatnonzero(flags).astype(np.int32)
 
 
 def _sorted_positions(text: Ids, order: int) -> tuple[NDArray[np.uint8], Numbers, NDArray[np.uint8]]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qalam_core.evaluation.intervals import Estimate, effective, estimate, t_quantile
+from qalam_core.evaluation.intervals import Estimate, effective, estimate
 from qalam_core.evaluation.results import Check, Compared, Comparison, Interval, Report, rounded
 from qalam_core.recipe import Requirements
 
@@ -156,13 +156,10 @@ def compare(
     """
     vanished = [name for name, mask in _slices(champion.report) if _is_vanished(report, champion.report, name, mask)]
     again = not comparable(report, champion.report)
-    if again:
-        paired, problem = _measured_again(report, champion)
-        if vanished and not problem:
-            problem = f"the champion's slice {_quoted(vanished)} is not in the test split, by text or name"
-    else:
-        paired = _shared(report, champion.report)
-        problem = _harder_dropped(report, champion.report)
+    paired, problem = _measured_again(report, champion) if again else (_shared(report, champion.report), "")
+    if again and vanished and not problem:
+        problem = f"the champion's slice {_quoted(vanished)} is not in the test split, by text or name"
+    problem = problem or _harder_dropped(report, champion.report)
     yardstick = _yardstick(report, champion.report, paired, problem, again)
     if paired is None:
         return None, [yardstick]
@@ -212,9 +209,7 @@ def _harder_dropped(report: Report, champion: Report) -> str:
     if share < _DROPPED or not math.isfinite(gone.error + left.error):
         return ""
     excess = math.log(gone.ratio / left.ratio)
-    error = math.hypot(gone.error, left.error)
-    surely = t_quantile(_SURE, min(gone.freedom, left.freedom)) * error + math.log1p(_HARDER)
-    if excess <= surely:
+    if excess <= math.log1p(_HARDER) + math.hypot(gone.width(_SURE), left.width(_SURE)):
         return ""
     return (
         f"{share:.0%} of the champion's test text is gone, and it was the harder part: the champion needs "

@@ -139,9 +139,9 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, list[int
 
 def _same_texts(tokenizer: Tokenizer, texts: Sequence[str], rules: Rules) -> bool:
     """Whether the tokenizer normalises texts as the corpus was normalised."""
-    expected = normalise_array(pa.array(texts, pa.large_string()), rules).to_pylist()
+    expected: list[str] = normalise_array(pa.array(texts, pa.large_string()), rules).to_pylist()
     normaliser = tokenizer.normalizer
-    found = [normaliser.normalize_str(text) if normaliser else text for text in texts]
+    found: list[str] = [normaliser.normalize_str(text) if normaliser else text for text in texts]
     return found == expected
 
 

@@ -38,8 +38,12 @@ def decide(
         _at_most("package size", "The package's size", budgets.package_mb, gate.max_package_mb, " MB"),
         _at_most("load time", "Loading without execution", budgets.load_seconds, gate.max_load_seconds, " s"),
         _at_most("repetition", "The share of repeated 4-grams", written.repeated_4grams, gate.max_repeated),
-        _at_most("samples", f"The share of empty samples (their mean length is {written.mean_length:.1f} tokens)",
-                 written.empty, gate.max_empty),
+        _at_most(
+            "samples",
+            f"The share of empty samples (their mean length is {written.mean_length:.1f} tokens)",
+            written.empty,
+            gate.max_empty,
+        ),
     ]
     if champion:
         checks.append(_leak_alarm(report, champion.report))

@@ -97,11 +97,14 @@ def check(
 _MARKS = "\u064e\u064b\u0650\u0652\u0651\u064f\u0670\u0653"  # vowel marks, shadda, dagger alef, madda
 _UNSEEN = "\u200c\u200b\ufeff\u00ad\u200f\u2060"  # zero-width and directional
 _HOSTILE = (
-    "", "  \t\r\n\u2028\u3000\u0642   \u0627\u0644  ", "\u064e\u0651", "\u0300x\u0301", "<PAD><UNK> <START>\u0642\u0627\u0644<END>",
+    "", "  \t\r\n\u2028\u3000\u0642   \u0627\u0644  ", "\u064e\u0651", "\u0300x\u0301",
+    "<PAD><UNK> <START>\u0642\u0627\u0644<END>",
     "\u202b\u0642\u0627\u0644 abc\u202c \u2067\u0645\u0646\u2066 123\u2069\u2069\u061c",
-    "\u0660\u0661\u0662\u0663 \u06f4\u06f5 0123456789 \u00bd \u00b2 1.5e-3", "\ufdfa \ufefb\ufe8e\u0640\u0640\u0640 \u0623\u0625\u0622\u0671\u0649\u0629",
+    "\u0660\u0661\u0662\u0663 \u06f4\u06f5 0123456789 \u00bd \u00b2 1.5e-3",
+    "\ufdfa \ufefb\ufe8e\u0640\u0640\u0640 \u0623\u0625\u0622\u0671\u0649\u0629",
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1ea\U0001f1ec \U0001f44d\U0001f3fd \u263a\ufe0f",
-    "e\u0301\u1100\u1161\u11a8\uff21\uff41\u2460\u2126", "\u0642" * 10_000, "\u0628\u064e" * 2_000, "\\x00\\d8 \\\\ \0\x7f\x85",
+    "e\u0301\u1100\u1161\u11a8\uff21\uff41\u2460\u2126", "\u0642" * 10_000, "\u0628\u064e" * 2_000,
+    "\\x00\\d8 \\\\ \0\x7f\x85",
 )  # fmt: skip
 """Texts that tokenizers disagree on: white space, lone and stacked marks, special tokens as text, directional controls,
 digits of several scripts, ligatures, emoji, compatibility forms, words without an end, escapes, control characters."""

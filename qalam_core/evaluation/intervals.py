@@ -43,23 +43,23 @@ class Estimate:
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The central interval; NaN when there is none."""
-        width = min(self._width((1 + confidence) / 2), 700.0)  # exp(700) is a finite float
+        width = min(self.width((1 + confidence) / 2), 700.0)  # exp(700) is a finite float
         return self.ratio * math.exp(-width), self.ratio * math.exp(width)
 
     def probability_above(self, ratio: float) -> float:
         """The p-value of the hypothesis that the true ratio is at most `ratio`: small when it is surely larger."""
         difference = math.log(self.ratio / ratio) if self.ratio > 0 else math.nan
-        if not math.isfinite(difference + self._width(0.5)):
+        if not math.isfinite(difference + self.width(0.5)):
             return math.nan
         low, high = 0.0, 0.5
         if difference <= 0:
             return 1.0  # no smaller than half, which is all that a test needs
         for _ in range(_P_STEPS):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._width(1 - middle) <= difference else (middle, high)
+            low, high = (low, middle) if self.width(1 - middle) <= difference else (middle, high)
         return high
 
-    def _width(self, probability: float) -> float:
+    def width(self, probability: float) -> float:
         """How far above the estimate the true logarithm is at most, with this probability; NaN without evidence."""
         if not (math.isfinite(self.ratio) and self.ratio > 0 and math.isfinite(self.error)):
             return math.nan

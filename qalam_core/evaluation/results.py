@@ -17,7 +17,7 @@ class Bits(Frozen):
 
 
 class Interval(Frozen):
-    """A confidence interval over documents; NaN when one document is all there is."""
+    """A confidence interval over documents; NaN where one document is all there is."""
 
     low: float
     high: float
@@ -43,7 +43,7 @@ class Slice(Frozen):
     unknown_rate: float  # share of the ids (without <END>) that are <UNK>
     tokens_per_word: float  # ids (without <END>) per word
     next_token_accuracy: float  # share of predicted tokens that the model ranks first
-    intervals: Intervals | None = None  # None when the package could not be read
+    intervals: Intervals | None = None  # None for one document, and when the package could not be read
 
 
 class Piece(Frozen):
@@ -179,7 +179,7 @@ class Report(Frozen):
     samples: tuple[Sample, ...]
     generation: Generation
     integrity: Integrity
-    document_nats: tuple[float, ...]  # the model's, in test order: for a paired bootstrap
+    document_nats: tuple[float, ...]  # the model's, in test order: to be paired with another model's
     document_bytes: tuple[int, ...]
     document_ngram_nats: tuple[float, ...] = ()  # of the n-grams over tokens
     document_character_nats: tuple[float, ...] = ()  # of the n-grams over characters

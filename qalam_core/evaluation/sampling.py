@@ -146,8 +146,10 @@ def _documents(part: Ids, sizes: Sizes, chosen: Chosen, limit: int) -> Ids:
     """The chosen documents of a token array, at most `limit` tokens of each."""
     if chosen.all() and len(part) <= limit:
         return part
-    place = np.arange(len(part)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return part[np.repeat(chosen, sizes) & (place < limit)]
+    inside = np.repeat(chosen, sizes)
+    for begin, size in zip((np.cumsum(sizes) - sizes)[sizes > limit], sizes[sizes > limit], strict=True):
+        inside[begin + limit : begin + size] = False
+    return part[inside]
 
 
 class _Characters:

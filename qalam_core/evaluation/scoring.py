@@ -73,15 +73,13 @@ class HeldOut:
         return totals
 
     def figures(self, chosen: Ids, per_document: Sequence[Floats], correct: Floats, confidence: float) -> Slice:
-        """Figures over the `chosen` documents; `per_document` are the nats under the model and each baseline of Bits."""
+        """Figures over the `chosen` documents; `per_document` are the nats under each model of Bits."""
         size, words = int(self.bytes[chosen].sum()), int(self.words[chosen].sum())
         unknown = int(self.sum(self.stream == UNK)[chosen].sum())
         ids = int(self.sum(self.stream > END)[chosen].sum()) + unknown
         bits = [rounded(nats[chosen].sum() / math.log(2) / max(size, 1)) for nats in per_document]
         nats, *baselines = (cost[chosen] for cost in per_document)
-        found = intervals(
-            [nats] * (1 + len(baselines)), [self.bytes[chosen] * math.log(2), *baselines], confidence
-        )
+        found = intervals([nats] * (1 + len(baselines)), [self.bytes[chosen] * math.log(2), *baselines], confidence)
         # changes against the baselines are ratios less 1
         ends = [
             Interval(low=rounded(low - (n > 0)), high=rounded(high - (n > 0))) for n, (low, high) in enumerate(found)
@@ -95,7 +93,7 @@ class HeldOut:
             unknown_rate=rounded(unknown / max(ids, 1)),
             tokens_per_word=rounded(ids / max(words, 1)),
             next_token_accuracy=rounded(correct[chosen].sum() / (ids + len(chosen))),
-            intervals=Intervals(**dict(zip(Intervals.model_fields, ends, strict=True))),
+            intervals=Intervals(**dict(zip(Intervals.model_fields, ends, strict=True))) if len(chosen) > 1 else None,
         )
 
 

@@ -86,7 +86,6 @@ class Evaluate(Stage):
             (out / name).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return Frozen()  # the files have everything
 
-
     def _traced(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         """The samples, with what they copy from the training text."""
         texts = [normalise(sample.text, self.settings.normalisation) for sample in samples]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core.evaluation.comparison import Anchor, Champion, Remeasured, comparable, settings_check
@@ -81,6 +81,7 @@ def test_the_message_has_the_figures_that_decide() -> None:
 
 
 @given(st.floats(1.0351, 3), st.floats(0, 0.05), st.integers(0, 9))
+@settings(max_examples=30)
 def test_worse_by_more_than_the_margin_on_every_document_never_passes(worse: float, spread: float, seed: int) -> None:
     factors = worse + spread * np.random.default_rng(seed).random(COUNT)
     made = report(spread=tuple((BASE * factors).tolist()))
@@ -89,6 +90,7 @@ def test_worse_by_more_than_the_margin_on_every_document_never_passes(worse: flo
 
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=40, max_size=40), st.floats(0.5, 1))
+@settings(max_examples=30)
 def test_a_model_that_is_cheaper_by_one_factor_still_passes(factors: list[float], cheaper: float) -> None:
     champion = Champion(report(spread=tuple(BASE[:40].tolist())))
     nats = BASE[:40] * np.array(factors)
@@ -97,6 +99,7 @@ def test_a_model_that_is_cheaper_by_one_factor_still_passes(factors: list[float]
 
 
 @given(st.permutations(range(COUNT)), st.permutations(["a", "b", "c"]))
+@settings(max_examples=30)
 def test_neither_order_nor_names_matter(order: list[int], names: list[str]) -> None:
     slices = [n % 3 for n in range(COUNT)]
     made = measured(1.02)
@@ -149,6 +152,7 @@ def test_one_huge_document_is_no_evidence() -> None:
 
 
 @given(st.floats(0.001, 1), st.floats(5, 300))
+@settings(max_examples=30)
 def test_a_large_document_cannot_mask_the_others(better: float, share: float) -> None:
     """However large it is: all others are 15% worse, and it is better."""
     size = np.array([10.0] * COUNT)
@@ -207,6 +211,10 @@ def test_dropping_the_harder_documents_waits_for_a_person() -> None:
     found = verdict(easier, Champion(then))
     assert failed(found) == ["yardstick"]
     assert "the harder part" in check(found, "yardstick").message
+    # nor does it help that so many are gone that the champion is measured again
+    fewer = some(then, range(34))
+    again = Remeasured(fewer.document_nats, (False,) * 34)
+    assert failed(verdict(fewer, Champion(then, again=again))) == ["yardstick"]
     # others of the same kind may go
     assert failed(verdict(some(then, [*range(30), *range(50, 70)]), Champion(then))) == []
 
@@ -289,7 +297,7 @@ def test_many_slices_without_a_fault_are_no_fault() -> None:
     """20 slices of 20 documents, with noise of 8% a document: Holm's procedure keeps one of them from being found."""
     count, names = 400, [f"source {n % 20}" for n in range(400)]
     then = Champion(divided(measured(noise=0.0, count=count), names))
-    for seed in range(6):
+    for seed in range(4):
         made = divided(measured(1.0, noise=0.08, seed=seed, count=count), names)
         assert "slices" not in failed(verdict(made, then, Requirements(slice_tolerance=0.0)))
 

@@ -91,7 +91,9 @@ def test_leaked_test_text_is_found(exported: Exported, report: Report) -> None:
     found = measured[0].contamination
     assert found is not None
     assert found.copied == pytest.approx(6 / len(exported.test), abs=1e-6)
-    assert "contamination" in [check.name for check in decide(*measured, Requirements(), None).checks if not check.passed]
+    assert "contamination" in [
+        check.name for check in decide(*measured, Requirements(), None).checks if not check.passed
+    ]
 
 
 @pytest.mark.usefixtures("no_import")

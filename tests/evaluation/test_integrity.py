@@ -20,6 +20,7 @@ from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.recipe import Requirements
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from tests.evaluation.small_evaluation import Exported, build, copy_of, texts, write_package
+from tests.evaluation.small_report import INTACT
 
 
 def test_a_sound_package_is_intact(report: Report) -> None:
@@ -67,6 +68,9 @@ def test_a_tokenizer_with_another_normaliser_fails_integrity(rules: str, exporte
     assert found.tensors_agree
     assert not found.normalisation_agrees
     assert not found.intact
+    verdict = decide(report.model_copy(update={"integrity": INTACT.model_copy(update={"normalisation_agrees": False})}),
+                     budgets, Requirements(), None)  # fmt: skip
+    assert "normalises text otherwise than the corpus was" in verdict.reasons()[0]
     # and the other way round: the package is as it was, the recipe's corpus was normalised otherwise
     assert not exported.evaluate(normalisation=NORMALISATIONS[rules]).integrity.normalisation_agrees
     assert exported.evaluate().integrity.normalisation_agrees

@@ -63,9 +63,7 @@ def test_baseline_bits_count_the_same_tokens(exported: Exported, report: Report)
         assert report.document_character_nats[place] == pytest.approx(alone, abs=1e-6)
     total = sum(report.document_character_nats) / math.log(2) / size
     assert report.bits_per_byte.characters == pytest.approx(total, abs=1e-6)
-    assert report.bits_per_byte.ngram == pytest.approx(
-        sum(report.document_ngram_nats) / math.log(2) / size, abs=1e-6
-    )
+    assert report.bits_per_byte.ngram == pytest.approx(sum(report.document_ngram_nats) / math.log(2) / size, abs=1e-6)
 
 
 @pytest.mark.usefixtures("processes")

@@ -114,7 +114,8 @@ def test_an_evaluation_gets_exactly_its_hashed_settings(
 
     monkeypatch.setattr("qalam_core.evaluation.evaluate.evaluate", evaluate)
     stage.run(tmp_path, no_progress)
-    read = {"test", "train_tokens", "train_texts", "seen"}
+    read = {"test", "split_documents", "train_tokens", "train_texts", "seen", "device"}
+    given["sample_bytes"] = stage.settings.sample_bytes  # of `test`
     assert given.keys() - EvaluateSettings.model_fields.keys() == {*read, "progress"}
     assert {key: given[key] for key in EvaluateSettings.model_fields} == dict(stage.settings)
 

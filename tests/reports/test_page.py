@@ -126,7 +126,7 @@ def test_a_package_that_cannot_be_read_is_reported(run: Run, copy: Runs, tmp_pat
     (folder / "model" / "weights.py").write_text("import os\n", encoding="utf-8")
     report, _ = evaluate(
         folder / "model", tmp_path / "none.safetensors", [("a", "نص")], [], [], seen=Fingerprints.of([]),
-        seed=1, prompts=(), confidence=0.95, storage="f32",
+        seed=1, prompts=(), confidence=0.95, storage="f32", normalisation=(),
     )  # fmt: skip
     (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
     text = render_page(copy, run.run)

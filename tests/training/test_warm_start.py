@@ -107,14 +107,14 @@ def test_a_grown_corpus_starts_from_the_champion_and_a_rebuild_is_cached(
 ) -> None:
     caplog.set_level(logging.INFO)
     corpus = tmp_path / "stories.jsonl"
-    recipe = recipe_of(write_corpus(corpus, 200))
+    recipe = recipe_of(write_corpus(corpus, 400))
     first = build(recipe, store)
     assert "no champion under tiny yet: the weights start at random" in caplog.text
     assert first.champion
     assert trained(first).facts(TrainFacts).warm_start is None
     assert build(recipe, store).cached  # though it is the champion now
 
-    write_corpus(corpus, 240)
+    write_corpus(corpus, 460)
     second = build(recipe, store)
     manifest = sha256_file(first.folder / "model" / "manifest.json")
     assert second.champion

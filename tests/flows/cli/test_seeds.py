@@ -16,7 +16,7 @@ from qalam_core.recipe import Recipe, to_toml
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests.conftest import tiny_recipe
-from tests.flows.processes import qalam as qalam_process
+from tests.flows.cli.command import qalam
 
 START = 'name = "a"\n[[corpus.sources]]\npath = "a.txt"\n'
 TEXTS = {
@@ -73,7 +73,7 @@ def test_seeds_are_trained_and_their_noise_is_written(corpus_file: Path, tmp_pat
     recipe = tiny_recipe(corpus_file, train={"steps": 10, "checkpoint_every": 10})
     path, store = tmp_path / "tiny.toml", Store(tmp_path / "store")
     path.write_text(to_toml(recipe), encoding="utf-8")
-    done = qalam_process("seeds", path, "-n", "3", "--store", store.root)
+    done = qalam("seeds", path, "-n", "3", "--store", store.root)
     assert done.returncode == 0, done.stderr
     bits = [float(found) for found in re.findall(r"^seed [789]: (\S+) bits per byte$", done.stdout, re.MULTILINE)]
     assert len(set(bits)) == 3
@@ -82,6 +82,6 @@ def test_seeds_are_trained_and_their_noise_is_written(corpus_file: Path, tmp_pat
     assert math.isfinite(written)
     assert f"wrote seed_sd = {written!r} into [gate] of" in done.stdout
     assert Runs(store).ids() == []  # nothing is promoted, and the next build reuses what it can
-    again = qalam_process("seeds", path, "-n", "3", "--store", store.root, "--set", "gate.tolerance=0.0")
+    again = qalam("seeds", path, "-n", "3", "--store", store.root, "--set", "gate.tolerance=0.0")
     assert f"{7 * written:.2g} is 7 standard deviations" in again.stdout
     assert "nothing was written" in again.stdout
