@@ -150,7 +150,7 @@ def _same_ids(tokenizer: Tokenizer, texts: Sequence[str], tokens: Sequence[NDArr
     encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     ids = [token for encoding in encoded for token in (START, *encoding.ids, END)]
     # the first documents may be in more than one shard
-    return [token for part in tokens for token in part[: len(ids)].tolist()][: len(ids)] == ids
+    return bool(ids) and [token for part in tokens for token in part[: len(ids)].tolist()][: len(ids)] == ids
 
 
 def _unreadable(test: Sequence[tuple[str, str]], split_documents: int | None, problem: str) -> Report:

@@ -42,8 +42,8 @@ class HeldOutSample(NamedTuple):
 def held_out_sample(shards: Sequence[Path], limit: int | None) -> HeldOutSample:
     """Documents of about `limit` bytes at most, in the corpus's order; all of them for None.
 
-    Every slice keeps its share, and small ones more than that (`_budgets`). Memory: the sample, and 20 bytes per
-    document of the split.
+    Every slice keeps its share, at least one document, and small ones more than that (`_budgets`). Memory: the sample,
+    and 20 bytes per document of the split.
     """
     names: dict[str, int] = {}
     drawn, sizes, slices = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

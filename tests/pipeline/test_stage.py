@@ -10,6 +10,7 @@ import pytest
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.evaluation.results import Budgets, Report
+from qalam_core.evaluation.sampling import held_out_sample
 from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.pipeline.build import STAGES, History, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, EvaluateSettings
@@ -17,7 +18,7 @@ from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.train import Train
 from qalam_core.progress import no_progress
-from qalam_core.recipe import Frozen, Monitoring
+from qalam_core.recipe import Monitoring
 from qalam_core.store import Artifact
 from tests.conftest import Built
 from tests.evaluation.small_report import BUDGETS, report
@@ -120,6 +121,24 @@ def test_an_evaluation_gets_exactly_its_hashed_settings(
     given["sample_bytes"] = dict(stage.settings)["sample_bytes"]  # of `test`
     assert given.keys() - EvaluateSettings.model_fields.keys() == {*read, "progress"}
     assert {key: given[key] for key in EvaluateSettings.model_fields} == dict(stage.settings)
+
+
+def test_a_limit_beyond_the_test_split_is_not_hashed(built: Built) -> None:
+    """A smaller one is, and a sample of the split is measured."""
+    made = {artifact.stage: artifact for artifact in built.published.artifacts}
+    tokens = [artifact for artifact in built.published.artifacts if artifact.stage == "tokenize"]
+
+    def stage(megabytes: float) -> Evaluate:
+        gate = built.recipe.gate.model_copy(update={"test_mb": megabytes})
+        recipe = built.recipe.model_copy(update={"gate": gate})
+        return Evaluate.of(recipe, made["export"], made["train"], made["prepare"], tokens, made["seen"])
+
+    assert stage(1.0).identity == stage(500.0).identity
+    small = stage(0.0005)
+    assert small.identity != stage(1.0).identity
+    paths = [shard.path for shard in small.test]
+    some, everything = held_out_sample(paths, small.settings.sample_bytes), held_out_sample(paths, None)
+    assert 0 < some.counted.documents < some.counted.of == len(everything.documents)
 
 
 def test_facts_are_frozen_records_of_the_type_that_run_returns(built: Built) -> None:
