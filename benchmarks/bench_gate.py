@@ -72,7 +72,8 @@ BELOW_TOLERANCE = {
     "the row of a word replaced that no test document has",
 }  # fmt: skip
 WORSE = 1.019  # bits per byte of each model of the ratchet, as a multiple of the last champion's
-ADDED = "نشر هذا النص أول مرة في موقع الجريدة وأعيد نشره هنا بإذن من أصحابه"
+ADDED = ("أعيد نشر هذا النص بإذن من أصحابه",
+         "نشر هذا النص أول مرة في موقع الجريدة وأعيد نشره هنا بإذن من أصحابه")  # fmt: skip
 Weights = dict[str, np.ndarray]
 
 
@@ -144,6 +145,12 @@ class Sound:
         """The change to the documents of a file."""
         source = Source(path=str(path), name=self.recipe.corpus.sources[0].name)
         return {"corpus": self.recipe.corpus.model_copy(update={"sources": (source,), **changes})}
+
+    def renamed(self) -> dict[str, Any]:
+        """The change to another name of the source."""
+        corpus = self.recipe.corpus
+        (source,) = corpus.sources
+        return {"corpus": corpus.model_copy(update={"sources": (source.model_copy(update={"name": "renamed"}),)})}
 
     @property
     def weights(self) -> Weights:
@@ -361,12 +368,6 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Outcome]]:
         exclude.write_text("\n".join(ids[place] for place in order[:count]) + "\n", encoding="utf-8")
         return sound.decided(corpus=sound.recipe.corpus.model_copy(update={"exclude": str(exclude)}))
 
-    def renamed(**changes: Any) -> Outcome:
-        corpus = sound.recipe.corpus
-        (source,) = corpus.sources
-        sources = (source.model_copy(update={"name": "renamed"}),)
-        return sound.decided(corpus=corpus.model_copy(update={"sources": sources}), **changes)
-
     def searched(**changes: Any) -> Outcome:
         return sound.decided(corpus=sound.recipe.corpus.model_copy(update={"normalisation": "search"}), **changes)
 
@@ -434,8 +435,8 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Outcome]]:
         "a tenth of the test split leaked": leak,
         "four paraphrases of each test document in training": paraphrased,
         "trained ten times too short": lambda: sound.decided(**sound.steps(1 / 10)),
-        "source renamed": lambda: renamed(),
-        "source renamed, trained five times too short": lambda: renamed(**sound.steps(1 / 5)),
+        "source renamed": lambda: sound.decided(**sound.renamed()),
+        "source renamed, trained five times too short": lambda: sound.decided(**sound.renamed(), **sound.steps(1 / 5)),
         "normalisation `search`": lambda: searched(),
         "normalisation `search`, trained five times too short": lambda: searched(**sound.steps(1 / 5)),
         "documents cut to a quarter": lambda: quartered(),
@@ -485,11 +486,28 @@ class Leak:
     without: float  # share of the test documents, when it is not known what the parent has read
     documents: int  # test documents, when it is
     known: float  # share of those
-    contamination: float  # of the test documents of `without`, as the gate's check sees it
+    copied: tuple[float, float]  # what the gate's contamination says of the test documents, without and with the record
+    allowed: float
 
     @property
-    def missed(self) -> bool:
-        return self.known > 0 or self.without == 0
+    def caught_by(self) -> str:
+        """ "" when nothing notices the leak."""
+        if not self.known:
+            return "prepare" if self.without else ""
+        return "contamination" if self.copied[1] > self.allowed else ""
+
+    def row(self, name: str) -> str:
+        """A line of the table of leaks."""
+        shares = (
+            f"{self.without:.1%} | {self.copied[0]:.1%} | {self.documents} | {self.known:.1%} | {self.copied[1]:.1%}"
+        )
+        return f"| {name} | {shares} | {self.caught_by or 'MISSED'} |"
+
+
+LEAK_HEAD = (
+    "| warm start | test documents that the parent has read, without its record | their contamination "
+    "| test documents with its record | that the parent has read | their contamination | caught by |"
+)
 
 
 def leaks(sound: Sound, work: Path) -> dict[str, Callable[[], Leak]]:
@@ -501,9 +519,13 @@ def leaks(sound: Sound, work: Path) -> dict[str, Callable[[], Leak]]:
         recipe = sound.recipe.model_copy(update={"corpus": corpus})
         return executor.run(Prepare.of(recipe, ingested(resolve(corpus.sources), executor), seen))
 
+    def letters(text: str) -> str:
+        return re.sub(r"[\W_]+", "", normalise(text, NORMALISATIONS["search"]))
+
     def bare(text: str) -> str:
-        """Letters alone: a comparison that shares nothing with the fingerprints' hashes."""
-        return re.sub(r"[\W_]+", "", normalise(text, NORMALISATIONS["search"])).removesuffix(_ADDED_BARE)
+        """Letters alone, without an added line: a comparison that shares nothing with the fingerprints' hashes."""
+        found = letters(text)
+        return next((found.removesuffix(line) for line in lines if found.endswith(line)), found)
 
     def texts(corpus: Artifact, split: str) -> list[str]:
         return [text for batch in batches(corpus, split) for text in batch.column("text").to_pylist()]
@@ -515,19 +537,21 @@ def leaks(sound: Sound, work: Path) -> dict[str, Callable[[], Leak]]:
         corpus = plain.model_copy(update=child)
         open_, kept = texts(prepared(corpus), "test"), texts(prepared(corpus, seen), "test")
         shares = [float(np.mean([bare(text) in read for text in some])) for some in (open_, kept)]
-        found = contamination(open_, Fingerprints.load(seen.path)).copied
-        return Leak(shares[0], len(kept), shares[1], found)
+        known = Fingerprints.load(seen.path)
+        copied = contamination(open_, known).copied, contamination(kept, known).copied
+        return Leak(shares[0], len(kept), shares[1], copied, sound.recipe.gate.max_copied)
 
-    def republished() -> Leak:
-        path = written(work / "republished.jsonl", (f"{text}\n{ADDED}" for text in sound.texts(*SPLITS)))
+    def republished(line: str) -> Leak:
+        path = written(work / "republished.jsonl", (f"{text}\n{line}" for text in sound.texts(*SPLITS)))
         source = plain.sources[0].model_copy(update={"path": str(path), "text": "text"})
         return leak({}, {"sources": (source,)})
 
-    _ADDED_BARE = re.sub(r"[\W_]+", "", normalise(ADDED, NORMALISATIONS["search"]))
+    lines = [letters(line) for line in ADDED]
     return {
-        "a parent from another recipe (test = 0.01)": lambda: leak({"test": 0.01}, {}),
-        "every text republished with an added line": republished,
-        "test share 0.15 -> 0.5": lambda: leak({"test": 0.15}, {"test": 0.5}),
+        "a parent from another recipe (test = 0.01)": lambda: leak({"test": 0.01, "validation": 0.01}, {}),
+        "every text republished with an added line of 7 words": lambda: republished(ADDED[0]),
+        "every text republished with an added line of 14 words": lambda: republished(ADDED[1]),
+        "test share 0.15 -> 0.5": lambda: leak({"test": 0.15}, {"test": 0.5, "validation": 0.0}),
         "normalisation `search`": lambda: leak({}, {"normalisation": "search"}),
     }
 
@@ -613,15 +637,11 @@ def main() -> int:
             outcome = plant()
             print(row(name, outcome), flush=True)
             failed += [name] if missed(name, outcome) else []
-        print(
-            "\n| warm start | test documents that the parent has read, without its record | contamination of these "
-            "| test documents with its record | of which the parent has read |", "|---" * 5 + "|", sep="\n",
-        )  # fmt: skip
+        print(f"\n{LEAK_HEAD}", "|---" * 7 + "|", sep="\n")
         for name, prepare in leaks(sound, work).items():
             found = prepare()
-            shares = f"{found.without:.1%} | {found.contamination:.1%} | {found.documents} | {found.known:.1%}"
-            print(f"| {name} | {shares} |", flush=True)
-            failed += [name] if found.missed else []
+            print(found.row(name), flush=True)
+            failed += [] if found.caught_by else [name]
         print("\nSimulation\n", flush=True)
         if bench_statistics.main(["--check", "--repetitions", str(arguments.repetitions)]):
             failed.append("bench_statistics")
