@@ -29,7 +29,7 @@ from qalam_core.corpus.duplicates import BANDS, band_keys
 from qalam_core.corpus.words import Hashes, Words, hash_ngrams, mixed, ngrams, words
 
 SHORT, LONG = 8, 13  # words of the n-grams whose coverage is measured; only the short ones are kept
-NEW_WORDS, NEW_SHARE = 12, 1 / 8  # a text counts as read when no more than these are outside of known 8-grams
+NEW_WORDS, NEW_SHARE = 16, 1 / 8  # a text counts as read when no more than these are outside of known 8-grams
 
 _BUCKET_BITS, _KEPT_BITS = 12, 44  # of a hash; the bucket is not stored with it
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd
