@@ -73,7 +73,18 @@ def forget(
     target.ensure_writable()
     path, runs = recipe_path(recipe), Runs(target)
     asked = Recipe.load(path, set_ or ())
+    if asked.corpus.exclude and Path(asked.corpus.exclude).resolve() != exclude.resolve():
+        raise RecipeError(
+            f"{path}: corpus.exclude is {asked.corpus.exclude} already, whose texts would be read again; add the "
+            "entries to that file, and pass it as --exclude"
+        )
     start = last_without(asked, excluded, runs) if asked.train.warm_start else ""
+    old, champion = readers(runs, excluded), runs.champion(asked.name)  # before the build adds to them
+    if excluded.ids and any(runs.record(run).recipe.corpus.normalisation != asked.corpus.normalisation for run in old):
+        raise RecipeError(
+            f"{exclude}: has ids, which depend on the normalisation, and the runs that have read these documents were "
+            f"not normalised as {asked.corpus.normalisation}; give the texts instead"
+        )
     out.print(f"training begins with {f'the weights of run {start}' if start else 'random weights'}", soft_wrap=True)
     changes = (*(set_ or ()), f"corpus.exclude={exclude.resolve()}", f"train.warm_start={start}")
     parsed = Recipe.load(path, changes)
@@ -83,10 +94,27 @@ def forget(
     if read := excluded.read_by(seen):
         raise StoreError(f"{published.run}: its lineage has read {len(read)} of the texts in {exclude}; do not use it")
     out.print(f"{published.run}: neither it nor a run before it has read any text of {exclude}", soft_wrap=True)
-    old = readers(runs, excluded)
-    for run, count in old.items():
-        what = "what it has read is not recorded" if count is None else f"has read {count} of them"
-        out.print(f"to be deleted: {run}: {what}", soft_wrap=True, markup=False)
+    for run, read_here in old.items():
+        what = "what it has read is not recorded" if read_here is None else f"has read {len(read_here)} of them"
+        reigning = f"; it is still the champion of {asked.name}" if run == champion and not published.champion else ""
+        out.print(f"to be deleted: {run}: {what}{reigning}", soft_wrap=True, markup=False)
+    met = {entry for read_here in old.values() for entry in read_here or ()}
+    unmet = [entry for entry in excluded.entries if entry not in met]
+    if unmet:
+        out.print(
+            f"{len(unmet)} of {len(excluded.entries)} entries met no earlier run; check that they are complete: "
+            + "; ".join(" ".join(entry.split())[:60] for entry in unmet[:5]), soft_wrap=True, markup=False,
+        )  # fmt: skip
+    if old:
+        out.print(
+            f"delete the folders of these runs in {target.root / 'runs'}, then `qalam gc --delete`; documents as read "
+            "stay in the store's `ingest` and `prepare` artifacts as long as a run needs them", soft_wrap=True,
+        )  # fmt: skip
+    if not published.champion:
+        out.print(
+            f"{published.run} is not the champion: `qalam report {published.run}` says why, and `qalam promote` makes "
+            "it the champion, with a reason; until then nightly builds are refused", soft_wrap=True,
+        )  # fmt: skip
     if asked.corpus.exclude != parsed.corpus.exclude:
         out.print(
             f'so that later builds leave them out as well, set exclude = "{exclude.resolve()}" in [corpus] of {path}',

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import bars, out
-from qalam_core.errors import CorpusError
+from qalam_core.errors import CorpusError, StoreError
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
 
@@ -75,9 +75,12 @@ def find(
     """Name every run that has read a text, itself or through an ancestor, and the source documents that hold it."""
     from qalam_core.pipeline.find import find as find_runs
 
+    runs = Runs(Store(store))
+    if not runs.ids():
+        raise StoreError(f"{runs.store.root}: has no runs; name the store whose models are meant with --store")
     with bars() as terminal:
         found = find_runs(
-            Runs(Store(store)), _given(text), count,
+            runs, _given(text), count,
             lambda done, total: terminal.moved("find", "find", "files", done, total),
         )  # fmt: skip
     if as_json:
@@ -91,7 +94,8 @@ def find(
         out.print(table)
         out.print()
     if found.places:
-        table = Table("source", "file", "document", *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        file = Column("file", overflow="fold")
+        table = Table("source", file, "document", *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for place in found.places:
             row = _shown(place.source), _shown(place.file), f"{place.document:,}"
             table.add_row(*map(Text, row), *_cells(place.meeting))
@@ -182,7 +186,10 @@ def _marked(found: Trace) -> list[Text]:
 def _documents(found: Trace) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("span", "words", "documents", "source", "document", "shard", "context"):
-        table.add_column(column, no_wrap=column != "context", justify="right" if column == "documents" else "left")
+        table.add_column(
+            column, no_wrap=column not in ("context", "shard"), justify="right" if column == "documents" else "left",
+            min_width=16 if column == "document" else None, overflow="fold",  # an id that is cut is of no use
+        )  # fmt: skip
     with_runs = len(found.searched) > 1
     for number, span in enumerate(found.spans, 1):
         head = [str(number), f"{span.start_word + 1}-{span.end_word}", f"{span.count:,}"]

@@ -110,9 +110,13 @@ def _branch(run: str, package: str, corpus: str, documents: str, ancestor: Ances
 
 def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store: StoreOption = DEFAULT_STORE) -> None:
     """List every promotion and rollback of a recipe, oldest first: date, run, who, accepted exceptions and why."""
-    for line in Runs(Store(store)).promotions(name):
+    lines = Runs(Store(store)).promotions(name)
+    if not lines:
+        raise StoreError(f"there is no champion of {name!r} in {store}; `qalam runs` lists the runs and their recipes")
+    for line in lines:
         accepted = f", accepted {', '.join(line.accepted)}" if line.accepted else ""
-        text = " ".join(f"{line.run}  {line.action} by {line.who}{accepted}: {line.why}".splitlines())
+        text = f"{line.run}  {line.action} by {line.who}{accepted}: {line.why}"
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
         out.print(f"{line.when}  {text}", soft_wrap=True, markup=False)
 
 

@@ -38,22 +38,22 @@ _PENDING = 1 << 22  # values that are gathered before they are sorted
 # spellings that fonts and keyboards confuse, and digits of other scripts
 _FOLDED = (
     ("[یېۍ]", "ي"), ("[کڪ]", "ك"), ("[ەہۀ]", "ه"), ("ؤ", "و"), ("ئ", "ي"), *((f"[{a}{b}]", str(n)) for n, (a, b) in
-    enumerate(zip("٠١٢٣٤٥٦٧٨٩", "۰۱۲۳۴۵۶۷۸۹", strict=True))), (r"[^\p{L}\p{N}]+", ""),
+    enumerate(zip("٠١٢٣٤٥٦٧٨٩", "۰۱۲۳۴۵۶۷۸۹", strict=True))),
 )  # fmt: skip
 
 
 def folded(texts: pa.Array) -> Words:
-    """The words of texts, raw or normalised, as they are compared; words without letters and digits are dropped."""
-    found = words(normalise_array(texts.cast(pa.large_string()), NORMALISATIONS["search"]))
+    """The words of texts, raw or normalised, as they are compared: runs of letters and digits, marks ignored."""
+    texts = normalise_array(texts.cast(pa.large_string()), NORMALISATIONS["search"])
+    # other characters separate words: a comma is often followed by no space
+    for pattern, replacement in ((r"\pM+", ""), (r"[^\pL\pN]+", " ")):
+        texts = pc.replace_substring_regex(texts, pattern=pattern, replacement=replacement)
+    found = words(texts)
     spellings = pc.utf8_lower(found.distinct)  # distinct words are much less text
     for pattern, replacement in _FOLDED:
         spellings = pc.replace_substring_regex(spellings, pattern=pattern, replacement=replacement)
     coded = pc.dictionary_encode(spellings)
-    ids = coded.indices.to_numpy().astype(np.int64)[found.ids]
-    empty = pc.index(coded.dictionary, "").as_py()
-    kept = ids != empty
-    borders = np.concatenate([[0], np.cumsum(kept)])[found.borders]
-    return Words(ids[kept], borders, coded.dictionary)
+    return Words(coded.indices.to_numpy().astype(np.int64)[found.ids], found.borders, coded.dictionary)
 
 
 def document_hashes(found: Words) -> Hashes:
@@ -80,6 +80,7 @@ class Met(NamedTuple):
     short: NDArray[np.float64]  # share of the words that are in known 8-grams
     long: NDArray[np.float64]  # the same of 13 words, all of whose 8-grams are known
     words: NDArray[np.int64]
+    stretch: NDArray[np.int64]  # words of the longest run of which all 8-grams are known
 
     @property
     def read(self) -> NDArray[np.bool_]:
@@ -175,8 +176,14 @@ class Fingerprints:
         ends = np.minimum(np.arange(len(starts)) + step, len(starts))
         in_document = borders[1:][documents] >= np.arange(len(starts)) + step
         long_hits = in_document & (hits[ends] - hits[:-1] == step)
-        short, long_ = _share(found, starts[short_hits], SHORT), _share(found, starts[long_hits], LONG)
-        return Met(exactly, nearly, short, long_, found.sizes)
+        covered = _covered(found, starts[short_hits], SHORT)
+        short, long_ = (
+            np.where(found.sizes >= size, _counts(found, inside) / np.maximum(found.sizes, 1), np.nan)
+            for size, inside in ((SHORT, covered), (LONG, _covered(found, starts[long_hits], LONG)))
+        )
+        longest = _longest_run(short_hits, borders)
+        stretch = np.where(longest > 0, longest + SHORT - 1, 0)
+        return Met(exactly, nearly, short, long_, found.sizes, stretch)
 
     def _known_ngrams(self, hashes: Hashes) -> NDArray[np.bool_]:
         values, place = np.unique(hashes, return_inverse=True)
@@ -255,12 +262,26 @@ def known(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
     return found
 
 
-def _share(found: Words, starts: NDArray[np.int64], size: int) -> NDArray[np.float64]:
-    """(D,) the share of words in n-grams of `size` words that begin at `starts`."""
+def _counts(found: Words, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(D,) chosen words of each document."""
+    return np.bincount(found.documents[chosen], minlength=len(found.sizes))
+
+
+def _covered(found: Words, starts: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    """(N,) which words are in n-grams of `size` words that begin at `starts`."""
     edges = np.zeros(len(found.ids) + 1, np.int64)
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + size, -1)
-    covered = found.documents[np.cumsum(edges[:-1]) > 0]
-    with np.errstate(invalid="ignore"):
-        shares = np.bincount(covered, minlength=len(found.sizes)) / found.sizes
-    return np.where(found.sizes >= size, shares, np.nan)
+    inside: NDArray[np.bool_] = np.cumsum(edges[:-1]) > 0
+    return inside
+
+
+def _longest_run(hits: NDArray[np.bool_], borders: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(D,) the longest run of hits in each part of an array."""
+    documents = np.repeat(np.arange(len(borders) - 1), np.diff(borders))
+    places = np.arange(len(hits))
+    last_miss = np.maximum.accumulate(np.where(hits, -1, places)) if len(hits) else places
+    lengths = places - np.maximum(last_miss, borders[:-1][documents] - 1)
+    longest = np.zeros(len(borders) - 1, np.int64)
+    np.maximum.at(longest, documents, np.where(hits, lengths, 0))
+    return longest

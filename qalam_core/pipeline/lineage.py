@@ -78,7 +78,7 @@ def warm_start(recipe: Recipe, documents: Sequence[Artifact], runs: Runs) -> War
     if not requested:
         return None
     if requested != "champion":
-        return _checked(WarmStart.of(runs, requested, recipe), recipe)
+        return _checked(WarmStart.of(runs, requested, recipe), recipe, runs)
     for run, record in runs.champions(recipe.name):
         if _training(record.recipe) == _training(recipe):
             start = WarmStart.recorded(runs, record)
@@ -87,22 +87,22 @@ def warm_start(recipe: Recipe, documents: Sequence[Artifact], runs: Runs) -> War
                 == record.artifacts["prepare"][0]
             ):
                 return start
-        return _checked(WarmStart.of(runs, run, recipe), recipe)
+        return _checked(WarmStart.of(runs, run, recipe), recipe, runs)
     log.info("there is no champion under %s yet: the weights start at random", recipe.name)
     return None
 
 
-def readers(runs: Runs, excluded: Excluded) -> dict[str, int | None]:
-    """Run -> how many of the excluded texts it or an ancestor has read, oldest first; None where no record is left.
+def readers(runs: Runs, excluded: Excluded) -> dict[str, list[str] | None]:
+    """Run -> the excluded entries that it or an ancestor has read, oldest first; None where no record is left.
 
     Runs that have read none are omitted.
     """
-    found: dict[str, int | None] = {}
+    found: dict[str, list[str] | None] = {}
     for run, record in runs.records().items():
         seen = seen_of(runs, record)
-        count = len(excluded.read_by(Fingerprints.load(seen.path))) if seen else None
-        if count != 0:
-            found[run] = count
+        read = excluded.read_by(Fingerprints.load(seen.path)) if seen else None
+        if read != []:
+            found[run] = read
     return found
 
 
@@ -135,9 +135,21 @@ def _training(recipe: Recipe) -> object:
     )  # fmt: skip
 
 
-def _checked(start: WarmStart, recipe: Recipe) -> WarmStart:
+def _check_ids(excluded: Excluded, start: WarmStart, recipe: Recipe, runs: Runs) -> None:
+    """Raise TrainingError where ids are those of another normalisation than an ancestor's, and would meet nothing."""
+    for run in (one.run for one in start.lineage if one.run in runs):
+        theirs = runs.record(run).recipe.corpus.normalisation
+        if excluded.ids and theirs != recipe.corpus.normalisation:
+            raise TrainingError(
+                f"corpus.exclude: {recipe.corpus.exclude} has ids, which depend on the normalisation, and run {run} "
+                f'was normalised as {theirs}; give the texts instead, or set train.warm_start to ""'
+            )
+
+
+def _checked(start: WarmStart, recipe: Recipe, runs: Runs) -> WarmStart:
     if recipe.corpus.exclude:
         excluded = Excluded.load(Path(recipe.corpus.exclude))
+        _check_ids(excluded, start, recipe, runs)
         if read := excluded.read_by(Fingerprints.load(start.seen.path)):
             raise TrainingError(
                 f"train.warm_start: run {start.parent.run}, or a run before it, has read {len(read)} of the texts in "

@@ -80,6 +80,9 @@ def test_normalisation_does_not_hide_a_text(kept: str, asked: str | None) -> Non
     [
         MARKED.replace("،", " , "),
         MARKED.replace(" ", "  \n"),
+        MARKED.replace("، ", "،"),
+        MARKED.replace("، ", "/"),
+        MARKED.replace(" ", "_"),
         f"«{MARKED}»!",
         MARKED.replace("١٢", "12"),
         MARKED.replace("١٢", "۱۲"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from qalam_core.corpus.fingerprints import Fingerprints
@@ -44,9 +46,18 @@ def test_forgetting_begins_with_the_last_run_that_had_not_read_it(tmp_path: Path
     record = Runs(store).record(champion or "")
     assert record.lineage[0].run == first.run
     seen = Fingerprints.load(store.artifact("seen", record.artifacts["seen"][0]).path)
-    import pyarrow as pa
-
     assert not seen.meets(pa.array([late])).read.any()
+    (tmp_path / "more.txt").write_text(f"{late}\na text that nobody has ever read\n", encoding="utf-8")
+    recipe_file = tmp_path / "tiny.toml"
+    named = f"corpus.exclude={tmp_path / 'forget.txt'}"
+    again = qalam("forget", recipe_file, "--exclude", tmp_path / "more.txt", "--set", named, "--store", store.root)
+    assert again.returncode == 2
+    assert "forget.txt already, whose texts would be read again" in again.stderr
+    (tmp_path / "ids.txt").write_text(hashlib.sha256(late.encode()).hexdigest()[:16], encoding="utf-8")
+    changed = ("--set", "corpus.normalisation=search")
+    by_id = qalam("forget", recipe_file, "--exclude", tmp_path / "ids.txt", *changed, "--store", store.root)
+    assert by_id.returncode == 2
+    assert "has ids, which depend on the normalisation" in by_id.stderr
     rejected = qalam("corpus", "--rejects", "excluded", "--store", store.root)
     assert late[:40] in rejected.stdout
 
