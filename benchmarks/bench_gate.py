@@ -373,6 +373,13 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Outcome]]:
     def searched(**changes: Any) -> Outcome:
         return sound.decided(corpus=sound.recipe.corpus.model_copy(update={"normalisation": "search"}), **changes)
 
+    def searched_widely() -> Outcome:
+        """With so many test documents that enough are left which the champion has not read."""
+        corpus = sound.recipe.corpus.model_copy(update={"test": 0.3})
+        name = f"{sound.recipe.name}-wide"[:40]
+        wide = Sound.build(sound.recipe.model_copy(update={"name": name, "corpus": corpus}), sound.store)
+        return wide.decided(corpus=corpus.model_copy(update={"normalisation": "search"}), **wide.steps(1 / 5))
+
     def ratchet() -> Outcome:
         line = [sound.champion]
         for number in range(1, 11):
@@ -441,6 +448,7 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Outcome]]:
         "source renamed, trained five times too short": lambda: sound.decided(**sound.renamed(), **sound.steps(1 / 5)),
         "normalisation `search`": lambda: searched(),
         "normalisation `search`, trained five times too short": lambda: searched(**sound.steps(1 / 5)),
+        "normalisation `search`, trained five times too short, test = 0.3": searched_widely,
         "documents cut to a quarter": lambda: quartered(),
         "documents cut to a quarter, trained five times too short": lambda: quartered(**sound.steps(1 / 5)),
         "the harder 45% of the test text dropped": lambda: harder_dropped(0.45),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import StoreError
@@ -146,6 +147,10 @@ class Gate(Stage):
         from qalam_core.training.hardware import choose_device
 
         assert self.incumbent
+        # of texts that were normalised otherwise, the champion would be measured on what it was not made for
+        theirs = self.incumbent.record.recipe.corpus.normalisation
+        if self.evaluation.manifest.settings["normalisation"] != [list(rule) for rule in NORMALISATIONS[theirs]]:
+            return Remeasured(problem=f"the champion's corpus was normalised as {theirs}, and this one otherwise")
         seen = Fingerprints.load(self.seen.path) if self.seen else None
         texts = of_report(report, (
             text for shard in self.test for batch in read_texts(shard.path) for text in batch.column("text").to_pylist()

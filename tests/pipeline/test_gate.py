@@ -183,6 +183,21 @@ def test_what_the_champion_has_read_is_left_out(night: Night, tmp_path: Path) ->
         shutil.copytree(kept, folder)
 
 
+def test_a_champion_of_another_normalisation_is_no_yardstick(night: Night, tmp_path: Path) -> None:
+    """Its tokenizer may leave the texts as they are, because they have less than it is used to."""
+    file = Runs(night.store).folder(night.champion) / "run.json"
+    before = file.read_bytes()
+    try:
+        record = json.loads(before)
+        record["recipe"]["corpus"]["normalisation"] = "vocalised"
+        file.write_text(json.dumps(record), encoding="utf-8")
+        found = check(night.again(tmp_path), "yardstick")
+        assert not found.passed
+        assert "was normalised as vocalised" in found.message
+    finally:
+        file.write_bytes(before)
+
+
 def test_a_package_that_was_changed_is_no_yardstick(night: Night, tmp_path: Path) -> None:
     card = Runs(night.store).folder(night.champion) / "model" / "MODEL_CARD.md"
     before = card.read_bytes()
