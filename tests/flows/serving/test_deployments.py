@@ -61,7 +61,7 @@ def test_deploying_again_adds_nothing(stack: Stack) -> None:
     assert len(before["automations"]) == 6
     done = qalam("deploy", stack.recipe_file, cwd=stack.folder, PREFECT_API_URL=stack.api, **stack.environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("(kept)") == 4
+    assert done.stdout.count("(kept)") == 5
     assert everything() == before
 
 
@@ -124,7 +124,7 @@ def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
     assert "bits per byte" in artifacts["report"]
     table = stack.table(daily["id"], "stages")
     assert [row["stage"] for row in table if row["stage"] != "ingest"] == [
-        "prepare", "vocab", "tokenize", "tokenize", "train", "export", "evaluate", "gate",
+        "prepare", "vocab", "tokenize", "tokenize", "train", "seen", "export", "evaluate", "gate",
     ]  # fmt: skip
     assert {row["result"] for row in table if row["stage"] == "train"} == {"built"}
     assert len(steps(stack.logs(daily["id"]))) == 6, "the trainer's log lines are in the run's log"
