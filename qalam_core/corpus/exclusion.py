@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qalam_core.corpus.duplicates import Digests
 from qalam_core.corpus.fingerprints import SHORT, Fingerprints, Met, document_hashes, folded, id_numbers, known
+from qalam_core.corpus.splits import half
 from qalam_core.corpus.words import Hashes, Words, ngrams
 from qalam_core.errors import CorpusError
 from qalam_core.files import sha256_bytes
@@ -66,15 +67,15 @@ class Excluded:
 
     def holds(self, texts: pa.LargeStringArray, digests: Digests) -> NDArray[np.bool_]:
         """Which normalised texts, with their digests, are excluded."""
-        heads = np.ascontiguousarray(digests).view(">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
-        found = known(np.sort(id_numbers(self.ids)), heads)
+        found = known(np.sort(id_numbers(self.ids)), half(digests, 0))
         if not self.texts:
             return found
-        met = self._fingerprints.meets(texts)
-        found |= _related(met) | known(self._lines[0], document_hashes(folded(texts)))
-        candidates = np.flatnonzero((met.short > 0) & ~found)
-        if self._contained and len(candidates):
-            for row, text in zip(candidates, _joined(folded(texts.take(pa.array(candidates)))), strict=True):
+        words = folded(texts)
+        met = self._fingerprints.meets_folded(words)
+        found |= _related(met) | known(self._lines[0], document_hashes(words))
+        if self._contained:
+            candidates = np.flatnonzero((met.short > 0) & ~found)
+            for row, text in zip(candidates, _joined(words, candidates), strict=True):
                 found[row] = any(part in text for part in self._contained)
         return found
 
@@ -95,7 +96,7 @@ class Excluded:
     def _contained(self) -> list[str]:
         """The texts that are looked for within documents."""
         found = folded(pa.array(self.texts, pa.large_string()))
-        return [text for text, size in zip(_joined(found), found.sizes, strict=True) if size >= SHORT]
+        return list(_joined(found, np.flatnonzero(found.sizes >= SHORT)))
 
     @cached_property
     def _lines(self) -> tuple[Hashes, NDArray[np.int64]]:
@@ -155,8 +156,8 @@ def _entries(line: str, place: str) -> list[str]:
     return found
 
 
-def _joined(found: Words) -> Iterator[str]:
-    """The words of each text with one space before, between and after them."""
-    spellings = found.distinct.to_pylist()
-    for begin, end in zip(found.borders[:-1], found.borders[1:], strict=True):
+def _joined(found: Words, rows: NDArray[np.intp]) -> Iterator[str]:
+    """The words of some texts with one space before, between and after them."""
+    spellings = found.distinct.to_pylist() if len(rows) else []
+    for begin, end in zip(found.borders[rows], found.borders[rows + 1], strict=True):
         yield f" {' '.join(spellings[index] for index in found.ids[begin:end])} "

@@ -163,7 +163,10 @@ class Fingerprints:
 
     def meets(self, texts: pa.Array) -> Met:
         """How each text, raw or normalised, meets what was read."""
-        found = folded(texts)
+        return self.meets_folded(folded(texts))
+
+    def meets_folded(self, found: Words) -> Met:
+        """The same of texts that `folded` has split."""
         exactly = known(self.documents, document_hashes(found)) & (found.sizes > 0)
         nearly = np.zeros(len(exactly), np.bool_)
         long, keys = _band_keys(found)

@@ -66,10 +66,10 @@ def text_bytes(texts: pa.LargeStringArray) -> int:
 
 def ids(digests: Digests) -> list[str]:
     """The first 16 hex digits of each digest."""
-    return [f"{head:016x}" for head in _half(digests, 0).tolist()]
+    return [f"{head:016x}" for head in half(digests, 0).tolist()]
 
 
-def _half(digests: Digests, which: int) -> NDArray[np.uint64]:
+def half(digests: Digests, which: int) -> NDArray[np.uint64]:
     """The first or second 8 bytes of each digest, as a number."""
     return np.ascontiguousarray(digests).view(">u8").reshape(-1, 2)[:, which].astype(np.uint64)
 
@@ -84,7 +84,7 @@ def assign(digests: Digests, shares: Shares) -> NDArray[np.int8]:
 
     A required split that is empty by chance, in a small corpus, gets the smallest digest of the largest split.
     """
-    share = _half(digests, 0) / 2.0**64
+    share = half(digests, 0) / 2.0**64
     train, validation, test = range(len(SPLITS))
     held_out = np.where(share < shares.test, test, validation)
     split = np.where(share < shares.test + shares.validation, held_out, train).astype(np.int8)
@@ -120,7 +120,7 @@ class Shards:
         self.counts["characters"] += pc.sum(pc.utf8_length(texts)).as_py()
         self.counts["bytes"] += int(sizes.sum())
         # with this probability per byte, a half full shard is full at its end, on average
-        ending = np.flatnonzero(_half(digests, 1) / 2.0**64 < sizes / (self._size / 2))
+        ending = np.flatnonzero(half(digests, 1) / 2.0**64 < sizes / (self._size / 2))
         batch = pa.record_batch([pa.array(ids(digests), pa.string()), texts, names], schema=SCHEMA)
         start = 0
         while start < len(batch):

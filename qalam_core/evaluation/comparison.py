@@ -100,14 +100,20 @@ def _log(found: Estimate) -> float:
     return math.log(found.ratio) if found.ratio > 0 else math.nan
 
 
+def common(report: Report, other: Report) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The places, in each of two reports, of the documents that both have."""
+    if report.document_digests == other.document_digests:
+        here = np.arange(len(report.document_digests))
+        return here, here
+    places = {digest: place for place, digest in enumerate(other.document_digests)}
+    pairs = [(n, places[digest]) for n, digest in enumerate(report.document_digests) if digest in places]
+    here, there = np.array(pairs, np.int64).reshape(-1, 2).T
+    return here, there
+
+
 def _shared(report: Report, other: Report) -> _Paired:
     """The documents that both reports have."""
-    if report.document_digests == other.document_digests:
-        here = there = np.arange(len(report.document_digests))
-    else:
-        places = {digest: place for place, digest in enumerate(other.document_digests)}
-        pairs = [(n, places[digest]) for n, digest in enumerate(report.document_digests) if digest in places]
-        here, there = np.array(pairs, np.int64).reshape(-1, 2).T
+    here, there = common(report, other)
     return _Paired(_floats(report.document_nats)[here], _floats(other.document_nats)[there],
                    _floats(report.document_bytes)[here], here)  # fmt: skip
 

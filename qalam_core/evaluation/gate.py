@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from qalam_core.evaluation.comparison import MIN_EFFECTIVE, Anchor, Champion, compare, settings_check
+from qalam_core.evaluation.comparison import MIN_EFFECTIVE, Anchor, Champion, common, compare, settings_check
 from qalam_core.evaluation.intervals import effective
 from qalam_core.evaluation.results import Budgets, Check, Report, Verdict, rounded
 from qalam_core.recipe import Requirements
@@ -117,9 +117,8 @@ def _leak_alarm(report: Report, champion: Report) -> Check:
     than those of the champion's, and the growth of the text does not explain it: these documents are in the text, in
     some form."""
     name, limit = "leak alarm", -LEAK
-    places = {digest: n for n, digest in enumerate(champion.document_digests)}
-    pairs = [(n, places[digest]) for n, digest in enumerate(report.document_digests) if digest in places]
-    size = [report.document_bytes[here] for here, _ in pairs]
+    here, there = common(report, champion)
+    size = [report.document_bytes[place] for place in here]
     now, then = report.baselines, champion.baselines
     if not now or not then or effective(size) < MIN_EFFECTIVE:
         return Check(
@@ -128,12 +127,12 @@ def _leak_alarm(report: Report, champion: Report) -> Check:
             f"test documents count as {effective(size):.1f} of equal size, and {MIN_EFFECTIVE} are needed.",
         )  # fmt: skip
     growth = max(1.0, now.characters.size / max(then.characters.size, 1))
-    nats = sum(report.document_character_nats[here] for here, _ in pairs)
-    before = sum(champion.document_character_nats[there] for _, there in pairs)
+    nats = sum(report.document_character_nats[place] for place in here)
+    before = sum(champion.document_character_nats[place] for place in there)
     change = rounded(nats / before / (1 - PER_DOUBLING) ** math.log2(growth) - 1)
     return Check(
         name=name, value=change, limit=limit, passed=change >= limit,
-        message=f"On the {len(pairs)} test documents that both have, 10-grams of the training text's characters need "
+        message=f"On the {len(here)} test documents that both have, 10-grams of the training text's characters need "
         f"{nats / before - 1:+.1%} bits, {change:+.1%} after what {growth:.1f} times as much text explains; a fall by "
         f"more than {LEAK:.0%} means that these documents are in the training text in some form.",
     )  # fmt: skip
