@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,19 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Remeasured:
-    """The champion's package, measured on the documents of another report, in its order."""
+    """A package, measured on the documents of another model's report, in its order."""
 
     nats: tuple[float, ...] = ()
-    excluded: tuple[bool, ...] = ()  # documents that the champion, or a model before it, has read
+    excluded: tuple[bool, ...] = ()  # documents that the package's model, or a model before it, has read
     problem: str = ""  # why it could not be measured
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Two models whose reports have too few documents in common, each measured on the other's documents."""
+
+    champion: Remeasured  # on the documents of the model's report
+    model: Remeasured  # on those of the champion's
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Champion(Anchor):
     """The champion, and what it passed under."""
 
     gate: Requirements | None = None  # None where that is not to be compared
-    again: Remeasured | None = None
+    exchanged: Exchanged | None = None  # where the reports have too few documents in common
 
 
 @dataclass(frozen=True)
@@ -165,8 +173,11 @@ def compare(
     paired, problem = _measured_again(report, champion) if again else (_shared(report, champion.report), "")
     if again and vanished and not problem:
         problem = f"the champion's slice {_quoted(vanished)} is not in the test split, by text or name"
+    theirs = ""
+    if again and not problem:
+        theirs, problem = _on_the_champions_documents(champion, gate)
     problem = problem or _harder_dropped(report, champion.report)
-    yardstick = _yardstick(report, champion.report, paired, problem, again)
+    yardstick = _yardstick(report, champion.report, paired, problem, again, theirs)
     if paired is None:
         return None, [yardstick]
     estimated = paired.estimate(paired.everything, gate.seed_sd)
@@ -190,20 +201,43 @@ def compare(
 
 def _measured_again(report: Report, champion: Champion) -> tuple[_Paired | None, str]:
     """The champion's package on this report's documents, or why there is no such measurement."""
-    again = champion.again or Remeasured(problem="the champion's package was not measured again")
-    if again.problem:
-        return None, again.problem
-    fresh = np.flatnonzero(~np.array(again.excluded, np.bool_))
-    size, theirs = _floats(report.document_bytes)[fresh], _floats(again.nats)[fresh]
+    if champion.exchanged is None:
+        return None, "the champion's package was not measured again"
+    return _paired(report, champion.exchanged.champion, "the champion")
+
+
+def _on_the_champions_documents(champion: Champion, gate: Requirements) -> tuple[str, str]:
+    """The change there, and a sentence when the model is not shown to be as good; else a corpus that was made easier,
+    as by cutting its documents, would be its own yardstick."""
+    assert champion.exchanged
+    paired, problem = _paired(champion.report, champion.exchanged.model, "the model")
+    if paired is None:
+        return "", f"on the champion's test documents, {problem}"
+    # the report's figures are the champion's
+    change = replace(paired, nats=paired.theirs, theirs=paired.nats).compared(paired.everything, gate).change
+    found = f"on {len(paired.nats)} of the champion's the change is {change.low:+.2%} to {change.high:+.2%}"
+    if change.high < gate.tolerance:
+        return found, ""
+    return found, f"{found}, and all of it must be below {gate.tolerance:+.2%}"
+
+
+def _paired(report: Report, other: Remeasured, whose: str) -> tuple[_Paired | None, str]:
+    """A report's figures and those of another model's package on its documents, or why there are none."""
+    if other.problem:
+        return None, other.problem
+    fresh = np.flatnonzero(~np.array(other.excluded, np.bool_))
+    nats, theirs, size = (
+        _floats(values)[fresh] for values in (report.document_nats, other.nats, report.document_bytes)
+    )
     if not np.isfinite(theirs).all():
-        return None, "the champion's figures are not finite"
+        return None, f"the figures of {whose} are not finite"
     if effective(size) < MIN_EFFECTIVE:
         read = len(report.document_bytes) - len(fresh)
         return None, (
-            f"{f'without the {read} that the champion has read, ' if read else ''}the test documents count as "
+            f"{f'without the {read} that {whose} has read, ' if read else ''}the test documents count as "
             f"{effective(size):.1f} of equal size, and {MIN_EFFECTIVE} are needed"
         )
-    return _Paired(_floats(report.document_nats)[fresh], theirs, size, fresh), ""
+    return _Paired(nats, theirs, size, fresh), ""
 
 
 def _harder_dropped(report: Report, champion: Report) -> str:
@@ -223,7 +257,9 @@ def _harder_dropped(report: Report, champion: Report) -> str:
     )
 
 
-def _yardstick(report: Report, champion: Report, paired: _Paired | None, problem: str, again: bool) -> Check:
+def _yardstick(
+    report: Report, champion: Report, paired: _Paired | None, problem: str, again: bool, theirs: str
+) -> Check:  # fmt: skip
     count = 0.0 if paired is None else round(effective(paired.size), 1)
     if problem:
         message = f"The model cannot be compared with the champion: {problem}; {CURE}."
@@ -231,7 +267,7 @@ def _yardstick(report: Report, champion: Report, paired: _Paired | None, problem
         message = (
             f"Of the champion's {len(champion.document_bytes)} test documents too few are among the model's, so that "
             f"its package was measured again, on {len(paired.nats) if paired else 0} of the model's "
-            f"{len(report.document_bytes)}, which count as {count:g} of equal size."
+            f"{len(report.document_bytes)}, which count as {count:g} of equal size; {theirs}."
         )
     else:
         message = (

@@ -1,4 +1,4 @@
-"""Measuring an earlier model's package on the test documents of a new one."""
+"""Measuring a model's package on the test documents of another one."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from qalam_core.package import read
 from qalam_core.progress import Progress
 
 
-def of_report(report: Report, texts: Iterable[str]) -> list[str]:
-    """The texts of a report's documents, in its order, among those of the test split."""
-    wanted = dict.fromkeys(report.document_digests, "")
+def of_report(report: Report, texts: Iterable[str]) -> list[str] | None:
+    """The texts of a report's documents, in its order, among those of the test split; None when one is missing."""
+    wanted: dict[str, str | None] = dict.fromkeys(report.document_digests)
     for text in texts:
         if (digest := digest_of([text])[:12]) in wanted:
             wanted[digest] = text
-    return [wanted[digest] for digest in report.document_digests]
+    found = [wanted[digest] for digest in report.document_digests]
+    return [text for text in found if text is not None] if None not in found else None
 
 
 def remeasure(
-    folder: Path, texts: Sequence[str], seen: Fingerprints | None, device: torch.device | str, progress: Progress
+    folder: Path, whose: str, texts: Sequence[str], seen: Fingerprints | None, device: torch.device | str,
+    progress: Progress,
 ) -> Remeasured:  # fmt: skip
-    """The nats that the package in `folder` needs for normalised texts.
+    """The nats that the package in `folder`, "the champion"'s for instance, needs for normalised texts.
 
     Texts that meet `seen`, what the model and those before it have read, are marked as excluded. A package that cannot
     be read or was changed, and one whose tokenizer changes a text, which would then be easier, are not measured.
@@ -39,13 +41,13 @@ def remeasure(
     try:
         package = read(folder, strict=True)
     except PackageError as error:
-        return Remeasured(problem=f"the champion's package cannot be read ({one_line(error, folder)})")
+        return Remeasured(problem=f"the package of {whose} cannot be read ({one_line(error, folder)})")
     tokenizer = Tokenizer.from_str(package.tokenizer_json)
     tokenizer.encode_special_tokens = True  # a text that spells "<END>" is text
     if tokenizer.normalizer is not None:
         changed = sum(tokenizer.normalizer.normalize_str(text) != text for text in texts)
         if changed:
-            return Remeasured(problem=f"the champion's normalisation changes {changed} of {len(texts)} test documents")
+            return Remeasured(problem=f"the normalisation of {whose} changes {changed} of {len(texts)} test documents")
     model = transformer(package.config, {name: torch.from_numpy(array) for name, array in package.weights.items()})
     documents = HeldOut.of([("", text) for text in texts], tokenizer, package.vocabulary)
     nats, _ = score(model.to(device), documents, progress)

@@ -94,9 +94,9 @@ def ingested(files: Sequence[SourceFile], executor: Executor) -> list[Artifact]:
 def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
     """All stages from source files to the verdict; -> their artifacts, in order."""
     artifacts = evaluated(recipe, files, past, executor)
-    evaluation = artifacts[-1]
     corpus = next(artifact for artifact in artifacts if artifact.stage == Prepare.name)
-    decision = executor.run(Gate.of(recipe, evaluation, corpus, past.incumbents(recipe, evaluation)))
+    seen, package, evaluation = artifacts[-3:]
+    decision = executor.run(Gate.of(recipe, corpus, seen, package, evaluation, past.incumbents(recipe, evaluation)))
     return [*artifacts, decision]
 
 

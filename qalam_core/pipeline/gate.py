@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import StoreError
-from qalam_core.evaluation.comparison import MAX_ANCHORS, Anchor, Champion, Remeasured, comparable
+from qalam_core.evaluation.comparison import MAX_ANCHORS, Anchor, Champion, Exchanged, Remeasured, comparable
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Report, Verdict
 from qalam_core.pipeline.evaluate import measured
@@ -55,6 +55,18 @@ class Incumbent:
         """What it and its ancestors have read, if that is in the store."""
         found = [self.runs.store.reference("seen", key) for key in self.record.artifacts.get("seen", ())]
         return found[0] if found and found[0].exists() else None
+
+    @property
+    def test(self) -> tuple[ArtifactFile, ...]:
+        """The shards of its test split, if they are in the store."""
+        (key,) = self.record.artifacts["prepare"]
+        corpus = self.runs.store.reference("prepare", key)
+        return shards_of(corpus, "test") if corpus.exists() else ()
+
+    @property
+    def package(self) -> Path:
+        """The folder of its package."""
+        return self.runs.folder(self.run) / PACKAGE
 
     @property
     def level(self) -> float | None:
@@ -101,24 +113,30 @@ class Gate(Stage):
     """Decides whether the model may become champion."""
 
     name = "gate"
-    version = 4
+    version = 5
     unit = "tokens"
 
     settings: Requirements
     evaluation: Artifact
+    package: Artifact
     test: tuple[ArtifactFile, ...]  # shards
+    seen: Artifact  # what the model and its ancestors have read
     incumbent: Incumbent | None
-    seen: Artifact | None  # what the incumbent and its ancestors have read
+    incumbent_test: tuple[ArtifactFile, ...]
+    incumbent_seen: Artifact | None
     anchors: tuple[Incumbent, ...]
     device: str = field(default="auto", metadata=UNHASHED)
 
     @classmethod
-    def of(cls, recipe: Recipe, evaluation: Artifact, corpus: Artifact, incumbents: Incumbents) -> Gate:
-        """The stage for a model that was evaluated on the test split of `corpus`."""
+    def of(
+        cls, recipe: Recipe, corpus: Artifact, seen: Artifact, package: Artifact, evaluation: Artifact,
+        incumbents: Incumbents,
+    ) -> Gate:  # fmt: skip
+        """The stage for a package that was evaluated on the test split of `corpus`."""
         champion = incumbents.champion
         return cls(
-            recipe.gate.narrowed(Requirements), evaluation, shards_of(corpus, "test") if champion else (), champion,
-            champion.seen if champion else None, incumbents.anchors,
+            recipe.gate.narrowed(Requirements), evaluation, package, shards_of(corpus, "test"), seen, champion,
+            champion.test if champion else (), champion.seen if champion else None, incumbents.anchors,
             "cpu" if recipe.train.device == "cpu" else "auto",
         )  # fmt: skip
 
@@ -139,24 +157,35 @@ class Gate(Stage):
         champion = Champion(self.incumbent.report(), self.incumbent.level, gate)
         if comparable(report, champion.report):
             return champion
-        return replace(champion, again=self._measured_again(report, progress))
+        return replace(champion, exchanged=self._exchanged(report, champion.report, progress))
 
-    def _measured_again(self, report: Report, progress: Progress) -> Remeasured:
-        """The champion's package on the documents of this report."""
+    def _exchanged(self, report: Report, theirs: Report, progress: Progress) -> Exchanged:
+        """Each model's package on the documents of the other's report."""
         from qalam_core.evaluation.remeasure import of_report, remeasure  # imports torch
         from qalam_core.training.hardware import choose_device
 
         assert self.incumbent
-        # of texts that were normalised otherwise, the champion would be measured on what it was not made for
-        theirs = self.incumbent.record.recipe.corpus.normalisation
-        if self.evaluation.manifest.settings["normalisation"] != [list(rule) for rule in NORMALISATIONS[theirs]]:
-            return Remeasured(problem=f"the champion's corpus was normalised as {theirs}, and this one otherwise")
-        seen = Fingerprints.load(self.seen.path) if self.seen else None
-        texts = of_report(report, (
-            text for shard in self.test for batch in read_texts(shard.path) for text in batch.column("text").to_pylist()
-        ))  # fmt: skip
-        folder = self.incumbent.runs.folder(self.incumbent.run) / PACKAGE
-        return remeasure(folder, texts, seen, choose_device(self.device), progress)
+        # of texts that were normalised otherwise, a model would be measured on what it was not made for
+        rules = self.incumbent.record.recipe.corpus.normalisation
+        if self.evaluation.manifest.settings["normalisation"] != [list(rule) for rule in NORMALISATIONS[rules]]:
+            other = Remeasured(problem=f"the champion's corpus was normalised as {rules}, and this one otherwise")
+            return Exchanged(other, other)
+        device = choose_device(self.device)
+
+        def measured(
+            whose: str, folder: Path, seen: Artifact | None, on: Report, shards: Sequence[ArtifactFile]
+        ) -> Remeasured:  # fmt: skip
+            batches = (batch for shard in shards for batch in read_texts(shard.path))
+            texts = of_report(on, (text for batch in batches for text in batch.column("text").to_pylist()))
+            if texts is None:
+                return Remeasured(problem="the store has their texts no more")
+            known = Fingerprints.load(seen.path) if seen else None
+            return remeasure(folder, whose, texts, known, device, progress)
+
+        return Exchanged(
+            measured("the champion", self.incumbent.package, self.incumbent_seen, report, self.test),
+            measured("the model", self.package.path / PACKAGE, self.seen, theirs, self.incumbent_test),
+        )
 
     def _anchors(self) -> Iterator[Anchor]:
         """One report at a time."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalam_core.evaluation.comparison import Anchor, Champion, Remeasured, comparable, settings_check
+from qalam_core.evaluation.comparison import Anchor, Champion, Exchanged, Remeasured, comparable, settings_check
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Check, Report, Verdict
 from qalam_core.recipe import Requirements
@@ -163,16 +163,41 @@ def test_a_large_document_cannot_mask_the_others(better: float, share: float) ->
     assert failed(verdict(made, Champion(champion)))
 
 
+def exchanged(champion: Remeasured, factor: float = 1.01, read: int = 0) -> Exchanged:
+    """The model needs `factor` times the champion's bits for its documents, and has read some of them."""
+    there = np.array(CHAMPION.report.document_nats) * factor
+    return Exchanged(champion, Remeasured(tuple(there), (True,) * read + (False,) * (COUNT - read)))
+
+
+@pytest.mark.parametrize(
+    ("factor", "read", "reason"),
+    [
+        (1.05, 0, "on 80 of the champion's the change is +"),
+        (0.9, 55, "on the champion's test documents, without the 55 that the model has read, the test documents count"),
+        (math.nan, 0, "on the champion's test documents, the figures of the model are not finite"),
+    ],
+)
+def test_better_on_its_own_documents_is_not_enough(factor: float, read: int, reason: str) -> None:
+    """A corpus whose documents were cut is easier for both models."""
+    again = Remeasured(CHAMPION.report.document_nats, (False,) * COUNT)
+    made = elsewhere(measured(0.9))
+    assert failed(verdict(made, Champion(CHAMPION.report, exchanged=exchanged(again)))) == []
+    found = verdict(made, Champion(CHAMPION.report, exchanged=exchanged(again, factor, read)))
+    assert failed(found) == ["yardstick"]
+    assert found.comparison, "it is shown nevertheless"
+    assert reason in check(found, "yardstick").message
+
+
 def test_the_champion_measured_again_is_compared() -> None:
     made = elsewhere(measured(1.01))
     again = Remeasured(CHAMPION.report.document_nats, (False,) * COUNT)
-    found = verdict(made, Champion(CHAMPION.report, again=again))
+    found = verdict(made, Champion(CHAMPION.report, exchanged=exchanged(again)))
     assert failed(found) == []
     assert found.comparison
     assert found.comparison.measured_again
     assert "measured again" in check(found, "yardstick").message
     worse = elsewhere(measured(1.05))
-    assert failed(verdict(worse, Champion(CHAMPION.report, again=again))) == ["champion"]
+    assert failed(verdict(worse, Champion(CHAMPION.report, exchanged=exchanged(again)))) == ["champion"]
 
 
 def test_documents_that_the_champion_has_read_do_not_count() -> None:
@@ -180,18 +205,18 @@ def test_documents_that_the_champion_has_read_do_not_count() -> None:
     nats = np.array(CHAMPION.report.document_nats) * np.array([0.1] * 40 + [1.0] * 40)
     made = elsewhere(measured(1.01))
     flattered = Remeasured(tuple(nats), (False,) * COUNT)
-    assert "champion" in failed(verdict(made, Champion(CHAMPION.report, again=flattered)))
+    assert "champion" in failed(verdict(made, Champion(CHAMPION.report, exchanged=exchanged(flattered))))
     fair = Remeasured(tuple(nats), (True,) * 40 + (False,) * 40)
-    assert failed(verdict(made, Champion(CHAMPION.report, again=fair))) == []
+    assert failed(verdict(made, Champion(CHAMPION.report, exchanged=exchanged(fair)))) == []
     few = Remeasured(tuple(nats), (True,) * 55 + (False,) * 25)
-    found = verdict(made, Champion(CHAMPION.report, again=few))
+    found = verdict(made, Champion(CHAMPION.report, exchanged=exchanged(few)))
     assert failed(found) == ["yardstick"]
     assert "without the 55 that the champion has read" in check(found, "yardstick").message
 
 
 def test_why_the_champion_could_not_be_measured_is_said() -> None:
     again = Remeasured(problem="the champion's package cannot be read")
-    found = verdict(elsewhere(measured()), Champion(CHAMPION.report, again=again))
+    found = verdict(elsewhere(measured()), Champion(CHAMPION.report, exchanged=exchanged(again)))
     assert failed(found) == ["yardstick"]
     assert "cannot be read" in check(found, "yardstick").message
 
@@ -214,7 +239,8 @@ def test_dropping_the_harder_documents_waits_for_a_person() -> None:
     # nor does it help that so many are gone that the champion is measured again
     fewer = some(then, range(34))
     again = Remeasured(fewer.document_nats, (False,) * 34)
-    assert failed(verdict(fewer, Champion(then, again=again))) == ["yardstick"]
+    again_there = Remeasured(then.document_nats, (False,) * len(then.document_nats))
+    assert failed(verdict(fewer, Champion(then, exchanged=Exchanged(again, again_there)))) == ["yardstick"]
     # others of the same kind may go
     assert failed(verdict(some(then, [*range(30), *range(50, 70)]), Champion(then))) == []
 

@@ -1,4 +1,4 @@
-"""The champion's package, measured on the test documents of a new model."""
+"""A package, measured on the test documents of another model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.evaluation.small_evaluation import Exported, copy_of
 
 
 def measured(exported: Exported, texts: Sequence[str], seen: Fingerprints | None = None) -> Remeasured:
-    return remeasure(exported.package, texts, seen, "cpu", no_progress)
+    return remeasure(exported.package, "the champion", texts, seen, "cpu", no_progress)
 
 
 def test_the_same_package_on_the_same_texts_has_the_same_figures(exported: Exported, report: Report) -> None:
@@ -41,11 +41,11 @@ def test_texts_that_the_lineage_has_read_are_excluded(exported: Exported) -> Non
 def test_texts_that_its_tokenizer_would_change_are_not_measured(exported: Exported) -> None:
     found = measured(exported, ["قال الولد", "قَالَ الوَلَدُ"])
     assert found.nats == ()
-    assert "normalisation changes 1 of 2 test documents" in found.problem
+    assert "normalisation of the champion changes 1 of 2 test documents" in found.problem
 
 
 def test_a_package_that_is_missing_or_was_changed_is_not_measured(exported: Exported, tmp_path: Path) -> None:
-    missing = remeasure(tmp_path / "nowhere", ["قال"], None, "cpu", no_progress)
+    missing = remeasure(tmp_path / "nowhere", "the champion", ["قال"], None, "cpu", no_progress)
     assert "cannot be read" in missing.problem
     changed = copy_of(exported, tmp_path)
     (changed.package / "MODEL_CARD.md").write_text("another")
@@ -56,3 +56,4 @@ def test_a_package_that_is_missing_or_was_changed_is_not_measured(exported: Expo
 def test_texts_are_found_in_the_order_of_the_report(report: Report, exported: Exported) -> None:
     texts = [text for _, text in exported.test]
     assert of_report(report, [*reversed(texts), "another"]) == texts
+    assert of_report(report, texts[1:]) is None, "one is missing"

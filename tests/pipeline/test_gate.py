@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.results import Check, Verdict
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.gate import Gate, Incumbent, Incumbents, incumbents, verdict_of
+from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.publish import Published
 from qalam_core.progress import no_progress
 from qalam_core.runs import Runs
@@ -121,12 +125,12 @@ class Night(NamedTuple):
     def verdict(self) -> Verdict:
         return self.published.verdict
 
-    def again(self, folder: Path) -> Verdict:
-        """The verdict now."""
-        runs = Runs(self.store)
-        champion = Incumbents(Incumbent.of(runs, self.champion))
-        stage = Gate.of(self.published.record.recipe, self.artifact("evaluate"), self.artifact("prepare"), champion)
-        stage.run(folder, no_progress)
+    def again(self, folder: Path, **changes: Any) -> Verdict:
+        """The verdict now, with other inputs of the stage."""
+        corpus, seen, package, evaluation = map(self.artifact, ("prepare", "seen", "export", "evaluate"))
+        champion = Incumbents(Incumbent.of(Runs(self.store), self.champion))
+        stage = Gate.of(self.published.record.recipe, corpus, seen, package, evaluation, champion)
+        replace(stage, **changes).run(folder, no_progress)
         return verdict_of(Artifact("gate", "", folder))
 
 
@@ -181,6 +185,25 @@ def test_what_the_champion_has_read_is_left_out(night: Night, tmp_path: Path) ->
     finally:
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
+
+
+def test_the_model_has_to_be_as_good_on_the_champions_documents(night: Night, tmp_path: Path) -> None:
+    """It is not when it has read them, when they are gone, and when its package cannot be read."""
+    (theirs,) = Runs(night.store).record(night.champion).artifacts["prepare"]
+    test = shards_of(night.store.reference("prepare", theirs), "test")
+    read = Fingerprints.of(batch for shard in test for batch in read_texts(shard.path))
+    (tmp_path / "read").mkdir()
+    read.save(tmp_path / "read")
+    faults: dict[str, dict[str, Any]] = {
+        "that the model has read": {"seen": Artifact("seen", "", tmp_path / "read")},
+        "the store has their texts no more": {"incumbent_test": ()},
+        "the package of the model cannot be read": {"package": Artifact("export", "", tmp_path)},
+    }
+    for number, (reason, changes) in enumerate(faults.items()):
+        (out := tmp_path / str(number)).mkdir()
+        found = check(night.again(out, **changes), "yardstick")
+        assert not found.passed
+        assert reason in found.message
 
 
 def test_a_champion_of_another_normalisation_is_no_yardstick(night: Night, tmp_path: Path) -> None:
