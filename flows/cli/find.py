@@ -112,11 +112,11 @@ def _cells(meeting: Meeting) -> list[str]:
 
 def _summary(found: Findings) -> Iterator[str]:
     total = len(found.readers) + len(found.clear) + len(found.unknown)
-    yield f"of {total} runs, {len(found.readers)} met the text, themselves or through an ancestor"
+    yield f"{len(found.readers)} of {total} run{'s' * (total != 1)} met the text, themselves or through an ancestor"
     if found.unknown:
         yield f"of these runs no record is left that tells: {', '.join(found.unknown)}"
     if found.too_short:
-        yield f"a text of {found.words} words is compared with whole documents alone; from 8 words on, with parts too"
+        yield f"a text of {found.words} words is compared with documents and lines; from 8 words on, with parts too"
     if found.deleted:
         yield f"the documents of {found.deleted} source files were deleted, and not searched"
 

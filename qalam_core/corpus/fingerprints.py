@@ -4,10 +4,12 @@ nearly or in part, and not to reconstruct it.
 Texts are folded first, so that neither the normalisation of a corpus nor punctuation changes a fingerprint: NFKC, the
 profile `search` (no vowel marks, one alef, one ya), lower case, ASCII digits, and letters and digits alone. Per
 document there is one 64-bit hash with the document's id and source, and 14 band keys of near-duplicate detection
-(duplicates.py); of all documents together, the set of their distinct 8-grams of words.
+(duplicates.py); of all documents together, the set of their distinct 8-grams of words, and that of their lines that are
+too short for one.
 
-Size: 130 bytes per document and 4 per distinct 8-gram, as 44 bits of a hash: among n of them, an unknown
-one is taken for known with probability n / 2^44, 6e-6 at 10^8. Memory to build or unite: about four times as much.
+Size: 130 bytes per document, 8 per distinct short line, and 4 per distinct 8-gram, as 44 bits of a hash: among n of
+them, an unknown one is taken for known with probability n / 2^44, 6e-6 at 10^8. Memory to build or unite: about four
+times as much.
 Source: Brown et al., Language Models are Few-Shot Learners (2020), appendix C, for overlap of n-grams of words.
 """
 
@@ -29,10 +31,12 @@ from qalam_core.corpus.duplicates import BANDS, band_keys
 from qalam_core.corpus.words import Hashes, Words, hash_ngrams, mixed, ngrams, words
 
 SHORT, LONG = 8, 13  # words of the n-grams whose coverage is measured; only the short ones are kept
-NEW_WORDS, NEW_SHARE = 16, 1 / 8  # a text counts as read when no more than these are outside of known 8-grams
+MIN_LINE = 3  # words of a line that is looked up; shorter ones say little
+NEW_WORDS, NEW_SHARE = 16, 1 / 8  # a text counts as read when no more than these are outside of what is known
 
 _BUCKET_BITS, _KEPT_BITS = 12, 44  # of a hash; the bucket is not stored with it
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd
+_SETS = ("bands", "lines", "ngrams", "buckets")
 _PENDING = 1 << 22  # values that are gathered before they are sorted
 
 # spellings that fonts and keyboards confuse, and digits of other scripts
@@ -42,18 +46,35 @@ _FOLDED = (
 )  # fmt: skip
 
 
-def folded(texts: pa.Array) -> Words:
+@dataclass(frozen=True)
+class Folded(Words):
+    """The words of texts, and of their lines."""
+
+    lines: NDArray[np.int64]  # (L + 1,) where each line's words begin
+    first_lines: NDArray[np.int64]  # (D + 1,) where each document's lines begin
+
+    def by_line(self) -> Words:
+        """The words of all lines."""
+        return Words(self.ids, self.lines, self.distinct)
+
+
+def folded(texts: pa.Array) -> Folded:
     """The words of texts, raw or normalised, as they are compared: runs of letters and digits, marks ignored."""
     texts = normalise_array(texts.cast(pa.large_string()), NORMALISATIONS["search"])
+    split = pc.split_pattern(texts, "\n")
+    first_lines = split.offsets.to_numpy().astype(np.int64)
+    first_lines -= first_lines[0]
+    lines = split.flatten()
     # other characters separate words: a comma is often followed by no space
     for pattern, replacement in ((r"\pM+", ""), (r"[^\pL\pN]+", " ")):
-        texts = pc.replace_substring_regex(texts, pattern=pattern, replacement=replacement)
-    found = words(texts)
+        lines = pc.replace_substring_regex(lines, pattern=pattern, replacement=replacement)
+    found = words(lines)
     spellings = pc.utf8_lower(found.distinct)  # distinct words are much less text
     for pattern, replacement in _FOLDED:
         spellings = pc.replace_substring_regex(spellings, pattern=pattern, replacement=replacement)
     coded = pc.dictionary_encode(spellings)
-    return Words(coded.indices.to_numpy().astype(np.int64)[found.ids], found.borders, coded.dictionary)
+    ids = coded.indices.to_numpy().astype(np.int64)[found.ids]
+    return Folded(ids, found.borders[first_lines], coded.dictionary, found.borders, first_lines)
 
 
 def document_hashes(found: Words) -> Hashes:
@@ -77,17 +98,19 @@ class Met(NamedTuple):
 
     exactly: NDArray[np.bool_]
     nearly: NDArray[np.bool_]  # a band key is known
-    short: NDArray[np.float64]  # share of the words that are in known 8-grams
+    short: NDArray[np.float64]  # share of the words that are in known 8-grams, or in lines that are known
     long: NDArray[np.float64]  # the same of 13 words, all of whose 8-grams are known
     words: NDArray[np.int64]
     stretch: NDArray[np.int64]  # words of the longest run of which all 8-grams are known
+    line: NDArray[np.int64]  # words of the longest line that is a document that was read
 
     @property
     def read(self) -> NDArray[np.bool_]:
         """Whether each text counts as read."""
         mostly = np.nan_to_num(self.short) > 0.5  # of a text of few words as well
         new = (1 - np.nan_to_num(self.short)) * self.words
-        read: NDArray[np.bool_] = mostly & (new <= np.maximum(NEW_WORDS, NEW_SHARE * self.words))
+        few = new <= np.maximum(NEW_WORDS, NEW_SHARE * self.words)
+        read: NDArray[np.bool_] = (mostly | (self.line >= SHORT)) & few
         return self.exactly | self.nearly | read
 
 
@@ -100,6 +123,7 @@ class Fingerprints:
     sources: NDArray[np.uint16]  # of each document, an index into `names`
     names: tuple[str, ...]
     bands: Hashes
+    lines: Hashes  # those of MIN_LINE to SHORT - 1 words
     ngrams: NDArray[np.uint32]  # by bucket, each sorted
     buckets: NDArray[np.int64]  # (4097,) where each bucket begins
 
@@ -108,7 +132,7 @@ class Fingerprints:
         """Of documents as in a corpus's shards (columns id, text, source), in order."""
         documents, ids, sources = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], [np.zeros(0, np.uint16)]
         names: dict[str, int] = {}
-        bands, kept = _Distinct(), _Distinct()
+        bands, lines, kept = _Distinct(), _Distinct(), _Distinct()
         for batch in batches:
             found = folded(batch.column("text"))
             documents.append(document_hashes(found))
@@ -117,10 +141,12 @@ class Fingerprints:
             places = [names.setdefault(name, len(names)) for name in coded.dictionary.to_pylist()]
             sources.append(np.array(places, np.uint16)[coded.indices.to_numpy(zero_copy_only=False)])
             bands.add(_band_keys(found)[1].reshape(-1))
+            by_line = found.by_line()
+            lines.add(document_hashes(by_line)[(by_line.sizes >= MIN_LINE) & (by_line.sizes < SHORT)])
             kept.add(_hashes(found)[0])
         hashes, first = np.unique(np.concatenate(documents), return_index=True)
         of_first = np.concatenate(ids)[first], np.concatenate(sources)[first]
-        return cls(hashes, *of_first, tuple(names), bands.values(), *_bucketed(kept.values()))
+        return cls(hashes, *of_first, tuple(names), bands.values(), lines.values(), *_bucketed(kept.values()))
 
     def united(self, other: Fingerprints) -> Fingerprints:
         """Both together."""
@@ -130,14 +156,16 @@ class Fingerprints:
         sources = np.concatenate([self.sources, renumbered[other.sources]])
         hashes, first = np.unique(np.concatenate([self.documents, other.documents]), return_index=True)
         kept = _distinct(np.concatenate([self._values(), other._values()]))
-        bands = _distinct(np.concatenate([self.bands, other.bands]))
-        return Fingerprints(hashes, ids[first], sources[first], names, bands, *_bucketed(kept))
+        bands, lines = (
+            _distinct(np.concatenate(both)) for both in ((self.bands, other.bands), (self.lines, other.lines))
+        )
+        return Fingerprints(hashes, ids[first], sources[first], names, bands, lines, *_bucketed(kept))
 
     def save(self, folder: Path) -> None:
-        """Write documents.arrow, bands.arrow, ngrams.arrow and buckets.arrow."""
+        """Write documents.arrow, bands.arrow, lines.arrow, ngrams.arrow and buckets.arrow."""
         source = pa.DictionaryArray.from_arrays(pa.array(self.sources), pa.array(self.names, pa.string()))
         _write(folder / "documents.arrow", hash=pa.array(self.documents), id=pa.array(self.ids), source=source)
-        for name in ("bands", "ngrams", "buckets"):
+        for name in _SETS:
             _write(folder / f"{name}.arrow", **{name: pa.array(getattr(self, name))})
 
     @classmethod
@@ -146,7 +174,7 @@ class Fingerprints:
         documents = _mapped(folder / "documents.arrow")
         hashes, ids = (documents.column(name).to_numpy() for name in ("hash", "id"))
         source = documents.column("source")
-        sets = [_mapped(folder / f"{name}.arrow").column(name).to_numpy() for name in ("bands", "ngrams", "buckets")]
+        sets = [_mapped(folder / f"{name}.arrow").column(name).to_numpy() for name in _SETS]
         return cls(hashes, ids, source.indices.to_numpy(), tuple(source.dictionary.to_pylist()), *sets)
 
     def counts(self) -> dict[str, int]:
@@ -165,9 +193,13 @@ class Fingerprints:
         """How each text, raw or normalised, meets what was read."""
         return self.meets_folded(folded(texts))
 
-    def meets_folded(self, found: Words) -> Met:
+    def meets_folded(self, found: Folded) -> Met:
         """The same of texts that `folded` has split."""
         exactly = known(self.documents, document_hashes(found)) & (found.sizes > 0)
+        by_line = found.by_line()
+        line_hashes, long_enough = document_hashes(by_line), by_line.sizes >= MIN_LINE
+        line_is_document = known(self.documents, line_hashes) & long_enough
+        line_is_known = line_is_document | (known(self.lines, line_hashes) & long_enough)
         nearly = np.zeros(len(exactly), np.bool_)
         long, keys = _band_keys(found)
         nearly[long] = known(self.bands, keys.reshape(-1)).reshape(-1, BANDS).any(1)
@@ -179,14 +211,20 @@ class Fingerprints:
         ends = np.minimum(np.arange(len(starts)) + step, len(starts))
         in_document = borders[1:][documents] >= np.arange(len(starts)) + step
         long_hits = in_document & (hits[ends] - hits[:-1] == step)
-        covered = _covered(found, starts[short_hits], SHORT)
+        covered = _covered(found, starts[short_hits], SHORT) | np.repeat(line_is_known, by_line.sizes)
         short, long_ = (
-            np.where(found.sizes >= size, _counts(found, inside) / np.maximum(found.sizes, 1), np.nan)
-            for size, inside in ((SHORT, covered), (LONG, _covered(found, starts[long_hits], LONG)))
-        )
+            np.where((found.sizes >= size) | (counts > 0), counts / np.maximum(found.sizes, 1), np.nan)
+            for size, counts in (
+                (SHORT, _counts(found, covered)), (LONG, _counts(found, _covered(found, starts[long_hits], LONG)))
+            )
+        )  # fmt: skip
         longest = _longest_run(short_hits, borders)
         stretch = np.where(longest > 0, longest + SHORT - 1, 0)
-        return Met(exactly, nearly, short, long_, found.sizes, stretch)
+        # a document may have no lines
+        longest_line = np.zeros(len(exactly), np.int64)
+        of_line = np.repeat(np.arange(len(exactly)), np.diff(found.first_lines))
+        np.maximum.at(longest_line, of_line, np.where(line_is_document, by_line.sizes, 0))
+        return Met(exactly, nearly, short, long_, found.sizes, stretch, longest_line)
 
     def _known_ngrams(self, hashes: Hashes) -> NDArray[np.bool_]:
         values, place = np.unique(hashes, return_inverse=True)

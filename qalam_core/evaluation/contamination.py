@@ -24,7 +24,7 @@ BATCH = 1_000  # documents
 def contamination(test: Sequence[str], seen: Fingerprints) -> Contamination:
     """Of the test documents, over what `seen` records.
 
-    A document that was read exactly counts as covered, whatever its length: short ones have no n-grams.
+    A document or a line that was read exactly counts as covered, whatever its length: short ones have no n-grams.
     """
     parts = [seen.meets(pa.array(test[start : start + BATCH])) for start in range(0, len(test), BATCH)]
     exactly, words = (np.concatenate([getattr(part, name) for part in parts]) for name in ("exactly", "words"))

@@ -174,7 +174,7 @@ class Meeting:
 
     exactly: bool  # as a whole document
     nearly: bool  # as a near-duplicate of one
-    words_8: float | None  # share of its words that are in known 8-grams
+    words_8: float | None  # share of its words that are in known 8-grams or lines
     words_13: float | None  # share of its words that are in 13-grams all of whose 8-grams are known
 
     @classmethod
@@ -213,7 +213,7 @@ class Findings:
 
     @property
     def too_short(self) -> bool:
-        """Whether the text was compared with whole documents alone."""
+        """Whether the text was compared with whole documents and lines alone."""
         return self.words < SHORT
 
 

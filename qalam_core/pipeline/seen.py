@@ -27,7 +27,7 @@ class Seen(Stage):
     """Records what the model and its ancestors have read."""
 
     name = "seen"
-    version = 1
+    version = 2
     unit = "shards"
 
     settings: SeenSettings

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core.arabic import NORMALISATIONS, normalise
-from qalam_core.corpus.fingerprints import LONG, SHORT, Fingerprints, document_hashes, folded
+from qalam_core.corpus.fingerprints import LONG, MIN_LINE, NEW_WORDS, SHORT, Fingerprints, document_hashes, folded
 from tests.conftest import sentences
 
 
@@ -29,31 +29,44 @@ def read(*texts: str, source: str = "a") -> Fingerprints:
 
 
 def brute(test: list[str], train: list[str], size: int) -> list[float]:
-    """The share of the words of each test text in n-grams of `size` words, all of whose 8-grams are in train."""
+    """The share of the words of each test text in n-grams of `size` words, all of whose 8-grams are in train, or for 8
+    in a line that is a document or a short line of train."""
     known = {tuple(w[i : i + SHORT]) for text in train for w in [text.split()] for i in range(len(w) - SHORT + 1)}
+    short = {line for text in train for line in text.split("\n") if len(line.split()) < SHORT}
+    lines = {tuple(line.split()) for line in (*train, *short) if len(line.split()) >= MIN_LINE} if size == SHORT else ()
     shares = []
-    for words in map(str.split, test):
+    for text in test:
+        words = text.split()
         inside: set[int] = set()
         for start in range(len(words) - size + 1):
             if all(tuple(words[i : i + SHORT]) in known for i in range(start, start + size - SHORT + 1)):
                 inside |= set(range(start, start + size))
-        shares.append(len(inside) / len(words) if len(words) >= size else math.nan)
+        begin = 0
+        for line in map(str.split, text.split("\n")):
+            if tuple(line) in lines:
+                inside |= set(range(begin, begin + len(line)))
+            begin += len(line)
+        shares.append(len(inside) / len(words) if len(words) >= size or inside else math.nan)
     return shares
 
 
-text = st.one_of(
-    st.lists(st.sampled_from(["قال", "من", "في"]), max_size=30).map(" ".join),
+line = st.one_of(
+    st.lists(st.sampled_from(["قال", "من"]), max_size=10).map(" ".join),
     st.integers(0, 10).map(lambda start: " ".join(str(n) for n in range(start, start + 20))),
 )
+text = st.lists(line, max_size=3).map("\n".join)
 
 
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4))
 def test_what_is_met_equals_brute_force(test: list[str], train: list[str]) -> None:
     found = Fingerprints.of([documents(train[:1]), documents(train[1:])]).meets(pa.array(test, pa.string()))
-    assert found.exactly.tolist() == [bool(one) and one in train for one in test]
+    whole = [one.split() for one in train]
+    assert found.exactly.tolist() == [bool(one.split()) and one.split() in whole for one in test]
     np.testing.assert_allclose(found.short, brute(test, train, SHORT))
     np.testing.assert_allclose(found.long, brute(test, train, LONG))
     assert found.words.tolist() == [len(one.split()) for one in test]
+    lines = [[words for words in map(str.split, one.split("\n")) if len(words) >= MIN_LINE] for one in test]
+    assert found.line.tolist() == [max((len(words) for words in one if words in whole), default=0) for one in lines]
 
 
 def test_an_ngram_does_not_cross_documents() -> None:
@@ -114,6 +127,29 @@ def test_parts_and_paraphrases_count_as_read() -> None:
     assert not seen.meets(pa.array([" ".join(sentences(60, seed=9)[n : n + 6]) for n in range(0, 60, 6)])).read.any()
 
 
+@pytest.mark.parametrize("size", range(MIN_LINE, LONG))
+def test_lines_are_recognised_whatever_the_unit(size: int) -> None:
+    """Of a corpus by line and of the same one by document, each is recognised by what was read of the other."""
+    words = " ".join(sentences(40)).split()
+    lines = [" ".join(words[start : start + size]) for start in range(0, 120, size)]
+    poems = ["\n".join(lines[start : start + 4]) for start in range(0, len(lines), 4)]
+    assert read(*lines).meets(pa.array(poems)).read.all()
+    assert read(*poems).meets(pa.array(lines)).read.all()
+    other = [" ".join(reversed(one.split())) for one in lines]
+    assert not read(*poems).meets(pa.array(other)).read.any()
+
+
+@pytest.mark.parametrize("added", range(1, NEW_WORDS + 3))
+@pytest.mark.parametrize("size", range(SHORT, LONG))
+def test_a_short_document_with_an_added_line_counts_as_read(size: int, added: int) -> None:
+    document, line = " ".join(sentences(1)[0].split()[:size]), " ".join(f"كلمة{n}" for n in range(added))
+    seen = read(document)
+    for copy in (f"{document}\n{line}", f"{line}\n{document}"):
+        assert seen.meets(pa.array([copy])).read[0] == (added <= NEW_WORDS)
+    # within a line, it is a phrase that others may have as well
+    assert seen.meets(pa.array([f"{document} {line}"])).read[0] == (added < size)
+
+
 @settings(max_examples=40)
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4), st.lists(text, max_size=3))
 def test_a_union_has_read_what_either_has(one: list[str], other: list[str], asked: list[str]) -> None:
@@ -142,7 +178,7 @@ def test_saving_keeps_everything_and_is_reproducible(tmp_path: Path) -> None:
         contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())})
     assert contents[0] == contents[1]
     loaded = Fingerprints.load(tmp_path / "one")
-    for name in ("documents", "ids", "sources", "bands", "ngrams", "buckets"):
+    for name in ("documents", "ids", "sources", "bands", "lines", "ngrams", "buckets"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(seen, name))
     assert loaded.names == seen.names
     per_document = sum(

@@ -194,13 +194,13 @@ def test_find_on_the_command_line(built: Built) -> None:
     done = qalam("find", text, "--store", root)
     assert done.returncode == 0, done.stderr
     assert any(line.startswith(run) and "yes" in line and "100.0%" in line for line in done.stdout.splitlines())
-    assert "of 1 runs, 1 met the text" in done.stdout
+    assert "1 of 1 run met the text" in done.stdout
     found = json.loads(qalam("find", text, "--store", root, "--json").stdout)
     assert found["readers"][run]["exactly"]
     done = qalam("find", "نص لم يقرأه أحد", "--store", root)
     assert done.stdout.splitlines() == [
-        "of 1 runs, 0 met the text, themselves or through an ancestor",
-        "a text of 4 words is compared with whole documents alone; from 8 words on, with parts too",
+        "0 of 1 run met the text, themselves or through an ancestor",
+        "a text of 4 words is compared with documents and lines; from 8 words on, with parts too",
     ]
     for nothing in ("", "…!"):
         done = qalam("find", nothing, "--store", root)
