@@ -27,7 +27,7 @@ check: .venv/test  ## in a minute: linters, types, and every test that starts no
 
 test: export QALAM_QUICK_SECONDS = 10  # `make check` is strict; here the machine may be slow, or busy
 test: check  ## linters, types and every test
-	$(BIN)/python -m pytest -n 3 -m processes  # more workers than cores: many tests mostly wait
+	$(BIN)/python -m pytest -n 4 -m processes  # more workers than cores: many tests mostly wait
 
 lint: .venv/test  ## linters and types
 	$(BIN)/ruff check --quiet .
@@ -80,4 +80,4 @@ release: .venv/test  ## release the version of qalam_core/package/runtime/__init
 	@touch $@
 
 clean:  ## remove what the other targets made, except the models in .qalam
-	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis

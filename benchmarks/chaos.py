@@ -48,7 +48,7 @@ from al_qalam.flows.cli.main import main
 sys.argv = ["qalam", "build", sys.argv[1], "--store", sys.argv[2]]
 main()
 """
-FAULTS = ("damaged artifacts", "digests that differ", "champions lost", "failed beside another build", "traceback")
+FAULTS = ("damaged artifacts", "digests that differ", "champions lost", "build failed beside another one", "traceback")
 FAULTS_EACH = 2
 """Faults injected into each build before it is left to finish."""
 
@@ -132,7 +132,7 @@ def disturb(
             kill(builds[0])
             for other in builds[1:]:
                 other.communicate(timeout=300)
-                happened["failed beside another build"] += other.returncode != 0
+                happened["build failed beside another one"] += other.returncode != 0
         happened[fault] += 1
     last = start(recipe, store, command)
     errors = last.communicate(timeout=600)[1]

@@ -24,7 +24,7 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from qalam_core.training import process
-from tests.trainers import Trainer
+from tests.forks import Trainer, run_import
 
 # Tests run in parallel, so one thread each. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,10 +41,12 @@ QUICK_SECONDS = float(os.environ.get("QALAM_QUICK_SECONDS", "2"))  # of CPU time
 @pytest.fixture(scope="session")
 def processes() -> Iterator[None]:
     """A test that requests this, directly or through another fixture, may start processes and has no time limit.
-    Builds in the test's own process fork their trainings from one that has imported torch."""
-    starts = SimpleNamespace(Popen=Trainer, PIPE=subprocess.PIPE)
+    Builds in the test's own process fork their processes from one that has imported torch."""
+    from qalam_core.evaluation import integrity  # imports torch
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "subprocess", starts)
+        patch.setattr(process, "subprocess", SimpleNamespace(Popen=Trainer, PIPE=subprocess.PIPE))
+        patch.setattr(integrity, "subprocess", SimpleNamespace(run=run_import))
         yield
 
 

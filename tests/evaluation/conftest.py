@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+
 import pytest
 
 from qalam_core.evaluation import integrity
@@ -17,6 +20,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="session")
 def report(processes: None, exported: Exported) -> Report:
     return exported.evaluate()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def fresh_interpreter() -> Iterator[None]:
+    """Here, packages are imported in an interpreter of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(integrity, "subprocess", subprocess)
+        yield
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def until(what: Callable[[], T | None], seconds: float, why: str) -> T:
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {why}"
-        time.sleep(0.25)
+        time.sleep(0.5)
     return found
 
 
@@ -76,7 +76,6 @@ class Stack:
         self.environment = {
             "QALAM_STORE": str(self.store), "HF_TOKEN": SECRET, "QALAM_NOTIFY": receiver.url,
             # shorter intervals than the defaults, so that tests wait less
-            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",  # default 60
             "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",  # default 5
             "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2",  # default 15; frees slots of expired leases
             "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT2S",  # default 5 s; detects missing heartbeats

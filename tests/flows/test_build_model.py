@@ -16,6 +16,8 @@ import pytest
 
 from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
 from qalam_core.pipeline.build import STAGES
+from qalam_core.runs import Runs
+from qalam_core.store import Store
 from tests import GOLDEN, ROOT
 from tests.flows.processes import call, clean_environment, own_signals, qalam, users_packages, write_recipe
 
@@ -163,13 +165,16 @@ def test_an_installed_build_without_a_server_makes_the_same_package(
     assert (tmp_path / "store" / "prefect").is_dir()
 
 
-def test_a_refused_model_fails_the_run_and_keeps_it(api: str, corpus_file: Path, tmp_path: Path) -> None:
+def test_a_refused_model_fails_the_run_and_keeps_it(
+    on_server: tuple[Path, Path], api: str, corpus_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(on_server[1], tmp_path / "store")  # all stages but the gate are cached
     strict = write_recipe(tmp_path / "strict.toml", corpus_file, gate={"beat_unigram": 0.99})
     refused = qalam("build", strict, "--store", tmp_path / "store", PREFECT_API_URL=api)
     assert refused.returncode == 1, refused.stderr
     assert "refused" in refused.stdout
     assert "Traceback" not in refused.stdout + refused.stderr
-    assert not (tmp_path / "store" / "champions").exists()
+    assert Runs(Store(tmp_path / "store")).champion("strict") is None
     assert len(list((tmp_path / "store" / "runs").glob("strict-*"))) == 1
     run = flow_run(api, "strict", 0)
     assert run["state_type"] == "FAILED"

@@ -16,11 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from qalam_core.errors import PackageError, QalamError, StoreError
+from qalam_core.evaluation import integrity
 from qalam_core.files import sha256_file
 from qalam_core.package import read, verify
 from qalam_core.pipeline import build as module
@@ -415,7 +417,7 @@ def test_an_evaluation_killed_for_memory_is_not_kept(mine: Built, monkeypatch: p
         return subprocess.CompletedProcess(command, -signal.SIGKILL, b"", b"")
 
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", killed)
+        patch.setattr(integrity, "subprocess", SimpleNamespace(run=killed))
         assert "was killed" in one_line(lambda: build(mine.recipe, mine.store), PackageError)
     again = build(mine.recipe, mine.store)
     assert fresh(again) == ["evaluate"]

@@ -13,7 +13,7 @@ from qalam_core.recipe import Model, Monitoring, Optimisation, Train
 from qalam_core.tokens.shards import Batches, flattened, write_shard
 from qalam_core.training.spec import Spec, TrainSettings
 from qalam_core.training.step import Training
-from tests.trainers import Trainer
+from tests.forks import Trainer
 
 CYCLE = 20
 VOCABULARY = 4 + CYCLE

@@ -101,7 +101,7 @@ def test_two_runs_on_a_gpu_give_the_same_bits(how: str, cyclic: Path, tmp_path: 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_runs_give_the_same_bits(cyclic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert finish(spec(tmp_path / name, cyclic, DROPOUT, compile="on", dtype="bfloat16", threads=2))[0] == 0
+        assert finish(spec(tmp_path / name, cyclic, DROPOUT, compile="on", dtype="bfloat16"))[0] == 0
     assert sha256_file(tmp_path / "one" / "model.safetensors") == sha256_file(tmp_path / "two" / "model.safetensors")
     assert losses(tmp_path / "one")[-1] < 0.5
 

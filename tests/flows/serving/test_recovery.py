@@ -1,4 +1,5 @@
-"""A stack whose processes are killed during a run: the next run resumes, and slots are freed in bounded time."""
+"""A stack whose processes are killed during a run, and its limits: the next run resumes, and slots are freed in
+bounded time."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from al_qalam.flows.serving.deploy import ZOMBIE_SECONDS
 from al_qalam.tasks.policy import SLOT_SECONDS
 from tests.flows.processes import call
-from tests.flows.stack import LONG, ON_NEW_CORPUS, Stack, last_step, steps, trainer_is_gone, until
+from tests.flows.stack import ENDED, LONG, ON_NEW_CORPUS, Stack, last_step, steps, trainer_is_gone, until
 
 pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 
@@ -97,3 +98,19 @@ def test_a_killed_trainer_is_one_line(stack: Stack) -> None:
     assert ended["state_type"] == "FAILED"
     assert re.search(r"training was killed at step \d+, most likely for memory", ended["state"]["message"])
     assert "\n" not in ended["state"]["message"].strip()
+
+
+def test_trainings_run_one_at_a_time(stack: Stack) -> None:
+    """The deployment's limit applies to two builds, the single training slot to the build of another deployment."""
+    stack.allow_trainings(1)
+    both = [stack.start(**stack.long(name, steps=LONG // 4)) for name in ("one", "two")]
+    other = stack.start(ON_NEW_CORPUS, **stack.long("three", steps=LONG // 4))
+    seen = set()
+
+    def all_ended() -> bool:
+        seen.add(sum(not trainer_is_gone(folder) for folder in stack.store.glob("artifacts/train/*.partial")))
+        return all(stack.run(run)["state_type"] in ENDED for run in (*both, other))
+
+    until(all_ended, 400, "all three builds have ended")
+    assert {stack.run(run)["state_type"] for run in (*both, other)} == {"COMPLETED"}
+    assert max(seen) == 1

@@ -1,6 +1,8 @@
-"""Training processes forked from one that has imported torch already: importing it takes longer than a small training.
+"""Processes forked from one that has imported torch already: importing it takes longer than a small training, or than
+measuring its package.
 
-They are processes as real as `python -m qalam_core.training`, which the tests of the command line start.
+They are processes as real as `python -m qalam_core.training`, and as the interpreter in which the evaluation imports a
+package, which the tests of the command line start.
 """
 
 from __future__ import annotations
@@ -34,11 +36,44 @@ def _received(handle: Any) -> _Stream:
     return _Stream(handle.detach())
 
 
-def _train(spec: str, streams: list[_Stream], environment: dict[str, str], folder: Path) -> None:
+def _connect(streams: list[_Stream]) -> None:
+    """Make these the standard streams."""
     for number, stream in enumerate(streams):
         os.dup2(stream.number, number)
         os.close(stream.number)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing has closed the first one
+
+
+def _import(code: str, scratch: str, streams: list[_Stream]) -> None:
+    _connect(streams)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "qalam_core"]:
+        del sys.modules[name]
+    sys.argv = ["-c", scratch]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    sys.stdout.flush()
+
+
+def run_import(command: list[str], *, input: bytes, **_: Any) -> subprocess.CompletedProcess[bytes]:
+    """The part of subprocess.run that the evaluation uses to import a package."""
+    assert command[:3] == [sys.executable, "-I", "-c"]
+    (in_, self_in), (self_out, out), (self_errors, errors) = os.pipe(), os.pipe(), os.pipe()
+    process = _forks.Process(target=_import, args=(*command[3:], [_Stream(in_), _Stream(out), _Stream(errors)]))
+    try:
+        process.start()
+    finally:
+        for number in (in_, out, errors):
+            os.close(number)
+    with os.fdopen(self_in, "wb") as stdin, os.fdopen(self_out, "rb") as stdout, os.fdopen(self_errors, "rb") as stderr:
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(input)
+            stdin.close()
+        found = stdout.read(), stderr.read()
+    process.join()
+    return subprocess.CompletedProcess(command, process.exitcode or 0, *found)
+
+
+def _train(spec: str, streams: list[_Stream], environment: dict[str, str], folder: Path) -> None:
+    _connect(streams)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
