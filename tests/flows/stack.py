@@ -25,7 +25,7 @@ from tests.flows.processes import RefusedError, call, free_port, own_signals, qa
 SECRET = "a-password-that-must-not-be-found"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 BUILD, ON_NEW_CORPUS = "build_model/nightly-build", "build_model/on-new-corpus"
-LONG = 2_000  # training steps, about ten seconds on a free core
+LONG = 1_500  # training steps, about eight seconds on a free core
 T = TypeVar("T")
 
 
@@ -76,6 +76,7 @@ class Stack:
         self.environment = {
             "QALAM_STORE": str(self.store), "HF_TOKEN": SECRET, "QALAM_NOTIFY": receiver.url,
             # shorter intervals than the defaults, so that tests wait less
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # default 60
             "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",  # default 5
             "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2",  # default 15; frees slots of expired leases
             "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT2S",  # default 5 s; detects missing heartbeats

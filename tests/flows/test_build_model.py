@@ -19,7 +19,7 @@ from qalam_core.pipeline.build import STAGES
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests import GOLDEN, ROOT
-from tests.flows.processes import call, clean_environment, own_signals, qalam, users_packages, write_recipe
+from tests.flows.processes import call, clean_environment, own_signals, prepared, qalam, users_packages, write_recipe
 
 DAG = GOLDEN / "dag.txt"
 
@@ -134,7 +134,7 @@ def test_a_wheel_contains_the_two_packages(wheel: Path) -> None:
 
 
 def test_an_installed_build_without_a_server_makes_the_same_package(
-    on_server: tuple[Path, Path], wheel: Path, tmp_path: Path
+    on_server: tuple[Path, Path], wheel: Path, database: Path, tmp_path: Path
 ) -> None:
     """Installed from the wheel, used in a folder where the user has packages flows, tasks and deployments."""
     recipe, store = on_server
@@ -152,6 +152,7 @@ def test_an_installed_build_without_a_server_makes_the_same_package(
     where = ["--store", tmp_path / "store"]
     plan = qalam("plan", "demo", *where, cwd=work, PYTHONPATH=str(site))  # a recipe that is included in the wheel
     assert plan.returncode == 0, plan.stderr
+    prepared(tmp_path / "store" / "prefect", database)
     embedded = qalam("build", recipe, *where, cwd=work, PYTHONPATH=str(site))
     assert embedded.returncode == 0, embedded.stderr
     assert "Traceback" not in embedded.stdout + embedded.stderr
@@ -162,7 +163,6 @@ def test_an_installed_build_without_a_server_makes_the_same_package(
     assert files == sorted(path.name for path in (two / "model").iterdir())
     for name in files:
         assert (one / "model" / name).read_bytes() == (two / "model" / name).read_bytes(), name
-    assert (tmp_path / "store" / "prefect").is_dir()
 
 
 def test_a_refused_model_fails_the_run_and_keeps_it(

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 import pyarrow as pa
-import pytest
 
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.pipeline.build import build
@@ -15,13 +14,12 @@ from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
 from tests.flows.cli.command import qalam
+from tests.flows.processes import prepared
 from tests.flows.processes import qalam as qalam_process
 from tests.pipeline.test_lineage import split, write
 
-pytestmark = pytest.mark.usefixtures("processes")
 
-
-def test_forgetting_begins_with_the_last_run_that_had_not_read_it(tmp_path: Path) -> None:
+def test_forgetting_begins_with_the_last_run_that_had_not_read_it(database: Path, tmp_path: Path) -> None:
     texts = sentences(480)
     train = {"warm_start": "champion", "steps": 20, "checkpoint_every": 20}
     recipe = tiny_recipe(write(tmp_path / "stories.jsonl", texts[:400]), train=train, gate={"tolerance": 0.9})
@@ -35,6 +33,7 @@ def test_forgetting_begins_with_the_last_run_that_had_not_read_it(tmp_path: Path
     (tmp_path / "forget.txt").write_text(late + "\n", encoding="utf-8")
     (tmp_path / "tiny.toml").write_text(to_toml(recipe), encoding="utf-8")
 
+    prepared(store.root / "prefect", database)
     done = qalam_process("forget", tmp_path / "tiny.toml", "--exclude", tmp_path / "forget.txt", "--store", store.root)
     assert done.returncode == 0, done.stderr
     assert f"the weights of run {first.run}" in done.stdout

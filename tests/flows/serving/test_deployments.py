@@ -134,9 +134,9 @@ def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
 
 def test_a_scheduled_run_completes(stack: Stack, daily: dict[str, Any]) -> None:
     deployment = stack.deployment(BUILD)
-    soon = (datetime.now(UTC) + timedelta(seconds=15)).isoformat()
+    soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
     (schedule,) = call(stack.api, f"deployments/{deployment['id']}/schedules", [
-        {"active": True, "schedule": {"interval": 3600, "anchor_date": soon}}])  # fmt: skip
+        {"active": True, "schedule": {"interval": 60, "anchor_date": soon}}])  # fmt: skip
     try:
 
         def scheduled() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 from al_qalam.flows.serving.deploy import ZOMBIE_SECONDS
 from al_qalam.tasks.policy import SLOT_SECONDS
 from tests.flows.processes import call
-from tests.flows.stack import ENDED, LONG, ON_NEW_CORPUS, Stack, last_step, steps, trainer_is_gone, until
+from tests.flows.stack import BUILD, ENDED, LONG, ON_NEW_CORPUS, Stack, last_step, steps, trainer_is_gone, until
 
 pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 
@@ -101,16 +101,16 @@ def test_a_killed_trainer_is_one_line(stack: Stack) -> None:
 
 
 def test_trainings_run_one_at_a_time(stack: Stack) -> None:
-    """The deployment's limit applies to two builds, the single training slot to the build of another deployment."""
+    """The single training slot applies to builds of two deployments."""
     stack.allow_trainings(1)
-    both = [stack.start(**stack.long(name, steps=LONG // 4)) for name in ("one", "two")]
-    other = stack.start(ON_NEW_CORPUS, **stack.long("three", steps=LONG // 4))
+    deployments = {"one": BUILD, "two": ON_NEW_CORPUS}
+    both = [stack.start(each, **stack.long(name, steps=LONG // 4)) for name, each in deployments.items()]
     seen = set()
 
     def all_ended() -> bool:
         seen.add(sum(not trainer_is_gone(folder) for folder in stack.store.glob("artifacts/train/*.partial")))
-        return all(stack.run(run)["state_type"] in ENDED for run in (*both, other))
+        return all(stack.run(run)["state_type"] in ENDED for run in both)
 
-    until(all_ended, 400, "all three builds have ended")
-    assert {stack.run(run)["state_type"] for run in (*both, other)} == {"COMPLETED"}
+    until(all_ended, 400, "both builds have ended")
+    assert {stack.run(run)["state_type"] for run in both} == {"COMPLETED"}
     assert max(seen) == 1

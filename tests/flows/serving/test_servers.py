@@ -24,6 +24,7 @@ from tests.flows.processes import (
     free_port,
     own_signals,
     prefect_server,
+    prepared,
     qalam,
     write_recipe,
 )
@@ -59,9 +60,8 @@ def postgres(processes: None) -> Iterator[str]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.mark.usefixtures("processes")
-def test_a_server_with_a_password(tmp_path: Path) -> None:
-    with prefect_server(tmp_path / "server", PREFECT_SERVER_API_AUTH_STRING=PASSWORD) as api:
+def test_a_server_with_a_password(database: Path, tmp_path: Path) -> None:
+    with prefect_server(prepared(tmp_path / "server", database), PREFECT_SERVER_API_AUTH_STRING=PASSWORD) as api:
         body: dict[str, Any] = {}
         for path in ("flow_runs/filter", "deployments/filter", "work_pools/filter"):
             with pytest.raises(RefusedError) as refused:
