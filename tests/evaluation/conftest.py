@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -22,12 +21,10 @@ def report(processes: None, exported: Exported) -> Report:
     return exported.evaluate()
 
 
-@pytest.fixture(scope="package", autouse=True)
-def fresh_interpreter() -> Iterator[None]:
-    """Here, packages are imported in an interpreter of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(integrity, "subprocess", subprocess)
-        yield
+@pytest.fixture
+def fresh_interpreter(processes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages are imported in an interpreter of its own, as in use; elsewhere in a fork."""
+    monkeypatch.setattr(integrity, "subprocess", subprocess)
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_an_own_tokenizer_that_differs_on_raw_text_alone_fails_integrity(
         assert exported.evaluate().integrity.tokenizer_agrees == agrees
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("fresh_interpreter")
 def test_a_corrupted_tensor_fails_integrity(exported: Exported, tmp_path: Path) -> None:
     broken = copy_of(exported, tmp_path)
     lines = (broken.package / "weights.py").read_text().splitlines(keepends=True)
@@ -155,7 +155,7 @@ def test_another_shape_fails_integrity(exported: Exported, tmp_path: Path) -> No
         ("raise SystemExit(3)", "status 3"),
     ],
 )
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("fresh_interpreter")
 def test_an_import_that_fails_is_reported(tmp_path: Path, code: str, problem: str) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text(code + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
@@ -11,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +35,7 @@ from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 from qalam_core.training.process import follow
 from tests.conftest import Built, sentences, tiny_recipe
+from tests.forks import Fork, execute
 
 STAGES = tuple(stage.name for stage in module.STAGES)
 
@@ -155,11 +156,9 @@ print(json.dumps({"run": published.run, "cached": [a.stage for a in published.ar
 """
 
 
-def start(recipe: Recipe, store: Store, where: str = "", own_group: bool = True) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, recipe.model_dump_json(), str(store.root), where],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=own_group,
-    )  # fmt: skip
+def start(recipe: Recipe, store: Store, where: str = "", own_group: bool = True) -> Fork:
+    arguments = recipe.model_dump_json(), str(store.root), where
+    return Fork(functools.partial(execute, own_group=own_group), DRIVER, *arguments)
 
 
 # -- one build ------------------------------------------------------------------------------------
@@ -289,7 +288,8 @@ def raced(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
     said = []
     both = [start(recipe, store) for _ in range(2)]
     for process in both:
-        out, errors = process.communicate(timeout=200)
+        with process:
+            out, errors = process.communicate()
         assert process.returncode == 0, errors
         said.append(json.loads(out))
     return said, build(recipe, store)
@@ -323,7 +323,7 @@ def test_a_build_killed_in_every_stage_ends_with_the_same_result(built: Built, t
     for stage in (*STAGES, "publish", "promote"):
         for where in (stage, "manifest") if stage == "vocab" else (stage,):
             with start(built.recipe, store, where) as process:
-                _, errors = process.communicate(timeout=100)
+                _, errors = process.communicate()
             assert process.returncode == -signal.SIGKILL, f"{where}: {errors}"
         if stage in STAGES:
             home = store.root / "artifacts" / stage
