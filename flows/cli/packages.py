@@ -14,6 +14,7 @@ from rich.table import Table
 
 from al_qalam.flows.cli.options import ModelArgument, StoreOption, package_folder
 from al_qalam.flows.cli.terminal import out
+from qalam_core.display import printable
 from qalam_core.errors import PackageError
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
@@ -42,8 +43,8 @@ def show(
     folder = package_folder(what, store)
     if not (tensor or near or Path(what).is_dir()):
         runs = Runs(Store(store))
-        out.print(f"{what}: {runs.record(what).origin}", soft_wrap=True, markup=False)
-        out.print(Markdown((runs.folder(what) / "report.md").read_text(encoding="utf-8")))
+        out.print(f"{what}: {runs.record(what).origin}", soft_wrap=True)
+        out.print(Markdown((runs.folder(what) / "report.md").read_text(encoding="utf-8")))  # printable as written
     elif near:
         _show_neighbours(folder, near)
     elif tensor:
@@ -61,7 +62,7 @@ def _show_neighbours(folder: Path, token: str) -> None:
     index = find_row(vocabulary, "embedding.weight", token)
     rows = read_tensor_rows(folder, "embedding.weight")
     for word, cosine in next(iter(nearest_tokens(rows, vocabulary.words, [index])))[1]:
-        out.print(f"{cosine:6.3f}  {word}", markup=False)
+        out.print(f"{cosine:6.3f}  {printable(word)}")
 
 
 def _show_tensor(folder: Path, tensor: str, row: str) -> None:
@@ -74,9 +75,9 @@ def _show_tensor(folder: Path, tensor: str, row: str) -> None:
     else:
         number = int(row) if row.isascii() and row.isdigit() else find_row(read_vocabulary_of(folder), tensor, row)
         values = read_tensor_rows(folder, tensor, number, number + 1).reshape(-1)
-    out.print(" x ".join(map(str, values.shape)) + "  " + "  ".join(_figures(values)), markup=False)
+    out.print(" x ".join(map(str, values.shape)) + "  " + "  ".join(_figures(values)), soft_wrap=True)
     if row:
-        out.print(" ".join(f"{value:.6g}" for value in values.tolist()), soft_wrap=True, markup=False)
+        out.print(" ".join(f"{value:.6g}" for value in values.tolist()), soft_wrap=True)
 
 
 def _show_package(folder: Path) -> None:
@@ -87,7 +88,7 @@ def _show_package(folder: Path) -> None:
         out.print(f"{key:<14}{value}")
     if origin := found.manifest["provenance"].get("initial_weights"):
         began = "random weights" if origin == "random" else f"the weights of {origin}"
-        out.print(f"training began with {began}", soft_wrap=True, markup=False)
+        out.print(f"training began with {began}", soft_wrap=True)
     table = Table("tensor", "shape", "mean", "std", "min", "max", "", box=None)
     for name, values in found.weights.items():
         edited = "edited" if name in found.edited else ""
@@ -109,16 +110,19 @@ def verify(
 ) -> None:
     """List changes since the export (exit status 1), and verify a signature."""
     from qalam_core import package as packages
+    from qalam_core.package.read import git_remark
 
     if key:
         from qalam_core.package.release.sign import verify_signature
 
         out.print(f"signed by the key with sha256 {verify_signature(package, key, signature)}", soft_wrap=True)
-    changes = packages.verify(package)
-    if strict and changes:
-        raise PackageError(changes[0])
-    for change in changes:
-        out.print(change, soft_wrap=True, markup=False)
+    found = packages.read(package)
+    changes = packages.changes(found)
+    unlisted = [f"{name}: not part of the package, and not read; delete it" for name in found.unlisted]
+    if strict and (unlisted or changes):
+        raise PackageError([*unlisted, *changes][0])
+    for message in (*unlisted, *filter(None, [git_remark(package)]), *changes):
+        out.print(message, soft_wrap=True)
     if changes:
         raise typer.Exit(1)
     out.print(f"{package}: unchanged since the export", soft_wrap=True)
@@ -137,10 +141,8 @@ def generate(
     """Continue a prompt."""
     from qalam_core import package as packages
 
-    text = packages.generate(
-        packages.read(package_folder(model, store)), prompt, tokens, temperature, top_k, seed, top_p
-    )
-    out.print(text, soft_wrap=True, markup=False)
+    package = packages.read(package_folder(model, store))
+    out.print(packages.generate(package, prompt, tokens, temperature, top_k, seed, top_p), soft_wrap=True)
 
 
 def edit(
@@ -176,7 +178,7 @@ def edit(
             raise PackageError("--column and --value go together")
         changes = [edits.set_value(package, tensor, row, column, value)]
     for change in changes:
-        out.print(str(change), soft_wrap=True, markup=False)
+        out.print(str(change), soft_wrap=True)
 
 
 def diff(
@@ -192,7 +194,7 @@ def diff(
 
     old, new = (packages.read(package_folder(name, store)) for name in (first, second))
     difference = compare(old, new, prompt)
-    out.print(render(difference), soft_wrap=True, markup=False)
+    out.print(render(difference), soft_wrap=True)
     if difference:
         raise typer.Exit(1)
 
@@ -205,7 +207,7 @@ def seal(
     from qalam_core.package.editing.seal import seal as seal_package
 
     for change in seal_package(package, note):
-        out.print(change, soft_wrap=True, markup=False)
+        out.print(change, soft_wrap=True)
     out.print("sealed")
 
 
@@ -285,7 +287,7 @@ def import_(
     else:
         raise PackageError("a package needs no import; choose gpt2, safetensors or original")
     for remark in remarks:
-        out.print(remark, soft_wrap=True, markup=False)
+        out.print(remark, soft_wrap=True)
     out.print(str(target), soft_wrap=True)
 
 

@@ -6,7 +6,6 @@ import base64
 import re
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,27 +19,33 @@ from qalam_core.files import json_object, read_bytes, sha256_bytes, sha256_file
 from qalam_core.package.bytecode import is_own_cache
 from qalam_core.package.releases import CODE, changed_code
 from qalam_core.package.runtime.architecture import ModelConfig
-from qalam_core.package.runtime.data_reader import FORMAT, check_knowledge, quote, read_config, read_vocabulary
+from qalam_core.package.runtime.data_reader import FORMAT, quote, read_config, read_knowledge, read_vocabulary
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
-from qalam_core.package.runtime.weights_reader import FormatError, read_weights
+from qalam_core.package.runtime.weights_reader import WINDOWS, FormatError, Threads, read_weights, weight_file
 from qalam_core.package.seek import read_rows
-from qalam_core.package.write import row_checksums, tensor_digest
+from qalam_core.package.vocabulary import says_the_same, tokenizer_json
+from qalam_core.package.write import GITATTRIBUTES, card_error, provenance_error, row_checksums, tensor_digest
 
 TOKEN_TENSORS = ("embedding.weight", "lm_head.weight")
 """Tensors with one row per token."""
 
 _DATA = (".gitattributes", "MODEL_CARD.md", "config.py", "knowledge_map.py", "rows.json", "tokenizer.json",
          "vocab.py", "weights.py")  # fmt: skip
-_SHARD = re.compile(r"weights_([0-9]{3})\.py")
+_SHARD = re.compile(r"weights_[0-9]{3,9}\.py")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_IGNORED = (".git", "__pycache__")  # not read; `verify` checks __pycache__
+_IGNORED = (".git", "__pycache__")  # not read; `verify` checks __pycache__, and `git_remark` warns of .git
+_IMPORTED = (".dll", ".dylib", ".pth", ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".so")
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package as plain values. `edited` names the tensors whose values differ from the manifest."""
+    """A package as plain values. `edited` names the tensors whose values differ from the manifest.
+
+    `tokenizer_json` is that of the vocabulary, also where words were edited and the file was not written again yet.
+    `unlisted` names what is in the folder without being part of the package, such as .DS_Store and weights.py~.
+    """
 
     path: Path
     config: ModelConfig
@@ -49,25 +54,28 @@ class Package:
     weights: dict[str, NDArray[np.float32]]
     manifest: dict[str, Any]
     edited: tuple[str, ...]
+    unlisted: tuple[str, ...] = ()
 
 
 def read(folder: Path, *, strict: bool = False) -> Package:
-    """Read a package without executing it. `strict` also refuses any change since export."""
+    """Read a package without executing it. `strict` also refuses any change since export and any unlisted file."""
     folder = Path(folder)
     manifest = _manifest(folder)
-    _check_folder(folder, manifest)
-    config, vocabulary, tokenizer_json, weights = _contents(folder)
+    unlisted = _check_folder(folder, manifest)
+    config, vocabulary, tokenizer, weights = _contents(folder, manifest)
     if set(manifest["tensors"]) != set(weights):
         raise PackageError("manifest.json:0: lists other tensors than config.py requires; export again")
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+    with Threads() as pool:  # hashing releases the GIL
         digests = dict(zip(weights, pool.map(tensor_digest, weights.values()), strict=True))
     edited = tuple(name for name in weights if digests[name] != manifest["tensors"][name])
     if strict:
+        if unlisted:
+            _refuse(unlisted[0], "not listed in manifest.json; delete it, or read without strict")
         if edited:
             raise PackageError(f'{folder}: tensor "{edited[0]}" changed since export; verify lists the rows')
         for name in _changed_files(folder, manifest):
             raise PackageError(f"{name}:0: changed since export; restore it, or read without strict")
-    return Package(folder, config, vocabulary, tokenizer_json, weights, manifest, edited)
+    return Package(folder, config, vocabulary, tokenizer, weights, manifest, edited, unlisted)
 
 
 def verify(folder: Path) -> list[str]:
@@ -78,7 +86,8 @@ def verify(folder: Path) -> list[str]:
 def changes(package: Package) -> list[str]:
     """One message for each change since export; empty if there is none.
 
-    Raises PackageError if `__pycache__` contains anything but this interpreter's compilations of unchanged files.
+    Raises PackageError if `__pycache__` contains anything but this interpreter's compilations of unchanged files, or
+    rows.json as exported contains anything but the checksums of the exported rows.
     """
     folder, manifest = package.path, package.manifest
     changed = _changed_files(folder, manifest)
@@ -89,8 +98,18 @@ def changes(package: Package) -> list[str]:
             messages.append(f"{name}: changed since export")
         elif not package.edited:
             messages.append(f"{name}: the text changed, every value is as exported")
-    checksums = _row_checksums(folder, changed)
+    checksums = _row_checksums(package, changed)
     return messages + [_tensor_message(package, name, checksums.get(name)) for name in package.edited]
+
+
+def git_remark(folder: Path) -> str:
+    """A warning if there is a `.git` in the folder, which is neither read nor checked; else ""."""
+    if not (Path(folder) / ".git").exists():
+        return ""
+    return (
+        f"{folder}/.git is not checked: git commands in this folder, even git status, run the programs that its "
+        "config and hooks name; delete it unless you cloned or created it yourself"
+    )
 
 
 def read_tensor_rows(folder: Path, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
@@ -120,6 +139,11 @@ def _refuse(file: str, reason: str) -> NoReturn:
     raise PackageError(f"{file}:0: {reason}")
 
 
+def _shown(name: str) -> str:
+    """A name from a package, which could contain anything."""
+    return ascii(name)[1:-1][:80]
+
+
 def _bytes(path: Path) -> bytes:
     try:
         return read_bytes(path)
@@ -130,15 +154,13 @@ def _bytes(path: Path) -> bytes:
 
 
 def _check_regular(path: Path) -> None:
-    """Refuse anything but a regular file without other hard links: it could be outside the package."""
+    """Refuse anything but a regular file. It may have other hard links, as in installations from uv's cache."""
     try:
         status = path.lstat()
     except OSError as error:
-        _refuse(path.name, f"cannot be read ({error.strerror}); export again")
+        _refuse(path.name, f"cannot be read ({error.strerror}); copy the package again, with its hidden files")
     if not stat.S_ISREG(status.st_mode):
-        _refuse(path.name, "not a regular file; put the file itself here, not a link to it")
-    if status.st_nlink != 1:
-        _refuse(path.name, "has other names (hard links), so it can change from outside; copy the package")
+        _refuse(path.name, "not a regular file; put the file itself here, not a link to it (cp -rL does)")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -148,8 +170,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise PackageError(f"{folder}: no manifest.json, so not a package, or an incomplete one")
     _check_regular(folder / "manifest.json")
     manifest = _json_object(folder / "manifest.json")
-    if manifest.get("format") != FORMAT:
-        _refuse("manifest.json", f"format {manifest.get('format')!r}; this release reads format {FORMAT}")
+    version = manifest.get("format")
+    if type(version) is not int or version != FORMAT:  # True and 1.0 equal 1
+        _refuse("manifest.json", f"format {str(version)[:20]!a}; this release reads format {FORMAT}")
     if set(manifest) != {"dtype", "files", "format", "provenance", "tensors"}:
         _refuse("manifest.json", "must contain dtype, files, format, provenance, tensors and nothing else")
     for part in ("files", "tensors", "provenance"):
@@ -157,7 +180,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
             _refuse("manifest.json", f'"{part}" must map names to text')
     for name, digest in (*manifest["files"].items(), *manifest["tensors"].items()):
         if not _DIGEST.fullmatch(digest):
-            _refuse("manifest.json", f'"{name[:80]}" needs a sha256 of 64 hexadecimal digits')
+            _refuse("manifest.json", f'"{_shown(name)}" needs a sha256 of 64 hexadecimal digits')
+    if reason := provenance_error(manifest["provenance"]):
+        _refuse("manifest.json", reason)
     if manifest["dtype"] not in [*MATRIX_TYPES]:
         _refuse("manifest.json", f"dtype must be one of {', '.join(MATRIX_TYPES)}")
     return manifest
@@ -170,61 +195,135 @@ def _json_object(path: Path) -> dict[str, Any]:
         _refuse(path.name, str(error))
 
 
-def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
-    """The folder must contain exactly the listed files, all regular, and the code of a known release."""
+def _check_folder(folder: Path, manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The folder must contain the listed files, all regular, and the code of a known release; -> unlisted names.
+
+    An unlisted file is refused if Python could import it.
+    """
     listed = set(manifest["files"])
-    shards = sorted(name for name in listed if _SHARD.fullmatch(name))
-    if shards != [f"weights_{number + 1:03d}.py" for number in range(len(shards))]:
+    shards = {name for name in listed if _SHARD.fullmatch(name)}
+    if shards != {weight_file(number + 1) for number in range(len(shards))}:
         _refuse("manifest.json", "weights files must be numbered without a gap")
     for name in sorted({*CODE, *_DATA} - listed):
         _refuse("manifest.json", f"{name} is not listed; export again")
     for name in sorted(listed - {*CODE, *_DATA, *shards}):
-        _refuse("manifest.json", f"{name[:80]!r} is not a file of a package; packages have a fixed set of files")
+        _refuse("manifest.json", f"{_shown(name)} is not a file of a package; packages have a fixed set of files")
+    unlisted = []
     for path in sorted(folder.iterdir()):
         if path.name in _IGNORED:
             if path.is_symlink():
                 _refuse(path.name, "a link; delete it")
         elif path.name not in listed and path.name != "manifest.json":
-            _refuse(ascii(path.name)[1:-1][:80], "not listed in manifest.json; delete it or move it elsewhere")
+            if _is_importable(path):
+                _refuse(_shown(path.name), "not listed in manifest.json; delete it or move it elsewhere")
+            unlisted.append(_shown(path.name))
+    code = {name: sha256_bytes(_code(folder / name)) for name in CODE}
     for name in sorted(listed):
         _check_regular(folder / name)
-    found = {name: sha256_bytes(_bytes(folder / name)) for name in CODE}
-    if (changed := changed_code(found)) is not None:
-        _refuse(changed, "not the code of a known release; restore it (weights, config and words may be edited)")
+    if (changed := changed_code(code)) is not None:
+        reason = "not the code of a known release; restore it, and exclude this folder from formatters"
+        _refuse(changed, f"{reason} (weights, config and words may be edited)")
+    attributes = _bytes(folder / ".gitattributes")
+    if attributes not in GITATTRIBUTES:
+        other = "other rules than the exporter's, which could hide edits from git diff; restore it"
+        _refuse(".gitattributes", WINDOWS if attributes.replace(b"\r\n", b"\n") in GITATTRIBUTES else other)
+    return tuple(unlisted)
 
 
-def _contents(folder: Path) -> tuple[ModelConfig, Vocabulary, str, dict[str, NDArray[np.float32]]]:
-    with _one_line_errors():
+def _code(path: Path) -> bytes:
+    """A code file, which nobody edits: if it has Windows line ends, git made them in every file."""
+    _check_regular(path)
+    if b"\r\n" in (text := _bytes(path)):
+        _refuse(path.name, WINDOWS)
+    return text
+
+
+def _is_importable(path: Path) -> bool:
+    """Whether Python could import a file or folder, also on other systems; not what editors and file managers write."""
+    if path.name.startswith(".") or path.name == "__MACOSX":
+        return False
+    return path.suffix.lower() in _IMPORTED or (path.name.isidentifier() and not path.is_file())
+
+
+def _contents(
+    folder: Path, manifest: dict[str, Any]
+) -> tuple[ModelConfig, Vocabulary, str, dict[str, NDArray[np.float32]]]:
+    with _one_line_errors(), Threads(1) as pool:
         config = read_config(folder / "config.py")
+        weights = pool.submit(read_weights, folder, config.tensor_shapes())  # decoding releases the GIL
         vocabulary = read_vocabulary(folder / "vocab.py", config.vocab_size)
-        check_knowledge(folder / "knowledge_map.py")
+        read_knowledge(folder / "knowledge_map.py")
         try:
             Tokenizer(vocabulary)
-            tokenizer_json = _bytes(folder / "tokenizer.json").decode()
-            _bytes(folder / "MODEL_CARD.md").decode()
-        except UnicodeDecodeError:
-            _refuse("tokenizer.json", "this file and MODEL_CARD.md must be UTF-8")
         except ValueError as error:
-            _refuse("vocab.py", f"{error}; restore MERGES")
-        return config, vocabulary, tokenizer_json, read_weights(folder, config.tensor_shapes())
+            _refuse("vocab.py", f"{error}; restore the file")
+        _card(folder / "MODEL_CARD.md")
+        tokenizer = tokenizer_json(vocabulary)
+        if _text(folder / "tokenizer.json") != tokenizer:
+            _check_tokenizer(folder, vocabulary, manifest)
+        return config, vocabulary, tokenizer, weights.result()
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode()
+    except UnicodeDecodeError:
+        _refuse(path.name, "not UTF-8; save the file as UTF-8")
+
+
+def _card(path: Path) -> str:
+    text = _text(path)
+    if reason := card_error(text):
+        _refuse(path.name, reason)
+    return text
+
+
+def _check_tokenizer(folder: Path, vocabulary: Vocabulary, manifest: dict[str, Any]) -> None:
+    """Refuse a tokenizer.json that says anything else than vocab.py.
+
+    If only vocab.py was edited since export, `verify` reports that, and `seal` writes tokenizer.json again.
+    """
+    try:
+        if says_the_same(_text(folder / "tokenizer.json"), vocabulary):
+            return
+    except (ValueError, RecursionError) as error:
+        _refuse("tokenizer.json", str(error))
+    changed = [sha256_file(folder / name) != manifest["files"][name] for name in ("vocab.py", "tokenizer.json")]
+    if changed != [True, False]:
+        _refuse("tokenizer.json", "differs from the tokenizer in vocab.py; restore both (edit only vocab.py, and seal)")
 
 
 def _changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
     names = sorted(manifest["files"])
-    with ThreadPoolExecutor() as pool:
+    with Threads() as pool:
         digests = list(pool.map(sha256_file, (folder / name for name in names)))
     return [name for name, found in zip(names, digests, strict=True) if found != manifest["files"][name]]
 
 
-def _row_checksums(folder: Path, changed: list[str]) -> dict[str, NDArray[np.uint32]]:
+def _row_checksums(package: Package, changed: list[str]) -> dict[str, NDArray[np.uint32]]:
     """Tensor -> its rows' checksums as exported; empty if rows.json was changed."""
     if "rows.json" in changed:
         return {}
-    packed = _json_object(folder / "rows.json")
+    checksums = read_checksums(package.path / "rows.json")
+    exported = [name for name in package.weights if name not in package.edited]
+    with Threads() as pool:
+        found = pool.map(row_checksums, map(package.weights.__getitem__, exported))
+        same = all(np.array_equal(checksums.get(name, ()), rows) for name, rows in zip(exported, found, strict=True))
+    if not same or checksums.keys() != package.weights.keys():
+        _refuse("rows.json", "not the checksums of the exported rows; export again")
+    return checksums
+
+
+def read_checksums(path: Path) -> dict[str, NDArray[np.uint32]]:
+    """Read rows.json: tensor -> CRC-32 of each row."""
+    packed = _json_object(path)
     try:
-        return {name: np.frombuffer(base64.b64decode(text, validate=True), "<u4") for name, text in packed.items()}
+        decoded = {name: base64.b64decode(text, validate=True) for name, text in packed.items()}
+        if {name: base64.b64encode(raw).decode() for name, raw in decoded.items()} != packed:
+            raise ValueError("not canonical")
+        return {name: np.frombuffer(raw, "<u4") for name, raw in decoded.items()}
     except (ValueError, TypeError):
-        _refuse("rows.json", "must map tensor names to base64; export again")
+        _refuse(path.name, "must map tensor names to base64; export again")
 
 
 def _tensor_message(package: Package, name: str, exported: NDArray[np.uint32] | None) -> str:
@@ -249,5 +348,5 @@ def _check_caches(folder: Path, manifest: dict[str, Any], changed: list[str]) ->
         _check_regular(path)
         source = f"{path.name.partition('.')[0]}.py"
         if source not in manifest["files"] or source in changed or not is_own_cache(path, folder / source):
-            shown = ascii(path.name)[1:-1][:80]
-            _refuse(f"__pycache__/{shown}", "not this interpreter's compilation of a file as exported; delete it")
+            reason = "not this interpreter's compilation of a file as exported; delete it"
+            _refuse(f"__pycache__/{_shown(path.name)}", reason)

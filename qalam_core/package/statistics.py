@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qalam_core.package.runtime.data_reader import KNOWLEDGE_MAGIC, quote
 
 PREAMBLE = "# fmt: off\n# ruff: noqa\n"
-"""Comes after the magic line of every data file, so that formatters and linters ignore the file."""
+"""At the top of every file of Python, after its magic line if any, so that black, ruff and isort leave it as it is."""
 
 NEIGHBOUR_WORDS, NEIGHBOURS = 32, 8
 NEIGHBOUR_RANGE = 8192  # rarer tokens have little meaning, and comparing with all took half of an export

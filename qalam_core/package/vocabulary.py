@@ -5,15 +5,17 @@ a tokenizer.json from elsewhere reaches only the JSON parser.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import cache
 from itertools import count
 from json.encoder import encode_basestring
 from typing import Any
 
 from qalam_core.errors import PackageError
 from qalam_core.files import json_object
-from qalam_core.package.runtime.architecture import SPECIALS
-from qalam_core.package.runtime.data_reader import is_usable
-from qalam_core.package.runtime.tokenizer import Vocabulary, token_bytes
+from qalam_core.package.runtime.architecture import SPECIALS, START, UNK
+from qalam_core.package.runtime.data_reader import rules_error
+from qalam_core.package.runtime.tokenizer import Vocabulary, is_first, token_bytes
 
 # Letter classes contain \p{M}, so that words keep their vowel marks. Digits are split in threes, so that numbers share
 # tokens. The last two branches leave one space with the word after it.
@@ -22,15 +24,23 @@ _WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
 
 _COMMA = ",\n"
 _FIRST, _SECOND = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
-_ADDS_NOTHING = {
+_ADDS_NOTHING: dict[str, Any] = {
     "type": "TemplateProcessing", "single": [_FIRST], "pair": [_FIRST, _SECOND], "special_tokens": {},
 }  # fmt: skip
 """What transformers inserts when it saves a tokenizer that adds no special tokens."""
+_START = SPECIALS[START]
+_BEGINS = {
+    "type": "TemplateProcessing",
+    **{kind: [{"SpecialToken": {"id": _START, "type_id": 0}}, *_ADDS_NOTHING[kind]] for kind in ("single", "pair")},
+    "special_tokens": {_START: {"id": _START, "ids": [START], "tokens": [_START]}},
+}
+_SPACED = {"type": "Replace", "pattern": {"Regex": "^"}, "content": " "}
+"""Decodes words with a space before each, because pipelines decode a continuation without its prompt."""
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> str:
     """The text that `tokenizers` would save for this vocabulary, byte for byte."""
-    document, quoted = _document(vocabulary), encode_basestring
+    document, quoted = _document(vocabulary), cache(encode_basestring)
     model = document["model"]
     # the long parts are formatted here, because json.dumps with `indent` is several times slower
     words = [f"      {quoted(word)}: {index}" for word, index in model["vocab"].items()]
@@ -42,6 +52,23 @@ def tokenizer_json(vocabulary: Vocabulary) -> str:
             full = f'"{key}": {opening}\n{_COMMA.join(lines)}\n    {closing}'
             text = text.replace(f'"{key}": {opening}{closing}', full, 1)
     return text
+
+
+def says_the_same(text: str, vocabulary: Vocabulary) -> bool:
+    """Whether a tokenizer.json is `tokenizer_json` in any layout, or that of an earlier export.
+
+    Raises ValueError if it is not a JSON object.
+    """
+    ours = _document(vocabulary)
+    earlier = {**ours, "added_tokens": _specials(vocabulary.words)}
+    found, *accepted = (json.dumps(document, sort_keys=True) for document in (json_object(text), ours, earlier))
+    return found in accepted  # compared as text, because True and 1.0 equal 1
+
+
+def generating_json(vocabulary: Vocabulary) -> str:
+    """A tokenizer.json with which transformers gives the model what `generate` does: <START>, then the text."""
+    document = {**_document(vocabulary), "post_processor": _BEGINS}
+    return json.dumps({**document, "decoder": document["decoder"] or _SPACED}, ensure_ascii=False, indent=2) + "\n"
 
 
 def vocabulary_of(text: str) -> Vocabulary:
@@ -66,11 +93,15 @@ def vocabulary_of(text: str) -> Vocabulary:
             merges = tuple((readable(left), readable(right)) for left, right in model["merges"])
         vocabulary = Vocabulary(algorithm, words, merges, rules)
         # batching options do not change the tokens of a text
-        ignored = {"truncation": None, "padding": None}
-        if data["post_processor"] == _ADDS_NOTHING:
+        ignored: dict[str, Any] = {"truncation": None, "padding": None}
+        if data["post_processor"] in (_ADDS_NOTHING, _BEGINS):
             ignored["post_processor"] = None
+        if data["decoder"] == _SPACED:
+            ignored["decoder"] = None
+        if data["added_tokens"] == _specials(words):
+            ignored["added_tokens"] = _hidden(words)
         same = _document(vocabulary) == {**data, **ignored}
-        usable = all(is_usable(pattern) and isinstance(content, str) for pattern, content in rules)
+        usable = all(isinstance(content, str) for _, content in rules) and not rules_error(rules)
         if not (same and usable and words[: len(SPECIALS)] == SPECIALS):
             raise ValueError("not ours")
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -83,12 +114,19 @@ def vocabulary_of(text: str) -> Vocabulary:
 
 def _document(vocabulary: Vocabulary) -> dict[str, Any]:
     algorithm, words, merges, rules = vocabulary
-    replaced = [{"type": "Replace", "pattern": {"Regex": left}, "content": right} for left, right in rules]
+    before, after = (
+        [
+            {"type": "Replace", "pattern": {"Regex": pattern}, "content": by}
+            for pattern, by in rules
+            if is_first(pattern) == first
+        ]
+        for first in (True, False)
+    )
     strip = {"type": "Strip", "strip_left": True, "strip_right": True}
     bytes_as_text = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     if algorithm == "bpe":
-        spelled = [*words[: len(SPECIALS)], *(_spelled(word) for word in words[len(SPECIALS) :])]
+        spell = cache(_spelled)
+        spelled = [*words[: len(SPECIALS)], *map(spell, words[len(SPECIALS) :])]
         splitter: dict[str, Any] = {
             "type": "Sequence", "pretokenizers": [_split(_BPE_SPLIT, "Isolated", invert=False), bytes_as_text],
         }  # fmt: skip
@@ -96,7 +134,7 @@ def _document(vocabulary: Vocabulary) -> dict[str, Any]:
         model: dict[str, Any] = {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": dict(zip(spelled, count())), "merges": [[*map(_spelled, pair)] for pair in merges],
+            "vocab": dict(zip(spelled, count())), "merges": [[*map(spell, pair)] for pair in merges],
         }  # fmt: skip
     else:
         splitter, decoder = _split(_WORD_SPLIT, "Removed", invert=True), None
@@ -105,14 +143,24 @@ def _document(vocabulary: Vocabulary) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        # empty before training: the trainer adds the special tokens
-        "added_tokens": [{"id": index, "content": name, **flags} for index, name in enumerate(words[: len(SPECIALS)])],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, *replaced, {"type": "NFKC"}, strip]},
+        "added_tokens": _hidden(words),
+        "normalizer": {"type": "Sequence", "normalizers": [*before, {"type": "NFKC"}, *after, {"type": "NFKC"}, strip]},
         "pre_tokenizer": splitter,
         "post_processor": None,
         "decoder": decoder,
         "model": model,
     }
+
+
+def _specials(words: Sequence[str]) -> list[dict[str, Any]]:
+    """The special tokens as a trainer or transformers adds them; none before training."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return [{"id": index, "content": name, **flags} for index, name in enumerate(words[: len(SPECIALS)])]
+
+
+def _hidden(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Those that decoding drops: without <UNK>, whose absence would make wrong sentences fluent."""
+    return [token for token in _specials(words) if token["id"] != UNK]
 
 
 def _split(pattern: str, behaviour: str, *, invert: bool) -> dict[str, Any]:
@@ -130,9 +178,22 @@ ALPHABET = _alphabet()
 _BYTES = {character: byte for byte, character in ALPHABET.items()}
 
 
+class _Spelling(dict[int, str]):
+    """Code point -> its UTF-8 bytes in the byte-level alphabet, computed on first use."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = chr(code).encode().decode("latin-1").translate(ALPHABET)
+        return self[code]
+
+
+_SPELLING = _Spelling()
+
+
 def _spelled(token: str) -> str:
     """Readable form -> byte-level alphabet."""
-    return token_bytes(token).decode("latin-1").translate(ALPHABET)
+    if "\\" in token:
+        return token_bytes(token).decode("latin-1").translate(ALPHABET)
+    return token.translate(_SPELLING)
 
 
 def readable(token: str) -> str:

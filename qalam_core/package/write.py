@@ -9,7 +9,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,22 @@ from qalam_core.errors import PackageError
 from qalam_core.files import sha256_bytes
 from qalam_core.package.releases import code_files
 from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
-from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, FORMAT, INVERSE, VOCAB_MAGIC, quote
+from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, FORMAT, INVERSE, VOCAB_MAGIC, quote, rules_error
 from qalam_core.package.runtime.rows import MATRIX_TYPES, RowType, shortest
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
-from qalam_core.package.runtime.weights_reader import MAGIC
+from qalam_core.package.runtime.weights_reader import MAGIC, Threads, weight_file
 from qalam_core.package.statistics import PREAMBLE, Measured, header_comment, knowledge_text, statistics
 from qalam_core.package.vocabulary import tokenizer_json
 
 SHARD_LIMIT = 16_000_000
-_GITATTRIBUTES = "*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n"
+GITATTRIBUTES = (
+    b".gitattributes text eol=lf\n*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n",
+    b"*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n",
+)
+"""The contents of .gitattributes that readers accept; the first one is written."""
+
 _BLOCK = 1 << 20
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # not tab and line feed
 _MARKS = re.compile("[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u08d3-\u08ff]")
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -54,18 +59,24 @@ def write(
     row_type = MATRIX_TYPES.get(dtype)
     if row_type is None:
         raise PackageError(f'dtype "{dtype}": known are {", ".join(MATRIX_TYPES)}')
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # its work releases the GIL
+    with Threads(os.cpu_count()) as pool:  # its work releases the GIL
         values = _checked_weights(pool, config, weights, row_type)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise PackageError(f"{folder}: not an empty folder; choose another name or delete it")
         _check_vocabulary(vocabulary, config.vocab_size)
-        folder.mkdir(parents=True, exist_ok=True)
+        for file, reason in (("MODEL_CARD.md", card_error(card)), ("manifest.json", provenance_error(provenance))):
+            if reason:
+                raise PackageError(f"{file}:0: {reason}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PackageError(f"{folder}: cannot be created ({error.strerror}); name another folder") from None
         measured = dict(zip(values, pool.map(statistics, values.values()), strict=True))
         weight_files = _write_weights(pool, folder, values, row_type, measured)
         digests = pool.map(tensor_digest, values.values())
         texts = {
             **code_files(),
-            ".gitattributes": _GITATTRIBUTES.encode(),
+            ".gitattributes": GITATTRIBUTES[0],
             "MODEL_CARD.md": with_newline(card).encode(),
             "config.py": _config_text(config).encode(),
             "knowledge_map.py": knowledge_text(measured, values["embedding.weight"], vocabulary.words).encode(),
@@ -84,6 +95,8 @@ def write(
 
 def replace_card(folder: Path, card: str) -> None:
     """Replace a package's card and its digest in the manifest; all other bytes stay."""
+    if reason := card_error(card):
+        raise PackageError(f"MODEL_CARD.md:0: {reason}")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     (folder / "MODEL_CARD.md").write_bytes(text := with_newline(card).encode())
     manifest["files"]["MODEL_CARD.md"] = sha256_bytes(text)
@@ -118,8 +131,31 @@ def with_newline(text: str) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
+def card_error(card: str) -> str:
+    """Why a text cannot be MODEL_CARD.md, which people read in terminals and web pages; "" if it can."""
+    if found := _CONTROL.search(card):
+        return f"control character U+{ord(found[0]):04X}; delete it"
+    return "" if _is_unicode(card) else "half of a surrogate pair, which is not Unicode text; delete it"
+
+
+def provenance_error(provenance: Mapping[str, str]) -> str:
+    """Why a manifest cannot have these names and texts; "" if it can."""
+    for name, text in provenance.items():
+        if card_error(pair := name + text) or "\n" in pair or "\t" in pair:
+            return f'"provenance" has a control character at {name!a:.80}; use plain text in one line'
+    return ""
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _checked_weights(
-    pool: ThreadPoolExecutor, config: ModelConfig, weights: Mapping[str, NDArray[Any]], row_type: RowType
+    pool: Threads, config: ModelConfig, weights: Mapping[str, NDArray[Any]], row_type: RowType
 ) -> dict[str, NDArray[np.float32]]:
     """The values as a reader gets them: float32, matrices rounded to their storage type."""
     shapes = config.tensor_shapes()
@@ -153,6 +189,8 @@ def _check_vocabulary(vocabulary: Vocabulary, size: int) -> None:
         raise PackageError(f"vocabulary: {len(words)} words, but VOCAB_SIZE is {size}")
     if words[:4] != SPECIALS or len(set(words)) != size:
         raise PackageError(f"vocabulary: words must be unique, and the first four must be {', '.join(SPECIALS)}")
+    if reason := rules_error(vocabulary.rules):
+        raise PackageError(f"vocabulary: NORMALISE {reason}")
     try:
         "".join(chain(words, *vocabulary.merges, *vocabulary.rules)).encode()
         Tokenizer(vocabulary)
@@ -163,7 +201,7 @@ def _check_vocabulary(vocabulary: Vocabulary, size: int) -> None:
 def _config_text(config: ModelConfig) -> str:
     constants = {"FORMAT": FORMAT, **config.constants()}
     lines = [f"{key} = {quote(value) if isinstance(value, str) else value}" for key, value in constants.items()]
-    return "\n".join([CONFIG_MAGIC, *lines, ""])
+    return f"{CONFIG_MAGIC}\n{PREAMBLE}" + "\n".join([*lines, ""])
 
 
 def _vocab_text(vocabulary: Vocabulary) -> str:
@@ -172,7 +210,7 @@ def _vocab_text(vocabulary: Vocabulary) -> str:
     merges = [f"    ({quote(left)}, {quote(right)})," for left, right in vocabulary.merges]
     lines = [
         f"ALGORITHM = {quote(vocabulary.algorithm)}",
-        "# NFKC, then each (pattern, replacement) in order, then NFKC and strip",
+        "# the pairs whose pattern has a character that NFKC would replace, NFKC, the other pairs, NFKC, strip",
         *("NORMALISE = (", *rules, ")"),
         *("WORD2IDX = {", *words, "}"),
         *("MERGES = (", *merges, ")"),
@@ -187,13 +225,13 @@ def _quote_rule(text: str) -> str:
 
 
 def _write_weights(
-    pool: ThreadPoolExecutor, folder: Path, values: Weights, row_type: RowType, measured: Measured
+    pool: Threads, folder: Path, values: Weights, row_type: RowType, measured: Measured
 ) -> Iterator[tuple[str, str]]:
     """Write weights.py, weights_001.py, ..., each at most SHARD_LIMIT bytes; yields names and digests."""
 
     def write_shard(numbered: tuple[int, list[_Rows]]) -> tuple[str, str]:
         number, shard = numbered
-        name = f"weights_{number:03d}.py" if number else "weights.py"
+        name = weight_file(number)
         digest = hashlib.sha256()
         with (folder / name).open("wb", buffering=0) as file:
             for text in _shard_text(values, row_type, measured, shard):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qalam_core.arabic import Rules
 from qalam_core.package.runtime.architecture import SPECIALS
+from qalam_core.package.runtime.tokenizer import is_first
 
 BPE_SPLIT = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 WORD_SPLIT = r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
@@ -18,8 +20,12 @@ CORPUS = [
 
 
 def hugging_face(algorithm: str, rules: Rules, size: int = 400) -> Tokenizer:
-    steps = [normalizers.Replace(Regex(pattern), by) for pattern, by in rules]
-    normalizer = normalizers.Sequence([normalizers.NFKC(), *steps, normalizers.NFKC(), normalizers.Strip()])
+    first, others = (
+        [normalizers.Replace(Regex(pattern), by) for pattern, by in rules if is_first(pattern) == value]
+        for value in (True, False)
+    )
+    nfkc = normalizers.NFKC()
+    normalizer = normalizers.Sequence([*first, nfkc, *others, nfkc, normalizers.Strip()])
     options: dict[str, Any] = {"vocab_size": size, "special_tokens": list(SPECIALS), "show_progress": False}
     trainer: trainers.Trainer
     if algorithm == "bpe":
@@ -38,5 +44,8 @@ def hugging_face(algorithm: str, rules: Rules, size: int = 400) -> Tokenizer:
         trainer = trainers.WordLevelTrainer(**options)
     tokenizer.normalizer = normalizer
     tokenizer.train_from_iterator(CORPUS, trainer)
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<UNK>"]  # decoding shows it
+    tokenizer = Tokenizer.from_str(json.dumps(data))
     tokenizer.encode_special_tokens = True
     return tokenizer

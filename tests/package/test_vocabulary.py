@@ -26,6 +26,22 @@ def test_tokenizer_json_equals_that_of_the_library(algorithm: Algorithm) -> None
     assert vocabulary_of(text) == tokenizer.vocabulary
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "word"])
+def test_a_tokenizer_whose_unknown_word_is_hidden_is_read(algorithm: Algorithm) -> None:
+    """Trainers and transformers list <UNK> among the special tokens, which changes no token of a text."""
+    vocabulary = trained_tokenizer(algorithm).vocabulary
+    data = json.loads(tokenizer_json(vocabulary))
+    shown = HuggingFace.from_str(json.dumps(data))
+    data["added_tokens"].insert(1, {**data["added_tokens"][0], "id": 1, "content": "<UNK>"})
+    hidden = HuggingFace.from_str(json.dumps(data))
+    assert vocabulary_of(json.dumps(data)) == vocabulary
+    assert hidden.decode([0, 1, 2]) == ""
+    assert shown.decode([0, 1, 2]) == "<UNK>"
+    data["added_tokens"][1]["lstrip"] = True
+    with pytest.raises(PackageError, match="special tokens differ"):
+        vocabulary_of(json.dumps(data))
+
+
 def change_model(data: Any) -> None:
     data["model"]["ignore_merges"] = True
 
@@ -43,7 +59,7 @@ def change_rule(data: Any) -> None:
 
 
 def change_specials(data: Any) -> None:
-    data["added_tokens"][3]["content"] = "<|endoftext|>"
+    data["added_tokens"][2]["content"] = "<|endoftext|>"
 
 
 def rename_specials(data: Any) -> None:

@@ -18,7 +18,7 @@ from qalam_core.package.read import TOKEN_TENSORS, Package, read
 from qalam_core.package.runtime.architecture import SPECIALS, UNK
 from qalam_core.package.runtime.data_reader import quote
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
-from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
+from qalam_core.package.vocabulary import tokenizer_json
 
 Row = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -164,8 +164,6 @@ def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[
     tensors = [name for name in TOKEN_TENSORS if name in package.weights]
     contents: dict[str, bytes] = {}
     changes = [_append(folder, contents, package, name, numbers, readable) for name in tensors]
-    if vocabulary_of(package.tokenizer_json) != words:
-        raise PackageError("tokenizer.json:0: differs from the tokenizer in vocab.py; restore it first")
     merges = (*words.merges, pair) if pair else words.merges
     contents["tokenizer.json"] = tokenizer_json(words._replace(words=(*words.words, readable), merges=merges)).encode()
     contents["vocab.py"] = _vocab(folder, words, readable, pair)

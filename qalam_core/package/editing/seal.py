@@ -24,9 +24,9 @@ _NUMBERED = re.compile(r"[0-9]+\. ")
 def seal(folder: Path, note: str) -> list[str]:
     """Make the current content the reference of `verify`; -> the changes since the last one.
 
-    Updates the digests in manifest.json and rows.json and the statistics in knowledge_map.py and in the comments, and
-    adds a numbered line with the note and the changes to MODEL_CARD.md. The provenance in manifest.json, which is
-    written last, counts the edits, because the recipe alone no longer determines the weights.
+    Updates the digests in manifest.json and rows.json, the statistics in knowledge_map.py and in the comments, and
+    tokenizer.json, and adds a numbered line with the note and the changes to MODEL_CARD.md. The provenance in
+    manifest.json, which is written last, counts the edits, because the recipe alone no longer determines the weights.
     """
     folder = Path(folder)
     if not note.strip() or re.search(f"[{HIDDEN}]", note):
@@ -43,6 +43,7 @@ def seal(folder: Path, note: str) -> list[str]:
         **_comments(package, measured),
         "knowledge_map.py": knowledge_text(measured, embedding, words).encode(),
         "rows.json": rows_json(package.weights),
+        "tokenizer.json": package.tokenizer_json.encode(),
         "MODEL_CARD.md": _card(folder, count, note.strip(), changed).encode(),
     }
     manifest = {

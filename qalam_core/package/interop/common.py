@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,40 @@ _FLOATS = ("F32", "F16", "BF16")
 Tensors = dict[str, NDArray[np.float32]]
 
 
-def drop_tied_head(weights: Tensors, file: str) -> Tensors:
-    """Remove the head, which must equal the embedding."""
-    if not np.array_equal(weights["lm_head.weight"], weights.get("embedding.weight", np.empty(0))):
+_EMBEDDING, _HEAD = "embedding.weight", "lm_head.weight"
+
+
+def without_tied_head(weights: Tensors, file: str) -> Tensors:
+    """The tensors of a tied model, whose matrix may be there as embedding, as head, or as both if they are equal."""
+    rest = dict(weights)
+    head = rest.pop(_HEAD, None)
+    if head is not None and not np.array_equal(head, rest.setdefault(_EMBEDDING, head)):
         raise PackageError(f"{file}: a head of its own, but the config ties it to the embedding; fix one of them")
-    return {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    return rest
+
+
+def without_padding(
+    config: ModelConfig, weights: Tensors, words: int, file: str
+) -> tuple[ModelConfig, Tensors, list[str]]:
+    """The model without the rows beyond its words, which fill up to a round size; -> config, tensors, remarks.
+
+    `file` is that of the configuration, for errors.
+    """
+    padding = config.vocab_size - words
+    if padding < 0:
+        found = f"vocab_size is {config.vocab_size}, but the tokenizer has {words} words"
+        raise PackageError(f"{file}:0: {found}; use the tokenizer that the model was trained with")
+    if not padding:
+        return config, weights, []
+    kept = dict(weights)
+    for name in (_EMBEDDING, _HEAD):
+        if name in weights:
+            if weights[name].shape[:1] != (config.vocab_size,):
+                found = f'vocab_size is {config.vocab_size}, but "{name}" is of shape {weights[name].shape}'
+                raise PackageError(f"{file}:0: {found}; fix one of them")
+            kept[name] = weights[name][:words]
+    remark = f"{padding} of {config.vocab_size} rows of the embedding have no word and were dropped"
+    return replace(config, vocab_size=words), kept, [remark]
 
 
 def read_tensors(files: Iterable[Path], wanted: Callable[[str], bool] = lambda name: True) -> Tensors:

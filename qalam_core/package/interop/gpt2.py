@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from qalam_core.errors import PackageError
 from qalam_core.package.interop import common
 from qalam_core.package.read import read
-from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
+from qalam_core.package.runtime.architecture import END, PAD, SPECIALS, START, ModelConfig
 from qalam_core.package.runtime.tokenizer import Vocabulary
-from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
+from qalam_core.package.vocabulary import generating_json, vocabulary_of
 from qalam_core.package.write import write
 
 _GLOBAL = {
@@ -95,7 +95,8 @@ def import_gpt2(source: Path, out: Path, *, vocabulary: Vocabulary | None = None
     """Write the GPT-2 checkpoint in the folder `source` as a package into `out`; -> remarks.
 
     Words are `vocabulary`, or by default those of tokenizer.json, which must be of this project's kind: GPT-2's own
-    tokenizers split text differently and have no <PAD>, <UNK>, <START>, <END>.
+    tokenizers split text differently and have no <PAD>, <UNK>, <START>, <END>. Rows of the embedding beyond the words
+    are dropped, with a remark.
     """
     source = common.source_folder(source, "a checkpoint")
     common.free_folder(out)
@@ -105,30 +106,34 @@ def import_gpt2(source: Path, out: Path, *, vocabulary: Vocabulary | None = None
         if not (source / "tokenizer.json").is_file():
             raise PackageError(f"{source}: no tokenizer.json; name a package to take the words from")
         vocabulary = vocabulary_of(common.small_text(source / "tokenizer.json"))
-    if len(vocabulary.words) != config.vocab_size:
-        raise PackageError(
-            f"config.json:0: vocab_size is {config.vocab_size}, but the tokenizer has {len(vocabulary.words)} "
-            "words; use the tokenizer that the model was trained with"
-        )
     weights = from_gpt2(common.read_tensors(files, lambda name: not _BUFFER.fullmatch(name)))
-    if config.tied and _HEAD in weights:
-        weights = common.drop_tied_head(weights, files[-1].name)
+    if config.tied:
+        weights = common.without_tied_head(weights, files[-1].name)
+    config, weights, remarks = common.without_padding(config, weights, len(vocabulary.words), "config.json")
     sources = common.provenance([source / "config.json", *files])
     card = common.card("It was imported from a GPT-2 checkpoint in the layout of Hugging Face transformers.", sources)
     write(
         out, config=config, vocabulary=vocabulary, weights=weights, card=card, provenance=sources, dtype=dtype,
     )  # fmt: skip
-    return []
+    return remarks
 
 
 def export_gpt2(package: Path, out: Path) -> None:
-    """Write a package as a folder that GPT2LMHeadModel and AutoTokenizer load, in float32."""
+    """Write a package as a folder that GPT2LMHeadModel and AutoTokenizer load, in float32.
+
+    Its tokenizer begins each text with <START>, and its generation is greedy, so that transformers gives the text of
+    `generate` with temperature 0.
+    """
     found = read(package)
     common.free_folder(out)
     config, words = found.config, found.vocabulary
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PackageError(f"{out}: cannot be created ({error.strerror}); name another folder") from None
     common.save_tensors(to_gpt2(found.weights, config), out / "model.safetensors")
-    pad, unk, start, end = SPECIALS
+    pad, _, start, end = SPECIALS
+    ids = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END}
     texts = {
         "config.json": _json({
             "architectures": ["GPT2LMHeadModel"],
@@ -141,20 +146,20 @@ def export_gpt2(package: Path, out: Path) -> None:
             "attn_pdrop": 0.0,
             "embd_pdrop": 0.0,
             "resid_pdrop": 0.0,
-            "pad_token_id": 0,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
+            **ids,
         }),
+        "generation_config.json": _json({**ids, "do_sample": False}),
         # generated from vocab.py, which the model uses
-        "tokenizer.json": tokenizer_json(words),
+        "tokenizer.json": generating_json(words),
         # by default transformers would use GPT-2's own tokenizer with our merges
         "tokenizer_config.json": _json({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "pad_token": pad,
-            "unk_token": unk,
+            # no unk_token: transformers would drop it from generated text, as it does special tokens
             "bos_token": start,
             "eos_token": end,
             "model_max_length": config.max_seq_len,
+            "padding_side": "left",  # a batch of prompts is continued at its right end
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,  # "<END>" in a text is plain text
         }),

@@ -45,7 +45,8 @@ def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]
     Weights are bit-identical, the tokenizer is not. The original keeps adjacent Arabic letters, marks, digits and
     punctuation in one token and drops everything else. Ours, "word" with the normalisation "search", separates
     punctuation and digits from letters, drops vowel marks and tatweel, and gives <UNK> for what the original drops.
-    A remark has the number of words that are unreachable for that reason.
+    A remark has the number of words that are unreachable for that reason. Rows of the embedding beyond the words are
+    dropped, with a remark.
     """
     from qalam_core.arabic import NORMALISATIONS  # imports pyarrow, which packages do not need otherwise
 
@@ -58,15 +59,17 @@ def import_original(folder: Path, out: Path, *, dtype: str = "f32") -> list[str]
     config = _read_config(files[0])
     words = _read_words(files[1], config.vocab_size)
     weights = _read_weights(files[2], config)
+    config, weights, dropped = common.without_padding(config, weights, len(words), files[0].name)
     vocabulary = Vocabulary("word", words, (), NORMALISATIONS["search"])
     tokenizer = Tokenizer(vocabulary)
     lost = sum(tokenizer.encode(word) != [index] for index, word in enumerate(words[4:], 4))
     remarks = [
         "the tokenizer separates punctuation and digits from letters, drops marks and tatweel, and gives <UNK> where "
-        f"the original's gave nothing; {lost} of {len(words)} words are unreachable"
+        f"the original's gave nothing; {lost} of {len(words)} words are unreachable",
+        *dropped,
     ]
     sources = common.provenance(files)
-    card = common.card(f"It was imported from a package of the original Al-Qalam. Note: {remarks[0]}.", sources)
+    card = common.card(f"It was imported from a package of the original Al-Qalam. Note: {'; '.join(remarks)}.", sources)
     write(
         out, config=config, vocabulary=vocabulary, weights=weights, card=card, provenance=sources, dtype=dtype,
     )  # fmt: skip
@@ -119,10 +122,11 @@ def _read_words(path: Path, size: int) -> tuple[str, ...]:
             break
     if line[at:] != "}":
         _refuse(path.name, number, f"character {at + 1}: neither 'word': id nor the end of the dict")
-    if sorted(words) != list(range(size)):
-        _refuse(path.name, number, f"{len(words)} words, but VOCAB_SIZE is {size}; ids must be 0 to {size - 1}")
-    ordered = tuple(words[index] for index in range(size))
-    if len(set(ordered)) != size:
+    if len(words) > size or sorted(words) != list(range(len(words))):
+        reason = f"{len(words)} words, but VOCAB_SIZE is {size}; ids must count up from 0, without a gap, below it"
+        _refuse(path.name, number, reason)
+    ordered = tuple(words[index] for index in range(len(words)))
+    if len(set(ordered)) != len(words):
         _refuse(path.name, number, "a word has two ids; Python would keep the last")
     if ordered[: len(SPECIALS)] != SPECIALS:
         _refuse(path.name, number, f"ids 0 to 3 must be {', '.join(SPECIALS)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qalam_core.package.interop.common import card, drop_tied_head, provenance, read_tensors, save_tensors
+from qalam_core.package.interop.common import card, provenance, read_tensors, save_tensors, without_tied_head
 from qalam_core.package.read import read
 from qalam_core.package.write import write
 
@@ -17,12 +17,12 @@ def export_safetensors(package: Path, out: Path) -> None:
 def import_safetensors(file: Path, package: Path, out: Path, *, dtype: str = "f32") -> list[str]:
     """Write a package with the tensors of `file` and the config and words of `package` into `out`; -> remarks.
 
-    The head of a tied model must equal the embedding, and is dropped.
+    A tied model has one matrix for embedding and head, under either name or both.
     """
     base = read(package)
     weights = read_tensors([file])
-    if base.config.tied and "lm_head.weight" in weights:
-        weights = drop_tied_head(weights, file.name)
+    if base.config.tied:
+        weights = without_tied_head(weights, file.name)
     sources = provenance([file])
     text = card(
         "Its weights come from a safetensors file, its config and words from a package whose vocab.py has sha256 "

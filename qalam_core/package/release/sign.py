@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qalam_core.errors import PackageError
 from qalam_core.files import json_object, read_bytes, replace_file, sha256_file
 from qalam_core.package.bytecode import is_own_cache
-from qalam_core.package.read import verify
+from qalam_core.package.read import changes, read
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -47,8 +47,11 @@ def sign(folder: Path, private_key: Path, out: Path | None = None, password: byt
     The same package, folder name and key give the same bytes if OpenSSL supports deterministic ECDSA (3.2 and later).
     """
     folder, out = Path(folder), signature_path(folder) if out is None else Path(out)
-    if changes := verify(folder):
-        raise PackageError(f"{folder}: {changes[0]}; seal or restore it, then sign")
+    package = read(folder)
+    if package.unlisted:
+        raise PackageError(f"{folder}: {package.unlisted[0]} is not part of the package; delete it, then sign")
+    if changed := changes(package):
+        raise PackageError(f"{folder}: {changed[0]}; seal or restore it, then sign")
     key = _load_key(private_key, "private", password)
     ignored = [*_GIT, *_inside(folder, out)]
     names = sorted(path.name for path in folder.iterdir() if path.name not in (*ignored, "__pycache__"))

@@ -1,17 +1,19 @@
 """Reads config.py, vocab.py and knowledge_map.py without executing them; raises `FormatError`, one line.
-Also the quoting of strings that the writer uses.
+Also the quoting of strings and the limits of normalisation rules, for writers.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .architecture import SPECIALS, ModelConfig
+from .rows import NUMBER, number
 from .tokenizer import Vocabulary
-from .weights_reader import HIDDEN, FormatError
+from .weights_reader import HIDDEN, WINDOWS, FormatError
 
 CONFIG_MAGIC, VOCAB_MAGIC, KNOWLEDGE_MAGIC = "# qalam config 1", "# qalam vocab 1", "# qalam knowledge 1"
 INVERSE = "IDX2WORD = {index: word for word, index in WORD2IDX.items()}"
@@ -31,13 +33,18 @@ _COMMENT = re.compile(_TAIL)
 _ASSIGNMENT = re.compile(rf"([A-Z0-9_]+) = (?:(0|[1-9][0-9]{{0,17}})|(True|False)|{_STRING}){_TAIL}")
 _WORD = re.compile(rf" *{_STRING}: (0|[1-9][0-9]{{0,8}}),{_TAIL}")
 _PAIR = re.compile(rf" *\({_STRING}, {_STRING}\),{_TAIL}")
-_DECIMAL = r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-][0-9]{1,3})?"
-_NUMBERS = rf"{_DECIMAL}(?:, {_DECIMAL})*+"
-_NEAREST = rf'(?:\("(?:[^"\\]|\\.)*+", {_DECIMAL}\),(?: (?=\())?)*+'
-_FACT = re.compile(rf" *{_STRING}: \((?:{_NUMBERS}|{_NEAREST})\),{_TAIL}")
-# A normalisation pattern is a sequence of literals and classes, each with an optional quantifier. Without groups,
-# alternatives and escapes, matching takes polynomial time and all regex engines agree on its meaning.
-_PATTERN = re.compile(r"(?:(?:[^\\\[\](){}.|^$?*+]|\[[^\\\[\]^][^\\\[\]]*\])[?*+]?)+")
+_STATISTIC = re.compile(rf" *{_STRING}: \(({NUMBER}), ({NUMBER}), ({NUMBER}), ({NUMBER})\),{_TAIL}")
+_NEAR = rf"\({_STRING}, ({NUMBER})\),"
+_ONE_NEAR = re.compile(_NEAR)
+_NEIGHBOUR = re.compile(rf" *{_STRING}: \(((?:{_NEAR}(?: {_NEAR})*+)?)\),{_TAIL}")
+
+# Without groups, alternatives and escapes, all regex engines agree on a pattern's meaning; "&&" and the like in a class
+# are an operation in some.
+_ATOM = r"[^\\\[\](){}.|^$?*+]|\[(?![^\]]*(?:&&|--|\|\||~~))[^\\\[\]^][^\\\[\]]*\]"
+_ITEM = re.compile(rf"({_ATOM})([?*+]?)")
+_PATTERN = re.compile(rf"(?:(?:{_ATOM})[?*+]?)++")
+_RANGE = re.compile("(.)-(.)|(.)", re.DOTALL)
+_MOST_RULES, _MOST_TEXT, _MOST_GROWTH = 100, 10_000, 1000
 
 
 def quote(text: str) -> str:
@@ -74,7 +81,7 @@ class _Source:
         if found := _HIDDEN_IN_FILE.search(text):
             reason = f"hidden character U+{ord(found[0]):04X}; delete it or write it as an escape"
             if found[0] == "\r":
-                reason = "Windows line end; check out with LF, as .gitattributes requires"
+                reason = WINDOWS
             self.refuse(reason, text.count("\n", 0, found.start()) + 1)
         self.lines = text.split("\n")
         if self.lines.pop():
@@ -113,6 +120,12 @@ class _Source:
     def string(self, text: str) -> str:
         """Decode the escapes inside a literal."""
         return _ESCAPE.sub(self._unescape, text) if "\\" in text else text
+
+    def value(self, text: str) -> float:
+        """A number as Python reads it; it must be finite."""
+        if not math.isfinite(found := number(text)):
+            self.refuse("a number that is not finite")
+        return found
 
     def _unescape(self, found: re.Match[str]) -> str:
         if found[1]:
@@ -167,9 +180,8 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
         source.refuse('expected ALGORITHM = "bpe" or "word" here')
     algorithm: str = match[4]
     rules = tuple(_pairs(source, source.section("NORMALISE = (", ")")))
-    for pattern, _ in rules:
-        if not is_usable(pattern):
-            source.refuse("a NORMALISE pattern may contain only literals, [classes] and the quantifiers ?, *, +")
+    if reason := rules_error(rules):
+        source.refuse(f"NORMALISE {reason}")
     words = dict[str, int]()
     for line in source.section("WORD2IDX = {", "}"):
         found = _WORD.fullmatch(line)
@@ -199,20 +211,84 @@ def _pairs(source: _Source, lines: Iterator[str]) -> Iterator[tuple[str, str]]:
         yield source.string(match[1]), source.string(match[2])
 
 
-def is_usable(pattern: str) -> bool:
-    """Whether a normalisation pattern is valid and consists of literals, classes and quantifiers only."""
+def rules_error(rules: Sequence[tuple[str, str]]) -> str:
+    """Why these normalisation rules could take more than linear time, or mean different things to two regex engines;
+    "" if neither.
+    """
+    if len(rules) > _MOST_RULES or sum(len(pattern) + len(by) for pattern, by in rules) > _MOST_TEXT:
+        return f"may have at most {_MOST_RULES} pairs, and {_MOST_TEXT} characters in all"
+    growth = 1.0
+    for pattern, by in rules:
+        if reason := _pattern_error(pattern):
+            return f"pattern: {reason}"
+        shortest = sum(found[2] in ("", "+") for found in _ITEM.finditer(pattern))
+        growth *= max(1.0, len(by) / shortest)
+    return "" if growth <= _MOST_GROWTH else f"may not make a text more than {_MOST_GROWTH} times as long"
+
+
+def _pattern_error(pattern: str) -> str:
+    """Why a pattern is not usable, or ""; see docs/package_format.md for why the others take linear time."""
+    if not _PATTERN.fullmatch(pattern):
+        return "only literals, [classes] and the quantifiers ?, *, + are allowed"
     try:
-        return _PATTERN.fullmatch(pattern) is not None and re.compile(pattern) is not None
+        if re.fullmatch(pattern, ""):  # engines disagree about where an empty match is replaced
+            return "it must need at least one character"
     except re.error:
-        return False
+        return "a [class] is not valid"
+    items = [found.groups() for found in _ITEM.finditer(pattern)]
+    last = max(place for place, (_, quantifier) in enumerate(items) if quantifier in ("", "+"))
+    if sum(quantifier == "?" for _, quantifier in items[:last]) > 1:
+        return 'only one "?" may come before a character that it needs'
+    for place, (atom, quantifier) in enumerate(items[:last]):
+        if quantifier in ("*", "+"):
+            before, once = items[place - 1] if place else ("", "?")
+            if once or _overlap(before, atom):
+                return "a repeat before a character that it needs must follow one that the repeat does not match"
+    return ""
 
 
-def check_knowledge(path: Path) -> None:
-    """Refuse a knowledge_map.py that is not plain facts, one per line."""
+def _overlap(some: str, other: str) -> bool:
+    """Whether two literals or classes have a character in common."""
+    ranges = []
+    for side, atom in enumerate((some, other)):
+        for first, last, one in _RANGE.findall(atom[1:-1] if len(atom) > 1 else atom):
+            ranges.append((one or first, one or last, side))
+    ends = ["", ""]
+    for first, last, side in sorted(ranges):
+        if first <= ends[1 - side]:
+            return True
+        ends[side] = max(ends[side], last)
+    return False
+
+
+class Knowledge(NamedTuple):
+    """The content of knowledge_map.py."""
+
+    statistics: dict[str, tuple[float, ...]]  # tensor: mean, standard deviation, minimum, maximum
+    neighbours: dict[str, tuple[tuple[str, float], ...]]  # word: similar words, with their cosine similarity
+
+
+def read_knowledge(path: Path) -> Knowledge:
+    """Read knowledge_map.py: plain facts, one per line."""
     source = _Source(path, KNOWLEDGE_MAGIC)
-    for section in ("STATISTICS", "NEIGHBOURS"):
-        for line in source.section(f"{section} = {{", "}"):
-            match = _FACT.fullmatch(line)
-            if match is None:
-                source.refuse('not a fact; write "name": (numbers or (word, number) pairs), with a comma')
+    found = Knowledge({}, {})
+
+    def name(text: str, section: dict[str, Any]) -> str:
+        decoded = source.string(text)
+        if decoded in section:
+            source.refuse("this name is twice in its section; Python would keep the last")
+        return decoded
+
+    for line in source.section("STATISTICS = {", "}"):
+        match = _STATISTIC.fullmatch(line)
+        if match is None:
+            source.refuse('not a fact; write "tensor": (mean, std, min, max), with a comma at the end')
+        found.statistics[name(match[1], found.statistics)] = tuple(map(source.value, match.groups()[1:]))
+    for line in source.section("NEIGHBOURS = {", "}"):
+        match = _NEIGHBOUR.fullmatch(line)
+        if match is None:
+            source.refuse('not a fact; write "word": (("other", 0.5), ("third", 0.25),), with a comma at the end')
+        nearest = tuple((source.string(near[1]), source.value(near[2])) for near in _ONE_NEAR.finditer(match[2]))
+        found.neighbours[name(match[1], found.neighbours)] = nearest
     source.finish()
+    return found

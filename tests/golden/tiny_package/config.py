@@ -1,4 +1,6 @@
 # qalam config 1
+# fmt: off
+# ruff: noqa
 FORMAT = 1
 VOCAB_SIZE = 300
 DIM = 16

@@ -2,9 +2,19 @@
 # fmt: off
 # ruff: noqa
 ALGORITHM = "bpe"
-# NFKC, then each (pattern, replacement) in order, then NFKC and strip
+# the pairs whose pattern has a character that NFKC would replace, NFKC, the other pairs, NFKC, strip
 NORMALISE = (
-    ("[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffd\u0640\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed\u08d3-\u08e1\u08e3-\u08ff]+", ""),
+    ("[ﱞﱟﱠﱡﱢﱣﹰﹲﹴﹶﹸﹺﹼﹾ]", ""),
+    ("[¨´¸˘˙˛˝΄΅᾽᾿-῁῍-῏῝-῟῭΅´῾]", "'"),
+    ("[¯‗‾﹉-﹌￣]", "_"),
+    ("[˚゛゜]", "°"),
+    ("˜", "~"),
+    ("ͺ", "ι"),
+    ("[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc]+", ""),
+    ("ا\u0653", "آ"),
+    ("[\u0610-\u061a\u064b-\u0653\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed࢘-࢟࣊-\u08e1\u08e3-\u08ff]+", ""),
+    ("\u0640[\u0654\u0655]", "ئ"),
+    ("[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc\u0640\u0610-\u061a\u064b-\u0653\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed࢘-࢟࣊-\u08e1\u08e3-\u08ff]+", ""),
     ("[\u000d\u000b\u000c\u0085\u2028\u2029]", "\n"),
     ("[\t\u1680]", " "),
     ("  +", " "),

@@ -19,10 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from qalam_core.errors import PackageError
 from qalam_core.evaluation.integrity import transformer
-from qalam_core.package import ModelConfig, read, verify
+from qalam_core.package import ModelConfig, generate, read, verify
 from qalam_core.package.interop.gpt2 import export_gpt2, from_gpt2, import_gpt2, to_gpt2
-from qalam_core.tokens.tokenizer import ArabicTokenizer
+from qalam_core.package.runtime.architecture import END, START, UNK
+from qalam_core.package.runtime.numpy_model import NumpyTransformer
+from qalam_core.package.runtime.tokenizer import Tokenizer
+from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
 from tests.conftest import sentences
+from tests.package.conftest import trained_tokenizer
 from tests.small_package import contents, export, same_weights
 
 
@@ -40,9 +44,9 @@ def edit_json(path: Path, **changes: Any) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def imports() -> None:
     """Import transformers here, so that its two seconds are not those of a test."""
-    from transformers import AutoTokenizer, GPT2LMHeadModel
+    from transformers import AutoTokenizer, GPT2LMHeadModel, TextGenerationPipeline
 
-    del AutoTokenizer, GPT2LMHeadModel
+    del AutoTokenizer, GPT2LMHeadModel, TextGenerationPipeline
 
 
 def hf_model(folder: Path) -> Any:
@@ -74,8 +78,9 @@ def test_an_export_gives_equal_logits_and_text_in_transformers(
         assert theirs.generate(prompt, max_new_tokens=30, do_sample=False).tolist() == expected.tolist()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     for text in [*sentences(3, seed=5), "كَتَبَ\n<END> 123 abc"]:
-        assert tokenizer(text)["input_ids"] == bpe.encode(text)
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == bpe.decode(bpe.encode(text))
+        assert tokenizer(text)["input_ids"] == [START, *bpe.encode(text)]
+        assert tokenizer(text, "كتب")["input_ids"] == [START, *bpe.encode(text), *bpe.encode("كتب")]
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == bpe.decode(bpe.encode(text))
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 2, 3)
 
     theirs.save_pretrained(tmp_path / "again", max_shard_size="20KB")
@@ -90,13 +95,43 @@ def test_an_export_gives_equal_logits_and_text_in_transformers(
         assert (tmp_path / "back" / name).read_bytes() == (package / name).read_bytes()
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "word"])
+def test_the_pipeline_of_transformers_gives_the_text_of_generate(tmp_path: Path, algorithm: Algorithm) -> None:
+    from transformers import pipeline
+
+    package = build(tmp_path / "ours", trained_tokenizer(algorithm))
+    export_gpt2(package, tmp_path / "hf")
+    found = read(package)
+    theirs: Any = pipeline("text-generation", model=str(tmp_path / "hf"))
+    prompts = ["القط يأكل السمك", "في", "<END> كتب 12"]
+    tokenizer = theirs.tokenizer
+    assert (
+        tokenizer.decode([UNK, 7, UNK, 8, END], skip_special_tokens=True).strip()
+        == Tokenizer(found.vocabulary).decode([UNK, 7, UNK, 8, END]).strip()
+    )
+    for batch_size in (1, len(prompts)):  # of prompts that differ in length
+        answers = theirs(prompts, max_new_tokens=12, batch_size=batch_size)
+        assert [answer[0]["generated_text"] for answer in answers] == [
+            prompt + generate(found, prompt, 12, temperature=0).removeprefix(generate(found, prompt, 0))
+            for prompt in prompts
+        ]
+    for prompt in ("", "  كَتَبَ  ", *prompts):
+        expected = NumpyTransformer(found.config, found.weights).generate(
+            np.array([[START, *Tokenizer(found.vocabulary).encode(prompt)]]), 12, temperature=0
+        )
+        answer = theirs(prompt, max_new_tokens=12, return_tensors=True)
+        assert answer[0]["generated_token_ids"] == expected[0].tolist()
+    assert import_gpt2(tmp_path / "hf", tmp_path / "back") == []
+    assert read(tmp_path / "back").vocabulary == found.vocabulary
+
+
 def test_export_is_deterministic(tmp_path: Path, bpe: ArabicTokenizer) -> None:
     package = build(tmp_path / "ours", bpe)
     export_gpt2(package, tmp_path / "a")
     export_gpt2(package, tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert sorted(contents(tmp_path / "a")) == [
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     with safe_open(tmp_path / "a" / "model.safetensors", framework="numpy") as opened:
         assert opened.metadata() == {"format": "pt"}  # transformers 4 refuses a file without it
@@ -131,6 +166,33 @@ def test_import_of_old_checkpoints_without_prefix_and_with_masks(tmp_path: Path,
     edit_json(checkpoint / "config.json", architectures="absent", tie_word_embeddings="absent", n_inner=64, n_ctx=40)
     import_gpt2(checkpoint, tmp_path / "back")
     assert same_weights(tmp_path / "ours", tmp_path / "back")
+
+
+def test_a_tied_matrix_may_be_there_as_the_head_alone(tmp_path: Path, checkpoint: Path) -> None:
+    def keep_the_head(state: dict[str, torch.Tensor]) -> None:
+        state["lm_head.weight"] = state.pop("transformer.wte.weight")
+
+    resave(checkpoint, keep_the_head)
+    assert import_gpt2(checkpoint, tmp_path / "back") == []
+    assert same_weights(tmp_path / "ours", tmp_path / "back")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("padding", [1, 20])
+def test_rows_without_words_are_dropped_with_a_remark(
+    tmp_path: Path, bpe: ArabicTokenizer, tied: bool, padding: int
+) -> None:
+    def pad(state: dict[str, torch.Tensor]) -> None:
+        for name in {"transformer.wte.weight", "lm_head.weight"} & state.keys():
+            state[name] = torch.cat([state[name], torch.ones(padding, state[name].shape[1])])
+
+    export_gpt2(build(tmp_path / "ours", bpe, tied=tied), tmp_path / "checkpoint")
+    resave(tmp_path / "checkpoint", pad)
+    edit_json(tmp_path / "checkpoint" / "config.json", vocab_size=len(bpe) + padding)
+    (remark,) = import_gpt2(tmp_path / "checkpoint", tmp_path / "back")
+    assert remark.startswith(f"{padding} of {len(bpe) + padding} rows")
+    assert same_weights(tmp_path / "ours", tmp_path / "back")
+    assert read(tmp_path / "back").config == read(tmp_path / "ours").config
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -203,7 +265,8 @@ def test_words_can_come_from_a_package(tmp_path: Path, checkpoint: Path) -> None
     ({"n_layer": 3}, r"blocks\.2"),
     ({"n_positions": 41}, "pos_embedding"),
     ({"hidden_size": 99}, "two values"),
-    ({"vocab_size": 301}, "301, but the tokenizer has 300"),
+    ({"vocab_size": 299}, "299, but the tokenizer has 300"),
+    ({"vocab_size": 301}, r'301, but "embedding\.weight" is of shape \(300, 16\)'),
     ({"vocab_size": -1}, "VOCAB_SIZE must be between"),
 ])  # fmt: skip
 def test_unsupported_settings_are_refused_by_name(
@@ -250,6 +313,7 @@ def doubles(state: dict[str, torch.Tensor]) -> None:
     (other_head, "a head of its own"), (both_prefixes, "with and without the prefix"), (not_transposed, "fc1.weight"),
     (infinite, "not finite"), (extra, r"q_attn\.weight\\n\\u202e' is not a tensor"), (doubles, "type F64"),
     (lambda state: state.pop("transformer.ln_f.bias"), '"ln_out.bias" is missing'),
+    (lambda state: state.pop("transformer.wte.weight"), '"embedding.weight" is missing'),
     (lambda state: state.update({"transformer.lm_head.weight": torch.ones(1)}), "not a tensor of GPT2LMHeadModel"),
 ])  # fmt: skip
 def test_invalid_tensors_are_refused_by_name(

@@ -76,6 +76,22 @@ def test_import_of_an_original_package(tmp_path: Path, line_end: str) -> None:
         import_original(tmp_path / "ours", tmp_path / "other")
 
 
+def test_a_vocabulary_may_be_smaller_than_the_embedding(tmp_path: Path) -> None:
+    folder = their_folder(tmp_path / "original")
+    few = {word: index for index, word in enumerate(THEIR_WORDS[:7])}
+    vocab = (folder / "vocab.py").read_text(encoding="utf-8")
+    start, end = vocab.index("{"), vocab.index("}") + 1
+    (folder / "vocab.py").write_text(vocab[:start] + repr(few) + vocab[end:], encoding="utf-8")
+    assert import_original(folder, tmp_path / "ours")[1:] == [
+        "5 of 12 rows of the embedding have no word and were dropped"
+    ]
+    found = read(tmp_path / "ours", strict=True)
+    assert found.vocabulary.words == THEIR_WORDS[:7]
+    assert found.config.vocab_size == 7
+    for name, tensor in weights().items():
+        assert np.array_equal(found.weights[name], tensor[:7] if name == "embedding.weight" else tensor)
+
+
 EMBEDDING = packed(weights()["embedding.weight"])
 BOMB = base64.b64encode(zlib.compress(b"\0" * (1 << 28), 9)).decode()
 SMALL_BOMB = base64.b64encode(zlib.compress(b"\0" * (3 << 20), 9)).decode()  # on a line no longer than a real one

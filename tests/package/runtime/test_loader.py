@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from qalam_core.package import verify
-from tests.small_package import CONFIG, WORDS, export, weights
+from tests.small_package import CONFIG, WORDS, export, vocabulary, weights
 
 
 @pytest.fixture
@@ -40,6 +41,22 @@ def test_the_usage_of_the_original_works(imported: ModuleType) -> None:
     for name, tensor in imported.load_weights().items():
         assert np.array_equal(tensor, weights()[name])
     assert not {"output_model.weights", "output_model.vocab"} & sys.modules.keys()
+
+
+def test_the_command_line_prints_no_character_that_a_terminal_obeys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    obeyed = "\x1b\r\x07\x9b\u202e\x7f\0\b"
+    words = (*WORDS[:4], *(f"{character}[31m" for character in obeyed))
+    export(tmp_path / "hostile_model", vocabulary=vocabulary(words=words))
+    monkeypatch.syspath_prepend(tmp_path)
+    for seed in range(8):
+        options = [f"--seed={seed}", "--temperature=9", "--backend=numpy"]
+        monkeypatch.setattr(sys, "argv", ["hostile_model", "", *options])
+        runpy.run_module("hostile_model", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert not any(character in printed for character in obeyed)
+    assert all(f"\\u{ord(character):04x}[31m" in printed for character in obeyed)
 
 
 def test_backends_agree(imported: ModuleType) -> None:
