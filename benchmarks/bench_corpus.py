@@ -1,6 +1,7 @@
 """Preparing a corpus: MB of text read per second and peak memory, at several sizes, compared with datatrove.
 
     python -m benchmarks.bench_corpus [--corpus FILE] [--sizes 30,250,1000] [--check]
+    python -m benchmarks.bench_corpus --rules [--corpus FILE] [--check]
 
 FILE is JSON Lines with a field `text`; by default the demo corpus. A corpus of each size is made from its
 sentences, recombined at random from a seed, one document in twenty nearly the same as another one, so that there are
@@ -9,15 +10,20 @@ duplicates at every size. Each figure is a process of its own. datatrove is meas
 Targets, on two cores: normalising, exact and near-duplicate removal at 10 MB/s, everything (repair, the web filters,
 language identification too) at 4 MB/s, peak memory below 1 GB at every size, and the cost of a MB at the largest size
 at most a quarter above that at the smallest, in seconds of processor time.
+
+`--rules` instead compares each rule of the profile `web` with datatrove's filter of the same threshold, with spaCy's
+words as FineWeb2 has them: which documents one of both rejects and the other keeps. Target: below 0.5% for each rule.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -26,24 +32,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from benchmarks.texts import texts
 from qalam_core.arabic import NORMALISATIONS, normalise_array
+from qalam_core.corpus.filters import first_violation
 from qalam_core.corpus.prepare import PrepareSettings, prepare
 from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.words import words
 from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.recipe import Corpus, Source
 
 LEAST = {"normalise, exact and near-duplicates": 10.0, "everything": 4.0}  # MB/s
 MEMORY = 1000  # MB
+DISAGREEMENT = 0.005  # share of the documents, for each rule
 STEEPER = 1.25
 
 STANDARD = NORMALISATIONS["standard"]
@@ -59,6 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--corpus", type=Path, help="JSON Lines with a field `text`")
     parser.add_argument("--sizes", default="30,250", help="MB of text, one after the other")
+    parser.add_argument("--rules", action="store_true", help="compare each rule of `web` with datatrove's instead")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # in a process of its own: one figure
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -66,6 +78,8 @@ def main() -> int:
     if arguments.part:
         print(json.dumps(measured(arguments.part, arguments.folder)))
         return 0
+    if arguments.rules:
+        return int(rules_table(arguments.corpus) and arguments.check)
     sizes = [int(size) for size in arguments.sizes.split(",")]
     return int(prepare_table(arguments.corpus, sizes) and arguments.check)
 
@@ -253,6 +267,93 @@ def _datatrove(folder: Path) -> int:
             minhash.MinhashDedupBuckets(f"{home}/sig", f"{home}/buckets", config=config).run(None, bucket, 14)
         minhash.MinhashDedupCluster(f"{home}/buckets", f"{home}/remove", config=config).run(None, 0, 1)
         return sum(1 for _ in minhash.MinhashDedupFilter(f"{home}/remove").run(iter(passed)))
+
+
+# -- the rules ------------------------------------------------------------------------------------
+
+
+def rules_table(corpus: Path | None) -> bool:
+    """Print for each rule of `web` what it and datatrove's filter reject; -> whether they disagree too often."""
+    array = normalise_array(pa.array(texts(corpus), pa.large_string()), STANDARD)
+    found, limits = words(array), FILTER_PROFILES["web"]
+    theirs = _datatrove_rules()
+    print(f"{len(array):,} documents; after max_words, the rules reject among those that have min_words words")
+    print(f"{'rule':<26}{'ours':>8}{'theirs':>8}{'only ours':>11}{'only theirs':>13}{'differ':>9}")
+    missed = False
+    rejected = {rule: np.zeros(len(array), np.bool_) for rule in theirs}
+    for row, text in enumerate(array.to_pylist()):
+        for rule, rejects in theirs.items():
+            rejected[rule][row] = rejects(text)
+    long = ~rejected["min_words"] & (first_violation(array, found, [("min_words", limits["min_words"])]) == "")
+    for rule, other in rejected.items():
+        own = first_violation(array, found, [(rule, limits[rule])]) == rule
+        if rule not in ("min_words", "max_words"):  # in a few words, an n-gram that occurs once is a large share
+            own, other = own & long, other & long
+        differ = np.mean(own != other)
+        missed |= bool(differ >= DISAGREEMENT)
+        figures = f"{own.sum():>8,}{other.sum():>8,}{(own & ~other).sum():>11,}{(other & ~own).sum():>13,}"
+        print(f"{rule:<26}{figures}{differ:>9.2%}")
+    return missed
+
+
+def _datatrove_rules() -> dict[str, Callable[[str], bool]]:
+    """Rule -> whether datatrove's filter with that one threshold rejects a text."""
+    os.environ.update(HF_HUB_OFFLINE="1")
+    from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.utils.word_tokenizers import SpaCyTokenizer
+
+    from qalam_core.corpus.measures import STOP_WORDS
+
+    class Once(SpaCyTokenizer):
+        """spaCy's words, kept for the next rule of the same text."""
+
+        text, words = "", list[str]()
+
+        def word_tokenize(self, text: str) -> list[str]:
+            if text != self.text:
+                self.text, self.words = text, super().word_tokenize(text)
+            return self.words
+
+    language, limits = Once("ar"), FILTER_PROFILES["web"]
+
+    def quality(**options: Any) -> Any:
+        names = inspect.signature(GopherQualityFilter).parameters
+        off = {name: None for name in names if name.startswith(("min_", "max_"))}
+        return GopherQualityFilter(**{**off, **options}, stop_words=list(STOP_WORDS), language=language)
+
+    def lines(**options: float) -> Any:
+        off = {"line_punct_thr": 0, "short_line_thr": 1, "char_duplicates_ratio": 1, "new_line_ratio": math.inf}
+        return FineWebQualityFilter(**{**off, **options}, language=language)
+
+    def repetition(**options: Any) -> Any:
+        off = {"dup_line_frac": 0, "dup_para_frac": 0, "dup_line_char_frac": 0, "dup_para_char_frac": 0,
+               "top_n_grams": (), "dup_n_grams": ()}  # fmt: skip
+        return GopherRepetitionFilter(**{**off, **options}, language=language)
+
+    filters = {
+        "min_words": quality(min_doc_words=limits["min_words"]),
+        "max_words": quality(max_doc_words=limits["max_words"]),
+        "min_average_word": quality(min_avg_word_length=limits["min_average_word"]),
+        "max_average_word": quality(max_avg_word_length=limits["max_average_word"]),
+        "min_alphabetic": quality(max_non_alpha_words_ratio=limits["min_alphabetic"]),
+        "min_stop_words": quality(min_stop_words=limits["min_stop_words"]),
+        "min_line_punctuation": lines(line_punct_thr=limits["min_line_punctuation"]),
+        "max_newlines": lines(new_line_ratio=limits["max_newlines"]),
+        "max_duplicate_lines": repetition(dup_line_frac=limits["max_duplicate_lines"]),
+        "max_duplicate_line_chars": lines(char_duplicates_ratio=limits["max_duplicate_line_chars"]),
+        **{f"max_top_{n}gram": repetition(top_n_grams=((n, limits[f"max_top_{n}gram"]),)) for n in range(2, 5)},
+        **{
+            f"max_duplicate_{n}gram": repetition(dup_n_grams=((n, limits[f"max_duplicate_{n}gram"]),))
+            for n in range(5, 11)
+        },
+    }
+    return {name: partial(_rejects, one) for name, one in filters.items()}
+
+
+def _rejects(datatroves: Any, text: str) -> bool:
+    from datatrove.data import Document
+
+    return datatroves.filter(Document(text, "")) is not True
 
 
 if __name__ == "__main__":

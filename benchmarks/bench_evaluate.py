@@ -142,7 +142,7 @@ def large(megabytes: float) -> float:
     texts = normalised(None)
     tokenizer.build_vocab(texts)
     fast = Tokenizer.from_str(tokenizer_json(tokenizer.vocabulary))
-    model = PureDynamicTransformer(vocab_size=recipe.tokenizer.vocab_size, **recipe.model.model_dump()).eval()
+    model = PureDynamicTransformer(vocab_size=len(tokenizer), **recipe.model.model_dump()).eval()
     slowest = 0.0
     for name, target in (("as they come", 0), ("four contexts", 4 * model.max_seq_len * 4)):
         documents: list[str] = []

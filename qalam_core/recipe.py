@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from qalam_core.errors import RecipeError, did_you_mean
 from qalam_core.filter_profiles import RULES
@@ -20,6 +29,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+OF_DATA_SETS = ("revision", "config", "split", "data_files")  # keys of a source that others do not need
+MIN_VOCABULARY = 260  # the special tokens and the 256 bytes
 
 Narrow = TypeVar("Narrow", bound="Frozen")
 
@@ -53,16 +65,44 @@ class Source(Frozen):
     format: Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"] = Field(
         "auto", description="auto: by the file's suffix"
     )
-    text: str = Field("text", description="field of the text (all formats but plain text)")
-    records: str = Field("", description="JSON key of the list of records, when it is not the top level")
+    text: str = Field(
+        "text",
+        description='field of the text, as "a.b" when it is nested; "" when records are strings (not for plain text)',
+    )
+    records: str = Field(
+        "", description='JSON keys to the list of records, as "a.b"; * for each key, so "*" for an object of lists'
+    )
+    bad_records: Literal["refuse", "skip"] = Field(
+        "refuse", description="handling of a record that cannot be read or has no text; skipped ones are counted"
+    )
+    delimiter: str = Field("", description="character between CSV cells; a comma when empty, a tab for .tsv files")
     unit: Literal["line", "paragraph", "file"] = Field("line", description="unit of plain text that is one document")
-    encoding_errors: Literal["refuse", "replace"] = Field("refuse", description="handling of bytes that are not UTF-8")
+    encoding: str = Field("utf-8", description="encoding of text files, as Python names it, such as cp1256")
+    encoding_errors: Literal["refuse", "replace"] = Field(
+        "refuse", description="handling of bytes that are not valid in the encoding"
+    )
     revision: str = Field("", description="commit of the Hugging Face data set, 40 hex digits; for `hf:NAME`")
     config: str = Field("", description="configuration of the Hugging Face data set")
     split: str = Field("train", description="split of the Hugging Face data set")
     data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")
     filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's filters when empty")
     licence: str = Field("", description="licence of the text, for the model card")
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str) -> str:
+        try:
+            "\n".encode(encoding)  # also fails for codecs that are not of characters, such as base64
+            return codecs.lookup(encoding).name  # one spelling, so that another one reads nothing again
+        except (LookupError, ValueError):
+            raise ValueError("no encoding of Python has this name; some are utf-8, utf-16, utf-32, cp1256") from None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_is_one_character(cls, delimiter: str) -> str:
+        if len(delimiter) > 1 or delimiter in tuple('"\r\n\0'):
+            raise ValueError('must be one character, such as ";" or "\\t", and not a quote or a line end')
+        return delimiter
 
     @model_validator(mode="after")
     def _revision_is_pinned(self) -> Self:
@@ -80,6 +120,9 @@ class Corpus(Frozen):
     min_chars: Positive = Field(20, description="shorter documents are rejected")
     max_chars: Positive = Field(1_000_000, description="longer documents are rejected")
     min_arabic: Fraction = Field(0.5, description="smallest share of Arabic among a document's letters")
+    max_damaged: Fraction = Field(
+        0.001, description="largest share of U+FFFD, which stands for undecodable bytes, among a document's characters"
+    )
     filters: Filters = Field("short", description="default for sources: none, short (sentences), prose, web")
     thresholds: dict[str, float] = Field(
         {}, description="overrides of profiles' thresholds by rule; see docs/corpus.md"
@@ -113,11 +156,25 @@ class Corpus(Frozen):
         return self
 
 
+def _vocabulary_size(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < MIN_VOCABULARY):
+        raise ValueError(f'must be "auto" or a whole number of at least {MIN_VOCABULARY}')
+    return value
+
+
+VocabularySize = Annotated[
+    int | Literal["auto"],  # a validator of its own: pydantic's names each member of the union in its errors
+    PlainValidator(_vocabulary_size, json_schema_input_type=Annotated[int, Field(ge=MIN_VOCABULARY)] | Literal["auto"]),
+]
+
+
 class Tokenizer(Frozen):
     """How text becomes tokens."""
 
     algorithm: Literal["bpe", "word"] = Field("bpe", description="bpe is lossless; word is the original's")
-    vocab_size: Annotated[int, Field(ge=260)] = Field(8000, description="entries, the four specials included")
+    vocab_size: VocabularySize = Field(
+        8000, description="most entries, the four specials included; auto: by the size of the training text"
+    )
     min_freq: Positive = Field(2, description="rarer words (word) or pairs (bpe) get no entry")
     sample_mb: Positive = Field(32, description="MB of text that the vocabulary is trained on, drawn with the seed")
 
@@ -373,7 +430,7 @@ def to_toml(recipe: Recipe) -> str:
         for key, field in type(part).model_fields.items():
             value = getattr(part, key)
             has_section = isinstance(value, Frozen) or key == "sources"
-            omitted = isinstance(part, Source) and key not in ("path", "text") and value == field.default
+            omitted = key in OF_DATA_SETS and isinstance(part, Source) and not part.path.startswith("hf:")
             if not has_section and not omitted:
                 lines.append(f"{key} = {_toml(value)}  # {field.description}")
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption
 from al_qalam.flows.cli.terminal import bars, err, out, plan_table, reused, summary
 from al_qalam.flows.recipes import included_recipe, recipe_path
 from al_qalam.flows.serving.prefect_env import embedded, server_may_be_configured
+from qalam_core.display import printable
 from qalam_core.errors import QalamError, RecipeError, StoreError
 from qalam_core.recipe import Recipe, Source, to_toml
 from qalam_core.store import DEFAULT_STORE, Store
@@ -41,7 +42,7 @@ def plan(
             {"stage": row.stage, "label": row.label, "action": row.action, "reasons": row.reasons, "digest": row.digest}
             for row in found.rows
         ]
-        typer.echo(json.dumps({"against": found.against, "stages": rows}, ensure_ascii=False))
+        typer.echo(printable(json.dumps({"against": found.against, "stages": rows}, ensure_ascii=False)))
     else:
         plan_table(found)
 
@@ -54,6 +55,14 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
     published = _from_store(parsed, target) or _by_flow(parsed, target)
     summary(published)
     if not published.verdict.passed:
+        if not published.waits:
+            from qalam_core.runs import exceptions
+
+            flags = " ".join(f"--accept-{name}" for name in exceptions(published.verdict))
+            out.print(
+                "to do    add text, or change [model] and [train]; or accept it as it is: "
+                f"qalam promote {published.run} {flags} --why REASON", soft_wrap=True, markup=False,
+            )  # fmt: skip
         raise typer.Exit(1)
 
 
@@ -189,10 +198,14 @@ def init(
         list[str] | None,
         typer.Option("--corpus", metavar="FILES...", help="Text files, folders or globs."),
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="small, medium or large.")] = "small",
+    size: Annotated[
+        str, typer.Option("--size", help="The model's: small, medium or large; by default it fits the text.")
+    ] = "",
 ) -> None:
-    """Write a recipe for your own text, with a comment for every setting."""
-    if size not in SIZES:
+    """Write a recipe that fits your own text, with a comment for every setting."""
+    from qalam_core.pipeline.new_recipe import new_recipe
+
+    if size not in ("", *SIZES):
         raise RecipeError(f"--size {size}: choose one of {', '.join(SIZES)}")
     if recipe.exists():
         raise RecipeError(f"{recipe}: exists; choose another name, or edit it")
@@ -201,16 +214,11 @@ def init(
     paths = [*(corpus or []), *(more or [])]
     if not paths:
         raise RecipeError("no corpus; give its files with --corpus FILES")
-    anchor = recipe.resolve().parent
-    sources = [
-        Source(
-            path=path if ":" in path else os.path.relpath(path, anchor),
-            revision="PIN" if path.startswith("hf:") else "",
-        )
-        for path in paths
-    ]
+    sources = [Source(path=path, revision="PIN" if path.startswith("hf:") else "") for path in paths]
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.stem.lower()).strip("-")[:40]
-    included = Recipe.load(included_recipe(size)).canonical()
-    data = {**included, "name": name or "model", "corpus": {"sources": sources}}
-    recipe.write_text(to_toml(Recipe.parse(data, str(recipe))), encoding="utf-8")
-    out.print(f"wrote {recipe}; build the model with: qalam build {recipe}", soft_wrap=True)
+    base, folder = Recipe.load(included_recipe(size or SIZES[0])), recipe.resolve().parent
+    made = new_recipe(base, name or "model", sources, folder, size)
+    recipe.write_text(to_toml(made.recipe), encoding="utf-8")
+    for note in made.notes:
+        out.print(note, soft_wrap=True, markup=False)
+    out.print(f"wrote {recipe}; build the model with: qalam build {recipe}", soft_wrap=True, markup=False)

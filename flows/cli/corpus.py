@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import out
+from qalam_core.display import printable
 from qalam_core.errors import CorpusError
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Artifact, Store
@@ -44,7 +45,7 @@ def corpus(
         if rule:
             _show_rejects(found, rule, count, as_json)
         elif as_json:
-            typer.echo(json.dumps({"corpus": found.digest, **found.manifest.facts}, ensure_ascii=False))
+            typer.echo(printable(json.dumps({"corpus": found.digest, **found.manifest.facts}, ensure_ascii=False)))
         else:
             out.print(f"corpus {found.digest[:12]} in {home.root}", soft_wrap=True, markup=False)
             _show_counts(found)
@@ -57,13 +58,13 @@ def _show_rejects(found: Artifact, rule: str, count: int, as_json: bool) -> None
 
     rows = list(read_rejects(found.path, rule, count))
     if as_json:
-        typer.echo(json.dumps([{"source": source, "text": text} for source, text in rows], ensure_ascii=False))
+        typer.echo(printable(json.dumps([{"source": name, "text": text} for name, text in rows], ensure_ascii=False)))
         return
     out.print(f"{rule}: {found.facts(CorpusFacts).rejected.get(rule, 0):,} documents")
     for source, text in rows:
-        line = "".join(char if char.isprintable() else " " for char in text[:_SHOWN])
-        # in a first-strong isolate, so that the source's name does not affect the direction of the Arabic text
-        out.print(f"{source}: \u2067{line}{'…' if len(text) > _SHOWN else ''}\u2069", soft_wrap=True, markup=False)
+        line = printable(" ".join(text[:_SHOWN].split())) + ("…" if len(text) > _SHOWN else "")
+        # in an isolate, so that the source's name does not affect the direction of the Arabic text
+        out.print(Text(f"{printable(source)}: \u2067{line}\u2069"), soft_wrap=True)
 
 
 def _show_counts(found: Artifact) -> None:
@@ -95,7 +96,7 @@ def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of names, in the first column, and numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for index, column in enumerate(head):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        table.add_column(printable(column), justify="right" if index else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(printable, row))
     out.print(table)

@@ -19,12 +19,15 @@ from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.measures import MEASURES, Floats
 from qalam_core.corpus.mojibake import repair_array
 from qalam_core.corpus.sources import slice_name
-from qalam_core.corpus.words import Hashes, Words, words
+from qalam_core.corpus.words import Hashes, Numbers, Words, words
 from qalam_core.errors import RecipeError, did_you_mean
 from qalam_core.filter_profiles import FILTER_PROFILES, RULES
 from qalam_core.recipe import Corpus, Filters, Frozen
 
-REASONS = ("empty", "excluded", "too_short", "too_long", "not_arabic", *RULES, "duplicate", "near_duplicate")
+REASONS = (
+    "empty", "excluded", "damaged", "mojibake", "too_short", "too_long", "not_arabic", *RULES, "duplicate",
+    "near_duplicate",
+)  # fmt: skip
 """Why a document is rejected, in the order in which that is checked."""
 
 Thresholds = tuple[tuple[str, float], ...]
@@ -32,6 +35,8 @@ Thresholds = tuple[tuple[str, float], ...]
 
 Reasons = NDArray[np.object_]
 """For each document an element of REASONS, or "" when it is kept."""
+
+_LOST = "\ufffd"  # what decoders put where bytes are no character; normalisation keeps it
 
 # Letters of the Arabic script (Arabic, Supplement, Extended-A and -B) as they are after NFKC.
 _ARABIC = (
@@ -48,6 +53,7 @@ class FilterSettings(Frozen):
     min_chars: int
     max_chars: int
     min_arabic: float
+    max_damaged: float
     rules: Thresholds  # of all slices but these:
     slice_rules: dict[str, Thresholds]
     languages: tuple[str, ...]  # () where no rule asks for them
@@ -69,7 +75,8 @@ class FilterSettings(Frozen):
         needs_language = any("min_language" in dict(found) for found in (rules, *by_slice.values()))
         return cls(
             normalisation=NORMALISATIONS[corpus.normalisation], repair=corpus.repair, min_chars=corpus.min_chars,
-            max_chars=corpus.max_chars, min_arabic=corpus.min_arabic, rules=rules,
+            max_chars=corpus.max_chars, min_arabic=corpus.min_arabic, max_damaged=corpus.max_damaged,
+            rules=rules,
             slice_rules={name: found for name, found in by_slice.items() if found != rules},
             languages=corpus.languages if needs_language else (), near_duplicates=corpus.near_duplicates,
         )  # fmt: skip
@@ -93,7 +100,11 @@ class Filtered:
     texts: pa.Array  # normalised
     digests: Digests
     reasons: Reasons
-    repaired: NDArray[np.bool_]
+    cut: NDArray[np.bool_]
+    replaced: NDArray[np.bool_]  # U+FFFD is in the text
+    repaired: NDArray[np.bool_]  # wholly
+    repaired_in_part: NDArray[np.bool_]
+    not_repaired: NDArray[np.bool_]  # although the text was damaged
     long: NDArray[np.bool_]  # enough words for near-duplicate detection
     keys: Hashes  # band keys of those
 
@@ -109,10 +120,12 @@ def check_languages(settings: FilterSettings) -> None:
 def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excluded | None = None) -> Filtered:
     """Normalise documents, and decide which to reject for their own text; duplicates are found later, in order."""
     read, slices = batch.column("text"), batch.column("source")
-    texts, repaired = repair_array(read) if settings.repair else (read, np.zeros(len(read), np.bool_))
+    texts, outcomes = repair_array(read) if settings.repair else (read, np.zeros(len(read), np.object_))
     texts = normalise_array(texts, settings.normalisation)
-    found = words(texts)
-    reasons = _basic(texts, found, batch.column("cut").to_numpy(zero_copy_only=False), settings)
+    found, cut = words(texts), batch.column("cut").to_numpy(zero_copy_only=False)
+    lost = pc.count_substring(texts, _LOST).to_numpy()
+    whole, part, unrepaired = (outcomes == outcome for outcome in ("whole", "part", "not"))
+    reasons = _basic(texts, found, cut, lost, part, settings)
     digests = digests_of(texts)
     if excluded is not None:
         reasons[excluded.holds(texts, digests) & (reasons != "empty")] = "excluded"
@@ -124,11 +137,14 @@ def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excl
     long, keys = np.zeros(len(texts), np.bool_), np.zeros((0, BANDS), np.uint64)
     if settings.near_duplicates:
         long, keys = band_keys(found)
-    return Filtered(read, slices, texts, digests, reasons, repaired, long, keys)
+    return Filtered(read, slices, texts, digests, reasons, cut, lost > 0, whole, part, unrepaired, long, keys)
 
 
-def _basic(texts: pa.Array, found: Words, cut: NDArray[np.bool_], settings: FilterSettings) -> Reasons:
-    """The reasons from length and script alone."""
+def _basic(
+    texts: pa.Array, found: Words, cut: NDArray[np.bool_], lost: Numbers, part: NDArray[np.bool_],
+    settings: FilterSettings,
+) -> Reasons:  # fmt: skip
+    """The reasons from damage, length and script alone."""
     characters = pc.utf8_length(texts).to_numpy()
     letters = pc.replace_substring_regex(found.distinct, pattern=r"\PL+", replacement="")
     foreign = pc.replace_substring_regex(letters, pattern=_ARABIC, replacement="")
@@ -137,11 +153,14 @@ def _basic(texts: pa.Array, found: Words, cut: NDArray[np.bool_], settings: Filt
     conditions = [
         cut,
         characters == 0,
+        lost > settings.max_damaged * characters,  # before others, of which damage may be the cause
+        part,
         characters < settings.min_chars,
         characters > settings.max_chars,
         arabic < settings.min_arabic * np.maximum(total, 1),  # a text without letters is not Arabic
     ]
-    reasons = np.select(conditions, ["too_long", "empty", "too_short", "too_long", "not_arabic"], default="")
+    names = ["too_long", "empty", "damaged", "mojibake", "too_short", "too_long", "not_arabic"]
+    reasons = np.select(conditions, names, default="")
     return reasons.astype(np.object_)
 
 

@@ -1,8 +1,9 @@
 """Measures of normalised documents, which the filter rules compare with thresholds.
 They are those of Gopher (Rae et al. 2021, arXiv 2112.11446) and FineWeb2 (Penedo et al. 2025, arXiv 2506.20920), with
-two differences. Repetition is the share of a document's letters (white space does not count) in n-grams that occur
-earlier in it, overlaps counted once, where datatrove skips past each match. And these n-grams are of words separated by
-white space, where FineWeb2 uses spaCy's tokens. The other measures separate words and symbols as FineWeb2 does.
+two differences. Repetition counts the letters of n-grams that occur earlier in a document, overlaps once, where
+datatrove skips past each match. And these n-grams are of words separated by white space, where FineWeb2 uses spaCy's
+tokens. The other measures separate words and symbols about as spaCy does. `python -m benchmarks.bench_corpus --rules`
+counts the documents for which a rule decides otherwise than datatrove's.
 """
 
 from __future__ import annotations
@@ -25,27 +26,40 @@ STOP_WORDS = (
 )  # fmt: skip
 """FineWeb2's for arb_Arab; at least two different ones must occur. The comma counts as one, as in FineWeb2."""
 
-_LETTERS = r"\p{L}\p{M}\p{N}_"
-# punctuation that ends a line, in several scripts, and closing brackets and quotation marks
-_TERMINAL = r"""[.!?؟۔:؛][)\]"'»”’]*$"""
+_LETTER, _OTHER = r"[\p{L}\p{M}\p{N}_]", r"[\p{M}\p{N}_]"  # of words; and those of them that are not alphabetic
+_SYMBOL = r"[^\p{L}\p{M}\p{N}_\s]"
+_CLOSING = r"""[)\]"'»”’]"""
+# Symbols between letters and digits do not end a word: 20540.21, 7:39, www.example.com.
+_WORD = f"{_LETTER}+(?:{_SYMBOL}{_LETTER}+)*"
+_ALPHABETIC = rf"(?:{_OTHER}+{_SYMBOL})*{_OTHER}*\p{{L}}{_LETTER}*(?:{_SYMBOL}{_LETTER}+)*"
+# spaCy leaves a hyphen at the word, also a closing mark or % with a full stop behind it, and full stops together.
+_WORD_OR_SYMBOL = rf"{_WORD}(?:(?:{_CLOSING}|%)\.|-)?|\.\.+|{_SYMBOL}"
+# punctuation that ends a line, in several scripts
+_TERMINAL = f"[.!?؟۔:؛]{_CLOSING}*$"
 
 
 def _shape(texts: pa.Array, words: Words) -> dict[str, Floats]:
     """Measures that are computed once per distinct spelling, and summed over a document's words."""
-    spelling = words.distinct
-    parts = pc.count_substring_regex(spelling, pattern=f"[{_LETTERS}]+").to_numpy()
-    symbols = pc.count_substring_regex(spelling, pattern=rf"[^{_LETTERS}\s]").to_numpy()
-    alphabetic = pc.count_substring_regex(spelling, pattern=rf"[\p{{M}}\p{{N}}_]*\p{{L}}[{_LETTERS}]*").to_numpy()
-    count = words.summed(parts)
+    count, parts = _matches(words, _WORD), _matches(words, _WORD_OR_SYMBOL)
     # without marks, which would make vocalised words about half as long again
-    marks = pc.count_substring_regex(spelling, pattern=r"\p{M}").to_numpy()
+    letters = words.summed(pc.utf8_length(words.distinct).to_numpy()) - _matches(words, r"[^\p{L}\p{N}_]", plain=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        average = words.summed(pc.utf8_length(spelling).to_numpy() - symbols - marks) / count
-        share = words.summed(alphabetic) / (count + words.summed(symbols))
+        average = letters / count
+        share = _matches(words, _ALPHABETIC) / parts
     return {
         "words": count.astype(np.float64), "average_word": np.nan_to_num(average),
         "alphabetic": np.nan_to_num(share), "stop_words": _stop_words(words),
+        "newlines": pc.count_substring(texts, "\n").to_numpy() / np.maximum(parts, 1),
     }  # fmt: skip
+
+
+def _matches(words: Words, pattern: str, plain: int = 1) -> Numbers:
+    """(D,) matches of a pattern in each document's words, of which a word of letters alone has `plain`."""
+    others = pc.invert(pc.utf8_is_alpha(words.distinct))  # a quarter of the words
+    counts = np.full(len(words.distinct), plain)
+    found = pc.count_substring_regex(words.distinct.filter(others), pattern=pattern).to_numpy()
+    counts[others.to_numpy(zero_copy_only=False)] = found
+    return words.summed(counts)
 
 
 def _stop_words(words: Words) -> Floats:
@@ -76,14 +90,13 @@ def _lines(texts: pa.Array, words: Words) -> dict[str, Floats]:
     total = np.bincount(documents, chars, len(texts))
     return {
         "line_punctuation": np.bincount(documents, ended, len(texts)) / counts,
-        "newlines": (counts - 1) / np.maximum(words.sizes, 1),
         "duplicate_lines": np.bincount(documents, repeated, len(texts)) / counts,
         "duplicate_line_chars": np.bincount(documents, repeated * chars, len(texts)) / np.maximum(total, 1),
     }
 
 
 def _repetition(texts: pa.Array, words: Words) -> dict[str, Floats]:
-    """Shares of each document's letters in its most frequent n-gram, and in n-grams that occur earlier in it.
+    """Shares of each document's characters in its most frequent n-gram, and of letters of n-grams that occur earlier.
 
     A recurring n-gram consists of two recurring (n-1)-grams, so each length is searched only where the one before it
     recurs. N-grams are compared exactly, by the numbers of their parts. None recurs across a border of documents,
@@ -91,7 +104,7 @@ def _repetition(texts: pa.Array, words: Words) -> dict[str, Floats]:
     """
     chars = pc.utf8_length(words.distinct).to_numpy().astype(np.int64)[words.ids]
     ends = np.concatenate([[0], np.cumsum(chars)])
-    totals = np.maximum(np.diff(ends[words.borders]), 1)
+    totals = np.maximum(pc.utf8_length(texts).to_numpy(), 1)
     documents, count = words.documents, len(words.ids)
     starts, kinds, _ = _recurring(np.arange(count), documents * max(len(words.distinct), 1) + words.ids)
     single = np.full(count + 1, -1)  # the number of each recurring word; -1 elsewhere and past the end
@@ -102,7 +115,8 @@ def _repetition(texts: pa.Array, words: Words) -> dict[str, Floats]:
         starts, kinds = starts[last], kinds[last]  # an (n-1)-gram that recurs begins at the next word too
         starts, kinds, again = _recurring(starts, kinds * (count + 1) + single[starts + n - 1])
         if n <= 4:
-            found[f"top_{n}gram"] = _top(starts, kinds, ends[starts + n] - ends[starts], documents, totals)
+            length = ends[starts + n] - ends[starts] + n - 1  # with the spaces between its words
+            found[f"top_{n}gram"] = _top(starts, kinds, length, documents, totals)
         if n >= 5:
             edges = np.zeros(count + 1, np.int64)
             np.add.at(edges, starts[again], 1)
@@ -127,7 +141,7 @@ def _recurring(starts: Numbers, keys: Numbers) -> tuple[Numbers, Numbers, NDArra
 
 
 def _top(starts: Numbers, kinds: Numbers, chars: Numbers, documents: Numbers, totals: Numbers) -> Floats:
-    """The share of the letters in each document's most frequent n-gram; of equally frequent ones the longest."""
+    """The share of the characters in each document's most frequent n-gram; of equally frequent ones the longest."""
     value, first, counts = np.unique(kinds, return_index=True, return_counts=True)
     best = np.zeros(len(totals), np.int64)
     if len(value):
@@ -136,8 +150,8 @@ def _top(starts: Numbers, kinds: Numbers, chars: Numbers, documents: Numbers, to
 
 
 MEASURES: dict[str, Callable[[pa.Array, Words], dict[str, Floats]]] = {
-    **dict.fromkeys(("words", "average_word", "alphabetic", "stop_words"), _shape),
-    **dict.fromkeys(("line_punctuation", "newlines", "duplicate_lines", "duplicate_line_chars"), _lines),
+    **dict.fromkeys(("words", "average_word", "alphabetic", "stop_words", "newlines"), _shape),
+    **dict.fromkeys(("line_punctuation", "duplicate_lines", "duplicate_line_chars"), _lines),
     **dict.fromkeys((f"top_{n}gram" for n in range(2, 5)), _repetition),
     **dict.fromkeys((f"duplicate_{n}gram" for n in range(5, 11)), _repetition),
 }

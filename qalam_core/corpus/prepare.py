@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from qalam_core.corpus.duplicates import Clusters, KnownDigests
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.filters import REASONS, Filtered, FilterSettings, Reasons, check_languages, filter_batch
 from qalam_core.corpus.fingerprints import Fingerprints
-from qalam_core.corpus.readers import HEAD
+from qalam_core.corpus.readers import HEAD, IngestFacts
 from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, read_texts, required_splits
 from qalam_core.errors import CorpusError
 from qalam_core.progress import Progress, no_progress
@@ -52,12 +51,19 @@ class PrepareSettings(FilterSettings, Shares):
 
 
 class SliceCounts(Frozen):
-    """Counts of documents; `rejected` is by reason."""
+    """Counts of documents, and of what was read but is none; `rejected` is by reason."""
 
     read: int
     kept: int
-    repaired: int
+    repaired: int  # wholly
     rejected: dict[str, int]
+    cut: int = 0  # too long to be read whole; all are rejected
+    replaced: int = 0  # with U+FFFD, in place of bytes that could not be decoded, or in the source itself
+    skipped_null: int = 0  # records without text
+    skipped: int = 0  # records that could not be read
+    passed_over: int = 0  # files without documents
+    repaired_in_part: int = 0  # letters of the damage are left, as their bytes are lost; these are rejected
+    not_repaired: int = 0  # although corpus.repair recognised damage; these are filtered as they are
     seen_by_ancestor: int = 0  # kept for training instead of held out, because an ancestor of the model has read it
 
 
@@ -80,6 +86,7 @@ class CorpusFacts(SliceCounts):
 def prepare(
     documents: Sequence[Path], settings: PrepareSettings, out: Path, progress: Progress = no_progress,
     seen: Fingerprints | None = None, excluded: Excluded | None = None,
+    ingested: Sequence[tuple[str, IngestFacts]] = (),
 ) -> CorpusFacts:  # fmt: skip
     """Clean, deduplicate and split `documents`, in their order, into `out`; -> counts.
 
@@ -89,13 +96,13 @@ def prepare(
     duplicates.py states. Needs the corpus's size again as temporary disk space. Progress is in bytes of the files.
 
     `seen` is what the ancestors of the model have read: what would be held out and meets it goes to training instead.
-    `excluded` documents are rejected. Raises CorpusError when a slice, or a split with a share, would be empty, and
-    RecipeError.
+    `excluded` documents are rejected. `ingested` has the slice and the facts of each file, for the counts. Raises
+    CorpusError when a slice, or a split with a share, would be empty, and RecipeError.
     """
     check_languages(settings)
     out.mkdir(parents=True, exist_ok=True)
     total = sum(path.stat().st_size for path in documents)
-    counts = _Counts()
+    counts = _Counts(ingested)
     shards = [Shards(out, split, settings.shard_mb * 1_000_000) for split in SPLITS]
     spool, texts = out / "spool", out / "spool" / "texts"  # what the first pass keeps
     with ipc.new_file(out / REJECTS, _REJECTED) as rejects:
@@ -120,7 +127,7 @@ def prepare(
             rows = slice(row, row + len(batch))
             row += len(batch)
             if seen is not None:
-                counts.seen.update(_to_training(split[rows], batch, seen))
+                counts.count("seen_by_ancestor", _to_training(split[rows], batch, seen))
             for index, shard in enumerate(shards):
                 own = split[rows] == index
                 text, source = (_selected(batch.column(name), own) for name in ("text", "source"))
@@ -149,15 +156,15 @@ def read_rejects(folder: Path, reason: str, count: int) -> Iterator[tuple[str, s
         yield row["source"], row["text"]
 
 
-def _to_training(split: NDArray[np.int8], batch: pa.RecordBatch, seen: Fingerprints) -> dict[str, int]:
-    """Reassign held-out documents that meet `seen`, in place; -> how many of each slice."""
+def _to_training(split: NDArray[np.int8], batch: pa.RecordBatch, seen: Fingerprints) -> pa.Array:
+    """Reassign held-out documents that meet `seen`, in place; -> their slices."""
     held_out = np.flatnonzero(split > 0)
     if not len(held_out):
-        return {}
+        return batch.column("source").slice(0, 0)
     chosen = batch.take(pa.array(held_out))
     read = seen.meets(chosen.column("text")).read
     split[held_out[read]] = 0
-    return _counted(chosen.column("source").filter(pa.array(read)))
+    return chosen.column("source").filter(pa.array(read))
 
 
 def _filtered(
@@ -201,19 +208,25 @@ def _selected(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
     return values if rows.all() else values.filter(pa.array(rows))
 
 
-@dataclass
 class _Counts:
-    """Documents of each slice that were read, repaired, and rejected for each reason."""
+    """What became of the documents of each slice."""
 
-    read: Counter[str] = field(default_factory=Counter)
-    repaired: Counter[str] = field(default_factory=Counter)
-    seen: Counter[str] = field(default_factory=Counter)  # by ancestors
-    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (slice, reason)
+    def __init__(self, ingested: Sequence[tuple[str, IngestFacts]]) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()  # by (slice, field of SliceCounts)
+        self.rejected: Counter[tuple[str, str]] = Counter()  # by (slice, reason)
+        for name, facts in ingested:
+            for what in ("skipped_null", "skipped", "passed_over"):
+                self.counts[name, what] += getattr(facts, what)
 
     def add(self, batch: Filtered) -> None:
-        self.read.update(_counted(batch.slices))
-        self.repaired.update(_counted(batch.slices.filter(pa.array(batch.repaired))))
+        self.count("read", batch.slices)
+        for what in ("cut", "replaced", "repaired", "repaired_in_part", "not_repaired"):
+            self.count(what, batch.slices.filter(pa.array(getattr(batch, what))))
         self.reject(batch.slices, batch.reasons)
+
+    def count(self, what: str, names: pa.Array) -> None:
+        for name, count in _counted(names).items():
+            self.counts[name, what] += count
 
     def reject(self, names: pa.Array, reasons: Reasons) -> None:
         for reason in set(reasons[reasons != ""].tolist()):
@@ -223,15 +236,15 @@ class _Counts:
     def facts(self, shards: Sequence[Shards]) -> CorpusFacts:
         sizes = [SplitCounts(**{key: shard.counts[key] for key in SplitCounts.model_fields}) for shard in shards]
         splits = dict(zip(SPLITS, sizes, strict=True))
-        return CorpusFacts(**dict(self._of(self.read)), sources={n: self._of({n}) for n in self.read}, splits=splits)
+        sources = {name: self._of({name}) for name, what in self.counts if what == "read"}
+        return CorpusFacts(**dict(self._of({name for name, _ in self.counts})), sources=sources, splits=splits)
 
     def _of(self, names: Collection[str]) -> SliceCounts:
         found = {reason: sum(self.rejected[name, reason] for name in names) for reason in REASONS}
-        columns = (self.read, self.repaired, self.seen)
-        read, repaired, seen = (sum(counts[name] for name in names) for counts in columns)
         rejected = {reason: count for reason, count in found.items() if count}
-        kept = read - sum(rejected.values())
-        return SliceCounts(read=read, kept=kept, repaired=repaired, rejected=rejected, seen_by_ancestor=seen)
+        plain = [what for what in SliceCounts.model_fields if what not in ("kept", "rejected")]
+        counts = {what: sum(self.counts[name, what] for name in names) for what in plain}
+        return SliceCounts(**counts, kept=counts["read"] - sum(rejected.values()), rejected=rejected)
 
 
 def _counted(values: pa.Array) -> dict[str, int]:
@@ -241,6 +254,10 @@ def _counted(values: pa.Array) -> dict[str, int]:
 def _check(facts: CorpusFacts, settings: PrepareSettings) -> None:
     rule = "a rule of the source's filters; change its threshold in corpus.thresholds, or filters"
     cures = {
+        "damaged": f"the share of U+FFFD, in place of bytes that could not be decoded, is above corpus.max_damaged "
+        f"({settings.max_damaged:g}); set the source's encoding, or raise it",
+        "mojibake": "bytes of their letters were lost when they were decoded; decode the source again, or set "
+        "corpus.repair = false to have them filtered as they are",
         "empty": "nothing is left once marks and controls are removed",
         "too_short": f"corpus.min_chars is {settings.min_chars}; lower it, or join lines with unit",
         "too_long": f"corpus.max_chars is {settings.max_chars}; raise it, or split the text with unit",

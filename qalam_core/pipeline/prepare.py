@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings, prepare
-from qalam_core.corpus.readers import DOCUMENTS
-from qalam_core.errors import StoreError
+from qalam_core.corpus.readers import DOCUMENTS, IngestFacts
+from qalam_core.errors import CorpusError, StoreError
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
@@ -22,7 +23,7 @@ class Prepare(Stage):
     """Cleans, deduplicates and splits the corpus."""
 
     name = "prepare"
-    version = 3
+    version = 4
 
     settings: PrepareSettings
     documents: tuple[Artifact, ...]
@@ -37,6 +38,13 @@ class Prepare(Stage):
 
     def run(self, out: Path, progress: Progress) -> CorpusFacts:
         """Write the shards and rejects.arrow."""
+        ingested = [(artifact.manifest.settings["name"], artifact.facts(IngestFacts)) for artifact in self.documents]
+        holding = Counter[str]()
+        for name, facts in ingested:
+            holding[name] += facts.documents
+        for name, count in holding.items():
+            if not count:  # of files that were found; one that is named was refused when it was read
+                raise CorpusError(f"{name}: none of the files of this source holds a document; add text, or remove it")
         paths = [artifact.path / DOCUMENTS for artifact in self.documents]
         if self.seen and not self.seen.exists():
             raise StoreError(
@@ -44,7 +52,7 @@ class Prepare(Stage):
                 'set train.warm_start to ""'
             )
         seen = Fingerprints.load(self.seen.path) if self.seen else None
-        return prepare(paths, self.settings, out, progress, seen, self.excluded)
+        return prepare(paths, self.settings, out, progress, seen, self.excluded, ingested)
 
 
 def shards_of(corpus: Artifact, *splits: str) -> tuple[ArtifactFile, ...]:

@@ -27,7 +27,7 @@ class Seen(Stage):
     """Records what the model and its ancestors have read."""
 
     name = "seen"
-    version = 2
+    version = 3
     unit = "shards"
 
     settings: SeenSettings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,6 @@ from qalam_core.arabic import NORMALISATIONS, Rules
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.sample import sample
 from qalam_core.corpus.splits import read_texts, text_bytes
-from qalam_core.errors import RecipeError
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress
@@ -19,6 +20,10 @@ from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
 
 TOKENIZER = "tokenizer.json"
+
+SMALLEST, LARGEST = 512, 8192  # what "auto" chooses between; more entries pay off only with more compute
+
+log = logging.getLogger(__name__)
 
 
 class Sampling(Frozen):
@@ -32,7 +37,7 @@ class VocabSettings(Frozen):
     """Everything that a vocabulary depends on, besides the training split."""
 
     algorithm: Algorithm
-    vocab_size: int
+    vocab_size: int  # at most
     min_freq: int
     normalisation: Rules
     sampling: Sampling | None  # None: the whole split is read, whatever the limit and the seed
@@ -50,7 +55,7 @@ class Vocab(Stage):
     """Trains the tokenizer."""
 
     name = "vocab"
-    version = 2
+    version = 3
 
     settings: VocabSettings
     train: tuple[ArtifactFile, ...]  # shards
@@ -59,18 +64,18 @@ class Vocab(Stage):
     def of(cls, recipe: Recipe, corpus: Artifact) -> Vocab:
         """The stage for a prepared corpus."""
         tokenizer, limit = recipe.tokenizer, recipe.tokenizer.sample_mb * 1_000_000
-        sampled = corpus.facts(CorpusFacts).splits["train"].bytes > limit
+        text = corpus.facts(CorpusFacts).splits["train"].bytes
         settings = VocabSettings(
             algorithm=tokenizer.algorithm,
-            vocab_size=tokenizer.vocab_size,
+            vocab_size=fitting(text) if tokenizer.vocab_size == "auto" else tokenizer.vocab_size,
             min_freq=tokenizer.min_freq,
             normalisation=NORMALISATIONS[recipe.corpus.normalisation],
-            sampling=Sampling(bytes=limit, seed=recipe.seed) if sampled else None,
+            sampling=Sampling(bytes=limit, seed=recipe.seed) if text > limit else None,
         )
         return cls(settings, shards_of(corpus, "train"))
 
     def run(self, out: Path, progress: Progress) -> VocabFacts:
-        """Write tokenizer.json. Raises RecipeError when the corpus does not support the vocabulary's size."""
+        """Write tokenizer.json, with fewer entries where the text supports no more. Raises CorpusError."""
         settings, sampling = self.settings, self.settings.sampling
         tokenizer = ArabicTokenizer(settings.vocab_size, settings.algorithm, settings.normalisation)
         shards = [shard.path for shard in self.train]
@@ -90,9 +95,18 @@ class Vocab(Stage):
 
         tokenizer.build_vocab(texts(), settings.min_freq, normalised=True)
         if len(tokenizer) < settings.vocab_size:
-            raise RecipeError(
-                f"tokenizer.vocab_size is {settings.vocab_size}, but with min_freq {settings.min_freq} the corpus "
-                f"supports {len(tokenizer)}; set it to {len(tokenizer)} or less, or add text"
-            )
+            log.warning(
+                "the vocabulary has %s entries instead of %s: others occur less than tokenizer.min_freq (%s) times",
+                f"{len(tokenizer):,}", f"{settings.vocab_size:,}", settings.min_freq,
+            )  # fmt: skip
         tokenizer.save(out / TOKENIZER)
         return VocabFacts(entries=len(tokenizer), bytes=read)
+
+
+def fitting(text: int) -> int:
+    """The vocabulary's size for so many bytes of training text: the power of two next to four times their root.
+
+    The number of distinct words grows with about the root of a text (Heaps' law). A power of two stays the same while
+    a corpus grows a little, so that a warm start keeps its rows.
+    """
+    return min(max(1 << round(math.log2(4 * math.sqrt(max(text, 1)))), SMALLEST), LARGEST)

@@ -118,9 +118,15 @@ class ArabicTokenizer:
         self._adopt(other.vocabulary)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json; transformers.PreTrainedTokenizerFast(tokenizer_file=path) reads it."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(tokenizer_json(self.vocabulary), encoding="utf-8")
+        """Write tokenizer.json; transformers.PreTrainedTokenizerFast(tokenizer_file=path) reads it.
+
+        Raises QalamError.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(tokenizer_json(self.vocabulary), encoding="utf-8")
+        except OSError as error:
+            raise QalamError(f"{path}: cannot be written ({error.strerror}); name another file") from None
 
     def __len__(self) -> int:
         return len(self.vocabulary.words)
@@ -221,7 +227,7 @@ class ArabicTokenizer:
         return np.concatenate(ids), np.concatenate(counts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without specials."""
+        """The text of ids, without special tokens except <UNK>."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
 

@@ -30,7 +30,24 @@ WEB = list(FILTER_PROFILES["web"].items())
 
 known = st.text(st.characters(max_codepoint=0x6FF), max_size=20)  # letters in every version of Unicode
 few = st.text(alphabet="اب 1.\n", max_size=60)  # much repeats
-some = st.lists(st.sampled_from(["في", "من", "قال،", "إلى", "كتاب", "12", "***", "«نعم».", "\n"]), max_size=40)
+pieces = [
+    "في",
+    "من",
+    "قال،",
+    "إلى",
+    "كتاب",
+    "12",
+    "***",
+    "«نعم».",
+    "20540.21",
+    "8%.",
+    "7:39-8:40",
+    "ل«نا»",
+    "لا-",
+    "...",
+    "\n",
+]
+some = st.lists(st.sampled_from(pieces), max_size=40)
 texts = st.lists(st.one_of(few, some.map(" ".join), known).map(normalise), max_size=6)
 
 
@@ -39,35 +56,52 @@ def by_loop(text: str) -> dict[str, float]:
     tokens = text.split()
     lines = text.split("\n")
     again = [line in lines[:number] for number, line in enumerate(lines)]
-    parts = "".join(c if _is_wordly(c) else " " for c in text).split()
-    symbols = [c for c in text if not _is_wordly(c) and not c.isspace()]
+    parts, symbols = parts_of(tokens)
     letters = ["".join(c for c in token if unicodedata.category(c)[0] == "L") for token in tokens]
+    lettered = sum(c == "_" or unicodedata.category(c)[0] in "LN" for part in parts for c in part)
     found = {
         "words": len(parts),
-        "average_word": sum(unicodedata.category(c)[0] != "M" for part in parts for c in part) / max(len(parts), 1),
+        "average_word": lettered / max(len(parts), 1),
         "alphabetic": sum(any(unicodedata.category(c)[0] == "L" for c in part) for part in parts)
-        / max(len(parts) + len(symbols), 1),
+        / max(len(parts) + symbols, 1),
         "stop_words": sum(
             word in letters or normalise(word, NORMALISATIONS["search"]) in letters for word in STOP_WORDS[1:]
         ) + ("،" in text),
         "line_punctuation": sum(bool(re.search(r"""[.!?؟۔:؛][)\]"'»”’]*$""", line)) for line in lines) / len(lines),
-        "newlines": text.count("\n") / max(len(tokens), 1),
+        "newlines": text.count("\n") / max(len(parts) + symbols, 1),
         "duplicate_lines": sum(again) / len(lines),
         "duplicate_line_chars": sum(len(line) for line, seen in zip(lines, again, strict=True) if seen)
         / max(sum(map(len, lines)), 1),
     }  # fmt: skip
-    total = max(sum(map(len, tokens)), 1)
+    total = max(len(text), 1)
     for n in range(2, 11):
         grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
         counts = Counter(grams)
         if n <= 4:
             most = max((c for c in counts.values() if c > 1), default=0)
-            longest = max((sum(map(len, gram)) for gram, c in counts.items() if c == most), default=0) if most else 0
+            longest = max((len(" ".join(gram)) for gram, c in counts.items() if c == most), default=0) if most else 0
             found[f"top_{n}gram"] = min(most * longest / total, 1)
         else:
             covered = {i + k for i, gram in enumerate(grams) if gram in grams[:i] for k in range(n)}
             found[f"duplicate_{n}gram"] = sum(len(tokens[i]) for i in covered) / total
     return found
+
+
+def parts_of(tokens: list[str]) -> tuple[list[str], int]:
+    """The words in strings without white space, and how many symbols there are besides, as spaCy counts them."""
+    parts, symbols = list[str](), 0
+    for token in tokens:
+        runs = [(wordly, "".join(run)) for wordly, run in itertools.groupby(token, _is_wordly)]
+        for place, (wordly, run) in enumerate(runs):
+            before, after = place > 0, place + 1 < len(runs)
+            if wordly and place >= 2 and len(runs[place - 1][1]) == 1:
+                parts[-1] += runs[place - 1][1] + run  # a single symbol joins two words
+            elif wordly:
+                parts.append(run)
+            elif not (before and after and len(run) == 1):
+                at = 1 if before and run[0] == "-" else 2 if before and re.match(r"""[)\]"'»”’%]\.""", run) else 0
+                symbols += len(re.sub(r"\.\.+", ".", run[at:]))
+    return parts, symbols
 
 
 def _is_wordly(char: str) -> bool:
@@ -99,6 +133,24 @@ def test_the_first_violated_rule_is_named(texts: list[str], profile: str) -> Non
             and (value[rule[4:]] < limits[rule] if rule[:4] == "min_" else value[rule[4:]] > limits[rule])
         ]  # fmt: skip
         assert reason == (violated[0] if violated else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "words_", "alphabetic"),
+    [
+        ("بلغ المؤشر 20540.21 نقطة", 4, 3 / 4),
+        ("ارتفع 8%.", 2, 1 / 2),
+        ("الموقع www.example.com/a?b=c اليوم", 3, 1),
+        ("قال «نعم».", 2, 2 / 3),
+        ("سبق- الساعة 7:39", 3, 2 / 3),
+        ("ثم... سكت .", 2, 2 / 4),
+        ("! ؟ ، *", 0, 0),
+    ],
+)
+def test_words_and_symbols_are_counted_about_as_spacy_does(text: str, words_: int, alphabetic: float) -> None:
+    array = pa.array([text], pa.large_string())
+    found = MEASURES["alphabetic"](array, words(array))
+    assert (found["words"][0], found["alphabetic"][0]) == (words_, pytest.approx(alphabetic))
 
 
 PAGE = (

@@ -29,7 +29,7 @@ from qalam_core.corpus.prepare import (
     prepare,
     read_rejects,
 )
-from qalam_core.corpus.readers import SCHEMA, ingest
+from qalam_core.corpus.readers import SCHEMA, IngestFacts, ingest
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, Shards, read_split, read_texts
 from qalam_core.errors import CorpusError, RecipeError
@@ -283,6 +283,72 @@ def test_repaired_documents_are_counted(tmp_path: Path) -> None:
     assert facts.kept == 90
     with pytest.raises(CorpusError, match="old: a source with no usable documents"):
         run(tmp_path / "off", good + damaged, part())
+
+
+def test_documents_that_are_repaired_in_part_are_rejected(tmp_path: Path) -> None:
+    sound, other = sentences(60), sentences(8, seed=1)
+    lost = [("old", f"{text} الفرق والحجم".encode().decode("cp1252", "ignore")) for _, text in other[:5]]
+    hopeless = [("old", f"{text} ðŸ˜ ðŸ˜") for _, text in other[5:]]  # emoji without their last byte
+    facts = run(tmp_path, [*sound, *lost, *hopeless], part(repair=True))
+    assert facts.rejected == {"mojibake": 5}
+    assert (facts.repaired, facts.repaired_in_part, facts.not_repaired) == (0, 5, 3)
+    assert facts.sources["old"].kept == 3
+    assert [source for source, _ in read_rejects(tmp_path / "out", "mojibake", 9)] == ["old"] * 5
+
+
+# -- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filters", ["none", "short", "prose", "web"])
+def test_a_damaged_document_is_rejected_whatever_its_filters(tmp_path: Path, filters: Filters) -> None:
+    damaged = [
+        "سيعق\ufffd المؤ\ufffdمر في العاصمة", "\ufffd" * 200, "\ufffd", "\ufffd english \ufffd",
+        "سلام \ufffd\u064b" * 90,
+    ]  # fmt: skip
+    documents = [*sentences(50), *(("old", text) for text in damaged), *sentences(5, seed=1, name="old")]
+    thresholds = {"min_words": 3, "min_stop_words": 0, "min_line_punctuation": 0, "min_alphabetic": 0.1}
+    facts = run(tmp_path, documents, part(filters=filters, thresholds=thresholds, languages=(), min_chars=5))
+    assert facts.rejected["damaged"] == facts.sources["old"].rejected["damaged"] == len(damaged)
+    assert facts.replaced == facts.sources["old"].replaced == len(damaged)
+    assert facts.sources["news"].replaced == 0
+
+
+@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+def test_a_lost_letter_makes_no_other_word(tmp_path: Path, normalisation: Normalisation) -> None:
+    """Wherever a letter of a kept document is lost, U+FFFD stays in its place."""
+    word = "والمستشفيات"
+    lost = [f"{word[:place]}\ufffd{word[place + 1 :]}" for place in range(len(word))]
+    numbered = zip(lost, sentences(len(lost)), strict=True)
+    documents = [("news", f"{text} رقم {name} {'بيت كبير ' * 200}") for name, (_, text) in numbered]
+    facts = run(tmp_path, documents, part(normalisation=normalisation, max_damaged=0.01))
+    assert (facts.kept, facts.replaced) == (len(lost), len(lost))
+    found = {text.split()[-401] for rows in kept(tmp_path).values() for _, _, text in rows}
+    assert found == {normalise(name, NORMALISATIONS[normalisation]) for name in lost}
+    assert all(name.count("\ufffd") == 1 for name in found)
+
+
+def test_a_damaged_document_below_the_share_is_kept(tmp_path: Path) -> None:
+    documents = [*sentences(50), *(("old", f"{text} بيت\ufffd") for _, text in sentences(20, seed=1))]
+    longest = max(len(text) for name, text in documents if name == "old")
+    assert run(tmp_path / "1", documents, part(max_damaged=0.5)).sources["old"].kept == 20
+    with pytest.raises(
+        CorpusError, match=r"old: .*20 damaged \(the share of U\+FFFD.* \(0\.001\); set the source's enc"
+    ):
+        run(tmp_path / "2", documents, part())
+    with pytest.raises(CorpusError, match="20 damaged"):
+        run(tmp_path / "3", documents, part(max_damaged=0.99 / longest))
+
+
+def test_what_was_read_in_part_or_not_at_all_is_counted_for_each_source(tmp_path: Path) -> None:
+    documents = [*sentences(40), *sentences(30, seed=1, name="old"), ("old", "بداية")]
+    path = write(tmp_path / "in.arrow", documents, cut=frozenset({70}))
+    facts = IngestFacts(documents=1, bytes=1, cut=0, replaced=0, skipped_null=3, skipped=4, passed_over=0)
+    ingested = [("news", facts), ("old", facts), ("old", facts)]
+    found = prepare([path], PrepareSettings.of(part()), tmp_path / "out", ingested=ingested)
+    assert (found.read, found.cut, found.skipped_null, found.skipped) == (71, 1, 9, 12)
+    assert {name: (counts.cut, counts.skipped_null, counts.skipped) for name, counts in found.sources.items()} == {
+        "news": (0, 3, 4), "old": (1, 6, 8),
+    }  # fmt: skip
 
 
 # -- settings -------------------------------------------------------------------------------------

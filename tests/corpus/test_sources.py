@@ -25,9 +25,10 @@ from qalam_core.corpus import lines, sources
 from qalam_core.corpus import readers as documents
 from qalam_core.corpus.readers import DOCUMENTS, IngestFacts, ingest
 from qalam_core.corpus.sources import SourceFile, resolve
-from qalam_core.errors import CorpusError
+from qalam_core.errors import CorpusError, RecipeError
+from qalam_core.files import sha256_file
 from qalam_core.pipeline.ingest import Ingest
-from qalam_core.recipe import Source
+from qalam_core.recipe import Recipe, Source
 
 TEXTS = ["السلام عليكم", "كيف الحال؟", "الحمد لله\u2028رب العالمين"]
 
@@ -328,6 +329,9 @@ def test_a_hugging_face_builder_over_local_files(tmp_path: Path, monkeypatch: py
     files = (str(tmp_path / "data" / "*.jsonl"),)
     texts, facts = read(tmp_path, "hf:json", data_files=files)
     assert (texts, facts.skipped_null) == (["x", "y"], 1)
+    write(tmp_path / "data" / "n.ndjson", jsonl({"a": {"b": "x"}}, {"a": None}))
+    nested = (str(tmp_path / "data" / "n.ndjson"),)
+    assert read(tmp_path, "hf:json", data_files=nested, text="a.b")[0] == ["x"]
     refuses(tmp_path, "hf:json", "no field 'body'", "text, n", data_files=files, text="body")
     refuses(tmp_path, "hf:json", "split", data_files=files, split="none")
 
@@ -341,6 +345,349 @@ def test_a_hugging_face_builder_over_local_files(tmp_path: Path, monkeypatch: py
     for moving in ("main", "v1.0", "abc123", "PIN"):
         with pytest.raises(CorpusError, match="is not a commit"):
             resolve([Source(path="hf:someone/news", revision=moving)])
+
+
+# -- shapes of records ----------------------------------------------------------------------------
+
+SHAPES: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "nested": ("a.jsonl", jsonl(*({"pair": {"ar": text, "en": "x"}} for text in TEXTS)), {"text": "pair.ar"}),
+    "deep": ("a.json", json.dumps([{"a": {"b": {"c": text}}} for text in TEXTS]).encode(), {"text": "a.b.c"}),
+    "dots in a key": ("a.jsonl", jsonl(*({"pair.ar": text} for text in TEXTS)), {"text": "pair.ar"}),
+    "strings": ("a.json", json.dumps(TEXTS).encode(), {"text": ""}),
+    "lines of strings": ("a.jsonl", jsonl(*TEXTS), {"text": ""}),
+    "lists by key": ("a.json", json.dumps({"2": [{"text": TEXTS[0]}], "1": [{"text": each} for each in TEXTS[1:]]})
+                     .encode(), {"records": "*"}),
+    "lists in records": ("a.json", json.dumps([{"verses": [{"text": text}]} for text in TEXTS]).encode(),
+                         {"records": "*.verses"}),
+    "lists under a key": ("a.json", json.dumps({"all": {"x": TEXTS[:2], "y": TEXTS[2:]}}).encode(),
+                          {"records": "all.*", "text": ""}),
+    "an object of records": ("a.json", json.dumps({str(n): {"text": text} for n, text in enumerate(TEXTS)}).encode(),
+                             {"records": "*"}),
+    "lists in an object of objects": ("a.json", json.dumps({text[:3]: {"rows": [text]} for text in TEXTS}).encode(),
+                                      {"records": "*.rows", "text": ""}),
+    "dots in an outer key": ("a.jsonl", jsonl(*({"a.b": {"c.d": text}} for text in TEXTS)), {"text": "a.b.c.d"}),
+    "semicolons": ("a.csv", ("n;text\n" + "".join(f"{n};{text}\n" for n, text in enumerate(TEXTS))).encode(),
+                   {"delimiter": ";"}),
+    "tabs": ("a.tsv", ("n\ttext\n" + "".join(f'{n}\t"{text}"\n' for n, text in enumerate(TEXTS))).encode(), {}),
+    "bars in .tsv": ("a.tsv", ("text|n\n" + "".join(f"{text}|1\n" for text in TEXTS)).encode(), {"delimiter": "|"}),
+    "Parquet": ("a.parquet", parquet_bytes(pa.array([{"ar": text, "en": "x"} for text in TEXTS])), {"text": "text.ar"}),
+    "Arrow": ("a.arrow", arrow_bytes(pa.array([{"in": {"ar": text}} for text in TEXTS])), {"text": "text.in.ar"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_of_records(tmp_path: Path, shape: str, packed: str) -> None:
+    name, data, keys = SHAPES[shape]
+    path = write(tmp_path / (name + packed), PACKERS[packed](data))
+    assert read(tmp_path, path, **keys)[0] == TEXTS
+
+
+@pytest.mark.parametrize("shape", [name for name, (_, _, keys) in SHAPES.items() if keys])
+def test_the_error_without_its_key_names_the_key(tmp_path: Path, shape: str) -> None:
+    name, data, keys = SHAPES[shape]
+    for key, value in keys.items():
+        advice = f"there are: {value}" if value and key == "text" else f'set {key} = "{value}" on its source'
+        if shape == "Parquet" or shape == "Arrow":
+            advice = value
+        others = {other: value for other, value in keys.items() if other != key}
+        if shape == "lists in records":
+            refuses(tmp_path, write(tmp_path / name, data), "there are: verses")
+            others["text"] = "verses"  # the first advice
+        refuses(tmp_path, write(tmp_path / name, data), advice, **others)
+
+
+def test_a_record_in_a_null_is_null(tmp_path: Path) -> None:
+    pairs: list[dict[str, str | None] | None] = [None, {"ar": None}, {"ar": "x"}]
+    table = pa.array(pairs, pa.struct([("ar", pa.string())]))
+    for name, data, field in (
+        ("a.jsonl", jsonl(*({"pair": pair} for pair in pairs)), "pair.ar"),
+        ("a.parquet", parquet_bytes(table), "text.ar"),
+        ("a.arrow", arrow_bytes(table), "text.ar"),
+    ):
+        texts, facts = read(tmp_path, write(tmp_path / name, data), text=field)
+        assert (texts, facts.skipped_null) == (["x"], 2)
+
+
+def test_only_lists_are_records(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", b'{"meta": {"n": 1}, "rows": [{"text": "x"}]}')
+    refuses(tmp_path, path, "record 1: no field 'text'", records="*")  # an object is a record, not lost
+    refuses(tmp_path, path, 'set records = "rows"')
+    assert read(tmp_path, path, records="rows")[0] == ["x"]
+    refuses(tmp_path, path, "'meta' has no key 'm'", "n", records="meta.m")
+
+
+# -- bad records ----------------------------------------------------------------------------------
+
+BAD_RECORDS: dict[str, tuple[str, bytes, dict[str, str], str]] = {
+    "not JSON": ("a.jsonl", jsonl({"text": "x"}) + b'{"text": \n' + jsonl({"text": "y"}), {}, ":2: not JSON"),
+    "NUL in JSON": ("a.jsonl", jsonl({"text": "x"}) + b'{"text": "\0"}\n' + jsonl({"text": "y"}), {}, "byte 24 is NUL"),
+    "no field": ("a.jsonl", jsonl({"text": "x"}, {"txet": "z"}, {"text": "y"}), {}, ":2: no field 'text'"),
+    "no inner field": ("a.jsonl", jsonl({"a": {"b": "x"}}, {"a": "z"}, {"a": {"b": "y"}}), {"text": "a.b"},
+                       ":2: no field"),
+    "a number": ("a.jsonl", jsonl({"text": "x"}, {"text": 3}, {"text": "y"}), {}, ":2: field 'text' is a number"),
+    "another record": ("a.json", b'[{"text": "x"}, ["z"], {"text": "y"}]', {}, "record 2: no field"),
+    "not a string": ("a.json", b'["x", {"z": 1}, "y"]', {"text": ""}, "record 2: is an object, not text"),
+    "too many cells": ("a.csv", b"n,text\n1,x\n2,z, and more\n3,y\n", {}, ":3: the row has 3 of 2 cells"),
+    "too few cells": ("a.csv", b"text,n\nx,1\nz\ny,3\n", {}, ":3: the row has 1 of 2 cells"),
+    "NUL in a cell": ("a.csv", b"text,n\nx,1\nz\0,2\ny,3\n", {}, "is NUL"),
+    "a stray quote": ("a.csv", b'text,n\nx,1\n"z" z,2\ny,3\n', {}, ":3: not CSV"),
+    "an open quote": ("a.tsv", b'text\tn\nx\t1\n"z\t2\ny\t3\n', {}, ":3: not CSV"),
+    "NUL in a line": ("a.txt", b"x\nz\0\ny\n", {}, "byte 3 is NUL"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_RECORDS)
+def test_a_bad_record_is_refused_or_skipped_and_counted(tmp_path: Path, case: str) -> None:
+    name, data, keys, problem = BAD_RECORDS[case]
+    path = write(tmp_path / name, data)
+    refuses(tmp_path, path, problem, 'set bad_records = "skip" on its source', **keys)
+    texts, facts = read(tmp_path, path, bad_records="skip", **keys)  # as the message advises
+    assert (texts, facts.skipped, facts.skipped_null) == (["x", "y"], 1, 0)
+
+
+def test_a_file_of_nothing_but_bad_records_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", jsonl({"a": 1}, {"text": None}, {"a": 2}))
+    refuses(tmp_path, path, "holds no documents (in 1 records 'text' is null, 2 bad records", bad_records="skip")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_open_quotes_lose_their_own_lines_only(tmp_path: Path, seed: int) -> None:
+    """Each damaged line is counted, and every other one is read once, wherever quotes are left open."""
+    rng, rows, bad = random.Random(seed), list[str](), 0
+    for number in range(200):
+        kind = rng.choices(["plain", "quoted", "open"], [6, 3, 1])[0]
+        bad += kind == "open"
+        rows.append({"plain": f"t{number},1", "quoted": f'"t{number}",1', "open": f'"t{number} "x,1'}[kind])
+    path = write(tmp_path / "a.csv", ("text,n\n" + "\n".join(rows) + "\n").encode())
+    texts, facts = read(tmp_path, path, bad_records="skip")
+    assert texts == [f"t{number}" for number, row in enumerate(rows) if " " not in row]
+    assert facts.skipped == bad
+
+
+# -- encodings ------------------------------------------------------------------------------------
+
+ARABIC = "قال الوزير إن المؤتمر سيعقد في العاصمة، غدا\nوأضاف أن الوفود وصلت أمس\n"
+OTHERS = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "cp1256", "iso8859-6"]
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+@pytest.mark.parametrize("encoding", [*OTHERS, "utf-8", "utf-8-sig", "utf-7", "mac_arabic", "gb18030"])
+def test_every_encoding_in_every_text_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, chunk: int
+) -> None:
+    monkeypatch.setattr(lines, "CHUNK", chunk)
+    expected = ARABIC.splitlines()
+    for name, text in {
+        "a.txt": ARABIC,
+        "a.jsonl": "".join(json.dumps({"text": line}, ensure_ascii=False) + "\r\n" for line in expected),
+        "a.json": json.dumps([{"text": line} for line in expected], ensure_ascii=False),
+        "a.tsv": "text\tn\n" + "".join(f"{line}\t1\n" for line in expected),
+    }.items():
+        assert read(tmp_path, write(tmp_path / name, text.encode(encoding)), encoding=encoding)[0] == expected
+
+
+@pytest.mark.parametrize("encoding", OTHERS)
+def test_the_error_names_the_encoding_that_reads_the_file(tmp_path: Path, encoding: str) -> None:
+    path = write(tmp_path / "a.txt", ARABIC.encode(encoding))
+    with pytest.raises(CorpusError, match='set encoding = "') as caught:
+        read(tmp_path, path)
+    advised = str(caught.value).partition('encoding = "')[2].partition('"')[0]
+    assert read(tmp_path, path, encoding=advised)[0] == ARABIC.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("encoding", "cp9999", "no encoding of Python"),
+        ("encoding", "", "no encoding of Python"),
+        ("encoding", "base64", "no encoding of Python"),
+        ("encoding", "undefined", "no encoding of Python"),
+        ("encoding", "a\0b", "no encoding of Python"),
+        ("delimiter", ";;", "one character"),
+        ("delimiter", '"', "one character"),
+        ("delimiter", "\n", "one character"),
+        ("bad_records", "drop", "'refuse' or 'skip'"),
+    ],
+)
+def test_a_value_that_a_source_cannot_have(key: str, value: str, part: str) -> None:
+    with pytest.raises(RecipeError, match=f"corpus.sources.0.{key}: .*{part}") as caught:
+        Recipe.parse({"name": "n", "corpus": {"sources": [{"path": "x", key: value}]}})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoding_has_one_spelling() -> None:
+    assert {Source(path="x", encoding=name).encoding for name in ("UTF8", "utf_8", "U8")} == {"utf-8"}
+    assert Source(path="x", encoding="windows-1256").encoding == "cp1256"
+
+
+def test_another_encoding_than_the_source_says_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", ARABIC.encode())
+    for encoding in ("cp1256", "iso8859-6", "latin-1"):
+        refuses(tmp_path, path, 'is UTF-8; set encoding = "utf-8"', encoding=encoding)
+    refuses(tmp_path, write(path, ARABIC.encode("utf-16")), 'set encoding = "utf-16"', encoding="utf-32")
+    refuses(tmp_path, write(path, ARABIC.encode("utf-32")), 'set encoding = "utf-32"', encoding="utf-16")
+    refuses(tmp_path, write(path, ARABIC.encode("utf-8-sig")), 'set encoding = "utf-8"', encoding="cp1256")
+
+
+def test_no_encoding_is_named_that_does_not_make_it_arabic(tmp_path: Path) -> None:
+    for text in ("déjà vu été là\n", "straße über größe\n"):
+        path = write(tmp_path / "a.txt", text.encode("latin-1"))
+        refuses(tmp_path, path, "set encoding on its source to the one that it has")
+    assert read(tmp_path, path, encoding="latin-1")[0] == ["straße über größe"]
+
+
+def test_damaged_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", ARABIC.encode() + b"\xff\n")
+    refuses(tmp_path, path, 'encoding_errors = "replace"')
+    texts, facts = read(tmp_path, path, encoding_errors="replace")
+    assert (texts, facts.replaced) == ([*ARABIC.splitlines(), "\ufffd"], 1)
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 1 << 20])
+def test_bytes_that_are_not_in_an_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(lines, "CHUNK", chunk)
+    path = write(tmp_path / "a.txt", "ab\nc".encode("utf-16-le") + b"\x00\xd8" + "d\ne\n".encode("utf-16-le"))
+    refuses(tmp_path, path, "byte 8 is not utf-16-le", 'encoding_errors = "replace"', encoding="utf-16-le")
+    texts, facts = read(tmp_path, path, encoding="utf-16-le", encoding_errors="replace")
+    assert (texts, facts.replaced) == (["ab", "c\ufffdd", "e"], 1)
+
+
+# -- what was found, and what was named -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", b""),
+        ("a.txt", b"\xef\xbb\xbf"),
+        ("a.txt", b"\n \r\n"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0)),
+        ("a.jsonl", b""),
+        ("a.jsonl", jsonl({"text": None})),
+        ("a.json", b"\n"),
+        ("a.json", b"[]"),
+        ("a.csv", b""),
+        ("a.csv", b"n,text\n"),
+        ("a.tsv.gz", gzip.compress(b"", mtime=0)),
+        ("a.parquet", b""),
+        ("a.parquet", parquet_bytes(pa.array([], pa.string()))),
+        ("a.arrow", b""),
+        ("a.parquet.gz", gzip.compress(b"", mtime=0)),
+        ("a.arrow.zst", PACKERS[".zst"](b"")),
+    ],
+)
+def test_a_file_without_documents_is_passed_over_unless_it_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, data: bytes
+) -> None:
+    path = write(tmp_path / "in" / name, data)
+    write(tmp_path / "in" / "good.txt", b"x\n")
+    for found in (tmp_path / "in", tmp_path / "in" / "*"):
+        empty, good = resolve([Source(path=str(found))])
+        caplog.clear()
+        facts = ingest(empty, tmp_path / "out")
+        assert (facts.documents, facts.passed_over) == (0, 1)
+        assert str(path) in caplog.text
+        assert ingest(good, tmp_path / "out").passed_over == 0
+    refuses(tmp_path, path, "holds no documents")
+    for order in ((path, path.parent), (path.parent, path)):  # named as well as found
+        [empty] = [file for file in resolve([Source(path=str(each)) for each in order]) if file.path == str(path)]
+        with pytest.raises(CorpusError, match="holds no documents"):
+            ingest(empty, tmp_path / "out")
+
+
+def test_what_is_found_and_no_text_is_passed_over_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    for name in ("good.txt", "locked.txt", "notes.md", "deep/picture.png", ".hidden"):
+        write(folder / name, b"x")
+    (folder / "gone.txt").symlink_to("nowhere.txt")
+    (tmp_path / "other").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "other", target_is_directory=True)
+    os.mkfifo(folder / "pipe.txt")
+
+    def locked(path: Path) -> str:  # modes do not stop root, which containers run as
+        if path.name == "locked.txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return sha256_file(path)
+
+    monkeypatch.setattr(sources, "sha256_file", locked)
+    for pattern, passed in (
+        ("", ("locked.txt", "notes.md", "picture.png", "gone.txt", "linked", "pipe.txt")),
+        ("*", ("locked.txt", "notes.md", "gone.txt", "linked", "pipe.txt", "deep")),
+        ("**/*.txt", ("locked.txt", "gone.txt", "pipe.txt")),
+    ):
+        caplog.clear()
+        files = resolve([Source(path=str(folder / pattern))])
+        assert [Path(file.path).name for file in files] == ["good.txt"]
+        [message] = caplog.messages
+        assert f"{len(passed)} files are passed over" in message
+        assert all(name in message for name in passed)
+        assert "hidden" not in message
+    for name in ("locked.txt", "notes.md", "gone.txt", "pipe.txt"):
+        with pytest.raises(CorpusError, match=name):
+            resolve([Source(path=str(folder / name))])
+    with pytest.raises(CorpusError, match=r"none of its files can be used: .*notes\.md \(unknown suffix\)"):
+        resolve([Source(path=str(folder / "*.md"))])
+
+
+def test_an_unreadable_folder_in_a_folder_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in" / "locked" / "a.txt", b"x")
+    write(tmp_path / "in" / "b.txt", b"x")
+    scandir = os.scandir
+
+    def locked(path: str) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert len(resolve([Source(path=str(tmp_path / "in"))])) == 1
+    assert "locked (cannot be read (Permission denied))" in caplog.text
+
+
+# -- compressed files as tools write them ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("zeros", [1, 7, 8, 511, 200_000])
+def test_gzip_with_zeros_after_it(tmp_path: Path, zeros: int) -> None:
+    one, two = gzip.compress(b"one\n"), gzip.compress(b"two\n")
+    path = write(tmp_path / "a.txt.gz", one + b"\0" * zeros + two + b"\0" * zeros)
+    assert read(tmp_path, path)[0] == ["one", "two"]
+    refuses(tmp_path, write(path, one + b"junk"), "damaged gzip file")
+
+
+def test_a_long_window_is_refused_with_a_cure_that_works(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28, hash_log=6, chain_log=6)
+    packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = write(tmp_path / "a.txt.zst", packed.compress(b"one\ntwo\n") + packed.flush())
+    refuses(tmp_path, path, "a window of more than 128 MB", "zstd -d --long=31")
+    unpacked = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj().decompress(path.read_bytes())
+    assert read(tmp_path, write(tmp_path / "a.txt", unpacked))[0] == ["one", "two"]
+
+
+def test_identity_has_only_the_keys_that_a_format_reads(tmp_path: Path) -> None:
+    """A change of any other key reads nothing again."""
+    other = {
+        "text": "b", "records": "b", "bad_records": "skip", "delimiter": ";", "unit": "file", "encoding": "cp1256",
+        "encoding_errors": "replace", "licence": "MIT", "filters": "web", "config": "c", "split": "s",
+    }  # fmt: skip
+    for name, data in FILES.items():
+        path = write(tmp_path / name, data)
+        [plain] = resolve([Source(path=str(path), name="n")])
+        changing = set()
+        for key, value in other.items():
+            [changed] = resolve([Source(path=str(path), name="n").model_copy(update={key: value})])
+            if identity_of(changed) != identity_of(plain):
+                changing.add(key)
+        decoded = {"encoding"} if plain.settings.format in ("text", "jsonl", "json", "csv") else set()
+        skipped = {"bad_records"} if decoded else set()
+        own = {"text": {"unit"}, "json": {"text", "records"}, "csv": {"text", "delimiter"}}
+        expected = own.get(plain.settings.format, {"text"}) | {"encoding_errors"} | decoded | skipped
+        assert changing == expected, name
 
 
 # -- too long -------------------------------------------------------------------------------------
@@ -443,10 +790,10 @@ DAMAGED = arrow_bytes(pa.array(["good", "abcd"])).replace(b"abcd", b"ab\xff\xff"
             ["record 2, byte 0 is not UTF-8"],
         ),
         ("a.arrow", DAMAGED, ["record 2, byte 2 is not UTF-8"]),
-        ("a.txt", b"abc\0def", ["byte 3 is NUL", "not UTF-8 text"]),
+        ("a.txt", b"abc\0def", ["byte 3 is NUL", "not text"]),
         ("a.jsonl", b"\x7fELF\0", ["NUL"]),
-        ("a.txt", "سلام".encode("utf-16"), ["is UTF-16", "iconv"]),
-        ("a.csv", "text\n".encode("utf-16-be"), ["NUL", "UTF-16"]),
+        ("a.txt", "سلام".encode("utf-16"), ['is UTF-16; set encoding = "utf-16"']),
+        ("a.csv", "text\n".encode("utf-16-be"), ["is UTF-16-BE; set encoding"]),
         ("a.txt.gz", b"this is not gzip at all", ["damaged gzip file"]),
         ("a.txt.gz", GZ[: len(GZ) // 2], ["truncated gzip file"]),
         ("a.txt.bz2", bz2.compress(b"abc" * 1000)[:-9], ["truncated bz2 file"]),
@@ -471,13 +818,13 @@ DAMAGED = arrow_bytes(pa.array(["good", "abcd"])).replace(b"abcd", b"ab\xff\xff"
         ("a.json", b'[{"text": "x"}, {"txet": "y"}]', ["record 2: no field 'text'", "txet"]),
         ("a.csv", b"title,body\nx,y\n", ["no column 'text'", "title, body"]),
         ("a.csv", b"n,text\n1,x\n2\n", [":3: the row has 1 of 2 cells"]),
-        ("a.csv", b'text\n"open\n' + b"x\n" * 10, ["not CSV", "quote"]),
+        ("a.csv", b'text\n"open\n' + b"x\n" * 10, ["a.csv:2: not CSV", "quote"]),
         ("a.parquet", b"hello" * 100, ["truncated or damaged Parquet file"]),
         ("a.parquet", FILES["a.parquet"][:-50], ["truncated or damaged Parquet file"]),
         ("a.parquet", parquet_bytes(pa.array([1, 2])), ["column 'text' is int64, not text"]),
         ("a.arrow", b"hello" * 100, ["truncated or damaged Arrow file"]),
         ("a.arrow", FILES["a.arrow"][:-50], ["truncated or damaged Arrow file"]),
-        ("a.arrow", b"", ["truncated or damaged Arrow file"]),
+        ("a.arrow", b"", ["holds no documents"]),
         ("a.arrow", arrow_bytes(pa.array([["x"]])), ["column 'text' is list"]),
         ("a.arrow", arrow_bytes(pa.array([b"x"])), ["column 'text' is binary"]),
     ],
@@ -489,6 +836,23 @@ def test_bad_input_is_a_one_line_error(tmp_path: Path, name: str, data: bytes, p
 @pytest.mark.parametrize(("name", "kind"), [("a.parquet", "column"), ("a.arrow", "column"), ("a.json", "record 1")])
 def test_a_missing_field_is_an_error(tmp_path: Path, name: str, kind: str) -> None:
     refuses(tmp_path, write(tmp_path / name, FILES[name]), kind, "'body'", "text", text="body")
+
+
+def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        refuses(tmp_path, tmp_path / name, "more than one column 'text'")
+
+
+def test_one_json_value_in_a_jsonl_file_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps([{"text": text} for text in TEXTS], indent=1).encode())
+    for bad in ("refuse", "skip"):
+        refuses(tmp_path, path, 'set format = "json"', bad_records=bad)
+    assert read(tmp_path, path, format="json")[0] == TEXTS
+    refuses(tmp_path, write(path, json.dumps([{"text": "x"}]).encode()), 'set format = "json"')
 
 
 def test_a_wrong_records_key_is_an_error(tmp_path: Path) -> None:

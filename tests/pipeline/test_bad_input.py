@@ -18,12 +18,11 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.readers import IngestFacts
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
-from qalam_core.errors import CorpusError, PackageError, QalamError, RecipeError, StoreError, TrainingError
+from qalam_core.errors import CorpusError, PackageError, QalamError, StoreError, TrainingError
 from qalam_core.files import sha256_file
 from qalam_core.pipeline.build import InPlace, build, ingested, tokenized
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
-from qalam_core.pipeline.vocab import VocabFacts
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
@@ -101,9 +100,9 @@ BINARY = bytes(RANDOM.randrange(1, 256) for _ in range(5000))  # no NUL that wou
         ("gone.txt", None, {}, ["gone.txt: no such file", "corpus.sources.path"]),
         ("empty.txt", b"", {}, ["empty.txt: holds no documents"]),
         ("empty.jsonl", b"", {}, ["empty.jsonl: holds no documents"]),
-        ("empty.json", b"", {}, ["empty.json: not JSON"]),
-        ("empty.csv", b"", {}, ["empty.csv: no column 'text'"]),
-        ("empty.parquet", b"", {}, ["empty.parquet: truncated or damaged Parquet file"]),
+        ("empty.json", b"", {}, ["empty.json: holds no documents"]),
+        ("empty.csv", b"", {}, ["empty.csv: holds no documents"]),
+        ("empty.parquet", b"", {}, ["empty.parquet: holds no documents"]),
         ("blank.txt", "\n \n\u2003\n\t\n", {}, ["blank.txt: holds no documents"]),
         ("short.txt", "قصير\n" * 3 + "نص\n", {"name": "notes"},
          ["notes: a source with no usable documents", "too_short", "corpus.min_chars is 20"]),
@@ -115,7 +114,7 @@ BINARY = bytes(RANDOM.randrange(1, 256) for _ in range(5000))  # no NUL that wou
         ("cut.txt", GOOD.encode()[:-2], {}, None),  # ends within no character: it is fine
         ("binary.txt", BINARY, {}, ["binary.txt: byte ", "is not UTF-8"]),
         ("nul.txt", b"\x7fELF\0\0\0" + BINARY, {}, ["nul.txt: byte 4 is NUL"]),
-        ("utf16.txt", GOOD.encode("utf-16"), {}, ["is UTF-16", "iconv"]),
+        ("utf16.txt", GOOD.encode("utf-16"), {}, ["is UTF-16", "set encoding"]),
         ("picture.png", BINARY, {}, ["picture.png: unknown suffix"]),
         ("binary.jsonl", BINARY, {}, ["binary.jsonl"]),
         ("binary.parquet", BINARY, {}, ["binary.parquet: truncated or damaged Parquet file"]),
@@ -126,7 +125,7 @@ BINARY = bytes(RANDOM.randrange(1, 256) for _ in range(5000))  # no NUL that wou
         ("number.jsonl", '{"text": 17}\n', {}, ["number.jsonl:1: field 'text' is a number, not text"]),
         ("list.jsonl", '["' + LINE + '"]\n', {}, ["list.jsonl:1: no field 'text' (it is a list)"]),
         ("broken.jsonl", '{"text": "' + LINE + '"}\n{"text": \n', {}, ["broken.jsonl:2: not JSON at column"]),
-        ("null.jsonl", '{"text": null}\n', {}, ["null.jsonl: holds no documents", "null in every record"]),
+        ("null.jsonl", '{"text": null}\n', {}, ["null.jsonl: holds no documents", "'text' is null"]),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isascii() and "\n" not in value else "",
 )  # fmt: skip
@@ -165,8 +164,9 @@ def test_with_replace_they_become_the_replacement_character(shared: Store, tmp_p
     lines = [line.encode() + b" \xff\xfe \xd9" for line in sentences(60)]  # two strays, and half a letter
     if name.endswith("jsonl"):
         lines = [b'{"text": "' + line + b'"}' for line in lines]
-    recipe = with_corpus(source(write(tmp_path / name, b"\n".join(lines) + b"\n"), encoding_errors="replace"))
-    built = list(first_half(with_corpus({**recipe.corpus.canonical()}), shared))
+    path = write(tmp_path / name, b"\n".join(lines) + b"\n")
+    recipe = with_corpus({**source(path, encoding_errors="replace"), "max_damaged": 0.5})
+    built = list(first_half(recipe, shared))
     assert built[0].facts(IngestFacts).replaced == 60
     assert texts(built) == [f"{line} \ufffd\ufffd \ufffd" for line in sentences(60)]
     assert built[1].facts(CorpusFacts).kept == 60
@@ -181,6 +181,24 @@ def test_a_byte_order_mark_disappears(shared: Store, tmp_path: Path, name: str) 
     }[name]
     recipe = with_corpus(source(write(tmp_path / name, b"\xef\xbb\xbf" + content.encode())))
     assert texts(list(first_half(recipe, shared))) == sentences(40)
+
+
+def test_files_that_are_found_empty_are_passed_over_and_counted(shared: Store, tmp_path: Path) -> None:
+    write(tmp_path / "good.jsonl", "".join(json.dumps({"text": line}) + "\n" for line in sentences(40)) + "{\n")
+    write(tmp_path / "empty.txt", "\n")
+    recipe = with_corpus(source(tmp_path, name="all", bad_records="skip"))
+    facts = list(first_half(recipe, shared))[2].facts(CorpusFacts)
+    counts = facts.sources["all"]
+    assert (counts.read, counts.skipped, counts.passed_over) == (40, 1, 1)
+
+
+def test_a_folder_of_empty_files_is_an_error(shared: Store, corpus_file: Path, tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "")
+    write(tmp_path / "b.jsonl", '{"text": null}\n')
+    recipe = with_corpus({"sources": [{"path": str(corpus_file)}, {"path": str(tmp_path), "name": "e"}], "test": 0.1})
+    refusal(
+        lambda: list(first_half(recipe, shared)), CorpusError, "e: none of the files of this source holds a document"
+    )
 
 
 MEASURED = """
@@ -231,15 +249,6 @@ def test_a_line_of_100_mb_takes_bounded_memory(tmp_path: Path, name: str) -> Non
 
 
 # -- settings that do not fit the data ------------------------------------------------------------
-
-
-def test_a_vocabulary_that_the_corpus_cannot_fill(shared: Store, corpus_file: Path) -> None:
-    recipe = tiny_recipe(corpus_file, tokenizer={"vocab_size": 50_000})
-    line = refusal(lambda: build(recipe, shared), RecipeError, "tokenizer.vocab_size is 50000")
-    most = int(line.partition("set it to ")[2].partition(" ")[0])
-    # and its advice works
-    fitting = tiny_recipe(corpus_file, tokenizer={"vocab_size": most})
-    assert list(first_half(fitting, shared))[-3].facts(VocabFacts).entries == most
 
 
 @pytest.mark.usefixtures("processes")

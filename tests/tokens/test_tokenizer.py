@@ -87,6 +87,7 @@ def test_the_word_tokenizer_splits_as_the_original_did() -> None:
     assert WORD.tokenize("يقرأ القط، كتابًا 12!") == ["يقرأ", "القط", "،", "كتابا", "12", "!"]
     assert WORD.encode("يقرأ غريب القط") == [WORD.word2idx["يقرأ"], 1, WORD.word2idx["القط"]]
     assert WORD.decode([2, WORD.word2idx["يقرأ"], WORD.word2idx["القط"], 3]) == "يقرأ القط"
+    assert WORD.decode(WORD.encode("يقرأ غريب القط")) == "يقرأ <UNK> القط"
     assert BPE.tokenize("القط") == [BPE.words[i] for i in BPE.encode("القط")]
 
 
