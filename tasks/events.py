@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
+from qalam_core.display import printable
 from qalam_core.pipeline.publish import Published
 
 CORPUS_UPDATED = "qalam.corpus.updated"
@@ -21,15 +22,17 @@ def announce(published: Published, name: str) -> None:
     event = PROMOTED if published.promoted else WAITING if published.held or published.waits else GATE_REFUSED
     payload = {
         "run": published.run, "recipe": name, "bits_per_byte": published.record.bits_per_byte.model,
-        "report": (published.folder / "report.html").as_uri(), "reasons": " ".join(published.verdict.reasons()),
-        "decision": published.decision,
+        "report": (published.folder / "report.html").as_uri(),
+        # a webhook's receiver may show them in a terminal or a chat
+        "reasons": printable(" ".join(published.verdict.reasons())), "decision": printable(published.decision),
     }  # fmt: skip
     _emit(event, f"qalam.recipe.{name}", name, payload)
 
 
 def corpus_updated(name: str, files: list[str]) -> None:
     """Emit that the corpus of recipe `name` has changed; the event lists at most 100 of the changed `files`."""
-    _emit(CORPUS_UPDATED, f"qalam.corpus.{name}", name, {"recipe": name, "files": files[:100], "changed": len(files)})
+    payload = {"recipe": name, "files": [printable(file) for file in files[:100]], "changed": len(files)}
+    _emit(CORPUS_UPDATED, f"qalam.corpus.{name}", name, payload)
 
 
 def _emit(event: str, resource: str, name: str, payload: dict[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import bars, out
+from qalam_core.display import printable
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
@@ -46,7 +48,7 @@ def trace(
             lambda done, total: terminal.moved("trace", "trace", "bytes", done, total),
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(_as_json(found), ensure_ascii=False))
+        typer.echo(printable(json.dumps(_as_json(found), ensure_ascii=False)))
         return
     if found.spans:
         for line in _marked(found):
@@ -84,7 +86,7 @@ def find(
             lambda done, total: terminal.moved("find", "find", "files", done, total),
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(asdict(found), ensure_ascii=False))
+        typer.echo(printable(json.dumps(asdict(found), ensure_ascii=False)))
         return
     columns = ("whole document", "near-duplicate", "in 8-grams", "in 13-grams")
     if found.readers:
@@ -97,7 +99,7 @@ def find(
         file = Column("file", overflow="fold")
         table = Table("source", file, "document", *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for place in found.places:
-            row = _shown(place.source), _shown(place.file), f"{place.document:,}"
+            row = printable(place.source), printable(place.file), f"{place.document:,}"
             table.add_row(*map(Text, row), *_cells(place.meeting))
         out.print(table)
         out.print(f"{found.count:,} source documents meet the text\n")
@@ -174,9 +176,9 @@ def _marked(found: Trace) -> list[Text]:
             lines.append(line)
             line, between = Text(), ""
         style = "bold underline" if word in covered else ""
-        line.append(_shown(between), style if word - 1 in covered and word not in opened else "")
+        line.append(_spaced(between), style if word - 1 in covered and word not in opened else "")
         line.append(opened.get(word, ""), "cyan")
-        line.append(_shown(found.text[start:stop]), style)
+        line.append(printable(found.text[start:stop]), style)
         line.append(closed.get(word, ""), "cyan")
         end = stop
     # in an isolate, whose direction is that of its first letter, so that each line is readable by itself
@@ -194,14 +196,14 @@ def _documents(found: Trace) -> Table:
     for number, span in enumerate(found.spans, 1):
         head = [str(number), f"{span.start_word + 1}-{span.end_word}", f"{span.count:,}"]
         for one in span.documents:
-            before, after = _shown(one.hit.before)[-_CONTEXT:], _shown(one.hit.after)[:_CONTEXT]
+            before, after = _spaced(one.hit.before)[-_CONTEXT:], _spaced(one.hit.after)[:_CONTEXT]
             context = f"\u2068{before} [{number}] {after}\u2069"
             shard = f"{one.run}/{one.hit.shard.name}" if with_runs else one.hit.shard.name
-            table.add_row(*map(Text, (*head, _shown(one.hit.source), one.hit.id, shard, context)))
+            table.add_row(*map(Text, (*head, printable(one.hit.source), printable(one.hit.id), shard, context)))
             head = ["", "", ""]
     return table
 
 
-def _shown(text: str) -> str:
-    """Text without control characters, which a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in text)
+def _spaced(text: str) -> str:
+    """In one line: its line ends and tabs are spaces."""
+    return printable(re.sub(r"[\t\n\r]", " ", text))

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.text import Text
 
 from al_qalam.flows.cli import build, corpus, find, packages, runs, seeds, serving
 from al_qalam.flows.cli.terminal import err, out
+from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
 
 GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
@@ -93,5 +95,5 @@ def main() -> None:
     try:
         app()
     except QalamError as error:
-        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        err.print(Text.assemble(("error:", "red"), f" {printable(str(error))}"), soft_wrap=True)
         sys.exit(1 if isinstance(error, TrainingError) else 2)

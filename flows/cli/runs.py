@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import bars, out
+from qalam_core.display import printable
 from qalam_core.errors import StoreError
 from qalam_core.files import replace_file
 from qalam_core.runs import Ancestor, Runs
@@ -37,9 +38,9 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
     for run, record in home.records().items():
         bits, champion = record.bits_per_byte, home.champion(record.recipe.name) == run
         table.add_row(
-            "[yellow]*[/]" if champion else "", run, record.created[:10], f"{record.parameters:,}",
+            Text("*", "yellow") if champion else "", run, record.created[:10], f"{record.parameters:,}",
             *(f"{value:.3f}" for value in (bits.model, bits.unigram, bits.ngram)), f"{record.package_mb:.1f}",
-            "passed" if record.verdict.passed else "[red]refused[/]",
+            "passed" if record.verdict.passed else Text("refused", "red"),
         )  # fmt: skip
     if table.row_count:
         out.print(table)
@@ -83,7 +84,7 @@ def lineage(
             "run": run, "package": package, "corpus": corpus, "begun_from": record.parent or None,
             "read": seen.lineage, "own": seen.own, "gone": seen.gone, "ancestors": ancestors,
         }  # fmt: skip
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        typer.echo(printable(json.dumps(found, ensure_ascii=False)))
         return
     out.print(f"{run}: {record.origin}", soft_wrap=True, markup=False)
     read = sum(seen.lineage.values())
@@ -105,7 +106,7 @@ def _branch(run: str, package: str, corpus: str, documents: str, ancestor: Ances
     if ancestor:
         lines.append(f"changed afterwards: {'; '.join(ancestor.changes) or 'the texts alone'}")
         lines += [f"exception: {' '.join(line.split())}" for line in ancestor.accepted]
-    return Text("\n".join(lines))
+    return Text("\n".join(map(printable, lines)))
 
 
 def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store: StoreOption = DEFAULT_STORE) -> None:
@@ -116,8 +117,7 @@ def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store
     for line in lines:
         accepted = f", accepted {', '.join(line.accepted)}" if line.accepted else ""
         text = f"{line.run}  {line.action} by {line.who}{accepted}: {line.why}"
-        text = "".join(letter if letter.isprintable() else " " for letter in text)
-        out.print(f"{line.when}  {text}", soft_wrap=True, markup=False)
+        out.print(f"{line.when}  {printable(text)}", soft_wrap=True)
 
 
 def promote(
@@ -216,11 +216,12 @@ def reproduce(
         )  # fmt: skip
     table = Table("artifact", "then", "now", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for row in found.rows:
-        verdict = "[green]same[/]" if row.matches else "[red]differs[/]: " + (", ".join(row.differing) or "inputs")
+        differing = f": {printable(', '.join(row.differing) or 'inputs')}"
+        verdict = Text("same", "green") if row.matches else Text.assemble(("differs", "red"), differing)
         then, now = (name if row.stage == "run" else name[:12] for name in (row.then, row.now))
         if not row.decided and row.matches:
-            verdict = "not compared (a run was deleted)"
-        table.add_row(row.stage, then, now, verdict if row.compared else f"{verdict} (artifact deleted)")
+            verdict = Text("not compared (a run was deleted)")
+        table.add_row(row.stage, then, now, verdict if row.compared else verdict.append(" (artifact deleted)"))
     out.print(table)
     out.print(found.basis, soft_wrap=True, markup=False)
     for note in found.notes:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich import console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from qalam_core.display import printable
 from qalam_core.store import Artifact
 
 if TYPE_CHECKING:
@@ -23,8 +23,23 @@ if TYPE_CHECKING:
     from qalam_core.recipe import Recipe
     from qalam_core.store import Store
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class Console(console.Console):
+    """A console on which text is only text: no markup, and nothing in it that the terminal would obey.
+
+    That holds for every `str`, also in a table. What is styled is a `Text`, made of text that is `printable`.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich, which calls this for every `str`."""
+        return super().render_str(printable(text, lines=True), **options)
+
+
+out = Console()
+err = Console(stderr=True)
 
 
 class _Amount(ProgressColumn):
@@ -53,7 +68,7 @@ class Bars:
     def moved(self, stage: str, label: str, unit: str, done: int, total: int) -> None:
         """Draw `label` at `done` of `total`."""
         if label not in self._bars:
-            self._bars[label] = self._progress.add_task(escape(label), total=total or None, unit=unit)
+            self._bars[label] = self._progress.add_task(printable(label), total=total or None, unit=unit)
         self._progress.update(self._bars[label], completed=done, total=total or None)  # type: ignore[arg-type]
 
     def finished(self, stage: Stage, artifact: Artifact) -> None:
@@ -62,7 +77,7 @@ class Bars:
             self._progress.remove_task(self._bars.pop(stage.label))  # type: ignore[arg-type]
         line = _line(stage.label, artifact)
         if self._reasons and not artifact.cached:
-            line += f"  [dim]{escape('; '.join(self._reasons.why(stage)))}[/]"
+            line.append(f"  {printable('; '.join(self._reasons.why(stage)))}", "dim")
         self._progress.console.print(line, soft_wrap=True)
 
 
@@ -71,24 +86,25 @@ def reused(label: str, artifact: Artifact) -> None:
     err.print(_line(label, artifact), soft_wrap=True)
 
 
-def _line(label: str, artifact: Artifact) -> str:
+def _line(label: str, artifact: Artifact) -> Text:
     from qalam_core.pipeline.stage import throughput  # a build has it loaded; `qalam --help` starts faster without
 
-    how = "[cyan]cached[/]" if artifact.cached else "[green]built [/]"
-    return (
-        f"  {how}  {escape(label):<28}{artifact.seconds:8.1f} s  {throughput([artifact]):>11}   {artifact.digest[:12]}"
-    )
+    how = ("  cached", "cyan") if artifact.cached else ("  built ", "green")
+    figures = f"{artifact.seconds:8.1f} s  {throughput([artifact]):>11}   {artifact.digest[:12]}"
+    return Text.assemble(how, f"  {printable(label):<28}{figures}")
 
 
 class _Notes(logging.Handler):
     """Prints the library's warnings (a damaged artifact, another running build) above the progress bars."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, target: console.Console) -> None:
         super().__init__(logging.WARNING)
-        self._console = console
+        self._target = target
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(f"  [yellow]note[/]   {escape(record.getMessage())}", soft_wrap=True)
+        self._target.print(
+            Text.assemble("  ", ("note", "yellow"), f"   {printable(record.getMessage())}"), soft_wrap=True
+        )
 
 
 @contextmanager
@@ -104,7 +120,7 @@ def bars(store: Store | None = None, recipe: Recipe | None = None) -> Iterator[B
 
         reasons = Reasons(Runs(store), recipe.name)
     columns = (
-        TextColumn("  {task.description:<20}"),
+        TextColumn("  {task.description:<20}", markup=False),
         BarColumn(24),
         _Amount(),
         TimeRemainingColumn(compact=True),
@@ -124,8 +140,8 @@ def plan_table(plan: Plan) -> None:
     for column in ("stage", "action", "digest", "why"):
         table.add_column(column, no_wrap=column != "why")
     for row in plan.rows:
-        action = "[cyan]reuse[/]" if row.action == "reuse" else "[green]build[/]"
-        table.add_row(escape(row.label), action, row.digest[:12], escape("; ".join(row.reasons)))
+        action = Text(row.action, "cyan" if row.action == "reuse" else "green")
+        table.add_row(printable(row.label), action, row.digest[:12], printable("; ".join(row.reasons)))
     out.print(table)
     built = sum(row.action == "build" for row in plan.rows)
     against = f", compared with {plan.against}" if plan.against else ""
@@ -146,19 +162,19 @@ def summary(published: Published) -> None:
     for name, bits in slices if len(slices) > 2 else slices[:1]:
         change = bits.model / bits.unigram - 1
         figures = (bits.model, bits.unigram, bits.ngram, bits.characters)
-        table.add_row(escape(name), *(f"{value:.3f}" for value in figures), f"{change:+.1%}")
+        table.add_row(printable(name), *(f"{value:.3f}" for value in figures), f"{change:+.1%}")
     out.print(table)
     out.print("\nsamples (generated by a statistical model; not statements of fact)")
     for sample in report.samples[:3]:
-        out.print("  " + " ".join(sample.text.split()), soft_wrap=True, markup=False)
+        out.print("  " + " ".join(sample.text.split()), soft_wrap=True)
     out.print("\ntime: " + _timings(published))
     if published.cached:
         out.print("every stage was cached: nothing had to be built")
-    out.print(f"\nrun      [bold]{published.run}[/]{'  (champion)' if published.champion else ''}")
+    out.print("\nrun      ", Text(published.run, "bold"), "  (champion)" if published.champion else "", sep="")
     out.print(f"package  {published.folder / 'model'}", soft_wrap=True)
     out.print(f"report   {published.folder / 'report.html'}", soft_wrap=True)
     style = "yellow" if published.held or published.waits else "green" if published.verdict.passed else "red"
-    out.print("result   ", Text(published.decision, style), sep="", soft_wrap=True)
+    out.print("result   ", Text(printable(published.decision), style), sep="", soft_wrap=True)
 
 
 def _timings(published: Published) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from qalam_core.display import printable
 
 # Placeholders that `_svg` replaces by the page's CSS variables, so that one plot serves light and dark.
 INK, FAINT, COLOURS = "#010101", "#020202", ("#030303", "#040404", "#050505", "#060606", "#070707")
@@ -20,7 +23,8 @@ _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "al-qalam", "font.size": 10, "axes.edgecolor": FAINT,
     "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "xtick.labelcolor": INK, "grid.color": FAINT, "legend.frameon": False,
-    "font.family": "sans-serif", "figure.facecolor": "none", "axes.facecolor": "none", "axes.unicode_minus": False,
+    "font.family": "sans-serif", "text.parse_math": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "axes.unicode_minus": False,
 }  # fmt: skip
 _WIDTH = 5.2  # inches: on a phone the text keeps about its size
 
@@ -56,12 +60,16 @@ def bits(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[
             points = [(values[model], place) for place, values in enumerate(rows.values()) if model in values]
             x, y = zip(*points, strict=True)
             axes.scatter(x, y, color=COLOURS[number], marker="osD^v"[number], s=34, label=model, zorder=3)
-        axes.set_yticks(range(len(rows)), [name if len(name) <= 20 else f"{name[:19]}…" for name in rows])
+        axes.set_yticks(range(len(rows)), [_short(printable(name)) for name in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("bits per byte (lower is better)")
         axes.grid(axis="x", linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=3, handletextpad=0.1, columnspacing=1.0)
         return _svg(figure, "bits")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def funnel(counts: Mapping[str, int]) -> str:
@@ -83,7 +91,9 @@ def funnel(counts: Mapping[str, int]) -> str:
 def _svg(figure: Figure, name: str) -> str:
     """The figure as an element of an HTML page: ids are prefixed by `name`, so that plots do not share them."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's fonts draw the text
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

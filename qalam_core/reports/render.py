@@ -1,13 +1,17 @@
-"""Renders the templates. HTML is escaped; in Markdown, text of a corpus or a model goes through `cell` or `rtl`."""
+"""Renders the templates. Every text is made printable, and in HTML escaped; in Markdown, text of a corpus, a model or a
+recipe goes through `cell` or `rtl`."""
 
 from __future__ import annotations
 
 import html
+import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
+from qalam_core.display import printable
 from qalam_core.reports.tables import by_source, corpus_rows, origin_text, shown_ancestors
 
 
@@ -20,7 +24,8 @@ def render(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("qalam_core.reports"), autoescape=select_autoescape(["html"], default=False),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        undefined=StrictUndefined, finalize=_printable,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters.update(cell=cell, rtl=rtl, number=_number, spec=format, change=_change)
     environment.globals.update(
@@ -29,19 +34,29 @@ def _environment() -> Environment:
     return environment
 
 
+def _printable(value: Any) -> Any:
+    return printable(value, lines=True) if type(value) is str else value  # Markup is ours
+
+
+# What begins a structure of Markdown: inside a line, and only at its start. An underscore inside a word is only that.
+_MARKS = re.compile(r"[\\`*~$|\[\]]|(?<!\w)_|_(?!\w)|^[#+=-]")
+
+
 def cell(text: str) -> str:
-    """Text that can neither leave its table cell nor become HTML."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    """Text that can neither leave its table cell or line, nor become HTML or Markdown."""
+    line = printable(" ".join(text.split()))
+    return html.escape(_MARKS.sub(lambda found: f"\\{found[0]}", line), quote=False)
 
 
-def rtl(text: str) -> str:
+def rtl(text: str) -> Markup:
     """Text as a right-to-left paragraph that nothing in it can leave; never as HTML or Markdown.
 
     The div is for GitHub; where it is removed, as in Prefect's page, the isolate characters keep the full stop at the
     left end.
     """
-    shown = " ".join(text.split()).translate({ord(mark): f"&#{ord(mark)};" for mark in "<>&\\`*_[]~$|#"})
-    return f'<div dir="rtl">\n\n\u2067{shown}\u2069\n\n</div>'
+    line = printable(" ".join(text.split()))
+    shown = line.translate({ord(mark): f"&#{ord(mark)};" for mark in "<>&\\`*_[]~$|#"})
+    return Markup(f'<div dir="rtl">\n\n\u2067{shown}\u2069\n\n</div>')  # noqa: S704  # escaped above
 
 
 def _number(value: float | None) -> str:

@@ -7,13 +7,23 @@ from collections.abc import Mapping, Sequence
 from qalam_core.corpus.prepare import CorpusFacts, SliceCounts
 from qalam_core.runs import Ancestor, SeenFacts
 
+_NOTED = {
+    "passed_over": "files passed over (no documents)", "skipped": "records skipped (not readable)",
+    "skipped_null": "records skipped (null)", "cut": "cut (too long)", "replaced": "replaced bytes (U+FFFD)",
+    "repaired": "repaired", "repaired_in_part": "repaired in part", "not_repaired": "damaged, not repaired",
+}  # fmt: skip
+"""Fields of SliceCounts that are shown where they are not 0, and their labels."""
+
 
 def corpus_rows(facts: CorpusFacts) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """(head, rows): documents read, rejected by each reason, and kept; one column for each source."""
+    """(head, rows): documents read, damaged, rejected by each reason, and kept; one column for each source."""
     parts: dict[str, SliceCounts] = {"all": facts, **(facts.sources if len(facts.sources) > 1 else {})}
     rows = [("read", [part.read for part in parts.values()])]
-    if facts.repaired:
-        rows.append(("repaired", [part.repaired for part in parts.values()]))
+    rows += [
+        (label, [getattr(part, what) for part in parts.values()])
+        for what, label in _NOTED.items()
+        if getattr(facts, what)
+    ]
     rows += [
         (reason.replace("_", " "), [part.rejected.get(reason, 0) for part in parts.values()])
         for reason in facts.rejected

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from qalam_core.corpus.prepare import SliceCounts
 from qalam_core.evaluation.results import Contamination, Interval, Intervals, Overlap, Report
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
+from qalam_core.reports.tables import corpus_rows
 from qalam_core.runs import Ancestor, SeenFacts
 from tests.reports.small_reports import CORPUS, COUNTS, TRAIN, recipe, report
 
@@ -21,6 +23,21 @@ def card_of(
     of: Recipe | None = None, lineage: Sequence[Ancestor] = (), seen: SeenFacts = SEEN, report: Report | None = None
 ) -> str:
     return model_card(of or recipe(), CORPUS, TRAIN, lineage, seen, report)
+
+
+def test_a_card_states_damage_in_both_languages() -> None:
+    counts = {"replaced": 1071, "cut": 12, "skipped_null": 7, "skipped": 1}
+    card = model_card(recipe(), CORPUS.model_copy(update=counts), TRAIN, (), SEEN)
+    for part in ("| replaced bytes (U+FFFD) | 1,071 |", "| cut (too long) | 12 |", "| records skipped (null) | 7 |"):
+        assert part in card
+    assert "محارف تالفة (U+FFFD): 1,071، والمقطوعة لطولها: 12، والسجلات المتروكة لخلوّها من نص صالح: 8." in card
+    assert "تالفة" not in card_of()
+
+
+@pytest.mark.parametrize("what", sorted(SliceCounts.model_fields.keys() - {"read", "kept", "rejected"}))
+def test_no_count_is_without_a_row(what: str) -> None:
+    _, rows = corpus_rows(CORPUS.model_copy(update={what: 98_765}))
+    assert [row[1] for row in rows].count("98,765") == 1
 
 
 def test_card_states_data_licences_and_shape() -> None:

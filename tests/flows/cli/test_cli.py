@@ -24,7 +24,7 @@ from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe, to_toml
 from qalam_core.store import Artifact
-from tests.conftest import Built
+from tests.conftest import Built, sentences
 from tests.flows.cli.command import qalam
 from tests.flows.processes import clean_environment
 from tests.flows.processes import qalam as qalam_process
@@ -81,6 +81,16 @@ def test_show_a_row_and_its_neighbours(package: Path) -> None:
     unknown = qalam("show", package, "embeding.weight")
     assert unknown.returncode == 2
     assert 'did you mean "embedding.weight"?' in unknown.stderr
+
+
+def test_verify_names_what_is_no_part_of_the_package(package: Path) -> None:
+    (package / ".DS_Store").write_bytes(b"\0")
+    named = qalam("verify", package)
+    assert named.returncode == 0, named.stderr
+    assert named.stdout.startswith(".DS_Store: not part of the package")
+    strict = qalam("verify", package, "--strict")
+    assert strict.returncode == 2
+    assert strict.stderr.startswith("error: .DS_Store: not part of the package")
 
 
 def test_edit_verify_diff_seal(package: Path, published: Published) -> None:
@@ -183,7 +193,7 @@ def test_promote_and_history(mine: Built) -> None:
 
 def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> None:
     second = tmp_path / "more.txt"
-    second.write_text("نص", encoding="utf-8")
+    second.write_text("هذا نص قصير من ملف آخر", encoding="utf-8")
     target = tmp_path / "My Model.toml"
     done = qalam("init", target, "--corpus", corpus_file, second, "--size", "medium")
     assert done.returncode == 0, done.stderr
@@ -196,6 +206,28 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> N
     assert "exists; choose another name" in again.stderr
 
 
+def test_init_says_what_it_chose_and_keeps_folders_and_globs(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_bytes("\n".join(sentences(50)).encode("cp1256"))
+    target = tmp_path / "recipes" / "mine.toml"
+    target.parent.mkdir()
+    done = qalam("init", target, "--corpus", texts, texts / "*.txt")
+    assert done.returncode == 0, done.stderr
+    assert f"{texts}: plain text: encoding cp1256, a document is a line\n" in done.stdout
+    assert "50 documents" not in done.stdout  # both sources are counted
+    assert done.stdout.count("\n") == 5
+    written = target.read_text(encoding="utf-8")
+    assert 'path = "../texts"' in written
+    assert 'path = "../texts/*.txt"' in written
+    for key in ("format", "text", "records", "bad_records", "delimiter", "unit", "encoding", "encoding_errors"):
+        assert f"\n{key} = " in written
+    assert "revision" not in written
+    recipe = Recipe.load(target)
+    assert recipe.tokenizer.vocab_size == "auto"
+    assert {source.encoding for source in recipe.corpus.sources} == {"cp1256"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -206,6 +238,8 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> N
         (["init", "x.toml"], "--corpus FILES"),
         (["init", "x.toml", "--corpus", "a", "--size", "huge"], "small, medium, large"),
         (["init", "no/such/x.toml", "--corpus", "a"], "there is no folder"),
+        (["init", "x.toml", "--corpus", "no_such_file.txt"], "no_such_file.txt: no such file"),
+        (["init", "x.toml", "--corpus", "package:nothing/a.json"], "pip install nothing"),
         (["show", "nothing"], "qalam runs"),
         (["verify", "."], "not a package"),
         (["verify", "nothing"], "nothing"),
@@ -356,3 +390,24 @@ def test_a_run_records_what_it_was_built_from(built: Built) -> None:
     assert record.recipe == built.recipe
     assert record.dependencies["torch"]
     assert record.machine["cores"]
+
+
+@pytest.mark.parametrize("command", [
+    ("export", "{model}", "{out}"), ("export", "{model}", "{out}", "--to", "gpt2"),
+    ("export", "{model}", "{out}", "--to", "safetensors"),
+    ("import", "{tensors}", "{out}", "--from", "safetensors", "--like", "{model}"),
+    ("wheel", "{model}", "--name", "model", "--out", "{out}"), ("sign", "{model}", "--key", "{key}", "--out", "{out}"),
+])  # fmt: skip
+def test_what_writes_creates_the_folders_above_or_says_why_not(
+    command: tuple[str, ...], published: Published, tmp_path: Path
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+    model, tensors = published.folder / "model", tmp_path / "tensors"
+    assert qalam("export", model, tensors, "--to", "safetensors").returncode == 0
+    for out, status in ((tmp_path / "a" / "b" / "c", 0), (tmp_path / "key.pem" / "c", 2)):
+        names = {"model": model, "tensors": tensors, "key": tmp_path / "key.pem", "out": out}
+        done = qalam(*(part.format(**names) for part in command))
+        assert done.returncode == status, done.stderr
+        assert done.stderr.count("\n") == (status != 0)

@@ -89,6 +89,26 @@ def test_counts_and_rejected_documents(tmp_path: Path, folder: Path) -> None:
     assert {row["source"] for row in shown} == {"stories"}
 
 
+def test_damage_is_shown_for_each_source(tmp_path: Path) -> None:
+    lines = [line.encode() + b" \xff" * (n % 3 == 0) for n, line in enumerate(sentences(90))]
+    records = [json.dumps({"text": line}) for line in sentences(60, seed=1)]
+    (tmp_path / "old.txt").write_bytes(b"\n".join(lines))
+    (tmp_path / "records.jsonl").write_text("\n".join([*records, '{"text": null}', '{"text": null}']))
+    sources = [
+        {"path": str(tmp_path / "old.txt"), "encoding_errors": "replace"}, {"path": str(tmp_path / "records.jsonl")},
+    ]  # fmt: skip
+    prepared(tmp_path / "store", tmp_path / "old.txt", sources=sources)
+    rows = [line.split() for line in qalam("corpus", tmp_path / "store").stdout.splitlines()]
+    assert ["replaced", "bytes", "(U+FFFD)", "30", "30", "0"] in rows
+    assert ["records", "skipped", "(null)", "2", "0", "2"] in rows
+    assert ["damaged", "30", "30", "0"] in rows
+    counts = json.loads(qalam("corpus", "--json", tmp_path / "store").stdout)
+    assert (counts["replaced"], counts["skipped_null"], counts["cut"]) == (30, 2, 0)
+    assert counts["sources"]["old"]["replaced"] == counts["sources"]["records"]["skipped_null"] + 28
+    [shown] = json.loads(qalam("corpus", tmp_path / "store", "--rejects", "damaged", "--count", "1", "--json").stdout)
+    assert "\ufffd" in shown["text"]
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     for arguments, part in (
         (["--store", tmp_path / "none"], "has no prepared corpus yet; `qalam build RECIPE` makes one"),
