@@ -30,6 +30,9 @@ DISK_ERRORS = {
 }
 """errno -> message, for the disk errors that a user can fix."""
 
+WRONG_PLACE = (FileExistsError, NotADirectoryError, IsADirectoryError)
+"""Errors that another path mends; all other OSErrors are the disk's, and the store says what to do about those."""
+
 
 def digest(value: object) -> str:
     """sha256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.files import sha256_bytes
+from qalam_core.files import WRONG_PLACE, sha256_bytes
 from qalam_core.package.releases import code_files
 from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
 from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, FORMAT, INVERSE, VOCAB_MAGIC, quote, rules_error
@@ -69,7 +69,7 @@ def write(
                 raise PackageError(f"{file}:0: {reason}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except WRONG_PLACE as error:
             raise PackageError(f"{folder}: cannot be created ({error.strerror}); name another folder") from None
         measured = dict(zip(values, pool.map(statistics, values.values()), strict=True))
         weight_files = _write_weights(pool, folder, values, row_type, measured)

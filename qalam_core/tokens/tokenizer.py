@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, trainers
 
 from qalam_core.arabic import NORMALISATIONS, Rules, normalise
 from qalam_core.errors import CorpusError, PackageError, QalamError
+from qalam_core.files import WRONG_PLACE
 from qalam_core.package.runtime.architecture import SPECIALS, UNK
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.package.vocabulary import ALPHABET, tokenizer_json, vocabulary_of
@@ -125,7 +126,7 @@ class ArabicTokenizer:
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(tokenizer_json(self.vocabulary), encoding="utf-8")
-        except OSError as error:
+        except WRONG_PLACE as error:
             raise QalamError(f"{path}: cannot be written ({error.strerror}); name another file") from None
 
     def __len__(self) -> int:
