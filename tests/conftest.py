@@ -70,7 +70,8 @@ _quick: list[str] = []
 
 
 def _no_process(event: str, arguments: tuple[object, ...]) -> None:
-    if _quick and event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system"):
+    starts = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system")
+    if _quick and event in starts and "lscpu" not in arguments:  # which numpy.testing asks, in 2.0
         raise RuntimeError(f"{_quick[-1]} starts a process: request the fixture `processes`")
 
 
