@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -86,8 +87,8 @@ def normalise_array(texts: pa.Array, rules: Rules) -> pa.Array:
 
 
 def _applied(texts: pa.Array, rules: Rules) -> pa.Array:
-    texts = pc.utf8_normalize(_replaced(texts, (rule for rule in rules if _is_first(rule))), form="NFKC")
-    texts = _replaced(texts, (rule for rule in rules if not _is_first(rule)))
+    texts = pc.utf8_normalize(_replaced(texts, (rule for rule in rules if _is_first(rule[0]))), form="NFKC")
+    texts = _replaced(texts, (rule for rule in rules if not _is_first(rule[0])))
     return pc.utf8_trim_whitespace(pc.utf8_normalize(texts, form="NFKC"))
 
 
@@ -97,9 +98,10 @@ def _replaced(texts: pa.Array, rules: Iterable[tuple[str, str]]) -> pa.Array:
     return texts
 
 
-def _is_first(rule: tuple[str, str]) -> bool:
-    """Whether a rule is applied before NFKC."""
-    return not all(unicodedata.is_normalized("NFKC", char) for char in rule[0])
+@cache
+def _is_first(pattern: str) -> bool:
+    """Whether a rule with this pattern is applied before NFKC."""
+    return not all(unicodedata.is_normalized("NFKC", char) for char in pattern)
 
 
 def normalise(text: str, rules: Rules = _STANDARD) -> str:

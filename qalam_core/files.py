@@ -129,6 +129,15 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: it has no half of a surrogate pair, which JSON and command lines may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def json_object(content: bytes | str) -> dict[str, Any]:
     """Parse a JSON object. Raises ValueError when it is not one, an object in it has a key twice, or a string is not
     Unicode text: an escaped half of a surrogate pair could not be written again.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption
-from al_qalam.flows.cli.terminal import bars, err, out, plan_table, reused, summary
+from al_qalam.flows.cli.terminal import bars, err, out, plan_table, print_json, reused, summary
 from al_qalam.flows.recipes import included_recipe, recipe_path
 from al_qalam.flows.serving.prefect_env import embedded, server_may_be_configured
-from qalam_core.display import printable
 from qalam_core.errors import QalamError, RecipeError, StoreError
 from qalam_core.recipe import Recipe, Source, to_toml
 from qalam_core.store import DEFAULT_STORE, Store
@@ -42,7 +40,7 @@ def plan(
             {"stage": row.stage, "label": row.label, "action": row.action, "reasons": row.reasons, "digest": row.digest}
             for row in found.rows
         ]
-        typer.echo(printable(json.dumps({"against": found.against, "stages": rows}, ensure_ascii=False)))
+        print_json({"against": found.against, "stages": rows})
     else:
         plan_table(found)
 
@@ -61,7 +59,7 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
             flags = " ".join(f"--accept-{name}" for name in exceptions(published.verdict))
             out.print(
                 "to do    add text, or change [model] and [train]; or accept it as it is: "
-                f"qalam promote {published.run} {flags} --why REASON", soft_wrap=True, markup=False,
+                f"qalam promote {published.run} {flags} --why REASON", soft_wrap=True,
             )  # fmt: skip
         raise typer.Exit(1)
 
@@ -106,13 +104,13 @@ def forget(
     for run, read_here in old.items():
         what = "what it has read is not recorded" if read_here is None else f"has read {len(read_here)} of them"
         reigning = f"; it is still the champion of {asked.name}" if run == champion and not published.champion else ""
-        out.print(f"to be deleted: {run}: {what}{reigning}", soft_wrap=True, markup=False)
+        out.print(f"to be deleted: {run}: {what}{reigning}", soft_wrap=True)
     met = {entry for read_here in old.values() for entry in read_here or ()}
     unmet = [entry for entry in excluded.entries if entry not in met]
     if unmet:
         out.print(
             f"{len(unmet)} of {len(excluded.entries)} entries met no earlier run; check that they are complete: "
-            + "; ".join(" ".join(entry.split())[:60] for entry in unmet[:5]), soft_wrap=True, markup=False,
+            + "; ".join(" ".join(entry.split())[:60] for entry in unmet[:5]), soft_wrap=True,
         )  # fmt: skip
     if old:
         out.print(
@@ -127,7 +125,7 @@ def forget(
     if asked.corpus.exclude != parsed.corpus.exclude:
         out.print(
             f'so that later builds leave them out as well, set exclude = "{exclude.resolve()}" in [corpus] of {path}',
-            soft_wrap=True, markup=False,
+            soft_wrap=True,
         )  # fmt: skip
     if not published.verdict.passed:
         raise typer.Exit(1)
@@ -220,5 +218,5 @@ def init(
     made = new_recipe(base, name or "model", sources, folder, size)
     recipe.write_text(to_toml(made.recipe), encoding="utf-8")
     for note in made.notes:
-        out.print(note, soft_wrap=True, markup=False)
-    out.print(f"wrote {recipe}; build the model with: qalam build {recipe}", soft_wrap=True, markup=False)
+        out.print(note, soft_wrap=True)
+    out.print(f"wrote {recipe}; build the model with: qalam build {recipe}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from al_qalam.flows.cli.options import StoreOption
-from al_qalam.flows.cli.terminal import out
+from al_qalam.flows.cli.terminal import out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError
 from qalam_core.runs import Runs
@@ -45,9 +44,9 @@ def corpus(
         if rule:
             _show_rejects(found, rule, count, as_json)
         elif as_json:
-            typer.echo(printable(json.dumps({"corpus": found.digest, **found.manifest.facts}, ensure_ascii=False)))
+            print_json({"corpus": found.digest, **found.manifest.facts})
         else:
-            out.print(f"corpus {found.digest[:12]} in {home.root}", soft_wrap=True, markup=False)
+            out.print(f"corpus {found.digest[:12]} in {home.root}", soft_wrap=True)
             _show_counts(found)
             if run:
                 _show_overlap(Runs(home), run)
@@ -58,7 +57,7 @@ def _show_rejects(found: Artifact, rule: str, count: int, as_json: bool) -> None
 
     rows = list(read_rejects(found.path, rule, count))
     if as_json:
-        typer.echo(printable(json.dumps([{"source": name, "text": text} for name, text in rows], ensure_ascii=False)))
+        print_json([{"source": source, "text": text} for source, text in rows])
         return
     out.print(f"{rule}: {found.facts(CorpusFacts).rejected.get(rule, 0):,} documents")
     for source, text in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import defaultdict
@@ -16,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from al_qalam.flows.cli.options import StoreOption
-from al_qalam.flows.cli.terminal import bars, out
+from al_qalam.flows.cli.terminal import bars, out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.runs import Runs
@@ -48,7 +47,7 @@ def trace(
             lambda done, total: terminal.moved("trace", "trace", "bytes", done, total),
         )  # fmt: skip
     if as_json:
-        typer.echo(printable(json.dumps(_as_json(found), ensure_ascii=False)))
+        print_json(_as_json(found))
         return
     if found.spans:
         for line in _marked(found):
@@ -59,12 +58,12 @@ def trace(
     share = f"{found.covered:,} of {len(found.words):,} words ({found.covered / len(found.words):.1%})"
     out.print(
         f"{share} are in spans of at least {words} words that are in the training text of {whose}",
-        soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip
     if found.missing:
         out.print(
             f"not searched, as their training text was deleted or is damaged: {', '.join(found.missing)}",
-            soft_wrap=True, markup=False,
+            soft_wrap=True,
         )  # fmt: skip
 
 
@@ -86,7 +85,7 @@ def find(
             lambda done, total: terminal.moved("find", "find", "files", done, total),
         )  # fmt: skip
     if as_json:
-        typer.echo(printable(json.dumps(asdict(found), ensure_ascii=False)))
+        print_json(asdict(found))
         return
     columns = ("whole document", "near-duplicate", "in 8-grams", "in 13-grams")
     if found.readers:
@@ -104,7 +103,7 @@ def find(
         out.print(table)
         out.print(f"{found.count:,} source documents meet the text\n")
     for line in _summary(found):
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(line, soft_wrap=True)
 
 
 def _cells(meeting: Meeting) -> list[str]:

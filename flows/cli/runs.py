@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import tempfile
 import webbrowser
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from al_qalam.flows.cli.options import StoreOption
-from al_qalam.flows.cli.terminal import bars, out
+from al_qalam.flows.cli.terminal import bars, out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import StoreError
 from qalam_core.files import replace_file
@@ -62,7 +61,7 @@ def report(
         from qalam_core.pipeline.publish import render_page
 
         replace_file(file, render_page(home, run).encode())
-    out.print(str(file), soft_wrap=True, markup=False)
+    out.print(str(file), soft_wrap=True)
     if show and not webbrowser.open(file.resolve().as_uri()):
         out.print("no browser was found; open the file in one")
 
@@ -84,14 +83,14 @@ def lineage(
             "run": run, "package": package, "corpus": corpus, "begun_from": record.parent or None,
             "read": seen.lineage, "own": seen.own, "gone": seen.gone, "ancestors": ancestors,
         }  # fmt: skip
-        typer.echo(printable(json.dumps(found, ensure_ascii=False)))
+        print_json(found)
         return
-    out.print(f"{run}: {record.origin}", soft_wrap=True, markup=False)
+    out.print(f"{run}: {record.origin}", soft_wrap=True)
     read = sum(seen.lineage.values())
-    out.print(f"has read {read:,} distinct documents: {by_source(seen.lineage)}", soft_wrap=True, markup=False)
+    out.print(f"has read {read:,} distinct documents: {by_source(seen.lineage)}", soft_wrap=True)
     if seen.gone:
         gone = f"{sum(seen.gone.values()):,} of them are no longer in its corpus: {by_source(seen.gone)}"
-        out.print(gone, soft_wrap=True, markup=False)
+        out.print(gone, soft_wrap=True)
     tree = Tree(_branch(run, package, corpus, by_source(seen.own)))
     for ancestor in record.lineage:
         documents = by_source(ancestor.documents)
@@ -223,9 +222,9 @@ def reproduce(
             verdict = Text("not compared (a run was deleted)")
         table.add_row(row.stage, then, now, verdict if row.compared else verdict.append(" (artifact deleted)"))
     out.print(table)
-    out.print(found.basis, soft_wrap=True, markup=False)
+    out.print(found.basis, soft_wrap=True)
     for note in found.notes:
-        out.print(f"note: {note}", soft_wrap=True, markup=False)
+        out.print(f"note: {note}", soft_wrap=True)
     same = sum(row.matches and row.decided for row in found.rows)
     out.print(f"{same} of {len(found.rows)} match{': ' + run + ' is reproduced' if found.matches else ''}")
     if not found.matches:
@@ -242,11 +241,11 @@ def gc(
 
     found = collect(Store(store), keep)
     for line in found.lost:
-        out.print(f"can no longer be built again: {line}", soft_wrap=True, markup=False)
+        out.print(f"can no longer be built again: {line}", soft_wrap=True)
     if delete:
         found = collect(Store(store), keep, delete)
     for name in (*found.runs, *found.artifacts):
-        out.print(name, soft_wrap=True, markup=False)
+        out.print(name, soft_wrap=True)
     if found.busy:
         out.print(f"a build is running ({found.busy[0][:24]}): artifacts are kept until it has finished")
     did = "deleted" if delete else "would be deleted (with --delete)"

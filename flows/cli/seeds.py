@@ -58,11 +58,10 @@ def seeds(
         out.print(
             f"{what}, so nothing was written; in your recipe, set seed_sd = {found!r} in [gate]",
             soft_wrap=True,
-            markup=False,
         )
     else:
         write_seed_sd(path, found)
-        out.print(f"wrote seed_sd = {found!r} into [gate] of {path}", soft_wrap=True, markup=False)
+        out.print(f"wrote seed_sd = {found!r} into [gate] of {path}", soft_wrap=True)
 
 
 def write_seed_sd(path: Path, value: float) -> None:

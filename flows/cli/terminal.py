@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich import console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -40,6 +42,11 @@ class Console(console.Console):
 
 out = Console()
 err = Console(stderr=True)
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON, in which the escapes of `printable` mean the same value."""
+    typer.echo(printable(json.dumps(value, ensure_ascii=False)))
 
 
 class _Amount(ProgressColumn):

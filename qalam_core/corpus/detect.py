@@ -26,6 +26,7 @@ from qalam_core.corpus.mojibake import repair
 from qalam_core.corpus.readers import picked
 from qalam_core.corpus.sources import ReadSettings, SourceFile, expand, parts
 from qalam_core.errors import CorpusError
+from qalam_core.files import is_unicode
 from qalam_core.recipe import Source
 
 SAMPLE = 1 << 20  # bytes that are read of a file...
@@ -189,20 +190,12 @@ def _look(path: Path) -> _File:
         _PARSERS[file.format](file, text, file.share == 1)
         if "\0" in text:
             file.keys["bad_records"] = "skip"
-        if not all(map(_is_unicode, file.texts)):
+        if not all(map(is_unicode, file.texts)):
             file.keys["encoding_errors"] = "replace"
     file.letters = sum(map(arabic_letters, file.texts))
     if file.texts:
         file.keys["format"] = "auto" if file.format == kind else file.format
     return file
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, which JSON may hold."""
-    try:
-        return bool(text.encode() or True)
-    except UnicodeEncodeError:
-        return False
 
 
 def _decoded(file: _File, raw: bytes) -> str:
@@ -252,13 +245,17 @@ def _is_json(line: str) -> bool:
         return False
 
 
+def _whole_lines(text: str, complete: bool) -> list[str]:
+    """The lines of a sample, without the last one where that may be cut."""
+    lines = split(text)
+    return lines if complete or len(lines) < 2 else lines[:-1]
+
+
 # -- plain text ------------------------------------------------------------------------------------
 
 
 def _plain(file: _File, text: str, complete: bool) -> None:
-    lines = split(text)
-    if not complete and len(lines) > 1:
-        lines.pop()
+    lines = _whole_lines(text, complete)
     blocks = [list(block) for full, block in groupby(lines, lambda line: bool(line.strip())) if full]
     file.units = {
         "line": [line for block in blocks for line in block],
@@ -299,9 +296,7 @@ ENOUGH = 30  # documents that can be divided into training, validation and test 
 
 
 def _json_lines(file: _File, text: str, complete: bool) -> None:
-    lines = split(text)
-    if not complete and len(lines) > 1:
-        lines.pop()
+    lines = _whole_lines(text, complete)
     records, bad = [], 0
     for line in lines:
         if line.strip():
@@ -423,9 +418,7 @@ def _is_text_or_null(record: Any, path: str) -> bool:
 
 
 def _csv(file: _File, text: str, complete: bool) -> None:
-    lines = split(text)
-    if not complete and len(lines) > 1:
-        lines.pop()
+    lines = _whole_lines(text, complete)
     delimiter, rows = _table_of(lines)
     header, body = rows[0], rows[1:]
     whole = [row for row in body if len(row) == len(header)]

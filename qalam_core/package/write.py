@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.files import WRONG_PLACE, sha256_bytes
+from qalam_core.files import WRONG_PLACE, is_unicode, sha256_bytes
 from qalam_core.package.releases import code_files
 from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
 from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, FORMAT, INVERSE, VOCAB_MAGIC, quote, rules_error
@@ -135,7 +135,7 @@ def card_error(card: str) -> str:
     """Why a text cannot be MODEL_CARD.md, which people read in terminals and web pages; "" if it can."""
     if found := _CONTROL.search(card):
         return f"control character U+{ord(found[0]):04X}; delete it"
-    return "" if _is_unicode(card) else "half of a surrogate pair, which is not Unicode text; delete it"
+    return "" if is_unicode(card) else "half of a surrogate pair, which is not Unicode text; delete it"
 
 
 def provenance_error(provenance: Mapping[str, str]) -> str:
@@ -144,14 +144,6 @@ def provenance_error(provenance: Mapping[str, str]) -> str:
         if card_error(pair := name + text) or "\n" in pair or "\t" in pair:
             return f'"provenance" has a control character at {name!a:.80}; use plain text in one line'
     return ""
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _checked_weights(

@@ -19,7 +19,7 @@ from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.spans import MIN_WORDS, SHOWN, Hit, spans
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import CorpusError, StoreError
-from qalam_core.files import sha256_file
+from qalam_core.files import is_unicode, sha256_file
 from qalam_core.pipeline.lineage import seen_of
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.progress import Progress, no_progress
@@ -115,10 +115,8 @@ def trace(
 
 
 def _words(text: str) -> list[str]:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise CorpusError("the text is not UTF-8; convert it") from None
+    if not is_unicode(text):
+        raise CorpusError("the text is not UTF-8; convert it")
     if words := _WORD.findall(text):
         return words
     raise CorpusError("the text has no words; give it as an argument, as @FILE, or as - for standard input")
