@@ -549,7 +549,7 @@ def leaks(sound: Sound, work: Path) -> dict[str, Callable[[], Leak]]:
         open_, kept = texts(prepared(corpus), "test"), texts(prepared(corpus, seen), "test")
         shares = [float(np.mean([bare(text) in read for text in some])) for some in (open_, kept)]
         known = Fingerprints.load(seen.path)
-        copied = contamination(open_, known).copied, contamination(kept, known).copied
+        copied = contamination(open_, known).worst.copied, contamination(kept, known).worst.copied
         return Leak(shares[0], len(kept), shares[1], copied, sound.recipe.gate.max_copied)
 
     def republished(line: str) -> Leak:
@@ -580,7 +580,7 @@ def retrained(sound: Sound, seeds: int) -> int:
         assert report.contamination
         print(
             f"| {seed} | {outcome.change.low:+.2%} to {outcome.change.high:+.2%} "
-            f"| {report.generation.repeated_4grams:.4f} | {report.contamination.copied:.4f} "
+            f"| {report.generation.repeated_4grams:.4f} | {report.contamination.worst.copied:.4f} "
             f"| {', '.join(outcome.refused_by)} |", flush=True,
         )  # fmt: skip
     pairs = [(one, other) for one in reports for other in reports if one is not other]

@@ -303,7 +303,9 @@ class Requirements(Frozen):
     max_unknown: Share = Field(0.5, description="largest share of unknown tokens")
     max_repeated: Share = Field(0.3, description="largest share of repeated 4-grams in samples")
     max_empty: Share = Field(0.2, description="largest share of samples without a token")
-    max_copied: Share = Field(0.02, description="largest share of test documents contained in the training text")
+    max_copied: Share = Field(
+        0.02, description="largest share of test documents contained in the training text, above what is usual in it"
+    )
     max_package_mb: PositiveFloat = Field(2000.0, description="largest package, in MB")
     max_load_seconds: PositiveFloat = Field(60.0, description="longest load time without execution, in seconds")
 

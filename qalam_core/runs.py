@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from qalam_core.errors import StoreError
-from qalam_core.evaluation.results import Bits, Report, Verdict
+from qalam_core.evaluation.results import Bits, Repetition, Report, Verdict
 from qalam_core.files import digest, json_object, read_bytes, replace_file, sha256_file, sync
 from qalam_core.recipe import Frozen, Recipe
 from qalam_core.store import Store, delete_folder
@@ -53,6 +53,7 @@ class SeenFacts(Frozen):
     own: dict[str, int]  # that the training has read
     lineage: dict[str, int]  # that it or a training before it has read
     gone: dict[str, int]  # that an ancestor has read, and that are in no split of this corpus
+    repetition: Repetition = Repetition()  # of this corpus and of its ancestors'
 
 
 class TrainFacts(Frozen):

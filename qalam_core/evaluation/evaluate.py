@@ -18,10 +18,20 @@ from qalam_core.arabic import Rules, normalise_array
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import CorpusError, PackageError
 from qalam_core.evaluation.baselines import CHARACTER_ORDER, CHARACTERS, TOKEN_ORDER, KneserNey, Unigram, characters
-from qalam_core.evaluation.contamination import contamination
+from qalam_core.evaluation.contamination import UNKNOWN, contamination
 from qalam_core.evaluation.generation import generation_statistics, no_generation, samples
 from qalam_core.evaluation.integrity import check, hostile, one_line, transformer
-from qalam_core.evaluation.results import Bits, Budgets, Counted, Integrity, Report, Slice, TensorStatistics, rounded
+from qalam_core.evaluation.results import (
+    Bits,
+    Budgets,
+    Counted,
+    Integrity,
+    Repetition,
+    Report,
+    Slice,
+    TensorStatistics,
+    rounded,
+)
 from qalam_core.evaluation.sampling import training_sample
 from qalam_core.evaluation.scoring import HeldOut, digest_of, score
 from qalam_core.package import read
@@ -46,6 +56,7 @@ def evaluate(
     confidence: float,
     storage: str,
     normalisation: Rules,
+    repetition: Repetition = UNKNOWN,
     split_documents: int | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
@@ -55,9 +66,10 @@ def evaluate(
     `checkpoint` is the safetensors file that the package was written from. `test` are (slice, normalised text) pairs,
     all of the split or a sample of its `split_documents`. `train_tokens` are 1-D id arrays, START ids END for each
     document, and `train_texts` the same documents in the same order, as record batches with the columns `id` and
-    `text`; baselines count a sample of them. `seen` is what the model and its ancestors have read. `seed` is for
-    samples, `confidence` for intervals, `storage` is the recipe's storage type of matrices, `normalisation` the
-    corpus's rules. The test documents are scored on `device`. `progress` counts scored tokens.
+    `text`; baselines count a sample of them. `seen` is what the model and its ancestors have read, and `repetition` how
+    much that repeats itself. `seed` is for samples, `confidence` for intervals, `storage` is the recipe's storage type
+    of matrices, `normalisation` the corpus's rules. The test documents are scored on `device`. `progress` counts scored
+    tokens.
 
     A package that cannot be read gives a report whose figures are NaN. Raises CorpusError when the test split is empty.
     docs/metrics.md defines every figure.
@@ -113,7 +125,7 @@ def evaluate(
         document_character_nats=tuple(rounded(value) for value in per_document[3]),
         document_digests=tuple(digest_of([text])[:12] for _, text in test),
         document_slices=tuple(slice_of.tolist()),
-        contamination=contamination([text for _, text in test], seen),
+        contamination=contamination([text for _, text in test], seen, repetition),
         test=_counted(test, split_documents),
         baselines=trained.counted,
         tensors={name: _statistics(tensor) for name, tensor in package.weights.items()},

@@ -71,10 +71,27 @@ class Sample(Frozen):
     copied: tuple[Copied, ...] = ()  # the longest spans of the text that are in the training text
 
 
+class Repetition(Frozen):
+    """How much training documents repeat each other: of a sample, how many are mostly in the rest of the training text.
+
+    Documents that an ancestor has read are not in the sample, as they are not held out.
+    """
+
+    documents: int = 0  # in the sample
+    words_8: int = 0  # of which more than half of the words are in 8-grams, or in lines, of the others
+    words_13: int = 0
+
+    def pooled(self, other: Repetition) -> Repetition:
+        """Two samples as one."""
+        pairs = zip(self.model_dump().items(), other.model_dump().values(), strict=True)
+        return Repetition.model_validate({name: one + another for (name, one), another in pairs})
+
+
 class Overlap(Frozen):
     """How much of the test documents is in n-grams of words that were read, or was read exactly."""
 
     copied: float  # share of the documents with more than half of their words covered
+    expected: float = 0.0  # the largest such share that is honest, because the training documents repeat each other
     covered: float  # share of all their words
 
 
@@ -84,11 +101,12 @@ class Contamination(Frozen):
     documents: int
     words_8: Overlap  # by n-grams of 8 words
     words_13: Overlap
+    control: int = 0  # training documents that `expected` comes from
 
     @property
-    def copied(self) -> float:
-        """The larger share of copied documents."""
-        return max(self.words_8.copied, self.words_13.copied)
+    def worst(self) -> Overlap:
+        """The one with more copied documents than expected."""
+        return max(self.words_8, self.words_13, key=lambda overlap: overlap.copied - overlap.expected)
 
 
 class Generation(Frozen):

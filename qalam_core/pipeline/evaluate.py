@@ -19,6 +19,7 @@ from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Recipe
+from qalam_core.runs import SeenFacts
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.shards import flat
 from qalam_core.training.spec import WEIGHTS
@@ -40,7 +41,7 @@ class Evaluate(Stage):
     """Measures the package."""
 
     name = "evaluate"
-    version = 4
+    version = 5
     unit = "tokens"
 
     settings: EvaluateSettings
@@ -79,7 +80,8 @@ class Evaluate(Stage):
             self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS, test=test, split_documents=counted.of,
             train_tokens=[flat(artifact.path / TOKENS) for artifact in self.tokens],
             train_texts=(batch for shard in self.train for batch in read_texts(shard.path)),
-            seen=Fingerprints.load(self.seen.path), device=choose_device(self.device), progress=progress, **settings,
+            seen=Fingerprints.load(self.seen.path), repetition=self.seen.facts(SeenFacts).repetition,
+            device=choose_device(self.device), progress=progress, **settings,
         )  # fmt: skip
         report = report.model_copy(update={"samples": self._traced(report.samples)})
         for name, value in (("report.json", report), ("budgets.json", budgets)):

@@ -84,13 +84,13 @@ def test_tensors_are_reported_in_the_packages_order(exported: Exported, report: 
 def test_leaked_test_text_is_found(exported: Exported, report: Report) -> None:
     assert report.contamination is not None
     assert report.contamination.documents > 5
-    assert report.contamination.copied == 0
+    assert report.contamination.worst.copied == 0
     leaked = batch_of([*exported.texts, *(text for _, text in exported.test[:6])])
     seen = Fingerprints.of([leaked.append_column("source", pa.array(["a"] * len(leaked)))])
     measured = exported.measure(seen=seen)
     found = measured[0].contamination
     assert found is not None
-    assert found.copied == pytest.approx(6 / len(exported.test), abs=1e-6)
+    assert found.worst.copied == pytest.approx(6 / len(exported.test), abs=1e-6)
     assert "contamination" in [
         check.name for check in decide(*measured, Requirements(), None).checks if not check.passed
     ]

@@ -19,9 +19,9 @@ from qalam_core.package.read import read
 from qalam_core.pipeline.build import InPlace, build, ingested
 from qalam_core.pipeline.prepare import Prepare, shards_of
 from qalam_core.pipeline.publish import Published
-from qalam_core.pipeline.seen import Seen
+from qalam_core.pipeline.seen import Seen, SeenSettings
 from qalam_core.recipe import Recipe
-from qalam_core.runs import Runs
+from qalam_core.runs import Runs, SeenFacts
 from qalam_core.store import Artifact, Store
 from tests.conftest import sentences, tiny_recipe
 
@@ -94,6 +94,22 @@ def test_an_honest_corpus_that_grows_keeps_its_held_out_documents(tmp_path: Path
     facts = grown.facts(CorpusFacts)
     assert facts.seen_by_ancestor <= 0.005 * facts.kept  # texts of few words resemble each other
     assert len(set(split(corpus, "test")) & set(split(grown, "train"))) <= facts.seen_by_ancestor
+
+
+def test_the_control_is_of_documents_that_no_ancestor_has_read(tmp_path: Path, store: Store) -> None:
+    """As those that are held out: else a corpus that an ancestor has read would excuse any leak."""
+    parent = store.build(Seen.of(prepared(store, tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))), None))
+    new = sentences(1200)[600:]
+    child = Seen(
+        SeenSettings(), shards_of(prepared(store, tiny_recipe(write(tmp_path / "b.jsonl", TEXTS))), "train"), (), parent
+    )
+    grown = Seen(
+        child.settings, shards_of(prepared(store, tiny_recipe(write(tmp_path / "c.jsonl", new))), "train"), (), parent
+    )
+    own = parent.facts(SeenFacts).repetition
+    assert 20 < own.documents < 90  # about a tenth
+    assert store.build(child).facts(SeenFacts).repetition == own  # the parent's alone
+    assert store.build(grown).facts(SeenFacts).repetition.documents > own.documents + 20
 
 
 def test_a_corpus_that_was_read_whole_is_one_line(tmp_path: Path, store: Store) -> None:
