@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
-from qalam_core.files import json_object, read_bytes, sha256_bytes, sha256_file
+from qalam_core.files import TEXT_LIMIT, json_object, read_bytes, sha256_bytes, sha256_file
 from qalam_core.package.bytecode import is_own_cache
 from qalam_core.package.releases import CODE, changed_code
 from qalam_core.package.runtime.architecture import ModelConfig
@@ -23,7 +23,7 @@ from qalam_core.package.runtime.data_reader import FORMAT, quote, read_config, r
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 from qalam_core.package.runtime.weights_reader import WINDOWS, FormatError, Threads, read_weights, weight_file
-from qalam_core.package.seek import read_rows
+from qalam_core.package.seek import check_regular, read_rows
 from qalam_core.package.vocabulary import says_the_same, tokenizer_json
 from qalam_core.package.write import GITATTRIBUTES, card_error, provenance_error, row_checksums, tensor_digest
 
@@ -36,6 +36,7 @@ _SHARD = re.compile(r"weights_[0-9]{3,9}\.py")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _IGNORED = (".git", "__pycache__")  # not read; `verify` checks __pycache__, and `git_remark` warns of .git
 _IMPORTED = (".dll", ".dylib", ".pth", ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".so")
+_NESTED = 1000
 _SHOWN = 8
 
 
@@ -65,7 +66,7 @@ def read(folder: Path, *, strict: bool = False) -> Package:
     config, vocabulary, tokenizer, weights = _contents(folder, manifest)
     if set(manifest["tensors"]) != set(weights):
         raise PackageError("manifest.json:0: lists other tensors than config.py requires; export again")
-    with Threads() as pool:  # hashing releases the GIL
+    with Threads(os.cpu_count()) as pool:  # hashing releases the GIL
         digests = dict(zip(weights, pool.map(tensor_digest, weights.values()), strict=True))
     edited = tuple(name for name in weights if digests[name] != manifest["tensors"][name])
     if strict:
@@ -115,6 +116,7 @@ def git_remark(folder: Path) -> str:
 def read_tensor_rows(folder: Path, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
     """Rows `start` to `stop` (exclusive; all by default) of a tensor, by seeking; nothing else is read or checked."""
     folder = Path(folder)
+    check_regular(folder / "config.py")
     with _one_line_errors():
         shapes = read_config(folder / "config.py").tensor_shapes()
         return read_rows(folder, shapes, name, start, shapes.get(name, (0,))[0] if stop is None else stop)
@@ -123,6 +125,8 @@ def read_tensor_rows(folder: Path, name: str, start: int = 0, stop: int | None =
 def read_vocabulary_of(folder: Path) -> Vocabulary:
     """Read only the vocabulary of a package."""
     folder = Path(folder)
+    for name in ("config.py", "vocab.py"):
+        check_regular(folder / name)
     with _one_line_errors():
         return read_vocabulary(folder / "vocab.py", read_config(folder / "config.py").vocab_size)
 
@@ -153,22 +157,14 @@ def _bytes(path: Path) -> bytes:
         _refuse(path.name, f"{error}, the limit for such files")
 
 
-def _check_regular(path: Path) -> None:
-    """Refuse anything but a regular file. It may have other hard links, as in installations from uv's cache."""
-    try:
-        status = path.lstat()
-    except OSError as error:
-        _refuse(path.name, f"cannot be read ({error.strerror}); copy the package again, with its hidden files")
-    if not stat.S_ISREG(status.st_mode):
-        _refuse(path.name, "not a regular file; put the file itself here, not a link to it (cp -rL does)")
-
-
 def _manifest(folder: Path) -> dict[str, Any]:
     if folder.is_symlink() or not folder.is_dir():
         raise PackageError(f"{folder}: not a folder, so not a package")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise PackageError(f"{folder}: no permission to read it; allow it with chmod u+rx")
     if not (folder / "manifest.json").exists() and not (folder / "manifest.json").is_symlink():
         raise PackageError(f"{folder}: no manifest.json, so not a package, or an incomplete one")
-    _check_regular(folder / "manifest.json")
+    check_regular(folder / "manifest.json")
     manifest = _json_object(folder / "manifest.json")
     version = manifest.get("format")
     if type(version) is not int or version != FORMAT:  # True and 1.0 equal 1
@@ -189,8 +185,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
+    """manifest.json or rows.json. Many nested values would take twenty times the file's size in memory."""
+    content = _bytes(path)
+    if content.count(b"[") + content.count(b"{") > _NESTED:
+        _refuse(path.name, f"more than {_NESTED} lists and objects; export again")
     try:
-        return json_object(_bytes(path))
+        return json_object(content)
     except ValueError as error:
         _refuse(path.name, str(error))
 
@@ -219,20 +219,26 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> tuple[str, ...]:
             unlisted.append(_shown(path.name))
     code = {name: sha256_bytes(_code(folder / name)) for name in CODE}
     for name in sorted(listed):
-        _check_regular(folder / name)
+        check_regular(folder / name)
+        if name not in shards and (folder / name).stat().st_size > TEXT_LIMIT:
+            _refuse(name, f"larger than {TEXT_LIMIT} bytes, the limit for such files")
     if (changed := changed_code(code)) is not None:
         reason = "not the code of a known release; restore it, and exclude this folder from formatters"
         _refuse(changed, f"{reason} (weights, config and words may be edited)")
-    attributes = _bytes(folder / ".gitattributes")
+    _check_attributes(folder / ".gitattributes")
+    return tuple(unlisted)
+
+
+def _check_attributes(path: Path) -> None:
+    attributes = _bytes(path)
     if attributes not in GITATTRIBUTES:
         other = "other rules than the exporter's, which could hide edits from git diff; restore it"
-        _refuse(".gitattributes", WINDOWS if attributes.replace(b"\r\n", b"\n") in GITATTRIBUTES else other)
-    return tuple(unlisted)
+        _refuse(path.name, WINDOWS if attributes.replace(b"\r\n", b"\n") in GITATTRIBUTES else other)
 
 
 def _code(path: Path) -> bytes:
     """A code file, which nobody edits: if it has Windows line ends, git made them in every file."""
-    _check_regular(path)
+    check_regular(path)
     if b"\r\n" in (text := _bytes(path)):
         _refuse(path.name, WINDOWS)
     return text
@@ -295,7 +301,7 @@ def _check_tokenizer(folder: Path, vocabulary: Vocabulary, manifest: dict[str, A
 
 def _changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
     names = sorted(manifest["files"])
-    with Threads() as pool:
+    with Threads(os.cpu_count()) as pool:
         digests = list(pool.map(sha256_file, (folder / name for name in names)))
     return [name for name, found in zip(names, digests, strict=True) if found != manifest["files"][name]]
 
@@ -305,11 +311,10 @@ def _row_checksums(package: Package, changed: list[str]) -> dict[str, NDArray[np
     if "rows.json" in changed:
         return {}
     checksums = read_checksums(package.path / "rows.json")
-    exported = [name for name in package.weights if name not in package.edited]
-    with Threads() as pool:
-        found = pool.map(row_checksums, map(package.weights.__getitem__, exported))
-        same = all(np.array_equal(checksums.get(name, ()), rows) for name, rows in zip(exported, found, strict=True))
-    if not same or checksums.keys() != package.weights.keys():
+    exported = package.weights.keys() - package.edited
+    if checksums.keys() != package.weights.keys() or not all(
+        np.array_equal(checksums[name], row_checksums(package.weights[name])) for name in exported
+    ):
         _refuse("rows.json", "not the checksums of the exported rows; export again")
     return checksums
 
@@ -345,7 +350,7 @@ def _check_caches(folder: Path, manifest: dict[str, Any], changed: list[str]) ->
     if not caches.is_dir():
         _refuse(caches.name, "not a folder; delete it")
     for path in sorted(caches.iterdir()):
-        _check_regular(path)
+        check_regular(path)
         source = f"{path.name.partition('.')[0]}.py"
         if source not in manifest["files"] or source in changed or not is_own_cache(path, folder / source):
             reason = "not this interpreter's compilation of a file as exported; delete it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import stat
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from qalam_core.errors import did_you_mean
+from qalam_core.errors import PackageError, did_you_mean
 from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
 from qalam_core.package.runtime.weights_reader import BLOCK, END_OF_TENSOR, HEADER, FormatError, Lines, weight_files
 from qalam_core.package.runtime.weights_reader import read_rows as decode_rows
@@ -36,6 +37,20 @@ class _Extent(NamedTuple):
     rows: int
     matrix: RowType | None
     regular: bool  # has as many bytes as exported, so that row numbers give offsets
+
+
+def check_regular(path: Path) -> None:
+    """Refuse anything but a regular file that may be read. It may have other hard links, as uv installs it."""
+    reason = ""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            reason = "not a regular file; put the file itself here, not a link to it (cp -rL does)"
+        elif not os.access(path, os.R_OK):
+            reason = "no permission to read it; allow it with chmod u+r"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); copy the package again, with its hidden files"
+    if reason:
+        raise PackageError(f"{path.name}:0: {reason}")
 
 
 def read_rows(folder: Path, shapes: Shapes, name: str, start: int, stop: int) -> NDArray[np.float32]:
@@ -76,6 +91,7 @@ def _find_part(files: list[Path], shapes: Shapes, name: str, row: int) -> _Exten
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    check_regular(path)
     try:
         file = path.open("rb")
     except OSError as error:

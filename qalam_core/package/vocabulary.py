@@ -5,6 +5,7 @@ a tokenizer.json from elsewhere reaches only the JSON parser.
 from __future__ import annotations
 
 import json
+from codecs import charmap_decode
 from collections.abc import Sequence
 from functools import cache
 from itertools import count
@@ -40,14 +41,15 @@ _SPACED = {"type": "Replace", "pattern": {"Regex": "^"}, "content": " "}
 
 def tokenizer_json(vocabulary: Vocabulary) -> str:
     """The text that `tokenizers` would save for this vocabulary, byte for byte."""
-    document, quoted = _document(vocabulary), cache(encode_basestring)
-    model = document["model"]
-    # the long parts are formatted here, because json.dumps with `indent` is several times slower
-    words = [f"      {quoted(word)}: {index}" for word, index in model["vocab"].items()]
-    merges = [f"      [\n        {quoted(a)},\n        {quoted(b)}\n      ]" for a, b in model.get("merges", ())]
-    model |= {key: type(model[key])() for key in ("vocab", "merges") if key in model}
+    algorithm, words, merges, _ = vocabulary
+    document = _document(vocabulary._replace(words=words[: len(SPECIALS)], merges=()))
+    document["model"]["vocab"] = {}
     text = json.dumps(document, ensure_ascii=False, indent=2) + "\n"
-    for key, lines, (opening, closing) in (("vocab", words, "{}"), ("merges", merges, "[]")):
+    # the long parts are formatted here, because json.dumps with `indent` is several times slower
+    quoted = _Quoted().__getitem__ if algorithm == "bpe" else encode_basestring
+    vocab = [f"      {quoted(word)}: {index}" for index, word in enumerate(words)]
+    pairs = [f"      [\n        {quoted(a)},\n        {quoted(b)}\n      ]" for a, b in merges]
+    for key, lines, (opening, closing) in (("vocab", vocab, "{}"), ("merges", pairs, "[]")):
         if lines:  # quotes inside JSON strings are escaped, so the empty value is found nowhere else
             full = f'"{key}": {opening}\n{_COMMA.join(lines)}\n    {closing}'
             text = text.replace(f'"{key}": {opening}{closing}', full, 1)
@@ -176,24 +178,20 @@ def _alphabet() -> dict[int, str]:
 ALPHABET = _alphabet()
 """Byte -> its character in GPT-2's byte-level alphabet: printable Latin-1 as it is, others from U+0100, in order."""
 _BYTES = {character: byte for byte, character in ALPHABET.items()}
-
-
-class _Spelling(dict[int, str]):
-    """Code point -> its UTF-8 bytes in the byte-level alphabet, computed on first use."""
-
-    def __missing__(self, code: int) -> str:
-        self[code] = chr(code).encode().decode("latin-1").translate(ALPHABET)
-        return self[code]
-
-
-_SPELLING = _Spelling()
+_CHARACTERS = "".join(ALPHABET.values())
 
 
 def _spelled(token: str) -> str:
     """Readable form -> byte-level alphabet."""
-    if "\\" in token:
-        return token_bytes(token).decode("latin-1").translate(ALPHABET)
-    return token.translate(_SPELLING)
+    return charmap_decode(token_bytes(token), "strict", _CHARACTERS)[0]
+
+
+class _Quoted(dict[str, str]):
+    """Readable form -> the token's JSON string in the byte-level alphabet, computed on first use."""
+
+    def __missing__(self, token: str) -> str:
+        self[token] = text = encode_basestring(_spelled(token))
+        return text
 
 
 def readable(token: str) -> str:

@@ -110,9 +110,8 @@ def tensor_digest(tensor: NDArray[np.float32]) -> str:
 
 def row_checksums(tensor: NDArray[np.float32]) -> NDArray[np.uint32]:
     """CRC-32 of each row (each value, for one dimension), to find edited rows."""
-    raw = np.ascontiguousarray(tensor, "<f4").data.cast("B")
-    width = len(raw) // len(tensor)
-    return np.array([zlib.crc32(raw[start : start + width]) for start in range(0, len(raw), width)], "<u4")
+    rows = np.ascontiguousarray(tensor, "<f4").reshape(len(tensor), -1)
+    return np.fromiter((zlib.crc32(row.data) for row in rows), "<u4", len(rows))
 
 
 def rows_json(weights: Weights) -> bytes:

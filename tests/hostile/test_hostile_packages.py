@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from qalam_core.errors import PackageError
-from qalam_core.package import read, verify
+from qalam_core.package import read, read_tensor_rows, verify
+from qalam_core.package.read import read_checksums, read_vocabulary_of
 from qalam_core.package.runtime import weights_reader as reader
 from tests.small_package import CONFIG, export, random_tensors, shard_texts, without_blocks
 
@@ -301,7 +302,7 @@ def test_hostile_rows_of_each_type_are_refused(tmp_path: Path, dtype: str, new: 
         ("manifest.json", '"vocab.py":', '"weights_002.py": "' + ZEROS + '", "vocab.py":', "without a gap"),
         ("manifest.json", '"vocab.py":', '"weights_001.py": "' + ZEROS + '", "vocab.py":', "cannot be read"),
         ("manifest.json", '"ln_out.bias"', '"ln_out.evil"', "other tensors"),
-        ("manifest.json", '"format": 1', '"format": ' + "[" * 100_000, "not valid JSON"),
+        ("manifest.json", '"format": 1', '"format": ' + "[" * 100_000, "lists and objects"),
     ],
 )  # fmt: skip
 def test_other_hostile_files_are_refused(package: Path, name: str, old: str, new: str, message: str) -> None:
@@ -328,11 +329,48 @@ def test_links_are_refused(package: Path, name: str) -> None:
     refused(package, "not a regular file")
 
 
-def test_special_and_missing_files_are_refused(package: Path) -> None:
-    (package / "vocab.py").unlink()
-    refused(package, "cannot be read")
-    os.mkfifo(package / "vocab.py")
-    refused(package, "not a regular file")
+def first_row(package: Path) -> object:
+    return read_tensor_rows(package, "embedding.weight", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "readers"),
+    [
+        ("config.py", (read, first_row, read_vocabulary_of)),
+        ("vocab.py", (read, read_vocabulary_of)),
+        ("weights.py", (read, first_row)),
+    ],
+)
+def test_special_and_missing_files_are_refused(
+    package: Path, name: str, readers: tuple[Callable[[Path], object], ...]
+) -> None:
+    (package / name).unlink()
+    for by in readers:
+        refused(package, "cannot be read", by)
+    os.mkfifo(package / name)  # opening it would wait for a writer
+    for by in readers:
+        refused(package, "not a regular file", by)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(package: Path) -> None:
+    for name in ("rows.json", "MODEL_CARD.md"):
+        before = (package / name).read_bytes()
+        os.truncate(package / name, 5 << 30)  # sparse: it takes no space
+        refused(package, rf"^{name}:0: larger than")
+        (package / name).write_bytes(before)
+
+
+def test_many_nested_values_are_refused_before_they_are_parsed(package: Path) -> None:
+    replace(package / "rows.json", "{", '{"x": [' + "[]," * 1000 + "0],")
+    refused(package, "lists and objects", lambda package: read_checksums(package / "rows.json"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["rows.json", ""])  # a file that only `verify` opens, and the package itself
+def test_no_permission_is_one_line(package: Path, name: str) -> None:
+    (package / name).chmod(0)
+    refused(package, "no permission to read it")
+    (package / name).chmod(0o700)
 
 
 def test_a_folder_that_is_not_a_package_is_refused(package: Path) -> None:
