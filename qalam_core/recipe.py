@@ -67,7 +67,8 @@ class Source(Frozen):
     )
     text: str = Field(
         "text",
-        description='field of the text, as "a.b" when it is nested; "" when records are strings (not for plain text)',
+        description='field of the text, as "a.b" when it is nested; "" when records are strings; "#2" for the second '
+        "column of a CSV without a line of names (not for plain text)",
     )
     records: str = Field(
         "", description='JSON keys to the list of records, as "a.b"; * for each key, so "*" for an object of lists'
@@ -319,10 +320,13 @@ class Gate(Requirements):
     )
 
 
+RecipeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+
+
 class Recipe(Frozen):
     """All settings of one build."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="champions are recorded under this name")
+    name: RecipeName = Field(description="champions are recorded under this name")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="seed of every random choice")
     # not hashed: the results have the same bytes wherever they are computed
     runner: str = Field(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,6 +25,8 @@ _MARKS = {  # byte order marks; those of UTF-32 first, because one begins as tha
     codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF8: "utf-8",
 }  # fmt: skip
 _SAMPLE = 1 << 16  # bytes that an encoding is guessed from, for the advice in an error
+
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {"bz2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}
 
 # What could not be decoded passes through UTF-8 as a byte that is not valid there, and is counted with the others.
 _LOST = "qalam.lost"
@@ -72,15 +75,16 @@ class Input:
                 raw = stack.enter_context(pa.OSFile(self.file.path))
                 stream: Any = raw
                 compression = self.file.settings.compression
-                if compression == "xz":  # Arrow does not support it
-                    stream = stack.enter_context(lzma.open(raw))
-                elif compression == "gzip":  # Arrow does not support zeros after the end, which tapes and dd write
+                if compression == "gzip":  # Arrow does not support zeros after the end
                     stream = stack.enter_context(gzip.open(raw))
-                elif compression:
+                elif compression and compression not in _DECOMPRESSORS:
                     stream = stack.enter_context(pa.CompressedInputStream(raw, compression))
+                chunks: Iterator[bytes] = iter(lambda: stream.read(CHUNK), b"")
+                if compression in _DECOMPRESSORS:
+                    chunks = _streams(raw, _DECOMPRESSORS[compression])
             while True:
                 with reading(self.file):
-                    chunk: bytes = stream.read(CHUNK)
+                    chunk = next(chunks, b"")
                     self.done = raw.tell()
                 if not chunk:
                     break
@@ -184,6 +188,25 @@ class Input:
                 f"{self.file.path}: {place} {offset + error.start} is not UTF-8; {cure}"
                 + ("" if legacy else ', or encoding_errors = "replace" if a few bytes are damaged')
             ) from None
+
+
+def _streams(raw: Any, start: Callable[[], Any]) -> Iterator[bytes]:
+    """The decompressed streams of a file, which zeros may follow: tapes and dd write them. Raises EOFError, OSError.
+
+    Python's own files end without an error at anything that follows, and xz's at some zeros with one.
+    """
+    data = raw.read(CHUNK)
+    while data:
+        stream = start()
+        while not stream.eof:
+            if chunk := stream.decompress(data, CHUNK):
+                yield chunk
+            data = raw.read(CHUNK) if stream.needs_input else b""
+            if stream.needs_input and not data:
+                raise EOFError("the file ends within a stream")
+        data = stream.unused_data.lstrip(b"\0")
+        while not data and (more := raw.read(CHUNK)):
+            data = more.lstrip(b"\0")
 
 
 def _wide(sample: bytes) -> str:

@@ -24,8 +24,8 @@ from qalam_core.corpus.duplicates import Clusters, KnownDigests
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.filters import REASONS, Filtered, FilterSettings, Reasons, check_languages, filter_batch
 from qalam_core.corpus.fingerprints import Fingerprints
-from qalam_core.corpus.readers import HEAD, IngestFacts
 from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, read_texts, required_splits
+from qalam_core.corpus.writer import HEAD, IngestFacts
 from qalam_core.errors import CorpusError
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Corpus, Frozen

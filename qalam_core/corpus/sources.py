@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qalam_core.display import printable
 from qalam_core.errors import CorpusError
 from qalam_core.files import digest, sha256_file
 from qalam_core.recipe import Frozen, Source
@@ -130,7 +131,7 @@ def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
 def _say(source: Source, passed: Mapping[str, str]) -> None:
     if passed:
         files = "1 file is" if len(passed) == 1 else f"{len(passed):,} files are"
-        log.warning("%s: %s passed over: %s", source.path, files, _named(source, passed))
+        log.warning("%s", printable(f"{source.path}: {files} passed over: {_named(source, passed)}"))
 
 
 def _named(source: Source, passed: Mapping[str, str]) -> str:
@@ -265,12 +266,40 @@ def _hub(source: Source) -> SourceFile:
             f"{source.path}: revision {source.revision!r} is not a commit, and may change; give the 40 hex digits that "
             "the data set's page shows under its history"
         )
+    _refuse_unpinned(source, name)
     pinned, size = list(source.data_files), 0
     if not source.revision:  # local files are one stream to the builder, so one digest covers them all
         found = [_fingerprint(Path(file)) for file in data_files(source)]
         pinned, size = [sha256 for sha256, _ in found], sum(length for _, length in found)
     pinned_by = digest(["hf", name, source.config, source.split, source.revision, pinned])
     return SourceFile(ReadSettings.of(source, source.path), source.path, pinned_by, size, source)
+
+
+def _refuse_unpinned(source: Source, name: str) -> None:
+    """Raise CorpusError where the library would read what neither the revision nor the content of local files pins."""
+    if Path(name).is_dir():
+        raise CorpusError(
+            f"{source.path}: the folder {Path(name).absolute()} would be read instead; for its files name the folder "
+            'without "hf:", for the data set on the Hub rename it'
+        )
+    if not source.revision:
+        return
+    if not re.fullmatch("(?!buckets/)[^/:]+/[^/:]+", name):
+        raise CorpusError(
+            f"{source.path}: a revision pins a data set on the Hub, hf:OWNER/NAME, and no local files, which their "
+            "content pins; correct the name, or remove the revision"
+        )
+    for file in source.data_files:
+        if "://" in file or file.startswith(("/", "~")) or ".." in Path(file).parts:
+            raise CorpusError(
+                f"{source.path}: its revision does not pin {file}, which is not in its repository; correct the name in "
+                "data_files, or make it a source of its own"
+            )
+
+
+def current_digest(file: SourceFile) -> str:
+    """The digest of what its path holds now. OSError, and CorpusError, when it cannot be read."""
+    return _hub(file.hub).digest if file.hub else sha256_file(Path(file.path))
 
 
 def data_files(source: Source) -> list[str]:

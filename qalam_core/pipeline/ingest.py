@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qalam_core.corpus.readers import IngestFacts, ingest
+from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import ReadSettings, SourceFile
+from qalam_core.corpus.writer import IngestFacts
 from qalam_core.display import printable
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress

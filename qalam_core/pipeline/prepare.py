@@ -10,7 +10,8 @@ from pathlib import Path
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings, prepare
-from qalam_core.corpus.readers import DOCUMENTS, IngestFacts
+from qalam_core.corpus.readers import DOCUMENTS
+from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress

@@ -21,8 +21,8 @@ from qalam_core.corpus import prepare as preparation
 from qalam_core.corpus.filters import REASONS, FilterSettings, Thresholds, first_violation
 from qalam_core.corpus.measures import MEASURES, STOP_WORDS, Floats
 from qalam_core.corpus.prepare import PrepareSettings, read_rejects
-from qalam_core.corpus.readers import SCHEMA
 from qalam_core.corpus.words import Words, words
+from qalam_core.corpus.writer import SCHEMA
 from qalam_core.filter_profiles import FILTER_PROFILES, RULES, rules_of
 from qalam_core.recipe import Corpus, Filters, Source
 

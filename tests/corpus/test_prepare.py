@@ -29,9 +29,10 @@ from qalam_core.corpus.prepare import (
     prepare,
     read_rejects,
 )
-from qalam_core.corpus.readers import SCHEMA, IngestFacts, ingest
+from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, Shards, read_split, read_texts
+from qalam_core.corpus.writer import SCHEMA, IngestFacts
 from qalam_core.errors import CorpusError, RecipeError
 from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.recipe import Corpus, Filters, Normalisation, Source
@@ -188,7 +189,7 @@ def test_progress_is_in_bytes_and_ends_at_the_total(tmp_path: Path) -> None:
     path = write(tmp_path / "in.arrow", sentences(50), batch=5)
     seen: list[tuple[int, int]] = []
     settings = PrepareSettings.of(part())
-    prepare([path, path], settings, tmp_path / "out", lambda done, total: seen.append((done, total)))
+    prepare([path, path], settings, tmp_path / "out", lambda done, total, _="": seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1] == (2 * path.stat().st_size,) * 2
 

@@ -23,8 +23,10 @@ import zstandard
 
 from qalam_core.corpus import lines, sources
 from qalam_core.corpus import readers as documents
-from qalam_core.corpus.readers import DOCUMENTS, IngestFacts, ingest
+from qalam_core.corpus import writer as written
+from qalam_core.corpus.readers import DOCUMENTS, ingest
 from qalam_core.corpus.sources import SourceFile, resolve
+from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError, RecipeError
 from qalam_core.files import sha256_file
 from qalam_core.pipeline.ingest import Ingest
@@ -231,7 +233,7 @@ def test_every_format_in_every_compression(tmp_path: Path, name: str, packed: st
     path = write(tmp_path / (name + packed), PACKERS[packed](FILES[name]))
     seen: list[tuple[int, int]] = []
     [file] = resolve([Source(path=str(path))])
-    ingest(file, tmp_path / "out", lambda done, total: seen.append((done, total)))
+    ingest(file, tmp_path / "out", lambda done, total, _="": seen.append((done, total)))
     assert seen[-1] == (file.size, file.size)
     assert all(done <= total for done, total in seen)
     assert read(tmp_path, path)[0] == TEXTS
@@ -347,6 +349,30 @@ def test_a_hugging_face_builder_over_local_files(tmp_path: Path, monkeypatch: py
             resolve([Source(path="hf:someone/news", revision=moving)])
 
 
+def test_what_would_not_be_pinned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library reads other things than the revision names, or local files change while it does."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "x"}))
+    (tmp_path / "someone" / "news").mkdir(parents=True)
+    for name, files, message in (
+        ("json", (str(path),), "no local files, which their content pins"),
+        ("buckets/someone", (), "hf:OWNER/NAME"),
+        ("someone/news", (), "someone/news would be read instead"),
+        ("some/news", ("https://example.org/a.json",), "does not pin https://example.org/a.json"),
+        ("some/news", (str(path),), "which is not in its repository"),
+        ("some/news", ("data/../../a.json",), "which is not in its repository"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            resolve([Source(path=f"hf:{name}", revision="a" * 40, data_files=files)])
+    with pytest.raises(CorpusError, match="no such file"):
+        resolve([Source(path="hf:json", data_files=("https://example.org/a.json",))])
+    [file] = resolve([Source(path="hf:json", data_files=(str(path),))])
+    write(path, jsonl({"text": "y"}))
+    with pytest.raises(CorpusError, match="changed while it was read"):
+        ingest(file, tmp_path / "out")
+
+
 # -- shapes of records ----------------------------------------------------------------------------
 
 SHAPES: dict[str, tuple[str, bytes, dict[str, str]]] = {
@@ -397,6 +423,21 @@ def test_the_error_without_its_key_names_the_key(tmp_path: Path, shape: str) -> 
         refuses(tmp_path, write(tmp_path / name, data), advice, **others)
 
 
+def test_one_record_in_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", b'{"title": "t", "body": "x", "tags": ["y"], "notes": [{"n": "z"}]}')
+    assert read(tmp_path, path, text="body")[0] == ["x"]
+    refuses(tmp_path, write(path, b'{"body": "x"}'), "there are: body", "set text to the one")
+
+
+def test_a_column_by_its_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", b"1\tx\n2\ty\n3\n")
+    refuses(tmp_path, path, "no column 'text'", '"#2"')
+    refuses(tmp_path, path, "its first line has 2 cells", text="#3")
+    refuses(tmp_path, path, ":3: the row has 1 of 2 cells", text="#2")
+    texts, facts = read(tmp_path, path, text="#2", bad_records="skip")
+    assert (texts, facts.skipped) == (["x", "y"], 1)
+
+
 def test_a_record_in_a_null_is_null(tmp_path: Path) -> None:
     pairs: list[dict[str, str | None] | None] = [None, {"ar": None}, {"ar": "x"}]
     table = pa.array(pairs, pa.struct([("ar", pa.string())]))
@@ -413,6 +454,9 @@ def test_only_lists_are_records(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", b'{"meta": {"n": 1}, "rows": [{"text": "x"}]}')
     refuses(tmp_path, path, "record 1: no field 'text'", records="*")  # an object is a record, not lost
     refuses(tmp_path, path, 'set records = "rows"')
+    refuses(
+        tmp_path, write(tmp_path / "b.json", b'{"text": "a title", "rows": [{"text": "x"}]}'), 'set records = "rows"'
+    )
     assert read(tmp_path, path, records="rows")[0] == ["x"]
     refuses(tmp_path, path, "'meta' has no key 'm'", "n", records="meta.m")
 
@@ -652,12 +696,17 @@ def test_an_unreadable_folder_in_a_folder_is_passed_over(
 # -- compressed files as tools write them ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("zeros", [1, 7, 8, 511, 200_000])
-def test_gzip_with_zeros_after_it(tmp_path: Path, zeros: int) -> None:
-    one, two = gzip.compress(b"one\n"), gzip.compress(b"two\n")
-    path = write(tmp_path / "a.txt.gz", one + b"\0" * zeros + two + b"\0" * zeros)
-    assert read(tmp_path, path)[0] == ["one", "two"]
-    refuses(tmp_path, write(path, one + b"junk"), "damaged gzip file")
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_zeros_may_follow_what_is_compressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: str, chunk: int
+) -> None:
+    monkeypatch.setattr(lines, "CHUNK", chunk)
+    one, two = map(PACKERS[packed], (b"one\n", b"two\n"))
+    for zeros in (1, 4, 7, 511):
+        path = write(tmp_path / f"a.txt{packed}", one + b"\0" * zeros + two + b"\0" * zeros)
+        assert read(tmp_path, path)[0] == ["one", "two"]
+    refuses(tmp_path, write(path, one + b"\0junk, of more than a header's length"), "damaged")
 
 
 def test_a_long_window_is_refused_with_a_cure_that_works(tmp_path: Path) -> None:
@@ -703,7 +752,7 @@ def test_a_line_that_is_too_long_is_cut_and_the_next_is_read(
     data = b"first\n" + b"x" * 50_000 + end + (b"last\n" if end else b"")
     path = write(tmp_path / f"a.txt{packed}", PACKERS[packed](data))
     texts, facts = read(tmp_path, path)
-    assert texts == ["first", "x" * documents.HEAD, *(["last"] if end else [])]
+    assert texts == ["first", "x" * written.HEAD, *(["last"] if end else [])]
     assert facts.cut == 1
     for unit in ("paragraph", "file"):
         _, facts = read(tmp_path, path, unit=unit)
@@ -737,7 +786,8 @@ def test_a_json_line_that_is_too_long_keeps_the_numbering(tmp_path: Path, monkey
 
 
 def test_a_document_that_is_too_long_is_cut_in_any_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MAX_CHARS", 5000)
+    for module in (written, documents):
+        monkeypatch.setattr(module, "MAX_CHARS", 5000)
     long = "y" * 5001
     for name, data in {
         "a.txt": f"{long}\n".encode(),
@@ -745,10 +795,10 @@ def test_a_document_that_is_too_long_is_cut_in_any_format(tmp_path: Path, monkey
         "a.parquet": parquet_bytes(pa.array([long])),
     }.items():
         texts, facts = read(tmp_path, write(tmp_path / name, data))
-        assert (texts, facts.cut) == (["y" * documents.HEAD], 1)
+        assert (texts, facts.cut) == (["y" * written.HEAD], 1)
     path = write(tmp_path / "b.txt", b"y" * 2500 + b"\n" + b"y" * 2500 + b"\nz\n\nnext\n")
     texts, facts = read(tmp_path, path, unit="paragraph")
-    assert (texts, facts.cut) == (["y" * documents.HEAD, "next"], 1)
+    assert (texts, facts.cut) == (["y" * written.HEAD, "next"], 1)
 
 
 def test_a_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
@@ -759,7 +809,7 @@ def test_a_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
         file.write("\nالسطر التالي\n".encode())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     texts, facts = read(tmp_path, path)
-    assert texts == ["ا" * documents.HEAD, "السطر التالي"]
+    assert texts == ["ا" * written.HEAD, "السطر التالي"]
     assert facts.cut == 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 80_000  # kB
 
