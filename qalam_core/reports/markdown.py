@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from qalam_core.corpus.prepare import CorpusFacts
-from qalam_core.evaluation.results import Budgets, Report, Verdict
-from qalam_core.recipe import Recipe, to_toml
+from qalam_core.evaluation.results import Budgets, Report
+from qalam_core.recipe import to_toml
 from qalam_core.reports.render import render
-from qalam_core.runs import Ancestor, SeenFacts
+from qalam_core.runs import RunRecord
 
 
-def markdown(
-    recipe: Recipe, report: Report, budgets: Budgets, verdict: Verdict, corpus: CorpusFacts,
-    timings: Mapping[str, float], lineage: Sequence[Ancestor], seen: SeenFacts,
-) -> str:  # fmt: skip
-    """The report in GitHub's Markdown; `timings` are seconds by stage."""
+def markdown(run: str, record: RunRecord, report: Report, budgets: Budgets, corpus: CorpusFacts) -> str:
+    """The report of `run` in GitHub's Markdown."""
     return render(
-        "report.md", recipe=recipe, recipe_toml=to_toml(recipe), report=report, budgets=budgets, verdict=verdict,
-        corpus=corpus, timings=timings, lineage=lineage, seen=seen,
+        "report.md", run=run, record=record, recipe_toml=to_toml(record.recipe), report=report, budgets=budgets,
+        verdict=record.verdict, corpus=corpus,
     )  # fmt: skip

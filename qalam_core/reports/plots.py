@@ -6,12 +6,16 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import dates as mdates
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from qalam_core.display import printable
+from qalam_core.reports.tables import clipped
 
 # Placeholders that `_svg` replaces by the page's CSS variables, so that one plot serves light and dark.
 INK, FAINT, COLOURS = "#010101", "#020202", ("#030303", "#040404", "#050505", "#060606", "#070707")
@@ -29,6 +33,7 @@ _STYLE: Any = {
 _WIDTH = 5.2  # inches: on a phone the text keeps about its size
 
 Line = tuple[str, Sequence[float], Sequence[float]]  # label, x, y
+Marks = tuple[str, Mapping[str, float], tuple[float, float] | None]  # a slice's name, value by model, an interval
 
 
 def curves(name: str, lines: Sequence[Line], unit: str) -> str:
@@ -37,39 +42,41 @@ def curves(name: str, lines: Sequence[Line], unit: str) -> str:
         figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")
         axes = figure.subplots()
         for number, (label, x, y) in enumerate(lines):
-            marker = "o" if len(x) < 12 else ""
-            axes.plot(x, y, color=COLOURS[number], linewidth=1.6, label=label, marker=marker, markersize=4)
+            marker, style = "os"[number] if len(x) < 12 else "", ("-", "--")[number]
+            axes.plot(x, y, style, color=COLOURS[number], linewidth=1.6, label=label, marker=marker, markersize=4)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel(unit)
         axes.grid(axis="y", linewidth=0.6)
         if len(lines) > 1:
             axes.legend()
-        return _svg(figure, name)
+        return _svg(figure, name, f"{unit} by step")
 
 
-def bits(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]]) -> str:
-    """Bits per byte: a row for each slice, a mark for each model, the interval of the first one."""
+def bits(rows: Sequence[Marks]) -> str:
+    """Bits per byte: a row for each slice, in it a lane with a mark for each model, and the interval of "model"."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 1.5 + 0.42 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 1.5 + 0.6 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for place, name in enumerate(rows):
-            if name in intervals:
-                low, high = intervals[name]
-                axes.barh(place, high - low, left=low, color=COLOURS[0], height=0.3, alpha=0.35)
-        for number, model in enumerate(next(iter(rows.values()))):
-            points = [(values[model], place) for place, values in enumerate(rows.values()) if model in values]
+        models = list(dict.fromkeys(model for _, values, _ in rows for model in values))
+        lanes = {model: 0.16 * (number - (len(models) - 1) / 2) for number, model in enumerate(models)}
+        for place, (_, _, interval) in enumerate(rows):
+            if place:
+                axes.axhline(place - 0.5, color=FAINT, linewidth=0.6)
+            if interval:
+                low, high = interval
+                axes.barh(place + lanes["model"], high - low, left=low, color=COLOURS[0], height=0.16, alpha=0.35)
+        for number, (model, lane) in enumerate(lanes.items()):
+            points = [(values[model], place + lane) for place, (_, values, _) in enumerate(rows) if model in values]
             x, y = zip(*points, strict=True)
-            axes.scatter(x, y, color=COLOURS[number], marker="osD^v"[number], s=34, label=model, zorder=3)
-        axes.set_yticks(range(len(rows)), [_short(printable(name)) for name in rows])
+            axes.scatter(x, y, color=COLOURS[number], marker="osD^v"[number], s=26, label=model, zorder=3)
+        axes.set_yticks(range(len(rows)), [clipped(printable(name), 20) for name, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("bits per byte (lower is better)")
         axes.grid(axis="x", linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=3, handletextpad=0.1, columnspacing=1.0)
-        return _svg(figure, "bits")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else f"{name[:19]}…"
+        return _svg(figure, "bits", "bits per byte by slice and model; the table below has the figures")
 
 
 def funnel(counts: Mapping[str, int]) -> str:
@@ -85,10 +92,55 @@ def funnel(counts: Mapping[str, int]) -> str:
         axes.set_xlim(0, max(1, *counts.values()) * 1.18)
         axes.set_xticks([])
         axes.spines[["bottom"]].set_visible(False)
-        return _svg(figure, "funnel")
+        return _svg(figure, "funnel", "documents read, dropped by each rule, and kept; the table below has the figures")
 
 
-def _svg(figure: Figure, name: str) -> str:
+Point = tuple[datetime, float]  # a run's time and bits per byte
+
+KINDS = {
+    "champion": ("o", COLOURS[0], True), "passed": ("o", COLOURS[0], False), "waiting": ("D", COLOURS[3], False),
+    "refused": ("x", COLOURS[1], True), "rolled back": ("v", COLOURS[3], True),
+}  # fmt: skip
+"""What became of a run -> its marker, its colour, and whether it is filled."""
+
+
+def history(points: Mapping[str, Sequence[Point]], champions: Sequence[Point]) -> tuple[str, int]:
+    """Bits per byte by time, a mark for each run of a kind, and a line of the champions; -> (plot, marks at its top).
+
+    Runs far worse than the champions, as a broken one, are at the top, so that the others can be told apart.
+    """
+    everything = [point for kind in points.values() for point in kind]
+    times = [when for when, _ in (*everything, *champions)]
+    first, last = min(times), max(times)
+    good = [bits for _, bits in champions or everything]
+    ceiling = max(good) + max((max(good) - min(good)) / 2, 0.05 * max(good))
+    above = sum(bits > ceiling for _, bits in everything)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+        axes = figure.subplots()
+        if champions:
+            x, y = zip(*champions, (last, champions[-1][1]), strict=True)
+            axes.plot(x, y, color=COLOURS[2], linewidth=1, drawstyle="steps-post", zorder=1)
+        for kind, (marker, colour, filled) in KINDS.items():
+            if found := points[kind]:
+                x, y = zip(*((when, min(bits, ceiling)) for when, bits in found), strict=True)
+                axes.plot(
+                    x, y, marker, color=colour, markerfacecolor=colour if filled else "none", linewidth=0,
+                    markersize=5 if len(everything) < 300 else 3, label=f"{kind} ({len(found):,})",
+                    zorder=3 if kind == "champion" else 2,
+                )  # fmt: skip
+        edge = max((last - first) * 0.03, timedelta(hours=12))
+        axes.set_xlim(first - edge, last + edge)  # type: ignore[arg-type]
+        locator = mdates.AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        axes.set_ylabel("bits per byte (lower is better)")
+        axes.grid(axis="y", linewidth=0.6)
+        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.1, columnspacing=1.0)
+        return _svg(figure, "history", "bits per byte of the runs by time; the tables below have the figures"), above
+
+
+def _svg(figure: Figure, name: str, label: str = "") -> str:
     """The figure as an element of an HTML page: ids are prefixed by `name`, so that plots do not share them."""
     out = io.StringIO()
     with warnings.catch_warnings():
@@ -99,7 +151,8 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
-    text = re.sub(r'(<svg [^>]*?)\bwidth="[^"]*"', rf'\1class="plot" role="img" aria-label="{name}"', text, count=1)
+    shown = rf'\1class="plot" role="img" aria-label="{label or name}"'
+    text = re.sub(r'(<svg [^>]*?)\bwidth="[^"]*"', shown, text, count=1)
     text = re.sub(r'(<svg [^>]*?)\bheight="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
     for colour, variable in _VARIABLES.items():

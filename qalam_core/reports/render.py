@@ -4,15 +4,16 @@ recipe goes through `cell` or `rtl`."""
 from __future__ import annotations
 
 import html
+import math
 import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from qalam_core.display import printable
-from qalam_core.reports.tables import by_source, corpus_rows, origin_text, shown_ancestors
+from qalam_core.reports import tables
 
 
 def render(template: str, **values: Any) -> str:
@@ -27,10 +28,14 @@ def _environment() -> Environment:
         undefined=StrictUndefined, finalize=_printable,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters.update(cell=cell, rtl=rtl, number=_number, spec=format, change=_change)
-    environment.globals.update(
-        by_source=by_source, corpus_rows=corpus_rows, origin_text=origin_text, shown_ancestors=shown_ancestors
+    environment.filters.update(
+        cell=cell, rtl=rtl, isolated=isolated, clipped=tables.clipped, number=_number, spec=format, change=_change
     )
+    shared = (
+        tables.by_source, tables.copied_from, tables.corpus_rows, tables.decided, tables.headline, tables.origin_text,
+        tables.provenance, tables.ratio, tables.shown_ancestors, tables.slices,
+    )  # fmt: skip
+    environment.globals.update({function.__name__: function for function in shared})
     return environment
 
 
@@ -59,6 +64,16 @@ def rtl(text: str) -> Markup:
     return Markup(f'<div dir="rtl">\n\n\u2067{shown}\u2069\n\n</div>')  # noqa: S704  # escaped above
 
 
+_RIGHT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
+_RTL = re.compile(rf"[{_RIGHT}]+(?:[ '\"()._/-]+[{_RIGHT}]+)*")  # not over commas and digits, which divide lists
+
+
+def isolated(text: str) -> Markup:
+    """A sentence of ours in HTML, in which right-to-left names do not change the order of what is beside them."""
+    safe = str(escape(printable(text, lines=True)))
+    return Markup(_RTL.sub(r"<bdi>\g<0></bdi>", safe))  # noqa: S704  # escaped above
+
+
 def _number(value: float | None) -> str:
     """Integers with separators, other figures to 6 significant digits, "-" for None."""
     if value is None:
@@ -67,4 +82,6 @@ def _number(value: float | None) -> str:
 
 
 def _change(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
     return f"{value:+.1%}".replace("-", "−")

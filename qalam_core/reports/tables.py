@@ -1,11 +1,84 @@
-"""The table of a corpus, and the origin of a model, for the reports and the command line."""
+"""What the reports and the command line say alike: a run in one sentence, its figures, its corpus and its origin."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from qalam_core.corpus.prepare import CorpusFacts, SliceCounts
-from qalam_core.runs import Ancestor, SeenFacts
+from qalam_core.evaluation.results import Compared, Comparison, Copied, Report, Slice, Verdict
+from qalam_core.runs import Ancestor, RunRecord, SeenFacts, states
+
+_DECIDED = {"passed": "passed", "waiting": "waits for a person", "refused": "refused"}
+
+
+def decided(verdict: Verdict) -> str:
+    """What the gate decided; what people did about it later is not in a report."""
+    return _DECIDED[states({"run": verdict}, ())["run"][0]]
+
+
+def ratio(bits: float, other: float) -> float:
+    """How many times as many bits; NaN for a baseline that needs none."""
+    return bits / other if other else math.nan
+
+
+def headline(run: str, record: RunRecord) -> str:
+    """A run in one sentence: "demo-ef344e40efcd: passed, 1.1510 bits per byte, 2.1% better than the champion"."""
+    bits, comparison = record.bits_per_byte, record.verdict.comparison
+    than, model, other = "the unigram", bits.model, bits.unigram
+    if comparison:
+        than, model, other = "the champion", comparison.overall.model, comparison.overall.champion
+    change = ratio(model, other) - 1
+    words = [f"{run}: {decided(record.verdict)}"]
+    words.append(f"{bits.model:.4f} bits per byte" if math.isfinite(bits.model) else "bits per byte not finite")
+    if math.isfinite(change):
+        words.append(f"{abs(change):.1%} {'better' if change <= 0 else 'worse'} than {than}")
+    return ", ".join(words)
+
+
+def provenance(record: RunRecord) -> list[tuple[str, str]]:
+    """(label, text): when and where a run was built, and from what."""
+    machine, own = record.machine, record.seen.own
+    most = {clipped(name, 40): own[name] for name in sorted(own, key=lambda name: -own[name])[:3]}
+    return [
+        ("built", f"{record.created[:16].replace('T', ' ')} UTC by Al-Qalam {record.code}, on {machine['system']} "
+                  f"{machine['processor']} with {machine['cores']} cores"),
+        ("from", f"recipe {record.recipe.name}, seed {record.recipe.seed}; training {record.origin}"),
+        ("read", f"{sum(own.values()):,} documents: {by_source(most)}"
+                 + (f", and {len(own) - len(most)} more sources" if len(own) > len(most) else "")),
+    ]  # fmt: skip
+
+
+def clipped(name: str, width: int) -> str:
+    """A name of at most `width` characters; a long one without its middle, as long names often differ at their ends."""
+    end = width // 3
+    return name if len(name) <= width else f"{name[: width - end - 1]}…{name[-end:]}"
+
+
+def copied_from(span: Copied) -> str:
+    """Where a span of a sample is in the training text."""
+    more = span.count - len(span.documents)
+    others = f" and {more:,} more training documents" if more > 0 else ""
+    return f"{span.words} words as in {', '.join(span.documents)}{others}"
+
+
+class Row(NamedTuple):
+    """The figures of a slice, or of everything."""
+
+    name: str
+    figures: Slice
+    champion: Compared | None  # None where it was not compared
+
+
+def slices(report: Report, comparison: Comparison | None) -> list[Row]:
+    """One row for everything, and one for each slice where there is more than one."""
+    compared = comparison.sources if comparison else {}
+    rows = [Row("all", report.overall, comparison.overall if comparison else None)]
+    if len(report.sources) > 1:
+        rows += [Row(name, part, compared.get(name)) for name, part in report.sources.items()]
+    return rows
+
 
 _NOTED = {
     "passed_over": "files passed over (no documents)", "skipped": "records skipped (not readable)",
@@ -17,21 +90,15 @@ _NOTED = {
 
 def corpus_rows(facts: CorpusFacts) -> tuple[Sequence[str], list[Sequence[str]]]:
     """(head, rows): documents read, damaged, rejected by each reason, and kept; one column for each source."""
-    parts: dict[str, SliceCounts] = {"all": facts, **(facts.sources if len(facts.sources) > 1 else {})}
-    rows = [("read", [part.read for part in parts.values()])]
-    rows += [
-        (label, [getattr(part, what) for part in parts.values()])
-        for what, label in _NOTED.items()
-        if getattr(facts, what)
-    ]
-    rows += [
-        (reason.replace("_", " "), [part.rejected.get(reason, 0) for part in parts.values()])
-        for reason in facts.rejected
-    ]
-    rows.append(("kept", [part.kept for part in parts.values()]))
+    sources = facts.sources if len(facts.sources) > 1 else {}
+    parts: list[SliceCounts] = [facts, *sources.values()]
+    rows = [("read", [part.read for part in parts])]
+    rows += [(label, [getattr(part, what) for part in parts]) for what, label in _NOTED.items() if getattr(facts, what)]
+    rows += [(reason.replace("_", " "), [part.rejected.get(reason, 0) for part in parts]) for reason in facts.rejected]
+    rows.append(("kept", [part.kept for part in parts]))
     if facts.seen_by_ancestor:
-        rows.append(("not held out: read by an ancestor", [part.seen_by_ancestor for part in parts.values()]))
-    return ("documents", *parts), [(name, *(f"{count:,}" for count in counts)) for name, counts in rows]
+        rows.append(("not held out: read by an ancestor", [part.seen_by_ancestor for part in parts]))
+    return ("documents", "all", *sources), [(name, *(f"{count:,}" for count in counts)) for name, counts in rows]
 
 
 _SHOWN = 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qalam_core.corpus.prepare import CorpusFacts, SliceCounts, SplitCounts
 from qalam_core.evaluation.results import (
     Bits,
@@ -9,9 +11,10 @@ from qalam_core.evaluation.results import (
     Report,
     Sample,
     Slice,
+    Verdict,
 )
 from qalam_core.recipe import Recipe
-from qalam_core.runs import TrainFacts
+from qalam_core.runs import Ancestor, RunRecord, SeenFacts, TrainFacts
 from tests.evaluation.small_report import INTACT
 
 COUNTS = SliceCounts(read=5000, kept=4700, repaired=0, rejected={"too_short": 300})
@@ -75,4 +78,24 @@ def report(text: str = "البيت", model: float = 1.5) -> Report:
         integrity=INTACT,
         document_nats=(1.0, 2.0),
         document_bytes=(1, 2),
+    )
+
+
+def record(verdict: Verdict, made: Report, seen: SeenFacts, lineage: Sequence[Ancestor] = ()) -> RunRecord:
+    return RunRecord(
+        created="2026-11-27T05:42:18+00:00",
+        recipe=recipe(),
+        artifacts={"train": ("d" * 64,)},
+        timings={"train": 41.25},
+        incumbent="",
+        anchors=(),
+        lineage=tuple(lineage),
+        seen=seen,
+        verdict=verdict,
+        bits_per_byte=made.bits_per_byte,
+        package_mb=4.2,
+        parameters=1_437_696,
+        code="1.2.3",
+        machine={"system": "Linux", "processor": "x86_64", "cores": "2", "python": "3.11.9"},
+        dependencies={"torch": "2.9.0"},
     )

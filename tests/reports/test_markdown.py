@@ -13,7 +13,7 @@ from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.recipe import Requirements
 from qalam_core.reports.markdown import markdown
 from qalam_core.runs import Ancestor, SeenFacts
-from tests.reports.small_reports import CORPUS, recipe, report
+from tests.reports.small_reports import CORPUS, record, report
 
 BUDGETS = Budgets(package_mb=4.2, load_seconds=0.31)
 HOSTILE = "</td><script>x</script>|a\nb"
@@ -28,14 +28,14 @@ SEEN = SeenFacts(own={HOSTILE: 4000}, lineage={HOSTILE: 5000}, gone={HOSTILE: 10
 
 
 def page(made: Report) -> str:
-    return markdown(
-        recipe(), made, BUDGETS, decide(made, BUDGETS, Requirements(), None), CORPUS, {"train": 41.25}, LINEAGE, SEEN
-    )
+    kept = record(decide(made, BUDGETS, Requirements(), None), made, SEEN, LINEAGE)
+    return markdown("demo-0123", kept, made, BUDGETS, CORPUS)
 
 
 def test_report_states_the_figures() -> None:
     text = page(report())
-    assert text.startswith("# demo: passed the gate\n")
+    assert text.startswith("# demo-0123: passed, 1.5000 bits per byte, 21.1% better than the unigram\n")
+    assert "\n- built: 2026-11-27 05:42 UTC by Al-Qalam 1.2.3, on Linux x86_64 with 2 cores\n" in text
     for figure in (
         "**1.5000**",
         "1.9000",
@@ -62,8 +62,15 @@ def test_every_table_row_has_as_many_cells_as_its_head() -> None:
 def test_a_failed_verdict_leads_with_its_reasons() -> None:
     made = report(model=2.0)
     text = page(made)
-    assert text.startswith("# demo: did not pass the gate\n\n- The model needs 2.0000 bits per byte")
-    assert "**failed**" in text
+    assert text.startswith("# demo-0123: refused, 2.0000 bits per byte, 5.3% worse than the unigram\n")
+    assert "- **failed**: The model needs 2.0000 bits per byte" in text
+    assert "| **failed** | unigram |" in text
+
+
+def test_what_was_not_required_did_not_pass() -> None:
+    rows = re.findall(r"^\| \**(\w+)\** \| ([a-z0-9 -]+) \|.*\| (\S+) \|$", page(report()), flags=re.MULTILINE)
+    assert {state for state, _, limit in rows if limit == "-"} == {"reported"}
+    assert "reported" not in {state for state, _, limit in rows if limit != "-"}
 
 
 def test_a_diverged_model_is_reported() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,14 +15,20 @@ import pytest
 
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.evaluation.evaluate import evaluate
+from qalam_core.evaluation.gate import decide
+from qalam_core.evaluation.results import Piece, Sample, TensorStatistics
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.publish import render_page
-from qalam_core.recipe import Recipe
+from qalam_core.recipe import Recipe, Requirements
 from qalam_core.reports import plots
-from qalam_core.runs import Runs
+from qalam_core.reports.page import page
+from qalam_core.reports.tables import headline
+from qalam_core.runs import Runs, SeenFacts
 from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
+from tests.evaluation.small_report import BUDGETS
 from tests.flows.processes import qalam
+from tests.reports.small_reports import CORPUS, COUNTS, record, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = '<img src="https://example.org/x.png" onerror=alert(1)>'
@@ -85,16 +92,18 @@ def test_the_page_refers_to_no_other_file(run: Run) -> None:
 
 
 def test_the_page_states_everything(run: Run) -> None:
-    text = html.unescape(run.file.read_text(encoding="utf-8"))
+    text = re.sub("</?bdi>", "", html.unescape(run.file.read_text(encoding="utf-8")))
     record = run.runs.record(run.run)
-    for heading in ("Checks", "Training", "What it writes", "Data", "Tokenizer", "Tensors", "Time", "Lineage"):
+    for heading in ("Checks", "Training", "What it writes", "Data", "Tokenizer", "Lineage", "Details"):
         assert f"<h2>{heading}</h2>" in text
     for digests in record.artifacts.values():
         assert all(digest in text for digest in digests)
     assert record.incumbent in text
     assert f"qalam reproduce {run.run}" in text
     assert all(check.message in text for check in record.verdict.checks)
-    assert ("Refused by the gate" in text) == (not run.published.verdict.passed)
+    sentence = headline(run.run, record)
+    assert text.count(sentence) == 2
+    assert re.fullmatch(rf"{run.run}: \S.*, [0-9.]+ bits per byte, [0-9.]+% (better|worse) than the champion", sentence)
     assert run.published.verdict.comparison is not None
     assert f"{run.published.verdict.comparison.overall.champion:.4f}" in text
     assert 'dir="rtl" lang="ar"' in text
@@ -151,6 +160,81 @@ def test_a_diverged_model_has_a_page(run: Run, copy: Runs) -> None:
     assert 'id="bits-' not in text
 
 
+LONG = "قصص <b>&amp;</b> 12, " * 16
+WEIGHTS = TensorStatistics(shape=(64, 64), mean=0.0, std=0.1, minimum=-1.0, maximum=1.0)
+METRICS = [{"step": 20, "loss": 6.5, "learning_rate": 0.01, "gradient_norm": 0.3}, {"step": 40, "loss": math.nan}]
+
+
+@pytest.fixture(scope="module")
+def large() -> str:
+    """The page of a run with many long names, many samples, a figure of NaN, and one point of each curve."""
+    made = report()
+    part, diverged = made.overall, made.overall.bits_per_byte.model_copy(update={"model": math.nan})
+    names = [*(f"{LONG}{number}" for number in range(59)), "all"]
+    counts = dict.fromkeys(names, COUNTS)
+    pieces = tuple(Piece(text=text, probability=chance) for text, chance in ((" بي", 0.5), ("ت", 0.00001), (".", 0.02)))
+    made = made.model_copy(
+        update={
+            "sources": {**dict.fromkeys(names, part), "nan": part.model_copy(update={"bits_per_byte": diverged})},
+            "samples": (Sample(prompt="في", text="في بيت.", pieces=pieces),) * 40,
+            "tensors": dict.fromkeys((f"blocks.{number}.w" for number in range(300)), WEIGHTS),
+        }
+    )
+    kept = record(
+        decide(made, BUDGETS, Requirements(), None), made, SeenFacts(own=dict.fromkeys(names, 9), lineage={}, gone={})
+    )
+    return page("demo-0123", kept, made, CORPUS.model_copy(update={"sources": counts}), METRICS)
+
+
+def test_a_large_page(large: str) -> None:
+    Parsed(large)
+    assert "<b>&amp;" not in large
+    for table in re.findall(r"<table.*?</table>", large, flags=re.DOTALL):
+        assert len({len(re.findall(r"<t[dh][ >]", row)) for row in table.split("</tr>")[:-1]}) == 1
+    documents = large[large.index("Documents by source") :].split("</table>")[0]
+    assert documents.count("<tr>") == 62, "one row for each of many sources"
+    assert "the 11 largest of 61 slices" in large
+    assert "<summary>32 more samples</summary>" in large
+    assert "Gradient norm at step 20, and only there: 0.3." in large
+    assert large.count("<svg ") == 2
+    assert max(len(line) for line in re.findall(r"<text[^>]*>([^<]*)", large)) < 60
+
+
+def test_probabilities_are_text(large: str) -> None:
+    """Not only in colours, nor only for a pointer."""
+    unlikely = (
+        '<bdi dir="rtl" lang="ar">بي<b>ت</b>.</bdi> below 0.01%, <bdi dir="rtl" lang="ar">بيت<b>.</b></bdi> 2.00%</p>'
+    )
+    assert large.count(unlikely) == 40
+
+
+def test_names_from_right_to_left_are_isolated(large: str) -> None:
+    assert "540 documents: <bdi>قصص</bdi> &lt;b&gt;" in large
+    ours = re.sub(r"<(style|svg|bdi|pre)[ >].*?</\1>|<p class=.sample.*?</p>", "", large, flags=re.DOTALL)
+    assert not re.search("[\u0590-\u08ff]", ours)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_text_can_be_read(scheme: str) -> None:
+    """WCAG's contrast of at least 4.5 of text, and 3 of marks, with what is behind them."""
+    style = (Path(plots.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    start = {"light": ":root", "dark": "(prefers-color-scheme: dark)", "print": "@media print"}[scheme]
+    colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]+);", style[style.index(start) :].split("}")[0]))
+
+    def luminance(name: str) -> float:
+        digits = colours[name][1:]
+        digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+        parts = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for behind in ("paper", "card"):
+        for name in ("ink", "soft", "good", "bad", *(f"plot-{number}" for number in range(1, 6))):
+            least = 3 if name in ("plot-3", "plot-4", "plot-5") else 4.5
+            low, high = sorted((luminance(name), luminance(behind)))
+            assert (high + 0.05) / (low + 0.05) >= least, (name, behind)
+
+
 def test_plots_use_the_colours_of_the_page() -> None:
     drawn = plots.funnel({"read": 10, "<b>": 3, "kept": 7})
     assert drawn == plots.funnel({"read": 10, "<b>": 3, "kept": 7})
@@ -182,6 +266,7 @@ addEventListener("load", () => {
     direction: samples.map(s => getComputedStyle(s).direction),
     startsRight: samples[0].querySelector(".prompt").getBoundingClientRect().right > first.right,
     font: style.fontFamily,
+    reachable: [...document.querySelectorAll(".scroll")].every(s => s.tabIndex === 0 && s.ariaLabel),
     overflow: document.documentElement.scrollWidth - innerWidth,
     plots: [...document.querySelectorAll("svg.plot")].map(s => s.getBoundingClientRect().width),
     background: getComputedStyle(document.body).backgroundColor,
@@ -218,6 +303,7 @@ def test_a_browser_shows_it(run: Run, tmp_path: Path, width: int, dark: bool) ->
     assert found["direction"] == ["rtl"] * 3
     assert found["startsRight"]
     assert "Naskh" in found["font"]
+    assert found["reachable"], "a table that scrolls cannot be reached by the keyboard, or has no name"
     assert found["overflow"] <= 0, "the page scrolls horizontally"
     assert len(found["plots"]) == 5
     assert all(200 < plot <= found["width"] for plot in found["plots"])
