@@ -11,8 +11,11 @@ from prefect import flow
 from prefect.states import Completed, Failed
 
 from al_qalam.tasks import remote, stages
+from al_qalam.tasks.events import deliver
 from al_qalam.tasks.executor import AsTasks, artifact_of
-from al_qalam.tasks.policy import confined
+from al_qalam.tasks.links import report_base
+from al_qalam.tasks.outcome import RefusedError, supervised
+from al_qalam.tasks.policy import confined, run_name
 from al_qalam.tasks.runners import workers
 from qalam_core.pipeline.build import History, stages_in_order
 from qalam_core.pipeline.lineage import WarmStart
@@ -22,7 +25,8 @@ from qalam_core.runs import Runs
 from qalam_core.store import Store
 
 
-@flow(name="build_model", flow_run_name="build {recipe.name}", persist_result=False)
+@flow(name="build_model", flow_run_name=run_name("build {recipe.name}"), persist_result=False)
+@supervised
 def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> Any:
     """Build a model from a recipe, reusing artifacts in the store; Failed when the gate refuses the model.
 
@@ -33,19 +37,22 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
             empty: train in this flow's process
     """
     store = confined(store)
+    report_base()  # a wrong address is an error now, and not after the training
     files = stages.resolve(recipe.corpus)
     with workers(recipe.runner) as pool:
         executor = AsTasks(store, pool, recipe, training)
         artifacts = stages_in_order(recipe, files, History(Runs(Store(Path(store)))), executor)
     published = stages.publish(store, recipe, artifacts)
+    message = "; ".join(filter(None, [published.decision, deliver(Store(Path(store)))]))
     if not published.verdict.passed:
-        return Failed(message=published.decision, data=published)
-    return Completed(message=published.decision, data=published)
+        return Failed(message=message, data=RefusedError(published.decision, published))
+    return Completed(message=message, data=published)
 
 
 @flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)
+@supervised
 def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam", parent: str = "") -> Any:
-    """Train from artifacts in the store; the message of the final state is the digest of the checkpoint.
+    """Train from artifacts in the store; the message of the final state has the digest of the checkpoint.
 
     Args:
         recipe: everything that determines the model
@@ -58,4 +65,4 @@ def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = 
     start = WarmStart.of(Runs(Store(Path(store))), parent, recipe) if parent else None
     stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), start)
     checkpoint = artifact_of(stages.task_of(Train)(store, stage))
-    return Completed(message=checkpoint.digest, data=checkpoint)
+    return Completed(message=remote.result(checkpoint), data=checkpoint)

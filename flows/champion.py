@@ -13,7 +13,8 @@ from prefect.states import Completed, Failed
 from al_qalam.tasks import champion as tasks
 from al_qalam.tasks import stages
 from al_qalam.tasks.executor import AsTasks
-from al_qalam.tasks.policy import confined
+from al_qalam.tasks.outcome import RefusedError, supervised
+from al_qalam.tasks.policy import confined, run_name
 from al_qalam.tasks.runners import workers
 from qalam_core.pipeline.build import ingested, tokenized
 from qalam_core.pipeline.lineage import WarmStart
@@ -22,7 +23,8 @@ from qalam_core.runs import Runs
 from qalam_core.store import Store
 
 
-@flow(name="evaluate_champion", flow_run_name="evaluate champion of {recipe.name}", persist_result=False)
+@flow(name="evaluate_champion", flow_run_name=run_name("evaluate champion of {recipe.name}"), persist_result=False)
+@supervised
 def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
     """Measure the champion again on the current corpus; Failed when the gate would refuse it today.
 
@@ -42,11 +44,13 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
         text = tokenized(recipe, ingested(files, executor), executor, seen, tasks.tokenizer(store, run))
     verdict = tasks.remeasure(store, recipe, run, text.corpus, text.tokens)
     if not verdict.passed:
-        return Failed(message=f"{run} would not pass today: " + " ".join(verdict.reasons()), data=verdict)
+        decision = f"{run} would not pass today: {' '.join(verdict.reasons())}"
+        return Failed(message=decision, data=RefusedError(decision, verdict))
     return Completed(message=f"{run} is still good", data=verdict)
 
 
-@flow(name="reproduce_champion", flow_run_name="reproduce champion of {name}", persist_result=False)
+@flow(name="reproduce_champion", flow_run_name=run_name("reproduce champion of {name}"), persist_result=False)
+@supervised
 def reproduce_champion(name: str, store: str = ".qalam", lineage: bool = False) -> Any:
     """Build the champion again in an empty store; Failed when an artifact differs from the original in any bit.
 
@@ -62,7 +66,8 @@ def reproduce_champion(name: str, store: str = ".qalam", lineage: bool = False) 
     found = tasks.reproduce(store, run, lineage)
     if not found.matches:
         differing = ", ".join(row.stage for row in found.rows if not row.matches)
-        return Failed(message=f"{run} is not reproduced: {differing} differ", data=found)
+        decision = f"{run} is not reproduced: {differing} differ"
+        return Failed(message=decision, data=RefusedError(decision, found))
     same = sum(row.decided for row in found.rows)
     message = "; ".join([f"{run} is reproduced: {same} of {len(found.rows)} match", found.basis, *found.notes])
     return Completed(message=message, data=found)

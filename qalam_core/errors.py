@@ -6,6 +6,7 @@ QalamError
 +-- TrainingError
 +-- PackageError
 +-- StoreError
+    +-- DamagedError
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ class PackageError(QalamError):
 
 
 class StoreError(QalamError):
-    """The store cannot be written, or an artifact or run in it is missing or damaged."""
+    """The store cannot be read or written, or what is asked of it is not possible."""
+
+
+class DamagedError(StoreError):
+    """An artifact or a run is missing, or has not the bytes that were written. Never because a disk cannot be read."""
 
 
 def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:

@@ -24,11 +24,28 @@ DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some, then run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
     errno.EROFS: "the disk is read-only; choose another place with --store",
-    errno.EACCES: "no permission to write; choose another place with --store",
-    errno.EPERM: "no permission to write; choose another place with --store",
-    errno.EIO: "the disk fails to read or write; what is finished stays in the store",
+    errno.EACCES: "no permission; ask its owner for it, or choose another place with --store",
+    errno.EPERM: "no permission; ask its owner for it, or choose another place with --store",
+    errno.EIO: "the disk fails to read or write; what is finished stays: check the disk, then run the command again",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n 4096), then run the same command again",
+    errno.ENFILE: "too many open files on this machine; end other programs, then run the same command again",
+    errno.ENOLCK: "its file system has no locks; mount it with locks, or choose another place with --store",
+    **dict.fromkeys(
+        (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO),
+        "its disk does not answer; mount it again, then run the same command again",
+    ),
 }
 """errno -> message, for the disk errors that a user can fix."""
+
+
+def disk_problem(error: OSError) -> str:
+    """The message for an error in DISK_ERRORS, with the file where it happened; "" for others."""
+    message = DISK_ERRORS.get(error.errno or 0, "")
+    return f"{error.filename}: {message}" if message and error.filename else message
+
+
+NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors that say that a path is no file. All other OSErrors say nothing about the file, but that it was not read."""
 
 WRONG_PLACE = (FileExistsError, NotADirectoryError, IsADirectoryError)
 """Errors that another path mends; all other OSErrors are the disk's, and the store says what to do about those."""
@@ -105,16 +122,36 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def try_lock(file: IO[Any], blocking: bool = False) -> bool:
+def try_lock(file: IO[Any], blocking: bool = False, shared: bool = False) -> bool:
     """Acquire the exclusive flock of an open file; -> False when another process holds it and `blocking` is off.
 
-    The lock is released when the file is closed or the process ends.
+    A `shared` one is enough to see whether it is held, and needs no permission to write. The lock is released when the
+    file is closed or the process ends.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True
+
+
+def names(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no folder. Path.glob passes over one that is unreadable."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def files_below(folder: Path) -> list[str]:
+    """The paths of all files below a folder, relative to it, sorted. OSError when a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, NOT_THERE):  # one that was deleted meanwhile has no files
+            raise error
+
+    walked = os.walk(folder, onerror=fail)
+    return sorted((Path(place) / name).relative_to(folder).as_posix() for place, _, found in walked for name in found)
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, BaseModel, ValidationError
 
-from qalam_core.errors import StoreError
+from qalam_core.errors import DamagedError, StoreError
 from qalam_core.evaluation.results import Bits, Repetition, Report, Verdict
-from qalam_core.files import digest, json_object, read_bytes, replace_file, sha256_file, sync
-from qalam_core.recipe import Frozen, Recipe
+from qalam_core.files import NOT_THERE, digest, json_object, names, read_bytes, replace_file, sha256_bytes, sync
+from qalam_core.recipe import Frozen, Recipe, RecipeName
 from qalam_core.store import Store, delete_folder
 
 Record = TypeVar("Record", bound=Frozen)
@@ -108,6 +108,23 @@ class RunRecord(Frozen):
         return tuple(run for run in dict.fromkeys((self.parent, self.incumbent)) if run)
 
 
+class Name(BaseModel):
+    """The part of a recipe by which champions are recorded."""
+
+    name: RecipeName
+
+
+class Summary(Frozen, extra="ignore"):
+    """The part of run.json that lists of runs show; a lineage of years is skipped, not read."""
+
+    created: AwareDatetime
+    recipe: Name
+    verdict: Verdict
+    bits_per_byte: Bits
+    package_mb: float
+    parameters: int
+
+
 class Promotion(Frozen):
     """One line of the history of a recipe name's champions."""
 
@@ -124,6 +141,12 @@ class Promotion(Frozen):
         return f"on {self.when[:10]} by {self.who}: {self.why}"
 
 
+State = Literal["champion", "passed", "waiting", "refused", "accepted", "rolled-back"]
+"""What may hold for a run now. One that the gate did not pass is refused, or waits until a person promotes it; it is
+accepted once a person has promoted it. A champion may be replaced, or rolled back."""
+
+_LIMIT = 1 << 30  # bytes of a file of a run that is read at once
+
 ACCEPTABLE = {"yardstick": "new-yardstick", "gate settings": "looser-gate"}
 """Check -> the exception for a model that failed it. These checks find no fault: they say that a person must judge."""
 
@@ -133,28 +156,55 @@ def exceptions(verdict: Verdict) -> dict[str, tuple[str, ...]]:
 
     Where every exception is of ACCEPTABLE, the model waits for a person; "refused" is that of all other checks.
     """
-    failed = [check.name for check in verdict.checks if not check.passed]
-    if not failed and not verdict.passed:
+    if not verdict.failed() and not verdict.passed:
         return {"refused": ()}
     needed: dict[str, tuple[str, ...]] = {}
-    for name in failed:
+    for name in verdict.failed():
         exception = ACCEPTABLE.get(name, "refused")
         needed[exception] = (*needed.get(exception, ()), name)
     return needed
 
 
+def states(verdicts: Mapping[str, Verdict], promotions: Sequence[Promotion]) -> dict[str, list[State]]:
+    """Run -> what holds for it now, for runs of one recipe name and the history of its champions."""
+    undone, champion = _undone(promotions), promotions[-1].run if promotions else None
+    rolled_back = {line.run for line in promotions if line.model in undone}
+    promoted = {line.run for line in promotions}
+    found: dict[str, list[State]] = {}
+    for run, verdict in verdicts.items():
+        needed = exceptions(verdict)
+        holds: dict[State, bool] = {
+            "champion": run == champion,
+            "passed": verdict.passed,
+            "waiting": bool(needed) and "refused" not in needed and run not in promoted,
+            "refused": "refused" in needed,
+            "accepted": bool(needed) and run in promoted,
+            "rolled-back": run in rolled_back,
+        }
+        found[run] = [state for state, is_so in holds.items() if is_so]
+    return found
+
+
+def outcome(verdict: Verdict, states: Sequence[State]) -> str:
+    """What the gate and people decided, in a few words, with the names of the checks that failed."""
+    decided = next(state for state in ("accepted", "waiting", "refused", "passed") if state in states)
+    failed = f": {', '.join(verdict.failed())}" if verdict.failed() else ""
+    return decided + failed + (", rolled back" if "rolled-back" in states else "")
+
+
 def model_digest(package: Path) -> str:
     """Digest of what a package's model is, as its manifest says: configuration, vocabulary and tensors.
 
-    Not of its card and code: a card has figures, and code changes with a release. Raises StoreError.
+    Not of its card and code: a card has figures, and code changes with a release. Raises DamagedError, and OSError when
+    it cannot be read.
     """
     file = package / "manifest.json"
     try:
         manifest = json_object(read_bytes(file))
         files = {name: manifest["files"][name] for name in ("config.py", "vocab.py")}
         return digest({"files": files, "tensors": manifest["tensors"]})
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StoreError(f"{file}: missing or damaged; restore it from a copy, or delete the run") from None
+    except (*NOT_THERE, ValueError, KeyError, TypeError):
+        raise _missing(file) from None
 
 
 class Runs:
@@ -179,7 +229,8 @@ class Runs:
             if home.exists():
                 return
             partial = self._home / f".{run}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.exists():
+                shutil.rmtree(partial)
             partial.mkdir(parents=True)
             fill(partial)
             for path in sorted(partial.rglob("*")):
@@ -200,30 +251,39 @@ class Runs:
             delete_folder(folder)
 
     def __contains__(self, run: str) -> bool:
-        return bool(run) and Path(run).name == run and (self._home / run / "run.json").is_file()
+        with self.store.disk_errors():
+            plain = bool(run) and Path(run).name == run and run[0] != "."
+            return plain and (self._home / run / "run.json").is_file()
 
     def folder(self, run: str) -> Path:
-        """The folder of a run. Raises StoreError when there is no run of that id."""
+        """The folder of a run. Raises DamagedError when there is no run of that id."""
         if run not in self:
-            raise StoreError(f"run {run!r} is not in {self.store.root}; `qalam runs` lists those that are")
+            raise DamagedError(f"run {run!r} is not in {self.store.root}; `qalam runs` lists those that are")
         return self._home / run
 
     def record(self, run: str) -> RunRecord:
         """run.json of a run. Raises StoreError."""
-        file = self.folder(run) / "run.json"
-        return _parsed(RunRecord, read_bytes(file), str(file))
+        return _parsed(RunRecord, self._content(run, "run.json"), str(self._home / run / "run.json"))
 
     def report(self, run: str) -> Report:
         """report.json of a run. Raises StoreError."""
-        file = self.folder(run) / "report.json"
         try:
-            return Report.model_validate_json(file.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            raise StoreError(f"{file}: missing or damaged; restore it from a copy, or delete the run") from None
+            return Report.model_validate_json(self._content(run, "report.json"))
+        except ValidationError:
+            raise _missing(self._home / run / "report.json") from None
 
     def package(self, run: str) -> Parent:
         """A run and the digest of its package, as recorded by a training that begins with its weights."""
-        return Parent(run=run, package=sha256_file(self.folder(run) / "model" / "manifest.json"))
+        return Parent(run=run, package=sha256_bytes(self._content(run, "model/manifest.json")))
+
+    def _content(self, run: str, name: str) -> bytes:
+        """A file of a run. Raises DamagedError when it is no file, and StoreError when it cannot be read."""
+        file = self.folder(run) / name
+        with self.store.disk_errors():
+            try:
+                return read_bytes(file, _LIMIT)
+            except (*NOT_THERE, ValueError):
+                raise _missing(file) from None
 
     def ids(self) -> list[str]:
         """Ids of all runs, oldest first."""
@@ -231,16 +291,41 @@ class Runs:
 
     def records(self) -> dict[str, RunRecord]:
         """Id -> record of all runs, oldest first."""
-        found = [(path.parent.name, self.record(path.parent.name)) for path in self._home.glob("[!.]*/run.json")]
+        with self.store.disk_errors():
+            found = [(run, self.record(run)) for run in names(self._home) if run in self]
         return dict(sorted(found, key=lambda pair: (pair[1].created, pair[0])))
+
+    def summaries(self, name: str = "") -> dict[str, Summary]:
+        """Id -> summary of all runs, or of those of recipe `name`, oldest first. Raises StoreError."""
+        found = []
+        with self.store.disk_errors():
+            for run in (run for run in names(self._home) if run[0] != "."):
+                path = self._home / run / "run.json"
+                with suppress(*NOT_THERE):  # deleted meanwhile by garbage collection, or no run
+                    try:
+                        summary = Summary.model_validate_json(path.read_bytes())
+                    except ValidationError:
+                        raise DamagedError(_damaged(str(path))) from None
+                    if name in ("", summary.recipe.name):
+                        found.append((run, summary))
+        return dict(sorted(found, key=lambda pair: (pair[1].created, pair[0])))
+
+    def states(self, summaries: Mapping[str, Summary]) -> dict[str, list[State]]:
+        """Run -> what holds for it now."""
+        found: dict[str, list[State]] = {}
+        for name in dict.fromkeys(summary.recipe.name for summary in summaries.values()):
+            verdicts = {run: summary.verdict for run, summary in summaries.items() if summary.recipe.name == name}
+            found |= states(verdicts, self.promotions(name))
+        return found
 
     def newest_of(self, name: str) -> list[str]:
         """Ids of the runs of recipe `name`, newest first by modification time; no record is read."""
         found = []
-        for path in self._home.glob(f"{name}-*/run.json"):
-            with suppress(FileNotFoundError):  # deleted meanwhile by garbage collection
-                if path.parent.name[len(name) + 1 :].isalnum():
-                    found.append((-path.stat().st_mtime_ns, path.parent.name))
+        with self.store.disk_errors():
+            for run in names(self._home):
+                with suppress(*NOT_THERE):  # deleted meanwhile by garbage collection, or no run
+                    if run.startswith(f"{name}-") and run[len(name) + 1 :].isalnum():
+                        found.append((-(self._home / run / "run.json").stat().st_mtime_ns, run))
         return [run for _, run in sorted(found)]
 
     def promotions(self, name: str) -> list[Promotion]:
@@ -269,7 +354,8 @@ class Runs:
 
     def model(self, run: str) -> str:
         """The digest of a run's model. Raises StoreError."""
-        return model_digest(self.folder(run) / "model")
+        with self.store.disk_errors():
+            return model_digest(self.folder(run) / "model")
 
     def rolled_back(self, name: str, model: str) -> Promotion | None:
         """The rollback from a model under `name`, unless a person has promoted it again since."""
@@ -307,7 +393,8 @@ class Runs:
         """Make a run that passed the gate the champion under `name`; -> "", or why a person must do so.
 
         A model that was rolled back, or was champion before and is not now, does not return by itself. Of a model that
-        is the champion, a new run takes the place of the one that was promoted, and an earlier run does not.
+        is the champion, a new run with another package (its card's figures, its code) takes the place of the one that
+        was promoted; an earlier run, and one whose package is the champion's byte for byte, do not.
         """
         promotion = Promotion(run=run, model=self.model(run), when=when, why="passed the gate", who="gate")
         with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
@@ -316,9 +403,18 @@ class Runs:
             if before and before[-1] != earlier[-1]:
                 undone = _undone(earlier).get(promotion.model)
                 return f"rolled back {undone}" if undone else f"it was champion before, promoted {before[-1]}"
-            if run not in [line.run for line in before]:
+            champion = earlier[-1].run if earlier else ""
+            same = champion in self and self.package(champion).package == self.package(run).package
+            if not same and run not in [line.run for line in before]:
                 self._append(name, promotion)
         return ""
+
+    def repeated(self, name: str) -> dict[str, str]:
+        """Run of recipe `name` that was never promoted -> the promoted run whose package is the same, byte for byte."""
+        promoted = {line.run for line in self.promotions(name) if line.run in self}
+        packages = {self.package(run).package: run for run in sorted(promoted)}
+        found = {run: packages.get(self.package(run).package) for run in self.newest_of(name) if run not in promoted}
+        return {run: champion for run, champion in found.items() if champion}
 
     def rollback(self, name: str, when: str, why: str, who: str) -> str:
         """Return to the champion under `name` before the current one, by one more line; -> its run.
@@ -385,11 +481,17 @@ def _in_force(promotions: Sequence[Promotion]) -> list[Promotion]:
     return [promotion for promotion in found if promotion.model not in undone]
 
 
+def _missing(file: Path) -> DamagedError:
+    return DamagedError(f"{file}: missing or damaged; restore it from a copy, or delete the run")
+
+
 def _parsed(kind: type[Record], content: bytes, place: str) -> Record:
-    """A record from its JSON. Raises StoreError, with `place`, when it is damaged."""
+    """A record from its JSON. Raises DamagedError, with `place`."""
     try:
         return kind.model_validate(json_object(content))
     except ValueError:  # ValidationError too, whose message has many lines
-        raise StoreError(
-            f"{place}: damaged, or written by another release; restore it from a copy, or use another store"
-        ) from None
+        raise DamagedError(_damaged(place)) from None
+
+
+def _damaged(place: str) -> str:
+    return f"{place}: damaged, or written by another release; restore it from a copy, or use another store"

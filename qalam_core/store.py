@@ -13,20 +13,33 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, Protocol, Self, TypeVar
 
 from pydantic import ValidationError
 
-from qalam_core.errors import StoreError
-from qalam_core.files import DISK_ERRORS, digest, json_object, read_bytes, replace_file, sha256_file, sync, try_lock
-from qalam_core.progress import Progress, no_progress
+from qalam_core.errors import DamagedError, StoreError
+from qalam_core.files import (
+    NOT_THERE,
+    digest,
+    disk_problem,
+    files_below,
+    json_object,
+    names,
+    read_bytes,
+    replace_file,
+    sha256_file,
+    sync,
+    try_lock,
+)
+from qalam_core.progress import Progress, no_progress, waiting
 from qalam_core.recipe import Frozen
 
 log = logging.getLogger(__name__)
@@ -34,6 +47,9 @@ log = logging.getLogger(__name__)
 DEFAULT_STORE = Path(".qalam")  # relative to the working directory
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 1 << 30
+
+_TEMPORARY = re.compile(r"\.(.+\.([0-9a-f]{16}|deleted|partial)|(reproducing|measuring)-.+)")
+"""Names of files being replaced, of folders being deleted or published, and of the stores of audits."""
 
 Facts = TypeVar("Facts", bound=Frozen)
 
@@ -73,17 +89,21 @@ class Artifact:
     stage: str
     digest: str
     path: Path
-    # of the call that returned it: whether it was reused, and the seconds that reusing or building it took
+    # of the call that returned it: whether it was reused, the seconds that reusing or building it took, and before
+    # that the seconds of waiting: for the "lock" of another build, and for a "slot"
     cached: bool = field(default=False, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    waited: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Its manifest.json, read once. Raises StoreError when it is missing or damaged."""
+        """Its manifest.json, read once. Raises DamagedError, and OSError when it cannot be read."""
         try:
             return _read_manifest(self.path)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{self.path / MANIFEST}: missing or damaged ({error}); build its recipe again") from None
+        except (*NOT_THERE, ValueError) as error:
+            raise DamagedError(
+                f"{self.path / MANIFEST}: missing or damaged ({error}); build its recipe again"
+            ) from None
 
     def exists(self) -> bool:
         """Whether it is in the store; it may be damaged."""
@@ -162,37 +182,42 @@ class Store:
         home = self.artifact_folder(name, key)
         since = time.monotonic()
         with self.disk_errors(name), self.locked(f"{name}-{key}"):
-            if (artifact := self._undamaged(name, key, since)) is not None:
+            waited = {"lock": time.monotonic() - since}
+            if (artifact := self._undamaged(name, key, time.monotonic())) is not None:
                 self.mark_used(artifact)
-                return artifact
+                return replace(artifact, waited=waited).with_manifest(artifact.manifest)
             if home.exists():
-                aside = home.rename(home.with_name(f"{key}.damaged-{os.urandom(4).hex()}"))
+                aside = home.rename(home.with_name(f"{key}.damaged-{secrets.token_hex(4)}"))
                 log.warning("%s was damaged; it is kept as %s and built again", key[:12], aside.name)
             partial = home.with_name(f"{key}.partial")
             if partial.exists() and not stage.resumable:
                 shutil.rmtree(partial)
             partial.mkdir(parents=True, exist_ok=True)
             try:
+                asked = time.monotonic()
                 with slot():
+                    waited["slot"] = time.monotonic() - asked
+                    progress(0, 0)  # from here on it works
                     facts = stage.run(partial, progress)
                 manifest = _finish(partial, identity, facts)
+                partial.rename(home)
             except BaseException:
                 if not stage.resumable:  # a partial result is useless, and takes space on a full disk
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
-            partial.rename(home)
             sync(home.parent)
-        return Artifact(name, key, home, False, time.monotonic() - since).with_manifest(manifest)
+        seconds = time.monotonic() - since - sum(waited.values())
+        return Artifact(name, key, home, False, seconds, waited).with_manifest(manifest)
 
     def find(self, identity: Identity) -> Artifact | None:
         """What `build` would reuse, or None. Neither locks nor writes."""
         return self._undamaged(identity.stage, identity.digest, time.monotonic())
 
     def artifact(self, stage: str, key: str) -> Artifact:
-        """The artifact of that digest. Raises StoreError when it is missing or damaged, or `key` is not a digest."""
+        """The artifact of that digest. Raises DamagedError, and StoreError if `key` is not a digest."""
         artifact = self._undamaged(stage, key, time.monotonic())
         if artifact is None:
-            raise StoreError(f"{stage} {key[:12]} is missing or damaged in {self.root}; build its recipe again")
+            raise DamagedError(f"{stage} {key[:12]} is missing or damaged in {self.root}; build its recipe again")
         return artifact
 
     def reference(self, stage: str, key: str) -> Artifact:
@@ -208,11 +233,11 @@ class Store:
         with self.disk_errors(stage):
             try:
                 manifest = _read_manifest(home)
-                if sorted(manifest.files) != _files(home):
-                    return None
                 if any(sha256_file(home / name) != entry.sha256 for name, entry in manifest.files.items()):
                     return None
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+                if sorted(manifest.files) != _files(home):
+                    return None
+            except (*NOT_THERE, ValueError):
                 return None
         return Artifact(stage, key, home, True, time.monotonic() - since).with_manifest(manifest)
 
@@ -225,8 +250,10 @@ class Store:
 
     def artifacts(self) -> dict[str, float]:
         """`<stage>/<folder>` of every artifact, finished, partial or damaged -> its last use (Unix time)."""
-        folders = sorted(path for path in (self.root / "artifacts").glob("*/[!.]*") if path.is_dir())
-        return {f"{folder.parent.name}/{folder.name}": _last_use(folder) for folder in folders}
+        home = self.root / "artifacts"
+        with self.disk_errors():
+            found = [f"{stage}/{name}" for stage in names(home) for name in names(home / stage)]
+            return {name: _last_use(home / name) for name in found if "/." not in name and (home / name).is_dir()}
 
     def mark_used(self, artifact: Artifact) -> None:
         """Record that an artifact is in use now, for garbage collection."""
@@ -246,14 +273,37 @@ class Store:
             delete_folder(folder)
             return True
 
+    def abandoned(self, unused_since: float) -> list[str]:
+        """Temporary files and folders that killed processes left, relative to the store; none used since (Unix time).
+
+        Only their age tells that nobody, perhaps on another machine, is writing them.
+        """
+        with self.disk_errors():
+            stages = [f"artifacts/{stage}" for stage in names(self.root / "artifacts")]
+            places = ["", "runs", "champions", "outbox", *stages]
+            found = [Path(place, name) for place in places for name in names(self.root / place)]
+            return [
+                str(path) for path in found
+                if _TEMPORARY.fullmatch(path.name) and _last_use(self.root / path) < unused_since
+            ]  # fmt: skip
+
+    def delete_abandoned(self, name: str) -> None:
+        """Delete one of `abandoned`."""
+        path = self.root / name
+        with self.disk_errors("gc"), suppress(FileNotFoundError):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
     def held_locks(self) -> list[str]:
-        """Names of the locks that are held: what is being built or published now."""
+        """Names of the locks that are held: what is being built or published now. Writes nothing."""
         held = []
-        with self.disk_errors("gc"):
-            for path in sorted((self.root / "locks").glob("*")):
-                with self._try_lock(path.name) as free:
-                    if not free:
-                        held.append(path.name)
+        with self.disk_errors():
+            for name in names(self.root / "locks"):
+                with (self.root / "locks" / name).open() as file:
+                    if not try_lock(file, shared=True):
+                        held.append(name)
         return held
 
     @contextmanager
@@ -270,8 +320,8 @@ class Store:
             # until that process has ended, and they never write at the same time.
             os.set_inheritable(file.fileno(), True)
             if not try_lock(file):
-                log.warning("waiting for another build, which works on %s", name[:24])
-                try_lock(file, blocking=True)
+                with waiting(f"another build, which works on {name[:24]}"):
+                    try_lock(file, blocking=True)
             yield
 
     def _lock_file(self, name: str) -> IO[str]:
@@ -280,26 +330,33 @@ class Store:
         return path.open("w")
 
     @contextmanager
-    def disk_errors(self, stage: str) -> Iterator[None]:
-        """Turn the disk errors that a user can fix into StoreError."""
+    def disk_errors(self, stage: str = "") -> Iterator[None]:
+        """Turn the disk errors that a user can fix into StoreError; `stage` names what is done."""
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTDIR) and not self.root.is_dir():
+            if error.errno in (errno.EEXIST, errno.ENOTDIR) and not os.path.isdir(self.root):  # noqa: PTH112  no error
                 raise StoreError(
                     f"store {self.root}: a file is in its place; choose another one with --store"
                 ) from None
-            if error.errno not in DISK_ERRORS:
+            if error.errno == errno.ENOENT and not os.path.exists(self.root):  # noqa: PTH110
+                raise StoreError(
+                    f"store {self.root}: was moved or deleted while it was in use; put it back, or give its new place "
+                    "with --store"
+                ) from None
+            if not (problem := disk_problem(error)):
                 raise
-            raise StoreError(f"store {self.root}, stage {stage}: {DISK_ERRORS[error.errno]}") from error
+            raise StoreError(f"store {self.root}{stage and f', stage {stage}'}: {problem}") from error
 
 
 def delete_folder(folder: Path) -> None:
     """Delete crash-safely: rename first, then remove, together with what an earlier crash left."""
-    renamed = folder.with_name(f".{folder.name}.deleted")
+    renamed = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.deleted")
     folder.rename(renamed)
+    with suppress(FileNotFoundError):  # another process deletes in the same folder, and this as well
+        shutil.rmtree(renamed)
     for leftover in folder.parent.glob(".*.deleted"):
-        shutil.rmtree(leftover, ignore_errors=leftover != renamed)
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -316,10 +373,10 @@ def _parsed_manifest(content: bytes) -> Manifest:
 
 def _finish(folder: Path, identity: Identity, facts: Frozen) -> Manifest:
     """Flush every file, then write the manifest: an artifact with a manifest is complete."""
-    names = _files(folder)
-    for name in names:
+    written = _files(folder)
+    for name in written:
         sync(folder / name)
-    sizes = {name: (folder / name).stat().st_size for name in names}
+    sizes = {name: (folder / name).stat().st_size for name in written}
     files = {name: FileEntry(bytes=size, sha256=sha256_file(folder / name)) for name, size in sizes.items()}
     manifest = Manifest(**dict(identity), facts=facts.canonical(), files=files)
     replace_file(folder / MANIFEST, manifest.to_json())
@@ -329,13 +386,12 @@ def _finish(folder: Path, identity: Identity, facts: Frozen) -> Manifest:
 def _last_use(folder: Path) -> float:
     """The newest modification time of a folder and its files."""
     times = []
-    for path in (folder, *folder.rglob("*")):
+    for name in ("", *files_below(folder)):
         with suppress(FileNotFoundError):  # a build may be replacing its files
-            times.append(path.stat().st_mtime)
+            times.append((folder / name).stat().st_mtime)
     return max(times, default=0.0)
 
 
 def _files(folder: Path) -> list[str]:
     """Names of all files below `folder` but its manifest, sorted."""
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name for name in paths if name != MANIFEST)
+    return [name for name in files_below(folder) if name != MANIFEST]

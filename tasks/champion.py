@@ -29,9 +29,9 @@ def tokenizer(store: str, run: str) -> Artifact:
 @task(name="remeasure", task_run_name="measure {run} again", **POLICY)
 def remeasure(store: str, recipe: Recipe, run: str, corpus: Artifact, tokens: Sequence[Artifact]) -> Verdict:
     """Evaluate a run's package on a corpus, and apply the gate."""
-    progress = watch("evaluate", f"evaluate {run}", "tokens")
-    verdict = audit.remeasure(Store(Path(store)), recipe, run, corpus, tokens, progress)
-    rows = [{"check": check.name, "passed": check.passed, "what": check.message} for check in verdict.checks]
+    with watch("evaluate", f"evaluate {run}", "tokens") as progress:
+        verdict = audit.remeasure(Store(Path(store)), recipe, run, corpus, tokens, progress)
+    rows = [{"check": check.name, "result": check.state, "what": check.message} for check in verdict.checks]
     create_table_artifact(rows, key="champion", description=f"{run} at the current gate")
     return verdict
 
@@ -40,8 +40,12 @@ def remeasure(store: str, recipe: Recipe, run: str, corpus: Artifact, tokens: Se
 def reproduce(store: str, run: str, lineage: bool) -> Reproduction:
     """Build a run again in an empty temporary store on the same disk, and compare."""
     home = Store(Path(store))
-    with tempfile.TemporaryDirectory(prefix=".reproducing-", dir=home.root) as folder, training_slot():
-        found = audit.reproduce(home, run, Store(Path(folder)), watch("train", f"reproduce {run}", "steps"), lineage)
+    with (
+        tempfile.TemporaryDirectory(prefix=".reproducing-", dir=home.root) as folder, training_slot(),
+        watch("train", f"reproduce {run}", "steps") as progress,
+    ):  # fmt: skip
+        progress(0, 0)  # the stages before training do not call it
+        found = audit.reproduce(home, run, Store(Path(folder)), progress, lineage)
     rows = [
         {"artifact": row.stage, "then": row.then[-12:], "now": row.now[-12:], "same": row.matches and row.decided,
          "differing": ", ".join(row.differing)}

@@ -1,40 +1,119 @@
-"""Events for the server's automations (flows/serving/deploy.py). Without a server nothing is sent."""
+"""Events for the server's automations. An event is sent when the server has confirmed it; without a server none is.
+
+The events of builds wait in the store's outbox, a file each, until then: a model is published whether or not the server
+responds. An event that is sent twice has the same id, and the server acts on it once.
+"""
 
 from __future__ import annotations
 
-from prefect.events import emit_event
-from prefect.settings import get_current_settings
+import logging
+import time
+from pathlib import Path
 
+from httpx import URL, HTTPError
+from prefect.client.orchestration import get_client
+from prefect.events import Event, Resource
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+
+from al_qalam.tasks.links import report_link
 from qalam_core.display import printable
+from qalam_core.errors import QalamError
+from qalam_core.files import replace_file
 from qalam_core.pipeline.publish import Published
+from qalam_core.store import Store
+
+log = logging.getLogger("qalam_core.events")
 
 CORPUS_UPDATED = "qalam.corpus.updated"
 GATE_REFUSED = "qalam.gate.refused"
 WAITING = "qalam.champion.waiting"
 PROMOTED = "qalam.champion.promoted"
 
+DELAYS = (1, 2, 4)
+"""Seconds between the attempts to send: a server that restarts responds again within them."""
 
-def announce(published: Published, name: str) -> None:
-    """Emit an event when this run of recipe `name` has become champion, when only a person may make it champion, or
-    when the gate refused it."""
+
+def announce(store: Store, published: Published, name: str) -> None:
+    """Put an event into the outbox when this run of recipe `name` has become champion, when only a person may make it
+    champion, or when the gate refused it."""
     if published.verdict.passed and not published.promoted and not published.held:
         return
     event = PROMOTED if published.promoted else WAITING if published.held or published.waits else GATE_REFUSED
     payload = {
         "run": published.run, "recipe": name, "bits_per_byte": published.record.bits_per_byte.model,
-        "report": (published.folder / "report.html").as_uri(),
+        "report": report_link(published.run), "path": str(published.folder / "report.html"),
         # a webhook's receiver may show them in a terminal or a chat
         "reasons": printable(" ".join(published.verdict.reasons())), "decision": printable(published.decision),
     }  # fmt: skip
-    _emit(event, f"qalam.recipe.{name}", name, payload)
+    if server_address():
+        waiting = _event(event, f"qalam.recipe.{name}", name, payload)
+        with store.disk_errors("publish"):
+            replace_file(_outbox(store) / f"{waiting.id}.json", waiting.model_dump_json(indent=1).encode())
+
+
+def deliver(store: Store) -> str:
+    """Send the events in the outbox, oldest first; -> one line about those that remain there, "" for none."""
+    waiting, problem = dict[Path, Event](), ""
+    for path in _outbox(store).glob("*.json") if server_address() else ():
+        try:
+            waiting[path] = Event.model_validate_json(path.read_bytes())
+        except FileNotFoundError:  # another build has sent it
+            continue
+        except (OSError, ValidationError):
+            problem = f"{path} is not a readable event; delete it"
+    if waiting:
+        try:
+            _send(sorted(waiting.values(), key=lambda event: event.occurred))
+        except QalamError as error:
+            count = "a notice was" if len(waiting) == 1 else f"{len(waiting)} notices were"
+            problem = f"{count} not delivered, and the next build or `qalam watch` with this store sends it: {error}"
+        else:
+            for path in waiting:
+                path.unlink(missing_ok=True)
+    if problem:
+        log.warning("%s", problem)
+    return problem
 
 
 def corpus_updated(name: str, files: list[str]) -> None:
-    """Emit that the corpus of recipe `name` has changed; the event lists at most 100 of the changed `files`."""
+    """Send that the corpus of recipe `name` has changed; the event lists at most 100 of the changed `files`. Raises
+    QalamError when the server does not confirm it."""
     payload = {"recipe": name, "files": [printable(file) for file in files[:100]], "changed": len(files)}
-    _emit(CORPUS_UPDATED, f"qalam.corpus.{name}", name, payload)
+    _send([_event(CORPUS_UPDATED, f"qalam.corpus.{name}", name, payload)])
 
 
-def _emit(event: str, resource: str, name: str, payload: dict[str, object]) -> None:
-    if get_current_settings().api.url:
-        emit_event(event, {"prefect.resource.id": resource, "prefect.resource.name": name}, payload=payload)
+def server_address() -> str:
+    """The address of the server's API, without a password; "" for a build without a server."""
+    url = get_current_settings().api.url
+    return str(URL(url).copy_with(userinfo=b"")) if url else ""
+
+
+def _outbox(store: Store) -> Path:
+    return store.root / "outbox"
+
+
+def _event(event: str, resource: str, name: str, payload: dict[str, object]) -> Event:
+    labels = {"prefect.resource.id": resource, "prefect.resource.name": name}
+    return Event(event=event, resource=Resource.model_validate(labels), payload=payload)
+
+
+def _send(events: list[Event]) -> None:
+    """Send events, and return when the server has confirmed them. Raises QalamError."""
+    body = [event.model_dump(mode="json") for event in events]
+    with get_client(sync_client=True) as client:
+        for delay in (*DELAYS, 0):
+            try:
+                client.request("POST", "/events", json=body)
+                return
+            except PrefectHTTPStatusError as error:
+                code = error.response.status_code
+                cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
+                problem = f"the server responds with status {code}; {cure}"
+                if code < 500:  # it would respond so again
+                    break
+            except HTTPError as error:
+                problem = f"the server does not respond ({type(error).__name__}); is it running?"
+            time.sleep(delay)
+    raise QalamError(f"{server_address()}: {problem}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.settings import get_current_settings
 
 from qalam_core.errors import QalamError, StoreError
+from qalam_core.progress import waiting
 
 # The store decides about reuse: Prefect's cache key contains a task's source, which does not change with the stage.
 # Results stay in memory: they are references of a few bytes.
@@ -36,6 +37,21 @@ SLOT_SECONDS = 60
 """Lease of a training slot: a slot whose holder was killed is freed after this time. Prefect's minimum."""
 
 
+def tag_of(recipe: str) -> str:
+    """The tag of every run of the recipe with this name."""
+    return f"recipe:{recipe}"
+
+
+def run_name(what: str) -> Callable[[], str]:
+    """For `flow_run_name`: `what`, formatted with the run's parameters, and the deployment that started the run."""
+
+    def name() -> str:
+        named = what.format(**runtime.flow_run.parameters)
+        return f"{named} ({runtime.deployment.name})" if runtime.deployment.id else named
+
+    return name
+
+
 def confined(store: str) -> str:
     """The absolute path of `store`. Raises StoreError when a deployment's run requests another folder than the one
     that its worker serves ($QALAM_STORE)."""
@@ -55,5 +71,8 @@ def training_slot() -> Iterator[None]:
     if not get_current_settings().api.url:
         yield
         return
-    with concurrency(TRAINING_SLOTS, occupy=1, lease_duration=SLOT_SECONDS, raise_on_lease_renewal_failure=False):
+    slot = concurrency(TRAINING_SLOTS, occupy=1, lease_duration=SLOT_SECONDS, raise_on_lease_renewal_failure=False)
+    with ExitStack() as held:
+        with waiting(f"a training slot of the server (its concurrency limit {TRAINING_SLOTS})"):
+            held.enter_context(slot)
         yield

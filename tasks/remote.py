@@ -1,9 +1,10 @@
 """Training in another work pool, on the same store: a task that runs the deployment `train_model` and waits for it.
-The run gets the digests of its input artifacts, and returns the digest of the checkpoint.
+The run gets the digests of its input artifacts, and returns the digest of the checkpoint, and its seconds.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from prefect.client.schemas import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
-from al_qalam.tasks.policy import POLICY
+from al_qalam.tasks.policy import POLICY, tag_of
 from al_qalam.tasks.progress import shown
 from qalam_core.errors import RecipeError, TrainingError
+from qalam_core.files import json_object
 from qalam_core.pipeline.train import Train
+from qalam_core.progress import waiting
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
 
@@ -35,7 +38,8 @@ def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
         "parent": stage.warm_start.parent.run if stage.warm_start else "",
     }  # fmt: skip
     try:
-        run = run_deployment(deployment, parameters=parameters, poll_interval=5)
+        with waiting(f"the training run of {deployment}"):
+            run = run_deployment(deployment, parameters=parameters, poll_interval=5, tags=[tag_of(recipe.name)])
     except ObjectNotFound:
         raise RecipeError(f"training: the server has no deployment {deployment}; `qalam deploy` creates it") from None
     assert isinstance(run, FlowRun)
@@ -44,7 +48,21 @@ def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
         raise TrainingError(
             f"run {run.name} of {deployment} ended {run.state.name}: {run.state.message}; a new run resumes it"
         )
-    return shown(stage, replace(home.artifact("train", run.state.message or ""), cached=False))
+    return shown(stage, _received(home, run.state.message or ""))
+
+
+def result(checkpoint: Artifact) -> str:
+    """The message of the training run's final state: the checkpoint's digest, and how long it took."""
+    return json.dumps(
+        {"checkpoint": checkpoint.digest, "seconds": round(checkpoint.seconds, 3), "waited": checkpoint.waited}
+    )
+
+
+def _received(home: Store, message: str) -> Artifact:
+    found = json_object(message)
+    artifact = home.artifact("train", found["checkpoint"])
+    made = replace(artifact, cached=False, seconds=found["seconds"], waited=found["waited"])
+    return made.with_manifest(artifact.manifest)
 
 
 def found(store: str, tokenizer: str, tokens: Sequence[str]) -> tuple[Artifact, list[Artifact]]:

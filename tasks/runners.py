@@ -15,7 +15,7 @@ from typing import Any
 from prefect import Task
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from al_qalam.tasks.progress import watchers
+from al_qalam.tasks.progress import tracked, watchers
 from qalam_core.errors import RecipeError, StoreError
 from qalam_core.pipeline.stage import Stage
 from qalam_core.store import Artifact
@@ -40,9 +40,12 @@ class Workers:
         try:
             futures = self.runner.map(task, parameters)
             if self.elsewhere:
-                # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
-                for stage, future in zip(parameters["stage"], futures, strict=True):
-                    _report(stage, future.result())
+                stages = parameters["stage"]
+                with tracked(stages[0].name, "stages") as progress:
+                    # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
+                    for done, (stage, future) in enumerate(zip(stages, futures, strict=True)):
+                        progress(done, len(stages))
+                        _report(stage, future.result())
             results: list[Artifact] = futures.result()
         except BrokenProcessPool:
             raise StoreError(

@@ -14,13 +14,15 @@ from prefect import Task, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from al_qalam.tasks.events import announce
+from al_qalam.tasks.links import report_link
+from al_qalam.tasks.outcome import without_tracebacks
 from al_qalam.tasks.policy import POLICY, RETRIES, training_slot
 from al_qalam.tasks.progress import shown, watch
 from qalam_core.corpus.sources import SourceFile
 from qalam_core.corpus.sources import resolve as resolve_sources
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.publish import publish as publish_run
-from qalam_core.pipeline.stage import Stage, throughput
+from qalam_core.pipeline.stage import Stage, throughput, waits
 from qalam_core.recipe import Corpus, Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
@@ -35,18 +37,26 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 """Options of a stage's task, in addition to the common policy."""
 
 
+known: list[SourceFile] = []
+"""The files of the sources, where this process found them just before it started a flow, as the command line does."""
+
+
 @task(name="resolve", task_run_name="resolve", **RETRIES, **POLICY)
 def resolve(corpus: Corpus) -> list[SourceFile]:
     """Find the files of the sources and compute the digests of their content."""
-    return resolve_sources(corpus.sources)
+    with watch("resolve", "resolve", "files") as progress:
+        progress(0, 0)
+        return known or resolve_sources(corpus.sources)
 
 
 @task(name="stage", **POLICY)
 def run_stage(store: str, stage: Stage) -> Any:
     """Build a stage's artifact, or reuse it."""
-    progress = watch(stage.name, stage.label, stage.unit)
+    without_tracebacks()  # also here because a process worker only runs tasks
     slot = training_slot if stage.name == "train" else nullcontext
-    return shown(stage, Store(Path(store)).build(stage, progress, slot))
+    with watch(stage.name, stage.label, stage.unit) as progress:
+        artifact = Store(Path(store)).build(stage, progress, slot)
+    return shown(stage, artifact)
 
 
 @cache
@@ -58,19 +68,21 @@ def task_of(kind: type[Stage]) -> Task[..., Any]:
 
 @task(name="publish", task_run_name="publish", **POLICY)
 def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
-    """Create the run, promote it if the gate passed, show the report in Prefect, and emit events for automations."""
-    published = publish_run(Runs(Store(Path(store))), recipe, artifacts)
+    """Create the run, promote it if the gate passed, show the report in Prefect, and leave an event for automations."""
+    home = Store(Path(store))
+    published = publish_run(Runs(home), recipe, artifacts)
+    announce(home, published, recipe.name)  # at once: what follows needs the server
     report = (published.folder / "report.md").read_text(encoding="utf-8")
     create_markdown_artifact(report, key="report", description=published.run)
-    page = published.folder / "report.html"
-    create_link_artifact(page.as_uri(), "the full report, on the machine that built it", key="report-page")
+    if link := report_link(published.run):
+        create_link_artifact(link, "the full report", key="report-page", description=published.run)
     create_table_artifact([_row(artifact) for artifact in artifacts], key="stages", description=published.run)
-    announce(published, recipe.name)
     return published
 
 
 def _row(artifact: Artifact) -> dict[str, Any]:
     return {
         "stage": artifact.stage, "result": "cached" if artifact.cached else "built",
-        "seconds": round(artifact.seconds, 1), "speed": throughput([artifact]), "digest": artifact.digest[:12],
+        "seconds": round(artifact.seconds, 1), "waited": waits(artifact).removeprefix("waited "),
+        "speed": throughput([artifact]), "digest": artifact.digest[:12],
     }  # fmt: skip

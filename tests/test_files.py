@@ -44,6 +44,18 @@ def test_escaped_pairs_of_surrogates_are_text() -> None:
     assert json_object(rb'{"a": "\ud83d\ude00 \\ud800"}') == {"a": "\U0001f600 \\ud800"}
 
 
+def test_two_writers_with_equal_process_ids_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two containers that share a folder."""
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    file = tmp_path / "file"
+    with replacing(file) as one:
+        one.write_bytes(b"one")
+        replace_file(file, b"two")
+        assert one.read_bytes() == b"one"
+    assert file.read_bytes() == b"one"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_file_is_replaced_or_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "file"
     replace_file(file, b"one")

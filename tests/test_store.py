@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from qalam_core.recipe import Frozen
 from qalam_core.runs import Runs, exceptions, model_digest
 from qalam_core.store import Artifact, Identity, Store
 from tests.conftest import Built
+from tests.failing_disk import READS, WRITES, broken, tree
 
 
 class Letters(Frozen):
@@ -223,6 +226,32 @@ def test_replace_file_shows_old_or_new(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["pointer"]
 
 
+def test_waiting_is_not_part_of_the_seconds(store: Store) -> None:
+    """For another build, and for a slot; the work begins after both."""
+    identity = Identity(stage="s", version=1, settings={"a": 1}, inputs={"i": "d"})
+    seen: list[str] = []
+
+    @contextmanager
+    def slot() -> Iterator[None]:
+        time.sleep(0.2)
+        seen.append("slot")
+        yield
+
+    with ExitStack() as held:
+        held.enter_context(store.locked(f"s-{identity.digest}"))
+        release = threading.Timer(0.2, held.close)
+        release.start()
+        since = time.monotonic()
+        made = store.build(Work(fill(), identity), lambda done, total, _="": seen.append(f"{done} of {total}"), slot)
+        whole = time.monotonic() - since
+        release.join()
+    assert made.waited["lock"] > 0.1
+    assert made.waited["slot"] >= 0.2
+    assert made.seconds + sum(made.waited.values()) <= whole
+    assert seen == ["slot", "0 of 0"]
+    assert pickle.loads(pickle.dumps(made)).waited == made.waited
+
+
 def test_find_neither_locks_nor_writes(store: Store, tmp_path: Path) -> None:
     work = Work(never, Identity(stage="s", version=1, settings={"a": 1}, inputs={"i": "d"}))
     assert store.find(work.identity) is None
@@ -238,18 +267,63 @@ def test_find_neither_locks_nor_writes(store: Store, tmp_path: Path) -> None:
     assert made.path.exists(), "only a build sets a damaged artifact aside"
 
 
-def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, number: int) -> None:
+    """Whichever file or folder it is; a reader and a build say so, and nothing is renamed, deleted or built again."""
     made = make(store, fill())
-
-    def unreadable(path: Path) -> str:
-        raise OSError(errno.EIO, "Input/output error", str(path))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("qalam_core.store.sha256_file", unreadable)
-        for use in (lambda: make(store, never), lambda: store.artifact("s", made.digest)):
-            with pytest.raises(StoreError, match="disk fails"):
+    find = Identity(stage="s", version=1, settings={"a": 1}, inputs={"i": "d"})
+    calls = 4  # the manifest, the file, and two folders
+    for use in (lambda: make(store, never), lambda: store.artifact("s", made.digest), lambda: store.find(find)):
+        with broken(made.path, READS, chosen=range(0)) as disk:
+            use()
+        assert disk.calls == calls
+        before = tree(store.root / "artifacts")
+        for call in range(calls):
+            with broken(made.path, READS, number, range(call, call + 1)), pytest.raises(StoreError) as caught:
                 use()
+            assert type(caught.value) is StoreError, "no verdict"
+            assert str(caught.value).startswith(f"store {store.root}, stage s: {made.path}")
+            assert "\n" not in str(caught.value)
+        assert tree(store.root / "artifacts") == before
     assert make(store, never).cached, "it is undamaged"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_disk_that_fails_at_any_call_of_a_build_loses_nothing(store: Store, number: int, resumable: bool) -> None:
+    other = make(store, fill(), inputs={"i": "other"})
+    with broken(store.root, WRITES, chosen=range(0)) as disk:
+        make(store, fill(), resumable)
+    shutil.rmtree(store.root / "artifacts" / "s" / make(store, never).digest)
+    assert disk.calls > 8
+    for call in range(disk.calls):
+        with broken(store.root, WRITES, number, range(call, 1 << 30)), pytest.raises(StoreError) as caught:
+            make(store, fill(), resumable)
+        assert str(caught.value).startswith(f"store {store.root}, stage s: /")
+        assert [name for name in store.artifacts() if not name.endswith(".partial")] == [f"s/{other.digest}"]
+    assert not make(store, fill(), resumable).cached
+    assert make(store, never, inputs={"i": "other"}).cached
+
+
+def test_a_store_that_is_moved_during_a_build_is_one_line(store: Store) -> None:
+    def moved(out: Path) -> Frozen:
+        store.root.rename(store.root.with_name("moved"))
+        (out / "file").write_text("x")
+        return Frozen()
+
+    with pytest.raises(StoreError, match="was moved or deleted while it was in use; put it back"):
+        make(store, moved)
+    assert not store.root.exists()
+
+
+def test_what_a_crash_left_does_not_prevent_a_deletion(store: Store) -> None:
+    """Nor does another process that deletes in the same folder."""
+    made = make(store, fill())
+    for name in (f".{made.digest}.deleted", f".{made.digest}.0123456789abcdef.deleted"):
+        (made.path.with_name(name) / "sub").mkdir(parents=True)
+    assert store.delete_artifact(f"s/{made.digest}", unused_since=math.inf)
+    assert not list(made.path.parent.iterdir())
+    assert not make(store, fill()).cached
 
 
 def test_a_manifest_is_parsed_once_in_a_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

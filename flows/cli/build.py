@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption
-from al_qalam.flows.cli.terminal import bars, err, out, plan_table, print_json, reused, summary
+from al_qalam.flows.cli.terminal import Bars, bars, err, out, plan_table, print_json, reused, summary
 from al_qalam.flows.recipes import included_recipe, recipe_path
+from al_qalam.flows.serving.database import usable_home
 from al_qalam.flows.serving.prefect_env import embedded, server_may_be_configured
 from qalam_core.errors import QalamError, RecipeError, StoreError
 from qalam_core.recipe import Recipe, Source, to_toml
@@ -20,7 +23,13 @@ from qalam_core.store import DEFAULT_STORE, Store
 if TYPE_CHECKING:
     from prefect.client.schemas import State
 
+    from qalam_core.corpus.sources import SourceFile
     from qalam_core.pipeline.publish import Published
+
+log = logging.getLogger("qalam_core.build")
+
+DATABASE_BYTES = 8 << 20
+"""Free space that a build needs at least: Prefect's new database has half as much."""
 
 SIZES = ("small", "medium", "large")  # included recipes
 
@@ -50,17 +59,18 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
     parsed = Recipe.load(recipe_path(recipe), set_ or ())
     target = Store(store)
     target.ensure_writable()
-    published = _from_store(parsed, target) or _by_flow(parsed, target)
+    published = _built(parsed, target)
     summary(published)
     if not published.verdict.passed:
         if not published.waits:
+            from qalam_core.evaluation.cures import cures
             from qalam_core.runs import exceptions
 
             flags = " ".join(f"--accept-{name}" for name in exceptions(published.verdict))
-            out.print(
-                "to do    add text, or change [model] and [train]; or accept it as it is: "
-                f"qalam promote {published.run} {flags} --why REASON", soft_wrap=True,
-            )  # fmt: skip
+            for cure in cures(published.verdict):
+                out.print(f"to do    {cure}", soft_wrap=True)
+            promote = f"qalam promote {published.run} {flags} --why REASON"
+            out.print(f"or       accept it as it is: {promote}", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -95,7 +105,7 @@ def forget(
     out.print(f"training begins with {f'the weights of run {start}' if start else 'random weights'}", soft_wrap=True)
     changes = (*(set_ or ()), f"corpus.exclude={exclude.resolve()}", f"train.warm_start={start}")
     parsed = Recipe.load(path, changes)
-    published = _from_store(parsed, target) or _by_flow(parsed, target)
+    published = _built(parsed, target)
     summary(published)
     seen = Fingerprints.load(target.artifact("seen", published.record.artifacts["seen"][0]).path)
     if read := excluded.read_by(seen):
@@ -131,22 +141,30 @@ def forget(
         raise typer.Exit(1)
 
 
-def _from_store(recipe: Recipe, store: Store) -> Published | None:
-    """The run, when every stage can be reused; None otherwise. Saves the seconds that Prefect needs to start.
+def _built(recipe: Recipe, store: Store) -> Published:
+    """The run, from the store when every stage can be reused: that saves the seconds that Prefect needs to start.
 
-    Also None where the flow would do more than reuse: record a run on a server, or start workers.
+    By the flow where it would do more than reuse: record a run on a server, or start workers.
     """
     runner = os.environ.get("QALAM_RUNNER") or recipe.runner
-    if server_may_be_configured() or runner not in ("threads", "processes"):
-        return None
-    from qalam_core.corpus.sources import resolve
+    with bars(store, recipe) as terminal:
+        if server_may_be_configured() or runner not in ("threads", "processes"):
+            return _by_flow(recipe, store, terminal)
+        from qalam_core.corpus.sources import resolve
+
+        with terminal.tracked("resolve", "files"):
+            files = resolve(recipe.corpus.sources)
+        return _from_store(recipe, store, files) or _by_flow(recipe, store, terminal, files)
+
+
+def _from_store(recipe: Recipe, store: Store, files: Sequence[SourceFile]) -> Published | None:
     from qalam_core.pipeline.build import History, NotBuiltError, Reuse, stages_in_order
     from qalam_core.pipeline.publish import publish
     from qalam_core.runs import Runs
 
     runs, executor = Runs(store), Reuse(store)
     try:
-        artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), executor)
+        artifacts = stages_in_order(recipe, files, History(runs), executor)
     except NotBuiltError:
         return None
     for label, artifact in executor.found:
@@ -154,39 +172,78 @@ def _from_store(recipe: Recipe, store: Store) -> Published | None:
     return publish(runs, recipe, artifacts)
 
 
-def _by_flow(recipe: Recipe, store: Store) -> Published:
-    """Run the flow, with the server of $PREFECT_API_URL if set, else with Prefect embedded in this process."""
-    for name, value in embedded(store.root).items():  # before Prefect is imported; the user's settings are kept
-        os.environ.setdefault(name, value)
-    from al_qalam.flows.build_model import build_model  # takes seconds, and reads the settings above
-    from al_qalam.tasks.progress import watchers
+def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[SourceFile] = ()) -> Published:
+    """Run the flow, with the server of $PREFECT_API_URL if set, else with Prefect embedded in this process.
 
-    with bars(store, recipe) as terminal:
-        watchers.append(terminal)
-        try:
-            state: State[Any] = build_model(recipe, str(store.root), return_state=True)  # type: ignore[assignment]
-        except KeyboardInterrupt:
-            err.print("stopped; what is finished is kept, and the same command resumes the build")
-            raise typer.Exit(130) from None
-        except RuntimeError as error:  # Prefect has no class for it
-            if not str(error).startswith("Failed to reach API"):
-                raise
-            url = str(error).removeprefix("Failed to reach API at ")
-            raise QalamError(
-                f"no Prefect server responds at {url}; start it, or build without one: unset PREFECT_API_URL, and "
-                "remove the address from Prefect's settings in this folder"
-            ) from None
-        finally:
-            watchers.remove(terminal)
-    result = state.result(raise_on_failure=False)
+    `files` are those of the sources, when they are known already.
+    """
+    home = store.root / "prefect"
+    if not os.environ.get("PREFECT_API_URL") and not os.environ.get("PREFECT_HOME"):
+        _need_space(store)
+        home, replaced = usable_home(home)
+        if replaced:
+            log.warning("%s", replaced)
+    for name, value in embedded(home).items():  # before Prefect is imported; the user's settings are kept
+        os.environ.setdefault(name, value)
+    from httpx import HTTPError
+    from prefect import tags
+
+    from al_qalam.flows.build_model import build_model  # takes seconds, and reads the settings above
+    from al_qalam.tasks.outcome import RefusedError
+    from al_qalam.tasks.policy import tag_of
+    from al_qalam.tasks.progress import watchers
+    from al_qalam.tasks.stages import known
+
+    watchers.append(terminal)
+    known[:] = files
+    try:
+        with tags(tag_of(recipe.name)):
+            state: State[Any] = build_model(recipe, str(store.root), return_state=True)
+    except KeyboardInterrupt:
+        err.print("stopped; what is finished is kept, and the same command resumes the build")
+        raise typer.Exit(130) from None
+    except (RuntimeError, HTTPError) as error:
+        _need_space(store)
+        raise _prefect_failed(error, home) from None
+    finally:
+        watchers.remove(terminal)
+        known.clear()
+    result: Any = state.result(raise_on_failure=False)
+    if isinstance(result, RefusedError):
+        result = result.result
     if isinstance(result, BaseException):
-        if shutil.disk_usage(store.root).free < 1 << 20 and not isinstance(result, QalamError):
-            raise StoreError(
-                f"store {store.root}: no space left on the disk; free some, then run the same command again"
-            ) from None
-        raise result
+        if isinstance(result, QalamError):
+            raise result
+        _need_space(store)
+        raise _prefect_failed(result, home) if isinstance(result, HTTPError) else result
     published: Published = result
     return published
+
+
+def _need_space(store: Store) -> None:
+    """Raises StoreError when the disk is full, which Prefect's errors do not say."""
+    if shutil.disk_usage(store.root).free < DATABASE_BYTES:
+        raise StoreError(f"store {store.root}: no space left on the disk; free some, then run the same command again")
+
+
+def _prefect_failed(error: Exception, home: Path) -> Exception:
+    """The error to show for one of Prefect's."""
+    from al_qalam.tasks.events import server_address
+
+    url = server_address()
+    if str(error).startswith("Failed to reach API"):  # Prefect has no class for it
+        return QalamError(
+            f"no Prefect server responds at {url}; start it, or build without one: unset PREFECT_API_URL, and "
+            "remove the address from Prefect's settings in this folder"
+        )
+    if isinstance(error, RuntimeError) and "ephemeral Prefect API server" not in str(error):
+        return error
+    what = " ".join(str(error).split("\n")[0].split())
+    if url:
+        return QalamError(f"the Prefect server at {url} failed: {what}; run the same command again to continue")
+    return StoreError(
+        f"Prefect, which runs in this build, failed: {what}; delete {home}, then run the same command again to continue"
+    )
 
 
 def init(

@@ -41,11 +41,8 @@ def trace(
     """Mark the longest spans of a text that the model has read word for word, and name the training documents."""
     from qalam_core.pipeline.find import trace as find_spans
 
-    with bars() as terminal:
-        found = find_spans(
-            Runs(Store(store)), run, _given(text), words, count,
-            lambda done, total: terminal.moved("trace", "trace", "bytes", done, total),
-        )  # fmt: skip
+    with bars() as terminal, terminal.tracked("trace", "bytes") as progress:
+        found = find_spans(Runs(Store(store)), run, _given(text), words, count, progress)
     if as_json:
         print_json(_as_json(found))
         return
@@ -79,11 +76,8 @@ def find(
     runs = Runs(Store(store))
     if not runs.ids():
         raise StoreError(f"{runs.store.root}: has no runs; name the store whose models are meant with --store")
-    with bars() as terminal:
-        found = find_runs(
-            runs, _given(text), count,
-            lambda done, total: terminal.moved("find", "find", "files", done, total),
-        )  # fmt: skip
+    with bars() as terminal, terminal.tracked("find", "files") as progress:
+        found = find_runs(runs, _given(text), count, progress)
     if as_json:
         print_json(asdict(found))
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -18,6 +18,7 @@ from al_qalam.flows.cli import build, corpus, find, packages, runs, seeds, servi
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
+from qalam_core.files import disk_problem
 
 GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
     "Build": {
@@ -91,9 +92,19 @@ for group, commands in GROUPS.items():
 
 
 def main() -> None:
-    """Entry point of the console script: print a QalamError as one line; any other exception has its traceback."""
+    """Entry point of the console script: print a QalamError, or an error of the disk, as one line; any other exception
+    has its traceback.
+    """
     try:
         app()
     except QalamError as error:
-        err.print(Text.assemble(("error:", "red"), f" {printable(str(error))}"), soft_wrap=True)
-        sys.exit(1 if isinstance(error, TrainingError) else 2)
+        _fail(str(error), 1 if isinstance(error, TrainingError) else 2)
+    except OSError as error:
+        if not (problem := disk_problem(error)):
+            raise
+        _fail(problem, 2)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    err.print(Text.assemble(("error:", "red"), f" {printable(message)}"), soft_wrap=True)
+    sys.exit(status)

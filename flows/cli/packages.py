@@ -37,14 +37,19 @@ def show(
     tensor: Annotated[str, typer.Argument(help="Show this tensor of the package.")] = "",
     row: Annotated[str, typer.Option(help="Show this row: a number, or a token.")] = "",
     near: Annotated[str, typer.Option(help="Show the tokens with the most similar embeddings.")] = "",
+    full: Annotated[bool, typer.Option("--full", help="Show the whole report of a run.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Show a run's report, the content of a package, or one row of a tensor."""
+    """Show a run's result, the content of a package, or one row of a tensor."""
     folder = package_folder(what, store)
     if not (tensor or near or Path(what).is_dir()):
         runs = Runs(Store(store))
-        out.print(f"{what}: {runs.record(what).origin}", soft_wrap=True)
-        out.print(Markdown((runs.folder(what) / "report.md").read_text(encoding="utf-8")))  # printable as written
+        if full:
+            out.print(Markdown((runs.folder(what) / "report.md").read_text(encoding="utf-8")))  # printable as written
+        else:
+            from al_qalam.flows.cli.screen import show_run
+
+            show_run(runs, what)
     elif near:
         _show_neighbours(folder, near)
     elif tensor:

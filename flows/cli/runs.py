@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import tempfile
 import webbrowser
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +18,11 @@ from rich.tree import Tree
 
 from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import bars, out, print_json
+from al_qalam.tasks.links import report_link
 from qalam_core.display import printable
-from qalam_core.errors import StoreError
+from qalam_core.errors import QalamError, StoreError
 from qalam_core.files import replace_file
-from qalam_core.runs import Ancestor, Runs
+from qalam_core.runs import Ancestor, Runs, State, Summary, outcome
 from qalam_core.store import DEFAULT_STORE, Store
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `qalam runs` lists them.")]
@@ -28,24 +30,61 @@ Why = Annotated[str, typer.Option(help="The reason, for the champion's history."
 Who = Annotated[str, typer.Option(help="Your name, for the champion's history; default: the login name.")]
 
 
-def runs(store: StoreOption = DEFAULT_STORE) -> None:
-    """List the runs of a store, oldest first."""
+def runs(
+    name: Annotated[str, typer.Option(help="Only the runs of the recipe with this name.")] = "",
+    state: Annotated[State | None, typer.Option(help="Only runs of which this holds now.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="Only runs since this time, UTC.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the newest ones, this many.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """List the runs of a store, oldest first, and why those that did not pass were refused. Times are UTC."""
     home = Runs(Store(store))
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("", "run", "date", "params", "bits/byte", "unigram", "4-gram", "MB", "gate"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("", "run", "gate") else "right")
-    for run, record in home.records().items():
-        bits, champion = record.bits_per_byte, home.champion(record.recipe.name) == run
-        table.add_row(
-            Text("*", "yellow") if champion else "", run, record.created[:10], f"{record.parameters:,}",
-            *(f"{value:.3f}" for value in (bits.model, bits.unigram, bits.ngram)), f"{record.package_mb:.1f}",
-            "passed" if record.verdict.passed else Text("refused", "red"),
-        )  # fmt: skip
-    if table.row_count:
-        out.print(table)
-        out.print("* champion of its recipe", style="dim")
+    found = home.summaries(name)
+    states = home.states(found)
+    chosen = [
+        run for run, summary in found.items()
+        if (not state or state in states[run]) and (not since or summary.created >= since.replace(tzinfo=UTC))
+    ]  # fmt: skip
+    chosen = chosen[-limit:] if limit else chosen
+    if as_json:
+        print_json([_as_json(run, found[run], states[run]) for run in chosen])
+    elif chosen:
+        _print_runs([(run, found[run], states[run]) for run in chosen])
+    elif found:
+        out.print(f"none of {len(found)} runs in {home.store.root} is such a run", soft_wrap=True)
     else:
-        out.print(f"no runs in {home.store.root} yet; `qalam build demo` creates one", soft_wrap=True)
+        of = f" of a recipe {name!r}" if name else ""
+        out.print(f"no runs{of} in {home.store.root} yet; `qalam build {name or 'demo'}` creates one", soft_wrap=True)
+
+
+def _as_json(run: str, summary: Summary, states: Sequence[State]) -> dict[str, object]:
+    return {
+        "run": run, "recipe": summary.recipe.name, "created": summary.created.isoformat(),
+        "states": states, "failed": summary.verdict.failed(), "reasons": summary.verdict.reasons(),
+        "bits_per_byte": summary.bits_per_byte.canonical(), "parameters": summary.parameters,
+        "package_mb": summary.package_mb,
+    }  # fmt: skip
+
+
+def _print_runs(chosen: Sequence[tuple[str, Summary, Sequence[State]]]) -> None:
+    """Each in one line, which no terminal cuts: a table of rich would lose the ends of names."""
+    rows = [("", "run", "created (UTC)", "params", "bits/byte", "MB", "result")]
+    for run, one, states in chosen:
+        mark, time = "*" if "champion" in states else "", f"{one.created.astimezone(UTC):%Y-%m-%d %H:%M}"
+        figures = f"{one.parameters:,}", f"{one.bits_per_byte.model:.3f}", f"{one.package_mb:.1f}"
+        rows.append((mark, printable(run), time, *figures, printable(outcome(one.verdict, states))))
+    colours = {"refused": "red", "waiting": "yellow", "accepted": "yellow"}
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
+        right = [cell.rjust(width) for cell, width in zip(row[3:-1], widths[3:], strict=False)]
+        result = Text(row[-1], colours.get(row[-1].partition(":")[0], ""))
+        out.print(Text.assemble(" ".join((*left, *right, "")), result), soft_wrap=True)
+    if any(row[0] for row in rows):
+        out.print("* champion of its recipe", style="dim")
 
 
 def report(
@@ -108,15 +147,44 @@ def _branch(run: str, package: str, corpus: str, documents: str, ancestor: Ances
     return Text("\n".join(map(printable, lines)))
 
 
-def history(name: Annotated[str, typer.Argument(help="A recipe's name.")], store: StoreOption = DEFAULT_STORE) -> None:
+def history(
+    name: Annotated[str, typer.Argument(help="A recipe's name.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Where --html writes; default: NAME-history.html.")
+    ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page with a plot of all runs of the recipe over time.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
     """List every promotion and rollback of a recipe, oldest first: date, run, who, accepted exceptions and why."""
-    lines = Runs(Store(store)).promotions(name)
+    home = Runs(Store(store))
+    if html:
+        _write_history(home, name, file or Path(f"{name}-history.html"))
+        return
+    if file:
+        raise QalamError(f"{file}: only with --html a file is written; add it, or leave the file out")
+    lines = home.promotions(name)
     if not lines:
         raise StoreError(f"there is no champion of {name!r} in {store}; `qalam runs` lists the runs and their recipes")
     for line in lines:
         accepted = f", accepted {', '.join(line.accepted)}" if line.accepted else ""
         text = f"{line.run}  {line.action} by {line.who}{accepted}: {line.why}"
         out.print(f"{line.when}  {printable(text)}", soft_wrap=True)
+    for run, champion in reversed(home.repeated(name).items()):
+        out.print(f"{home.record(run).created}  {run}  the same model as {champion}", soft_wrap=True)
+
+
+def _write_history(home: Runs, name: str, file: Path) -> None:
+    from qalam_core.reports.history import history_page  # imports matplotlib
+
+    if not (summaries := home.summaries(name)):
+        raise StoreError(f"there is no run of {name!r} in {home.store.root}; `qalam runs` lists the runs")
+    try:
+        replace_file(file, history_page(name, summaries, home.promotions(name), report_link).encode())
+    except OSError as error:
+        raise QalamError(f"{file}: cannot be written ({error.strerror}); name another file") from None
+    out.print(str(file), soft_wrap=True)
 
 
 def promote(
@@ -208,11 +276,12 @@ def reproduce(
     """Build a run again in an empty store, and compare each artifact (exit status 1: something differs)."""
     from qalam_core.pipeline.audit import reproduce as build_again
 
-    with tempfile.TemporaryDirectory(prefix="qalam-") as temporary, bars() as terminal:
-        found = build_again(
-            Store(store), run, Store(fresh or Path(temporary)),
-            lambda done, total: terminal.moved("train", "train", "steps", done, total), lineage,
-        )  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(prefix="qalam-") as temporary,
+        bars() as terminal,
+        terminal.tracked(f"reproduce {run}", "steps") as progress,
+    ):
+        found = build_again(Store(store), run, Store(fresh or Path(temporary)), progress, lineage)
     table = Table("artifact", "then", "now", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for row in found.rows:
         differing = f": {printable(', '.join(row.differing) or 'inputs')}"
@@ -244,13 +313,14 @@ def gc(
         out.print(f"can no longer be built again: {line}", soft_wrap=True)
     if delete:
         found = collect(Store(store), keep, delete)
-    for name in (*found.runs, *found.artifacts):
+    for name in (*found.runs, *found.artifacts, *found.abandoned):
         out.print(name, soft_wrap=True)
     if found.busy:
         out.print(f"a build is running ({found.busy[0][:24]}): artifacts are kept until it has finished")
     did = "deleted" if delete else "would be deleted (with --delete)"
     out.print(
-        f"{len(found.runs)} runs and {len(found.artifacts)} artifacts, {decimal(found.bytes)}: {did}; "
+        f"{len(found.runs)} runs, {len(found.artifacts)} artifacts and {len(found.abandoned)} temporary files, "
+        f"{decimal(found.bytes)}: {did}; "
         f"{len(found.kept)} runs are kept", soft_wrap=True,
     )  # fmt: skip
     if found.lost:

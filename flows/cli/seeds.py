@@ -14,7 +14,7 @@ from al_qalam.flows.cli.terminal import bars, out
 from al_qalam.flows.recipes import recipe_path
 from qalam_core.errors import RecipeError
 from qalam_core.files import replace_file
-from qalam_core.progress import Progress
+from qalam_core.progress import Progress, Tracker
 from qalam_core.recipe import Recipe, Requirements
 from qalam_core.store import DEFAULT_STORE, Store
 
@@ -38,12 +38,16 @@ def seeds(
     parsed = Recipe.load(path, set_ or ())
     target.ensure_writable()
     bits: list[float] = []
+    trackers: list[Tracker] = []
     with bars() as terminal:
 
         def progress(seed: int) -> Progress:
-            return lambda done, total: terminal.moved("train", f"train, seed {seed}", "steps", done, total)
+            trackers.append(Tracker(f"seed {seed}", "steps", terminal.moved))
+            trackers[-1](0, 0)  # the stages before training do not call it
+            return trackers[-1]
 
         for one in trained(parsed, target, count, progress):
+            terminal.stopped(trackers.pop())
             bits.append(one.bits_per_byte)
             out.print(f"seed {one.seed}: {one.bits_per_byte:.4f} bits per byte")
     found = float(f"{seed_sd(bits):.2g}")

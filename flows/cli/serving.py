@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from al_qalam.flows.cli.options import RecipeArgument, StoreOption
-from al_qalam.flows.cli.terminal import out
+from al_qalam.flows.cli.terminal import err, out
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.prefect_env import CALLER
 from qalam_core.errors import QalamError
@@ -24,31 +24,44 @@ Notify = Annotated[
         help="Where to report refusals, champions and crashes: a webhook's URL, or a Prefect block's TYPE/NAME.",
     ),
 ]  # fmt: skip
-Slots = Annotated[int, typer.Option(min=1, help="How many trainings may run at once: one for each GPU.")]
+Slots = Annotated[
+    int | None,
+    typer.Option(
+        min=1, show_default="unchanged, at first 1", help="Trainings at once on the server: one for each GPU."
+    ),
+]
 
 
 def up(
     recipe: RecipeArgument = "demo",
     store: StoreOption = DEFAULT_STORE,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, show_default="as before, at first 4200", help="Port of the server, on 127.0.0.1."
+        ),
+    ] = None,
     notify: Notify = "",
 ) -> None:
-    """Start a local stack: a Prefect server, the deployments of a recipe, and one worker."""
+    """Start what does not run of a local stack: a Prefect server, the deployments of a recipe, and one worker."""
     from al_qalam.flows.serving.stack import Stack
 
-    Recipe.load(recipe_path(recipe))  # report an error before anything is started
+    name = Recipe.load(recipe_path(recipe)).name  # reports an error before anything is started
     Store(store).ensure_writable()
     os.environ.setdefault("PREFECT_HOME", str(store.resolve() / "server"))
+    stack = Stack(store)
+    states = stack.states()
 
     def ready(api: str) -> None:
-        out.print(f"server       {api.removesuffix('/api')}", soft_wrap=True)
+        out.print(f"server       {api.removesuffix('/api')} ({states['server']})", soft_wrap=True)
         os.environ["PREFECT_API_URL"] = api
-        _deploy(recipe, store, "", 1, notify)
+        _deploy(recipe, store, "", None, notify, states["server"] == "restarted")
 
     with out.status("starting the server; a first start takes half a minute"):
-        api = Stack(store).start(port, "qalam-cpu", 2, ready)
-    out.print("worker       local, for qalam-cpu, two runs at once")
-    out.print(f"\nstart a run: PREFECT_API_URL={api} prefect deployment run build_model/nightly-build", soft_wrap=True)
+        api = stack.start(port, "qalam-cpu", 2, ready)
+    out.print(f"worker       local, for qalam-cpu, two runs at once ({states['worker']})")
+    run = f"prefect deployment run build_model/nightly-build-{name}"
+    out.print(f"\nstart a run: PREFECT_API_URL={api} {run}", soft_wrap=True)
     out.print(f"web page:    {api.removesuffix('/api')}/deployments", soft_wrap=True)
     out.print("stop:        qalam down", soft_wrap=True)
 
@@ -67,7 +80,7 @@ def deploy(
     training: Annotated[
         str, typer.Option(metavar="DEPLOYMENT", help="Train in this deployment: train_model/train, in qalam-gpu.")
     ] = "",
-    slots: Slots = 1,
+    slots: Slots = None,
     notify: Notify = "",
 ) -> None:
     """Create or update work pools, limits, deployments and automations on the server of $PREFECT_API_URL."""
@@ -86,9 +99,13 @@ def watch(
     _server()
     from al_qalam.flows.serving.watch import watch as scan
 
-    name = Recipe.load(recipe_path(recipe)).name
-    out.print(f"watching {folder} for {name}, every {every:g} s", soft_wrap=True)
-    for changed in scan(folder, Store(store), name, every, once):
+    parsed = Recipe.load(recipe_path(recipe))
+    out.print(f"watching {folder} for {parsed.name}, every {every:g} s", soft_wrap=True)
+
+    def warn(problem: str) -> None:
+        err.print(f"warning: {problem}", soft_wrap=True)
+
+    for changed in scan(folder, Store(store), parsed, every, warn, once):
         out.print(
             f"{len(changed)} changed: {', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}", soft_wrap=True
         )
@@ -103,11 +120,11 @@ def _server() -> None:
         os.environ.setdefault(name, value)
 
 
-def _deploy(recipe: str, store: Path, training: str, slots: int, notify: str) -> None:
+def _deploy(recipe: str, store: Path, training: str, slots: int | None, notify: str, restarted: bool = False) -> None:
     for name, value in CALLER.items():
         os.environ.setdefault(name, value)
     # takes seconds, and reads the settings above
     from al_qalam.flows.serving.deploy import deploy as deploy_to_server
 
-    for line in asyncio.run(deploy_to_server(recipe, store, training, slots, notify)):
+    for line in asyncio.run(deploy_to_server(recipe, store, training, slots, notify, restarted)):
         out.print(line, soft_wrap=True)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import rich.progress
 import typer
 from rich import console
-from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from qalam_core.display import printable
+from qalam_core.errors import QalamError
+from qalam_core.progress import Tracker, every, interval
 from qalam_core.store import Artifact
 
 if TYPE_CHECKING:
@@ -39,6 +44,34 @@ class Console(console.Console):
         """As rich, which calls this for every `str`."""
         return super().render_str(printable(text, lines=True), **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich; work goes on without a standard error that cannot be written. Raises QalamError for an output."""
+        with self.writing():
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """As rich, which exits, unless this is standard error."""
+        if not self.stderr:
+            super().on_broken_pipe()
+        self._give_up()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Context manager of a write to this console's file, which may be on a full disk."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self._give_up()
+            if not self.stderr:
+                raise QalamError(f"standard output cannot be written: {error.strerror}") from None
+
+    def _give_up(self) -> None:
+        self.quiet = True
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())  # or the interpreter's exit would try to write what is left
+
 
 out = Console()
 err = Console(stderr=True)
@@ -46,42 +79,61 @@ err = Console(stderr=True)
 
 def print_json(value: object) -> None:
     """Print a value as one line of JSON, in which the escapes of `printable` mean the same value."""
-    typer.echo(printable(json.dumps(value, ensure_ascii=False)))
+    with out.writing():
+        typer.echo(printable(json.dumps(value, ensure_ascii=False)))
 
 
-class _Amount(ProgressColumn):
-    """12.5/29.1 MB, 4.1 MB/s -- or 120/400 steps, 3.6 steps/s."""
+class _Figures(ProgressColumn):
+    """400 of 1,500 steps (27%), loss 3.21, 12,345 tokens/s, 0:01:23 left."""
 
     def render(self, task: Task) -> Text:
-        unit = task.fields["unit"]
-        total = int(task.total or 0)
-        if unit == "bytes":
-            amount, speed = (
-                f"{decimal(int(task.completed))}/{decimal(total)}",
-                f"{decimal(int(task.speed or 0))}/s",
-            )
-        else:
-            amount, speed = f"{int(task.completed):,}/{total:,} {unit}", f"{task.speed or 0:,.1f}/s"
-        return Text(f"{amount}  {speed if task.speed else ''}", style="dim")
+        return Text(str(task.fields["tracker"]), style="dim")
 
 
 class Bars:
-    """A tasks.progress.Watcher: a progress bar for each running stage, a line for each finished one."""
+    """A tasks.progress.Watcher: a progress bar for each running stage, a line for each finished one.
 
-    def __init__(self, progress: Progress, reasons: Reasons | None = None) -> None:
+    Where no bars can be drawn, `print_lines` is to be called at intervals.
+    """
+
+    def __init__(self, progress: rich.progress.Progress, reasons: Reasons | None = None) -> None:
         self._progress, self._reasons = progress, reasons
-        self._bars: dict[str, int] = {}
+        self._bars: dict[Tracker, TaskID] = {}
+        self._lock = Lock()  # stages run in threads
 
-    def moved(self, stage: str, label: str, unit: str, done: int, total: int) -> None:
-        """Draw `label` at `done` of `total`."""
-        if label not in self._bars:
-            self._bars[label] = self._progress.add_task(printable(label), total=total or None, unit=unit)
-        self._progress.update(self._bars[label], completed=done, total=total or None)  # type: ignore[arg-type]
+    def moved(self, tracker: Tracker) -> None:
+        """Draw the bar of `tracker`."""
+        with self._lock:
+            if tracker not in self._bars:
+                self._bars[tracker] = self._progress.add_task(printable(tracker.label), tracker=tracker)
+            self._progress.update(self._bars[tracker], completed=tracker.done, total=tracker.total or None)
+
+    def stopped(self, tracker: Tracker) -> None:
+        """Remove the bar of `tracker`."""
+        with self._lock:
+            if tracker in self._bars:
+                self._progress.remove_task(self._bars.pop(tracker))
+
+    @contextmanager
+    def tracked(self, label: str, unit: str) -> Iterator[Tracker]:
+        """Context manager of the callback of work that begins now."""
+        tracker = Tracker(label, unit, self.moved)
+        tracker(0, 0)
+        try:
+            yield tracker
+        finally:
+            self.stopped(tracker)
+
+    def print_lines(self) -> None:
+        """Print a line for each running stage."""
+        with self._lock:
+            running = [*self._bars]
+        for tracker in running:
+            line = Text.assemble(("  running", "blue"), f" {printable(tracker.label):<28}  {tracker}")
+            self._progress.console.print(line, soft_wrap=True)
 
     def finished(self, stage: Stage, artifact: Artifact) -> None:
-        """Replace the bar of `stage` by a line with the reason why it was built."""
-        if stage.label in self._bars:
-            self._progress.remove_task(self._bars.pop(stage.label))  # type: ignore[arg-type]
+        """Print a line for `stage`, with the reason why it was built."""
         line = _line(stage.label, artifact)
         if self._reasons and not artifact.cached:
             line.append(f"  {printable('; '.join(self._reasons.why(stage)))}", "dim")
@@ -94,15 +146,17 @@ def reused(label: str, artifact: Artifact) -> None:
 
 
 def _line(label: str, artifact: Artifact) -> Text:
-    from qalam_core.pipeline.stage import throughput  # a build has it loaded; `qalam --help` starts faster without
+    # a build has it loaded; `qalam --help` starts faster without
+    from qalam_core.pipeline.stage import throughput, waits
 
     how = ("  cached", "cyan") if artifact.cached else ("  built ", "green")
     figures = f"{artifact.seconds:8.1f} s  {throughput([artifact]):>11}   {artifact.digest[:12]}"
-    return Text.assemble(how, f"  {printable(label):<28}{figures}")
+    line = Text.assemble(how, f"  {printable(label):<28}{figures}")
+    return line.append(f"  {waited}", "yellow") if (waited := waits(artifact)) else line
 
 
 class _Notes(logging.Handler):
-    """Prints the library's warnings (a damaged artifact, another running build) above the progress bars."""
+    """Prints the library's warnings (a damaged artifact, a wait for another build) above the progress bars."""
 
     def __init__(self, target: console.Console) -> None:
         super().__init__(logging.WARNING)
@@ -116,7 +170,7 @@ class _Notes(logging.Handler):
 
 @contextmanager
 def bars(store: Store | None = None, recipe: Recipe | None = None) -> Iterator[Bars]:
-    """Context manager that shows progress on standard error; only lines when it is not a terminal.
+    """Context manager that shows progress on standard error: bars on a terminal, elsewhere lines at intervals.
 
     With a store and a recipe, each line has the reason why a stage was built: what changed since the recipe's last run.
     """
@@ -126,17 +180,18 @@ def bars(store: Store | None = None, recipe: Recipe | None = None) -> Iterator[B
         from qalam_core.runs import Runs
 
         reasons = Reasons(Runs(store), recipe.name)
-    columns = (
-        TextColumn("  {task.description:<20}", markup=False),
-        BarColumn(24),
-        _Amount(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        notes = _Notes(progress.console)
+    drawn = err.is_terminal and not err.is_dumb_terminal
+    columns = [
+        TextColumn("  {task.description}", markup=False),
+        *([BarColumn(24)] if err.width >= 110 else []),  # the figures need about 70 characters
+        _Figures(table_column=Column()),
+    ]
+    with rich.progress.Progress(*columns, console=err, transient=True, disable=not drawn) as progress:
+        notes, shown = _Notes(progress.console), Bars(progress, reasons)
         logging.getLogger("qalam_core").addHandler(notes)
         try:
-            yield Bars(progress, reasons)
+            with nullcontext() if drawn else every(interval(), shown.print_lines):
+                yield shown
         finally:
             logging.getLogger("qalam_core").removeHandler(notes)
 

@@ -1,37 +1,39 @@
 """`qalam deploy`: create or update work pools, the training limit, deployments and automations on a Prefect server.
-The deployments are defined in deployments/prefect.yaml. Deploying again changes nothing.
+The deployments are defined in deployments/prefect.yaml. What the server has as it should be is left as it is.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, Literal
-from uuid import UUID
+from typing import Any
 
+import yaml
 from httpx import HTTPError
-from prefect.blocks.core import Block
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect import Flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState, SendNotification
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.types import SecretDict
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessWorker
 
 from al_qalam.flows.recipes import recipe_path
+from al_qalam.flows.serving.automations import deploy_automations, recall, same_automation
 from al_qalam.flows.serving.prefect_env import CALLER
-from al_qalam.tasks.events import GATE_REFUSED, PROMOTED, WAITING
-from al_qalam.tasks.policy import TRAINING_SLOTS
+from al_qalam.tasks.links import REPORT_URL, report_base
+from al_qalam.tasks.policy import TRAINING_SLOTS, tag_of
 from qalam_core.errors import QalamError
+from qalam_core.pipeline.lineage import changed_values
 from qalam_core.recipe import Recipe
 from qalam_core.store import DEFAULT_STORE
 
@@ -40,8 +42,14 @@ POOLS = {
     "qalam-gpu": "Runs training. Its machines have a GPU and see the same store.",
 }
 
-ZOMBIE_SECONDS = 95
-"""A run without a heartbeat for this long is marked Crashed: three heartbeats of 30 s, and a margin."""
+SHARED = "train_model/train"
+"""The deployment of all recipes of a server; its parameters have everything that it needs."""
+
+_FIXED_NAMES = (
+    "build_model/nightly-build", "build_model/on-new-corpus", "evaluate_champion/evaluate-champion",
+    "reproduce_champion/reproduce-champion",
+)  # fmt: skip
+"""Of earlier versions, in which a server had the deployments of one recipe."""
 
 
 def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,16 +59,20 @@ def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
     `qalam build --set`. $QALAM_RECIPE, $QALAM_STORE and $QALAM_TRAINING, which `qalam deploy` sets, override
     prefect.yaml. Raises RecipeError.
     """
-    chosen = os.environ.get("QALAM_RECIPE") or recipe
-    parsed = Recipe.load(recipe_path(chosen), set)
-    store = Path(os.environ.get("QALAM_STORE") or DEFAULT_STORE).resolve()
+    store = Path(os.environ.get("QALAM_STORE") or DEFAULT_STORE)
+    return _values(os.environ.get("QALAM_RECIPE") or recipe, set, store, os.environ.get("QALAM_TRAINING", ""))
+
+
+def _values(recipe: str, set: Sequence[str], store: Path, training: str) -> dict[str, Any]:
+    parsed, base = Recipe.load(recipe_path(recipe), set), report_base()
     return {
         "recipe": parsed.canonical(),
         "name": parsed.name,
-        "store": str(store),
-        "training": os.environ.get("QALAM_TRAINING", ""),
+        "tags": ["qalam", tag_of(parsed.name)],
+        "store": str(store.resolve()),
+        "training": training,
         "version": _version(),
-        "worker": {**CALLER, "QALAM_STORE": str(store)},
+        "worker": {**CALLER, "QALAM_STORE": str(store.resolve()), **({REPORT_URL: base} if base else {})},
     }
 
 
@@ -76,18 +88,26 @@ def _version() -> str:
     return metadata.version("al-qalam")
 
 
-async def deploy(recipe: str, store: Path, training: str, slots: int, notify: str) -> list[str]:
-    """Create or update everything on the server; -> lines that describe what it has now.
+async def deploy(
+    recipe: str, store: Path, training: str, slots: int | None, notify: str, restarted: bool = False
+) -> list[str]:
+    """Create or update on the server what is not there as it should be; -> lines that describe what it has now.
 
     `training` is "" (train where a build runs) or a deployment that trains. `slots` is the number of trainings that
-    may run at once. `notify` is "", the URL of a webhook, or TYPE/NAME of a notification block on the server.
-    Raises QalamError.
+    may run at once; None: as many as the server has, at first 1. `notify` is "", the URL of a webhook, or TYPE/NAME of
+    a notification block on the server. `restarted`: the server has just been started again. Raises QalamError.
     """
-    parsed = Recipe.load(recipe_path(recipe))
-    lines = []
+    name = Recipe.load(recipe_path(recipe)).name
     async with get_client() as client:
         try:
             await client.hello()
+            if restarted:
+                await recall(client)
+            lines = [f"work pool    {pool} ({await _pool(client, pool, text)})" for pool, text in POOLS.items()]
+            lines.append(f"limit        {TRAINING_SLOTS} ({await _limit(client, slots)})")
+            lines += await _deployments(client, recipe, store, training)
+            lines += await _remove_fixed_names(client, name)
+            return lines + await deploy_automations(client, name, notify)
         except PrefectHTTPStatusError as error:
             code = error.response.status_code
             cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
@@ -96,20 +116,9 @@ async def deploy(recipe: str, store: Path, training: str, slots: int, notify: st
             raise QalamError(
                 f"{client.api_url}: the server does not respond ({type(error).__name__}); is it running?"
             ) from None
-        for name, description in POOLS.items():
-            await _pool(client, name, description)
-        lines.append("work pools   " + ", ".join(POOLS))
-        await client.upsert_global_concurrency_limit_by_name(TRAINING_SLOTS, slots)
-        lines.append(f"limit        {TRAINING_SLOTS}: {slots} at once")
-        lines += [f"deployment   {name}" for name in _prefect_deploy(recipe, store, training)]
-        target = await _target(notify) if notify else None
-        for automation in _automations(parsed.name, target):
-            how = await _upsert(client, automation)
-            lines.append(f"automation   {automation.name} ({how})")
-    return lines
 
 
-async def _pool(client: PrefectClient, name: str, description: str) -> None:
+async def _pool(client: PrefectClient, name: str, description: str) -> str:
     try:
         pool = await client.read_work_pool(name)
     except ObjectNotFound:
@@ -117,120 +126,138 @@ async def _pool(client: PrefectClient, name: str, description: str) -> None:
         await client.create_work_pool(
             WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
         )
-        return
+        return "new"
     if pool.type != "process":
         raise QalamError(f"work pool {name} is of type {pool.type}, not process; delete it, or use `prefect deploy`")
-    if pool.description != description:
-        await client.update_work_pool(name, WorkPoolUpdate(description=description))
+    if pool.description == description:
+        return "unchanged"
+    await client.update_work_pool(name, WorkPoolUpdate(description=description))
+    return "updated"
 
 
-def _prefect_deploy(recipe: str, store: Path, training: str) -> list[str]:
-    """Run `prefect deploy --all` on deployments/prefect.yaml; -> the names of the deployments."""
+async def _limit(client: PrefectClient, slots: int | None) -> str:
+    try:
+        before = (await client.read_global_concurrency_limit_by_name(TRAINING_SLOTS)).limit
+    except ObjectNotFound:
+        before = 0
+    wanted = slots or before or 1
+    if before == wanted:
+        return f"{wanted} at once, unchanged"
+    await client.upsert_global_concurrency_limit_by_name(TRAINING_SLOTS, wanted)
+    return f"{wanted} at once, {f'updated from {before}' if before else 'new'}"
+
+
+# -- deployments ------------------------------------------------------------------------------------
+
+
+async def _deployments(client: PrefectClient, recipe: str, store: Path, training: str) -> list[str]:
+    """Run `prefect deploy` for the deployments of prefect.yaml that differ from the server's; -> a line for each."""
     file = Path(str(resources.files("al_qalam.deployments"))) / "prefect.yaml"
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    lines, stale = [], []
+    for template in yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]:
+        ((_, step),) = template["build"][0].items()
+        values = {step["id"]: _values(recipe, step.get("set", ()), store, training)}
+        wanted = apply_values({key: value for key, value in template.items() if key != "build"}, values)
+        flow: Flow[..., Any] = load_flow_from_entrypoint(wanted["entrypoint"])
+        name = f"{flow.name}/{wanted['name']}"
+        try:
+            found = await client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            stale.append(template["name"])
+            lines.append(f"deployment   {name} (new)")
+            continue
+        if elsewhere := _elsewhere(found, store):
+            # after the first of them was deleted, the others are replaced
+            if (name != SHARED and not lines) or training == name:
+                rename = "" if name == SHARED else "rename the recipe, "
+                raise QalamError(
+                    f"{name} on the server has the store {elsewhere}: deploy with --store {elsewhere}, {rename}or "
+                    f"first `prefect deployment delete {name}`"
+                )
+            if name == SHARED:
+                lines.append(f"deployment   {name} (unchanged, for the store {elsewhere})")
+                continue
+        changes = await _changes(client, found, wanted, flow)
+        if changes:
+            stale.append(template["name"])
+        shown = "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else "")
+        lines.append(f"deployment   {name} ({f'updated: {shown}' if changes else 'unchanged'})")
+    if stale:
+        _prefect_deploy(file, stale, recipe, store, training)
+    return lines
+
+
+def _elsewhere(found: DeploymentResponse, store: Path) -> str:
+    """The store of a deployment if it is another one that still exists; a store may be moved."""
+    served = found.parameters.get("store", "")
+    try:
+        same = not served or not Path(served).is_dir() or (store.is_dir() and store.samefile(served))
+    except PermissionError:
+        same = False
+    return "" if same else served
+
+
+async def _changes(
+    client: PrefectClient, found: DeploymentResponse, wanted: dict[str, Any], flow: Flow[..., Any]
+) -> list[str]:
+    """One line for each value of a deployment that the server does not have as wanted."""
+    limit, options = found.global_concurrency_limit, found.concurrency_options
+    has = {
+        "version": found.version, "description": found.description, "entrypoint": found.entrypoint,
+        "parameters": found.parameters, "tags": sorted(found.tags), "pull": found.pull_steps or [],
+        "schedules": sorted(
+            [row.slug, getattr(row.schedule, "cron", None), getattr(row.schedule, "timezone", None), row.active]
+            for row in found.schedules
+        ),
+        "concurrency_limit": limit and options and [limit.limit, options.collision_strategy.value],
+        "work_pool": [found.work_pool_name, found.job_variables], "form": found.parameter_openapi_schema,
+    }  # fmt: skip
+    one = wanted.get("concurrency_limit")
+    wants = {
+        **{key: wanted[key] for key in ("version", "description", "entrypoint", "parameters", "pull")},
+        "tags": sorted(wanted["tags"]),
+        "schedules": sorted(
+            [row["slug"], row["cron"], row["timezone"], row["active"]] for row in wanted.get("schedules", ())
+        ),
+        "concurrency_limit": one and [one["limit"], one["collision_strategy"]],
+        "work_pool": [wanted["work_pool"]["name"], wanted["work_pool"].get("job_variables", {})],
+        "form": parameter_schema(flow).model_dump(exclude_unset=True),
+    }
+    changes = list(changed_values("", has, json.loads(json.dumps(wants))))
+    related = await client.read_resource_related_automations(f"prefect.deployment.{found.id}")
+    for row in wanted.get("triggers", ()):
+        trigger = DeploymentEventTrigger.model_validate(row)
+        trigger.set_deployment_id(found.id)
+        if not any(same_automation(row, trigger.as_automation()) for row in related):
+            changes.append(f"trigger {trigger.name}")
+    return changes
+
+
+def _prefect_deploy(file: Path, names: list[str], recipe: str, store: Path, training: str) -> None:
+    """Run `prefect deploy` on the deployments of a file with these names, in which templates are not filled in."""
+    chosen = [part for name in names for part in ("--name", name)]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), *chosen]
     environment = {
         **os.environ, "QALAM_RECIPE": str(recipe_path(recipe).resolve()), "QALAM_STORE": str(store.resolve()),
         "QALAM_TRAINING": training, "NO_COLOR": "1", "COLUMNS": "200",
     }  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    names = re.findall(r"Deployment '([^']+)' successfully created", done.stdout)
-    if done.returncode or not names:
+    created = re.findall(r"Deployment '[^']+' successfully created", done.stdout)
+    if done.returncode or len(created) != len(names):
         output = [line for line in (done.stdout + done.stderr).splitlines() if line.strip(" │╭╮╰╯─")]
         raise QalamError(f"prefect deploy failed: {output[-1].strip(' │') if output else done.returncode}")
-    return names
 
 
-# -- automations ------------------------------------------------------------------------------------
-
-
-async def _target(notify: str) -> UUID:
-    """The id of the notification block to send to; for a URL one is created, which Prefect stores encrypted."""
-    if "://" not in notify:
+async def _remove_fixed_names(client: PrefectClient, recipe: str) -> list[str]:
+    """Delete the deployments that an earlier version made for this recipe; -> a line for each."""
+    lines = []
+    for name in _FIXED_NAMES:
         try:
-            block: Block = await Block.aload(notify)
-            document = block._block_document_id
-        except ValueError:
-            raise QalamError(
-                f"--notify {notify}: neither a URL nor TYPE/NAME of a notification block on the server"
-            ) from None
-        assert document
-        return document
-    webhook = CustomWebhookNotificationBlock(
-        # as a secret: a webhook's URL often contains its key, and the API returns a block's plain fields
-        name="qalam",
-        url="{{target}}",
-        secrets=SecretDict({"target": notify}),
-        json_data={"subject": "{{subject}}", "text": "{{body}}"},
-    )
-    saved: UUID = await webhook.asave("qalam-notify", overwrite=True)
-    return saved
-
-
-def _automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
-    """The automations of a recipe; notifications only when there is a target."""
-    ended: set[str] = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
-    every = {"prefect.resource.id": "prefect.flow-run.*"}
-    found = [
-        AutomationCore(
-            name="qalam: a run without heartbeats has crashed",
-            description="Marks a run whose process is gone as Crashed, which frees its slots.",
-            trigger=EventTrigger(
-                match=every,
-                for_each={"prefect.resource.id"},
-                after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.heartbeat", "prefect.flow-run.Suspended", *ended},
-                posture=Posture.Proactive, threshold=1, within=timedelta(seconds=ZOMBIE_SECONDS),
-            ),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.CRASHED,
-                    message=f"no heartbeat for {ZOMBIE_SECONDS} s: the process is gone; a new run resumes the build",
-                )
-            ],
-        )
-    ]  # fmt: skip
-    if target is None:
-        return found
-    of_recipe = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
-    link = "{{ event.payload.report }}"
-    bits = "{{ event.payload.bits_per_byte }} bits per byte"
-    return [
-        *found,
-        _notice(f"qalam: notify when the gate refuses {recipe}", of_recipe, GATE_REFUSED, target,
-                f"{recipe}: the gate refused {{{{ event.payload.run }}}}",
-                f"{bits}. {{{{ event.payload.reasons }}}} The champion is unchanged. Report: {link}"),
-        _notice(f"qalam: notify when a person must decide about {recipe}", of_recipe, WAITING, target,
-                f"{recipe}: {{{{ event.payload.run }}}} waits for a person",
-                f"{bits}. {{{{ event.payload.decision }}}} The champion is unchanged. Report: {link}"),
-        _notice(f"qalam: notify when {recipe} has a new champion", of_recipe, PROMOTED, target,
-                f"{recipe}: {{{{ event.payload.run }}}} is champion", f"{bits}. Report: {link}"),
-        _notice("qalam: notify when a run crashes", every, "prefect.flow-run.Crashed", target,
-                "{{ flow.name }}: {{ flow_run.name }} crashed",
-                "{{ flow_run.state.message }} A new run reuses what is finished. {{ flow_run|ui_url }}"),
-    ]  # fmt: skip
-
-
-def _notice(
-    name: str, match: dict[str, str], event: str, target: UUID, subject: str, body: str,
-    posture: Literal[Posture.Reactive] = Posture.Reactive,
-) -> AutomationCore:  # fmt: skip
-    return AutomationCore(
-        name=name,
-        trigger=EventTrigger(match=match, expect={event}, posture=posture, threshold=1),
-        actions=[SendNotification(block_document_id=target, subject=subject, body=body)],
-    )  # fmt: skip
-
-
-async def _upsert(client: PrefectClient, wanted: AutomationCore) -> str:
-    """Create the automation, or update the one with its name; delete further ones with this name."""
-    same = await client.read_automations_by_name(wanted.name)
-    for surplus in same[1:]:
-        await client.delete_automation(surplus.id)
-    if not same:
-        await client.create_automation(wanted)
-        return "new"
-    # the client sends only fields that were set; the server requires the type fields, which are defaults
-    await client.update_automation(
-        same[0].id, AutomationCore.model_validate(wanted.model_dump(mode="json", exclude={"owner_resource"}))
-    )
-    return "kept"
+            found = await client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            continue
+        if recipe == found.parameters.get("name", found.parameters.get("recipe", {}).get("name")):
+            await client.delete_resource_owned_automations(f"prefect.deployment.{found.id}")
+            await client.delete_deployment(found.id)
+            lines.append(f"deployment   {name} (removed; it is {name}-{recipe} now)")
+    return lines

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from qalam_core.errors import StoreError
+
 CALLER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -44,13 +46,29 @@ def server_may_be_configured() -> bool:
     )
 
 
-def embedded(store: Path) -> dict[str, str]:
-    """For a build without a server: Prefect runs in the build's process, with its home in the store."""
+def embedded(home: Path) -> dict[str, str]:
+    """For a build without a server: Prefect runs in the build's process, with its database in the folder `home`."""
     return {
         **CALLER,
         **_RECORDER,
-        "PREFECT_HOME": str(store / "prefect"),
+        "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # on a cold and busy machine
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line prints; the API still records INFO
     }
+
+
+def private(home: Path) -> None:
+    """Create a PREFECT_HOME that only its owner may read: its database has the parameters and logs of all runs. Raises
+    StoreError."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)
+        (home / "prefect.db").touch(0o600)  # SQLite gives the files beside it the same mode
+        for pattern in ("prefect.db*", "*.log"):
+            for path in home.glob(pattern):
+                path.chmod(0o600)
+    except PermissionError:
+        raise StoreError(
+            f"{home}: belongs to another user; set PREFECT_HOME to a folder of your own, or choose another --store"
+        ) from None

@@ -16,14 +16,15 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
+from al_qalam.flows.serving.prefect_env import LOCAL_SERVER, private
 from qalam_core.errors import QalamError
 from qalam_core.files import replace_file
 
@@ -38,51 +39,69 @@ class Stack:
         self.home = store.resolve() / "server"
         self._record = self.home / "stack.json"
 
-    def start(self, port: int, pool: str, limit: int, ready: Callable[[str], None]) -> str:
-        """Start the server on 127.0.0.1, call `ready` with the API's address, then start a worker for `pool` that runs
-        `limit` flows at once; -> the address. Raises QalamError after stopping what was started."""
-        if self._alive():
-            raise QalamError(f"{self.home}: its server and worker are running already; `qalam down` stops them")
-        with socket.socket() as probe:
-            # as Prefect's server does, so that a port in TIME_WAIT counts as free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                raise QalamError(f"port {port} is in use by another program; choose one with --port") from None
-        api = f"http://127.0.0.1:{port}/api"
+    def states(self) -> dict[str, str]:
+        """What `start` has to do for the server and for the worker: "new", "running", or "restarted" for one that was
+        started and has died."""
+        alive, recorded = self._alive(), self._read().get("processes", {})
+        return {
+            name: "running" if name in alive else "restarted" if name in recorded else "new"
+            for name in ("server", "worker")
+        }
+
+    def start(self, port: int | None, pool: str, limit: int, ready: Callable[[str], None]) -> str:
+        """Start the server on 127.0.0.1 unless it runs, call `ready` with the API's address, then start a worker for
+        `pool` that runs `limit` flows at once unless one runs; -> the address. `port` None is the port of before, at
+        first 4200. Raises QalamError after stopping what was started."""
+        states, recorded = self.states(), self._read().get("api")
+        api = recorded if recorded and port is None else f"http://127.0.0.1:{port or 4200}/api"
+        if recorded not in (None, api) and "running" in states.values():
+            raise QalamError(
+                f"{self.home}: its {' and '.join(name for name, how in states.items() if how == 'running')} "
+                f"use {recorded}; leave out --port, or stop them with `qalam down`"
+            )
+        private(self.home)
         environment = {**os.environ, **LOCAL_SERVER, "PREFECT_HOME": str(self.home), "PREFECT_API_URL": api}
         secret = environment.get("PREFECT_SERVER_API_AUTH_STRING")
         if secret:  # the worker needs the server's password
             environment["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = secret
         try:
-            server = self._spawn(
-                "server", ["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment, api
-            )
-            self._wait(server, api)
+            if states["server"] != "running":
+                where = urllib.parse.urlsplit(api)
+                assert where.hostname
+                assert where.port
+                _check_free(where.hostname, where.port)
+                arguments = ["server", "start", "--host", where.hostname, "--port", str(where.port)]
+                self._wait(self._spawn("server", arguments, environment, api), api)
             ready(api)
-            # Prefect's default is 10 s; on one machine a query every 2 s costs nothing
-            polling = {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}
-            worker = ["worker", "start", "--pool", pool, "--limit", str(limit), "--name", "local"]
-            self._spawn("worker", worker, polling, api)
+            if states["worker"] != "running":
+                # Prefect's default is 10 s; on one machine a query every 2 s costs nothing
+                polling = {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}
+                worker = ["worker", "start", "--pool", pool, "--type", "process"]  # or it asks the server, once
+                worker += ["--limit", str(limit), "--name", "local"]
+                self._spawn("worker", worker, polling, api)
         except BaseException:
-            self.stop()
+            self._stop([name for name, how in states.items() if how != "running"])
             raise
         return api
 
     def stop(self) -> list[str]:
         """Stop the processes that `start` started, and no others; -> the names of those that ran. Active runs are
         stopped too; their training writes a checkpoint first."""
-        alive = self._alive()
-        for name in ("worker", "server"):  # the worker first: it reports its end to the server
-            if name in alive:
-                _end(alive[name])
+        stopped = self._stop(["server", "worker"])
         self._record.unlink(missing_ok=True)
-        return sorted(alive)
+        return stopped
+
+    def _stop(self, names: Sequence[str]) -> list[str]:
+        alive = self._alive()
+        ending = [name for name in ("worker", "server") if name in alive and name in names]
+        for name in ending:  # the worker first: it reports its end to the server
+            _end(alive[name])
+        return sorted(ending)
 
     def _spawn(self, name: str, arguments: list[str], environment: Mapping[str, str], api: str) -> psutil.Process:
-        self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / f"{name}.log").open("ab") as log:
+        file = self.home / f"{name}.log"
+        file.touch(0o600)
+        with file.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True, cwd=self.home.parent.parent,
@@ -90,7 +109,7 @@ class Stack:
                 preexec_fn=_default_signals,
             )  # fmt: skip
         found = psutil.Process(process.pid)
-        record: dict[str, Any] = self._read() if self._record.exists() else {"api": api, "processes": {}}
+        record = {"processes": {}, **self._read(), "api": api}
         record["processes"][name] = [found.pid, found.create_time()]
         replace_file(self._record, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         return found
@@ -112,17 +131,17 @@ class Stack:
         raise QalamError(f"the server did not respond within {STARTING_SECONDS} s; see {log}")
 
     def _read(self) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
+        """The record; empty when there is none."""
+        try:
+            record: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
         return record
 
     def _alive(self) -> dict[str, psutil.Process]:
         """The recorded processes that still run; the start time excludes a process that has reused an id."""
-        try:
-            recorded = self._read()["processes"]
-        except (FileNotFoundError, ValueError, KeyError):
-            return {}
         alive = {}
-        for name, (pid, started) in recorded.items():
+        for name, (pid, started) in self._read().get("processes", {}).items():
             try:
                 process = psutil.Process(int(pid))
                 if process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE:
@@ -130,6 +149,16 @@ class Stack:
             except psutil.NoSuchProcess:
                 continue
         return alive
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        # as Prefect's server does, so that a port in TIME_WAIT counts as free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise QalamError(f"port {port} is in use by another program; choose one with --port") from None
 
 
 def _default_signals() -> None:

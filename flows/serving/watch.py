@@ -6,45 +6,69 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from al_qalam.tasks.events import corpus_updated
-from qalam_core.errors import CorpusError
+from al_qalam.tasks.events import corpus_updated, deliver
+from qalam_core.corpus.sources import expand
+from qalam_core.errors import CorpusError, QalamError
 from qalam_core.files import replace_file
+from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 
 Seen = dict[str, list[int]]
 """File -> [size in bytes, modification time in ns]."""
 
 
-def watch(folder: Path, store: Store, name: str, every: float, once: bool = False) -> Iterator[list[str]]:
+def watch(
+    folder: Path, store: Store, recipe: Recipe, every: float, warn: Callable[[str], None], once: bool = False
+) -> Iterator[list[str]]:
     """Send an event for new, changed and deleted files of `folder`; yields their names each time.
 
     A change is sent when two consecutive scans, `every` seconds apart, are equal: a file that is still being copied
-    grows. What was sent is recorded in the store, so that changes made while no watcher ran are sent at the next
-    start. With `once`, return after the first two equal scans. Raises CorpusError.
+    grows. What the server has confirmed is recorded in the store, so that changes made while no watcher ran are sent at
+    the next start, and what it has not confirmed at the next scan. Events that builds could not send are sent as well.
+    `warn` is called with each new problem. With `once`, return after the first two equal scans. Raises CorpusError, and
+    with `once` QalamError when the server does not confirm.
     """
     if not folder.is_dir():
         raise CorpusError(f"{folder}: not a folder; give the folder that text files are added to")
-    key = hashlib.sha256(f"{name} {folder.resolve()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{recipe.name} {folder.resolve()}".encode()).hexdigest()[:16]
     record = store.root / "watched" / f"{key}.json"
     try:
         sent: Seen = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # then all files are sent again, which is harmless
         sent = {}
-    before = _scan(folder)
+    before, warned = _scan(folder), {"unread": "", "server": ""}
+
+    def warn_once(kind: str, problem: str) -> None:
+        if problem and problem != warned[kind]:
+            warn(problem)
+        warned[kind] = problem
+
     while True:
         time.sleep(every)
         now = _scan(folder)
         if now == before:
+            warn_once("unread", _unread(folder, now, recipe))
             changed = sorted(file for file in now.keys() | sent.keys() if now.get(file) != sent.get(file))
-            if changed:
-                corpus_updated(name, changed)
-                replace_file(record, (json.dumps(now, indent=1, sort_keys=True) + "\n").encode())
-                sent = now
-                yield changed
+            try:
+                if changed:
+                    corpus_updated(recipe.name, changed)
+                    with store.disk_errors("watch"):
+                        replace_file(record, (json.dumps(now, indent=1, sort_keys=True) + "\n").encode())
+                    sent = now
+                    yield changed
+                if problem := deliver(store):
+                    raise QalamError(problem)
+                warn_once("server", "")
+            except QalamError as error:
+                if once:
+                    raise
+                warn_once("server", f"{error}; trying again every {every:g} s")
             if once:
                 return
         before = now
@@ -64,3 +88,22 @@ def _scan(folder: Path) -> Seen:
             if path.is_file():
                 seen[path.relative_to(folder).as_posix()] = [stat.st_size, stat.st_mtime_ns]
     return seen
+
+
+def _unread(folder: Path, seen: Seen, recipe: Recipe) -> str:
+    """One line about files of `folder` that a build would not read, "" for none."""
+    read = set()
+    for source in recipe.corpus.sources:
+        hub = source.path.startswith("hf:")
+        for pattern in () if hub and source.revision else source.data_files if hub else (source.path,):
+            with suppress(CorpusError):  # which a build reports
+                read |= {os.path.realpath(path) for path in expand(source.model_copy(update={"path": pattern}))[0]}
+    unread = sorted(file for file in seen if os.path.realpath(folder / file) not in read)
+    if not unread:
+        return ""
+    files = "1 file is" if len(unread) == 1 else f"{len(unread)} files are"
+    named = ", ".join(unread[:3]) + (" ..." if len(unread) > 3 else "")
+    return (
+        f"{files} not in the corpus of {recipe.name}, and a build will not read them: {named}; name the folder or a "
+        f'glob as a source, such as path = "{folder / "*"}", and deploy the recipe again; or take them out of it'
+    )

@@ -230,6 +230,13 @@ class Check(Frozen):
     passed: bool
     message: str
 
+    @property
+    def state(self) -> str:
+        """"failed", "passed", or "reported" where nothing was required."""
+        if not self.passed:
+            return "failed"
+        return "reported" if self.limit is None else "passed"
+
 
 class Compared(Frozen):
     """Model and champion on documents that both were measured on: all of those, or a slice."""
@@ -256,6 +263,10 @@ class Verdict(Frozen):
     passed: bool
     checks: tuple[Check, ...]
     comparison: Comparison | None = None
+
+    def failed(self) -> list[str]:
+        """The names of the checks that failed."""
+        return [check.name for check in self.checks if not check.passed]
 
     def reasons(self) -> list[str]:
         """The messages of the checks that failed."""

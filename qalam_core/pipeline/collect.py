@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 from qalam_core.errors import StoreError
 from qalam_core.runs import RunRecord, Runs
@@ -20,6 +21,7 @@ class Collected:
 
     runs: tuple[str, ...]
     artifacts: tuple[str, ...]  # `<stage>/<folder>`, partial ones of killed builds included
+    abandoned: tuple[str, ...]  # temporary files and folders that killed processes left, relative to the store
     bytes: int
     kept: tuple[str, ...]  # runs, oldest first
     lost: tuple[str, ...]  # for each kept run, how it can no longer be built again; one sentence each
@@ -35,7 +37,8 @@ def collect(
     Of each recipe name the last `keep` runs are kept, the champion, the run that a rollback would return to, and the
     runs whose weights or report these were built with. Of the runs before, what they had read is kept, and not their
     packages: a chain of warm starts would keep every package for ever. Any other artifact is kept while a build is
-    running, and for `fresh_seconds` after its last use; so is a partial one, from which a killed build continues.
+    running, and for `fresh_seconds` after its last use; so is a partial one, from which a killed build continues, and
+    what killed processes left.
     """
     if keep < 1:
         raise StoreError(f"{keep} runs cannot be kept; name at least 1")
@@ -49,15 +52,24 @@ def collect(
     horizon = (time.time() if now is None else now) - fresh_seconds
     found = {} if busy else store.artifacts()
     unused = [name for name, used in found.items() if name not in held and used < horizon]
-    folders = [runs.folder(run) for run in unneeded] + [store.root / "artifacts" / name for name in unused]
-    size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    abandoned = [] if busy else store.abandoned(horizon)
+    paths = [*(f"runs/{run}" for run in unneeded), *(f"artifacts/{name}" for name in unused), *abandoned]
+    size = sum(_bytes(store.root / path) for path in paths)
     lost = [line for run in records if run in kept for line in _lost(run, records[run], set(unneeded))]
     if delete:
         for run in unneeded:
             runs.delete(run)
         unused = [name for name in unused if store.delete_artifact(name, horizon)]
+        for name in abandoned:
+            store.delete_abandoned(name)
     remaining = tuple(run for run in records if run in kept)
-    return Collected(tuple(unneeded), tuple(unused), size, remaining, tuple(lost), busy, delete)
+    return Collected(
+        tuple(unneeded), tuple(unused), tuple(abandoned), size, remaining, tuple(lost), busy, delete
+    )  # fmt: skip
+
+
+def _bytes(path: Path) -> int:
+    return sum(each.stat().st_size for each in (path, *path.rglob("*")) if each.is_file())
 
 
 def _lost(run: str, record: RunRecord, deleted: Set[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import read_texts
-from qalam_core.errors import StoreError
+from qalam_core.errors import DamagedError
 from qalam_core.evaluation.comparison import MAX_ANCHORS, Anchor, Champion, Exchanged, Remeasured, comparable
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Report, Verdict
@@ -78,8 +78,8 @@ class Incumbent:
         """Its evaluation. Raises StoreError."""
         try:
             return self.runs.report(self.run)
-        except StoreError as error:
-            raise StoreError(f"{error}; it is a champion's, and the gate compares with it") from None
+        except DamagedError as error:
+            raise DamagedError(f"{error}; it is a champion's, and the gate compares with it") from None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.fingerprints import Fingerprints
-from qalam_core.errors import StoreError, TrainingError
+from qalam_core.errors import DamagedError, TrainingError
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Optimisation, Recipe
 from qalam_core.runs import Ancestor, Parent, RunRecord, Runs
@@ -71,7 +71,8 @@ def warm_start(recipe: Recipe, documents: Sequence[Artifact], runs: Runs) -> War
     """The run whose weights to begin with; None for random ones.
 
     "champion" is the newest champion that was trained otherwise than this one. If a champion was trained like this
-    one, it is the parent of that, so that building a champion again finds the training that made it. Raises
+    one, on the same text, it is what that one began with, whatever its recipe asked for: building a champion again
+    finds the training that made it, and a build without new text finds the champion's. Raises
     TrainingError when the run has read a text that the recipe excludes, or when it is not recorded what it has read.
     """
     requested = recipe.train.warm_start
@@ -86,6 +87,11 @@ def warm_start(recipe: Recipe, documents: Sequence[Artifact], runs: Runs) -> War
                 Prepare.of(recipe, documents, start.seen if start else None).identity.digest
                 == record.artifacts["prepare"][0]
             ):
+                if record.recipe.train.warm_start != requested:
+                    log.warning(
+                        "there is no new text since champion %s, whose training is taken; to train on from it, set "
+                        "train.warm_start to its id", run,
+                    )  # fmt: skip
                 return start
         return _checked(WarmStart.of(runs, run, recipe), recipe, runs)
     log.info("there is no champion under %s yet: the weights start at random", recipe.name)
@@ -122,17 +128,14 @@ def seen_of(runs: Runs, record: RunRecord) -> Artifact | None:
     try:
         (key,) = record.artifacts.get("seen", ())
         return runs.store.artifact("seen", key)
-    except (ValueError, StoreError):
+    except (ValueError, DamagedError):
         return None
 
 
 def _training(recipe: Recipe) -> object:
-    """The settings that a training depends on, besides those of its corpus."""
+    """The settings that a training depends on, besides those of its corpus and its initial weights."""
     validate_every = recipe.train.validate_every if recipe.train.patience else None
-    return (
-        recipe.seed, recipe.tokenizer, recipe.model, recipe.train.narrowed(Optimisation), validate_every,
-        recipe.train.warm_start,
-    )  # fmt: skip
+    return recipe.seed, recipe.tokenizer, recipe.model, recipe.train.narrowed(Optimisation), validate_every
 
 
 def _check_ids(excluded: Excluded, start: WarmStart, recipe: Recipe, runs: Runs) -> None:
@@ -159,9 +162,11 @@ def _checked(start: WarmStart, recipe: Recipe, runs: Runs) -> WarmStart:
 
 
 def _changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
-    """One line for each value of the recipe that differs; without paths, which do not change a result."""
+    """One line for each value of the recipe that differs; without paths, and the initial weights that were asked for:
+    they do not change a result."""
     old, new = (recipe.model_dump(mode="json", exclude={"runner", "name"}) for recipe in (before, after))
     for values in (old, new):
+        del values["train"]["warm_start"]
         corpus = values["corpus"]
         corpus["exclude"] = bool(corpus["exclude"])
         corpus["sources"] = [

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from qalam_core.corpus.sources import resolve
-from qalam_core.errors import StoreError
+from qalam_core.errors import DamagedError
 from qalam_core.pipeline.build import STAGES, Executor, History, stages_in_order
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.lineage import changed_values
@@ -155,7 +155,7 @@ class Reasons:
             found = []
             for key in self._record.artifacts.get(stage, ()) if self._record else ():
                 artifact = self._store.reference(stage, key)
-                with suppress(StoreError):
+                with suppress(DamagedError):
                     found.append(artifact.with_manifest(artifact.manifest))
             self._known[stage] = found  # complete, because the threads of a mapped task ask at the same time
         return self._known[stage]
@@ -163,7 +163,7 @@ class Reasons:
 
 def _last_run(runs: Runs, name: str) -> tuple[str, RunRecord | None]:
     for run in runs.newest_of(name):
-        with suppress(StoreError):  # a damaged record must not prevent a build
+        with suppress(DamagedError):  # a damaged record must not prevent a build
             return run, runs.record(run)
     return "", None
 

@@ -44,7 +44,8 @@ class Published:
     record: RunRecord
     champion: bool  # whether the run is the champion now
     promoted: bool  # whether this call made it champion
-    held: str  # why a run that passed the gate was not promoted, "" where it was, or was champion already
+    held: str  # why a run that passed the gate waits for a person, "" where it does not
+    same_as: str  # the champion, where another run than this one has made the same model champion; "" otherwise
     artifacts: tuple[Artifact, ...]  # of every stage, in order
 
     @property
@@ -62,7 +63,8 @@ class Published:
     def decision(self) -> str:
         """What became of the run, in one sentence: "passed", or why it was not promoted, and what a person can do."""
         if self.verdict.passed:
-            return f"passed, but not promoted: {self.held}" if self.held else "passed"
+            same = f"passed: the same model as {self.same_as}, which is the champion" if self.same_as else "passed"
+            return f"passed, but not promoted: {self.held}" if self.held else same
         reasons = " ".join(self.verdict.reasons())
         if not self.waits:
             return f"the gate refused: {reasons}"
@@ -80,8 +82,11 @@ def publish(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publis
     run = create_run(runs, recipe, artifacts)
     record, before = runs.record(run), runs.champion(recipe.name)
     held = runs.offer(recipe.name, run, _now()) if record.verdict.passed else ""
-    champion = runs.champion(recipe.name) == run
-    return Published(run, runs.folder(run), record, champion, champion and before != run, held, tuple(artifacts))
+    champion = runs.champion(recipe.name)
+    same = champion if record.verdict.passed and champion and champion != run and not held else ""
+    return Published(
+        run, runs.folder(run), record, champion == run, before != run == champion, held, same, tuple(artifacts)
+    )
 
 
 def create_run(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> str:
@@ -138,7 +143,7 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
-    text = markdown(recipe, report, budgets, record.verdict, corpus, record.timings, lineage, seen)
+    text = markdown(run, record, report, budgets, corpus)
     (folder / "report.md").write_text(text, encoding="utf-8")
     html = page(run, record, report, corpus, _metrics(last["train"].path))
     (folder / "report.html").write_text(html, encoding="utf-8")

@@ -86,6 +86,15 @@ def throughput(artifacts: Sequence[Artifact]) -> str:
     return f"{size / 1e6 / seconds:.1f} MB/s" if size >= 100_000 and seconds else ""
 
 
+_WAITED = {"lock": "another build", "slot": "a training slot"}
+
+
+def waits(artifact: Artifact) -> str:
+    """What its build waited for, as "waited 40 s for another build"; empty below a second."""
+    found = [f"{seconds:,.0f} s for {_WAITED[what]}" for what, seconds in artifact.waited.items() if seconds >= 1]
+    return f"waited {', '.join(found)}" if found else ""
+
+
 def _text_bytes(artifact: Artifact) -> int:
     """Bytes of text that a data stage read or wrote; 0 for other stages."""
     facts = artifact.manifest.facts

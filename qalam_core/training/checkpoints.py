@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,21 +60,27 @@ def write(
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file atomically and durably. OSError when the disk fails."""
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # an error of the disk has its errno in its text only
-            number = re.search(r"os error (\d+)", str(error))
-            if number:
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-            raise
+    with replacing(path) as temporary, _disk_errors(path):
+        save_file(tensors, temporary, metadata)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Give an error of the disk its errno, which safetensors has in the text only."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def find(folder: Path, conditions: Mapping[str, str]) -> Checkpoint | None:
-    """The newest usable checkpoint. Raises TrainingError naming the conditions in which it differs."""
+    """The newest usable checkpoint. Raises TrainingError naming the conditions in which it differs, and OSError when
+    the disk fails."""
     for path in reversed(_files(folder)):
         try:
-            with safe_open(path, "pt") as file:
+            with _disk_errors(path), safe_open(path, "pt") as file:
                 found = file.metadata()
         except SafetensorError:  # a damaged file: the one before it is usable, a few steps older
             log.warning("%s is damaged and was deleted", path.name)

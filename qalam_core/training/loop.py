@@ -32,6 +32,7 @@ from qalam_core.training.optimizers import learning_rate
 from qalam_core.training.spec import RESULT, STOPPED, WEIGHTS, Spec
 from qalam_core.training.step import Training, flops_per_token, weights_of
 
+_STATUS_SECONDS = 5.0  # without a line of metrics.jsonl, the parent learns so often how training goes
 VALIDATION_WINDOWS = 256  # bounded, so that a validation pass takes the same time on any corpus
 
 
@@ -90,7 +91,7 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
         training.load_weights(load_file(spec.initial))
     world.barrier()  # all have read the checkpoint, which the first process may soon replace
     metrics = MetricsLog(out / "metrics.jsonl", done, monitoring.tensorboard) if world.rank == 0 else NullMetrics()
-    saved = 0.0
+    saved, reported = 0.0, -math.inf
 
     def save() -> None:
         nonlocal saved
@@ -147,9 +148,16 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
                 **meter.read(len(values) * tokens), **({"skipped": training.skipped} if settings.spike else {}),
             })  # fmt: skip
             losses.clear()
+            reported = time.monotonic()
+        elif world.rank == 0 and time.monotonic() - reported > _STATUS_SECONDS:
+            # of this process alone, so that the others need not agree on the time
+            metrics.send({
+                "step": done, "loss": losses[-1].item(), "tokens_per_second": round(meter.rate(len(losses) * tokens)),
+            })  # fmt: skip
+            reported = time.monotonic()
         if done % spec.validate_every == 0 and not last:
-            validate()
-            meter.restart()
+            with meter.paused():
+                validate()
         if saving or early.should_stop:
             save()
         if early.should_stop:

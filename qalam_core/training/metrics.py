@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,20 @@ class Meter:
         """Start counting now."""
         self._since = time.monotonic()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context manager of work that is not counted."""
+        begun = time.monotonic()
+        yield
+        self._since += time.monotonic() - begun
+
+    def rate(self, tokens: int) -> float:
+        """Tokens per second, when all processes trained on `tokens` since the last reading."""
+        return tokens / max(time.monotonic() - self._since, 1e-9)
+
     def read(self, tokens: int) -> dict[str, float]:
         """The figures for the `tokens` that all processes trained on since the last reading."""
-        rate = tokens / (time.monotonic() - self._since)
+        rate = self.rate(tokens)
         self.restart()
         figures: dict[str, float] = {"tokens_per_second": round(rate), "memory_mb": round(memory_mb(self._device), 1)}
         if self._peak is not None:

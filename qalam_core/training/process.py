@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from qalam_core.errors import TrainingError
@@ -31,11 +32,11 @@ def follow(spec: Path, steps: int, progress: Progress) -> None:
                 for line in process.stdout or ():
                     metrics = json.loads(line)
                     done = metrics.pop("step")
-                    progress(done, steps)
+                    progress(done, steps, _note(metrics))
                     if "dtype" in metrics:
                         numerics = (metrics[key] for key in ("device", "dtype", "compile"))
                         log.info("training on %s in %s, compile %s", *numerics)
-                    if metrics.keys() & {"loss", "validation_loss"}:
+                    if metrics.keys() & {"learning_rate", "validation_loss"}:  # lines of metrics.jsonl
                         values = ", ".join(f"{key} {value:.6g}" for key, value in metrics.items())
                         log.info("step %d of %d: %s", done, steps, values)
                 status = process.wait()
@@ -59,3 +60,10 @@ def follow(spec: Path, steps: int, progress: Progress) -> None:
         )
     if status:
         raise RuntimeError(f"qalam_core.training exited with status {status}:\n{errors}")
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    """The figures of a line that are shown while training runs."""
+    if "loss" not in metrics:
+        return ""
+    return f"loss {metrics['loss']:.4g}, {metrics['tokens_per_second']:,.0f} tokens/s"

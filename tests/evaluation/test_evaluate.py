@@ -41,7 +41,7 @@ def test_a_seed_changes_samples_and_nothing_else(exported: Exported, report: Rep
 def test_progress_counts_tokens_and_reaches_its_total(exported: Exported, report: Report) -> None:
     assert Evaluate.unit == "tokens"
     seen: list[tuple[int, int]] = []
-    exported.evaluate(progress=lambda done, total: seen.append((done, total)))
+    exported.evaluate(progress=lambda done, total, _="": seen.append((done, total)))
     assert seen[-1] == (report.overall.tokens, report.overall.tokens)
     assert seen == sorted(seen)
 

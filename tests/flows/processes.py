@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -79,6 +80,17 @@ def call(api: str, path: str, body: Any = None, method: str | None = None, auth:
     raise AssertionError("unreachable")
 
 
+def said_once(api: str, run: str, decision: str) -> bool:
+    """Whether the log of a run that failed on purpose has `decision` once, and no traceback."""
+    for _ in range(20):  # logs are sent every two seconds
+        rows = call(api, "logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
+        text = "\n".join(row["message"] for row in rows)
+        if "Finished in state Failed" in text:
+            break
+        time.sleep(1)
+    return text.count(decision) == 1 and not re.search("Traceback|TypeError|unexpected exception", text)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -101,9 +113,9 @@ def prepared(home: Path, database: Path) -> Path:
 
 
 @contextmanager
-def prefect_server(home: Path, **environment: str) -> Iterator[str]:
+def prefect_server(home: Path, port: int = 0, /, **environment: str) -> Iterator[str]:
     """Context manager that runs a Prefect server on 127.0.0.1; yields the address of its API."""
-    port = free_port()
+    port = port or free_port()
     home.mkdir(parents=True, exist_ok=True)
     log = (home / "log").open("w")
     server = subprocess.Popen(

@@ -23,8 +23,10 @@ from qalam_core.recipe import Recipe
 from tests.flows.processes import RefusedError, call, free_port, own_signals, qalam, users_packages, write_recipe
 
 SECRET = "a-password-that-must-not-be-found"
+REPORTS = "https://models.example.org/runs"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-BUILD, ON_NEW_CORPUS = "build_model/nightly-build", "build_model/on-new-corpus"
+BUILD, ON_NEW_CORPUS = "build_model/nightly-build-daily", "build_model/on-new-corpus-daily"
+EVALUATE, REPRODUCE = "evaluate_champion/evaluate-champion-daily", "reproduce_champion/reproduce-champion-daily"
 LONG = 1_500  # training steps, about eight seconds on a free core
 T = TypeVar("T")
 
@@ -75,7 +77,9 @@ class Stack:
         self.recipe = Recipe.load(self.recipe_file)
         self.environment = {
             "QALAM_STORE": str(self.store), "HF_TOKEN": SECRET, "QALAM_NOTIFY": receiver.url,
+            "QALAM_REPORT_URL": REPORTS,
             # shorter intervals than the defaults, so that tests wait less
+            "QALAM_PROGRESS_SECONDS": "2",  # default 30
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # default 60
             "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",  # default 5
             "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2",  # default 15; frees slots of expired leases
@@ -103,6 +107,12 @@ class Stack:
         assert done.returncode == 0, done.stderr
 
     # -- processes
+
+    def kill(self, *names: str) -> None:
+        """Kill the server or the worker, with its descendants, as a power failure does."""
+        for process in [self.process(name) for name in names]:
+            for one in [process, *process.children(recursive=True)]:
+                one.kill()
 
     def process(self, name: str) -> psutil.Process:
         """The running server or worker, started by `qalam up` or by `start_again`."""
@@ -176,6 +186,12 @@ class Stack:
         rows = call(self.api, "logs/filter", {
             "logs": {"flow_run_id": {"any_": [identity]}}, "limit": 200, "sort": "TIMESTAMP_ASC"})  # fmt: skip
         return [row["message"] for row in rows]
+
+    def heartbeats(self, identity: str) -> list[dict[str, Any]]:
+        resource = {"id": [f"prefect.flow-run.{identity}"]}
+        found: list[dict[str, Any]] = call(self.api, "events/filter", {
+            "filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}})["events"]  # fmt: skip
+        return found
 
     def artifacts(self, identity: str) -> dict[str, Any]:
         rows = call(self.api, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [identity]}}})

@@ -19,7 +19,7 @@ from qalam_core.pipeline.build import STAGES
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests import GOLDEN, ROOT
-from tests.flows.processes import call, clean_environment, own_signals, prepared, qalam, users_packages, write_recipe
+from tests.flows.processes import call, clean_environment, own_signals, qalam, said_once, users_packages, write_recipe
 
 DAG = GOLDEN / "dag.txt"
 
@@ -134,9 +134,10 @@ def test_a_wheel_contains_the_two_packages(wheel: Path) -> None:
 
 
 def test_an_installed_build_without_a_server_makes_the_same_package(
-    on_server: tuple[Path, Path], wheel: Path, database: Path, tmp_path: Path
+    on_server: tuple[Path, Path], wheel: Path, tmp_path: Path
 ) -> None:
-    """Installed from the wheel, used in a folder where the user has packages flows, tasks and deployments."""
+    """Installed from the wheel, used in a folder where the user has packages flows, tasks and deployments, and with a
+    damaged database in the store."""
     recipe, store = on_server
     site, work = tmp_path / "site", tmp_path / "work"
     pip("install", "--no-deps", "--target", site, wheel)
@@ -152,10 +153,15 @@ def test_an_installed_build_without_a_server_makes_the_same_package(
     where = ["--store", tmp_path / "store"]
     plan = qalam("plan", "demo", *where, cwd=work, PYTHONPATH=str(site))  # a recipe that is included in the wheel
     assert plan.returncode == 0, plan.stderr
-    prepared(tmp_path / "store" / "prefect", database)
+    damaged = tmp_path / "store" / "prefect" / "prefect.db"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a database" * 1000)
     embedded = qalam("build", recipe, *where, cwd=work, PYTHONPATH=str(site))
     assert embedded.returncode == 0, embedded.stderr
     assert "Traceback" not in embedded.stdout + embedded.stderr
+    assert embedded.stderr.count(f"{damaged}: damaged; it was renamed to prefect.db.damaged") == 1
+    assert damaged.read_bytes()[:6] == b"SQLite"
+    assert not (tmp_path / "store" / "outbox").exists(), "an event for no server"
     assert re.search(r"^  built +train .* first build$", embedded.stderr, re.MULTILINE), "the reason"
     (two,) = (tmp_path / "store" / "runs").glob("shared-*")
     one = store / "runs" / two.name
@@ -169,6 +175,9 @@ def test_a_refused_model_fails_the_run_and_keeps_it(
     on_server: tuple[Path, Path], api: str, corpus_file: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(on_server[1], tmp_path / "store")  # all stages but the gate are cached
+    unreadable = tmp_path / "store" / "outbox" / "unreadable.json"  # where the build left its event, and sent it
+    assert list(unreadable.parent.iterdir()) == []
+    unreadable.touch()
     strict = write_recipe(tmp_path / "strict.toml", corpus_file, gate={"beat_unigram": 0.99})
     refused = qalam("build", strict, "--store", tmp_path / "store", PREFECT_API_URL=api)
     assert refused.returncode == 1, refused.stderr
@@ -178,7 +187,11 @@ def test_a_refused_model_fails_the_run_and_keeps_it(
     assert len(list((tmp_path / "store" / "runs").glob("strict-*"))) == 1
     run = flow_run(api, "strict", 0)
     assert run["state_type"] == "FAILED"
-    assert "the gate refused" in run["state"]["message"]
+    assert run["state"]["message"].startswith("the gate refused")
+    assert run["state"]["message"].endswith(f"; {unreadable} is not a readable event; delete it")
+    assert f"note   {unreadable}" in refused.stderr
+    assert said_once(api, run["id"], "the gate refused")
+    assert [path.name for path in unreadable.parent.iterdir()] == [unreadable.name], "the refusal was sent"
 
 
 def test_a_users_error_in_a_task_is_one_line(api: str, tmp_path: Path) -> None:
@@ -221,17 +234,24 @@ def test_a_stopped_build_can_be_resumed(how: signal.Signals, api: str, corpus_fi
 
 
 def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_file: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "twice.toml", corpus_file, train={"steps": 40})
+    recipe = write_recipe(tmp_path / "twice.toml", corpus_file, train={"steps": 200})
     command = [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", "build", str(recipe)]
     both = [
         subprocess.Popen(
-            [*command, "--store", str(tmp_path / "store")], env=clean_environment(PREFECT_API_URL=api, **LOCAL_SERVER),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*command, "--store", str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=clean_environment(PREFECT_API_URL=api, QALAM_PROGRESS_SECONDS="0.3", **LOCAL_SERVER),
         )
         for _ in range(2)
     ]  # fmt: skip
     errors = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert len(list((tmp_path / "store" / "runs").glob("twice-*"))) == 1
-    built = sum(line.split()[:2] == ["built", "train"] for text in errors for line in text.splitlines())
-    assert built == 1
+    (builder,) = (text for text in errors if re.search("^  built +train ", text, re.MULTILINE))
+    (other,) = (text for text in errors if text is not builder)
+    moving = r"^  running train +[\d,]+ of 200 steps \(\d+%\), loss [\d.]+, [\d,]+ tokens/s, \d+:\d\d:\d\d left$"
+    assert re.search(moving, builder, re.MULTILINE), builder
+    assert "  note   waiting for another build, which works on train-" in other
+    waited = re.search(r"^  cached  train +(\d+\.\d) s .* waited (\d+) s for another build$", other, re.MULTILINE)
+    assert waited, other
+    assert float(waited[1]) < int(waited[2])
+    assert "running train" not in other

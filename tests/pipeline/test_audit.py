@@ -14,9 +14,10 @@ import pytest
 
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.evaluation.results import Verdict
+from qalam_core.files import replace_file
 from qalam_core.pipeline.audit import reproduce
 from qalam_core.pipeline.build import STAGES, build
-from qalam_core.pipeline.collect import collect
+from qalam_core.pipeline.collect import FRESH_SECONDS, collect
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Promotion, Runs
 from qalam_core.store import Store
@@ -77,7 +78,7 @@ def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> No
     assert all(row.compared and row.decided for row in found.rows)
     assert found.basis.startswith(f"its parent's weights were copied from the store (run {lineage.runs[-2]})")
     assert found.notes == ()
-    assert seen[-1] == (15, 15)
+    assert seen[-1][:2] == (15, 15)
     fresh = Runs(Store(tmp_path / "fresh"))
     assert fresh.ids() == [run], "nothing is copied"
     assert fresh.promotions("tiny") == [], "and nobody has decided anything there"
@@ -394,6 +395,24 @@ def test_reuse_makes_an_artifact_fresh(mine: Store, lineage: Lineage) -> None:
     assert all(used < old + 1 for used in mine.artifacts().values())
     build(lineage.recipe(3), mine)
     assert sum(used > old + 1 for used in mine.artifacts().values()) >= len(STAGES)
+
+
+def test_what_killed_processes_left_is_deleted_after_a_day(store: Store) -> None:
+    """Not before, when another machine may be writing it; and nothing else that is hidden."""
+    left = {
+        ".reproducing-x": "artifacts/train", ".writable.0123456789abcdef": "",
+        f"artifacts/train/.{'a' * 64}.deleted": "model.safetensors", "champions/.tiny.jsonl.0123456789abcdef": "",
+        "runs/.tiny-0123456789ab.partial": "run.json",
+    }  # fmt: skip
+    for name, file in {**left, ".gitignore": "", "runs/.notes": ""}.items():
+        replace_file(store.root / name / file, b"x")
+    assert collect(store, 1, delete=True).abandoned == ()
+    tomorrow = time.time() + FRESH_SECONDS + 60
+    found = collect(store, 1, now=tomorrow)
+    assert sorted(found.abandoned) == sorted(left)
+    assert (found.bytes, collect(store, 1, delete=True, now=tomorrow).abandoned) == (len(left), found.abandoned)
+    rest = [str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file()]
+    assert sorted(rest) == [".gitignore", "runs/.notes"]
 
 
 def test_keeping_nothing_is_refused(mine: Store) -> None:

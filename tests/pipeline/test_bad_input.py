@@ -15,9 +15,9 @@ import pytest
 
 from qalam_core import package
 from qalam_core.corpus.prepare import CorpusFacts
-from qalam_core.corpus.readers import IngestFacts
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
+from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError, PackageError, QalamError, StoreError, TrainingError
 from qalam_core.files import sha256_file
 from qalam_core.pipeline.build import InPlace, build, ingested, tokenized

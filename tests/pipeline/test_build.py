@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from qalam_core.errors import PackageError, QalamError, StoreError
+from qalam_core.errors import DamagedError, PackageError, QalamError, StoreError
 from qalam_core.evaluation import integrity
 from qalam_core.files import sha256_file
 from qalam_core.package import read, verify
@@ -116,7 +116,7 @@ def at_step(number, act):
         return started[-1]
 
     def watched(spec, steps, progress):
-        follow(spec, steps, lambda done, total: act(started[-1]) if done >= number else None)
+        follow(spec, steps, lambda done, total, _="": act(started[-1]) if done >= number else None)
 
     process.subprocess.Popen, train.follow = start, watched
 
@@ -365,6 +365,7 @@ def test_an_orphaned_trainer_saves_and_exits_and_the_next_build_continues(
         follow(spec, *arguments)
 
     monkeypatch.setattr(train_stage, "follow", noted)
+    monkeypatch.setenv("QALAM_PROGRESS_SECONDS", "0.1")  # a shorter wait is not reported
     caplog.set_level(logging.INFO, "qalam_core")
     woken = threading.Timer(0.5, os.kill, (orphan, signal.SIGCONT))
     since = time.monotonic()
@@ -564,8 +565,34 @@ def test_the_published_package_is_the_exported_one_but_for_its_card(built: Built
     assert bits in (shipped / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
+def test_an_identical_model_is_no_new_champion(mine: Built) -> None:
+    """Two deployments with other gates, or other wishes for the initial weights, build it on the same text."""
+    corpus, first = Path(mine.recipe.corpus.sources[0].path), mine.published.run
+    history = mine.runs.promotions("tiny")
+    for recipe in (
+        tiny_recipe(corpus, gate={"tolerance": 0.03}),
+        tiny_recipe(corpus, gate={"tolerance": 0.03}, train={"warm_start": "champion"}),
+    ):
+        same = build(recipe, mine.store)
+        assert same.run != first
+        assert set(fresh(same)) <= {"gate"}
+        assert (same.champion, same.promoted, same.held) == (False, False, "")
+        assert same.decision == f"passed: the same model as {first}, which is the champion"
+        assert mine.runs.repeated("tiny")[same.run] == first
+    assert mine.runs.promotions("tiny") == history
+    other_card = build(described(mine.recipe), mine.store)
+    assert other_card.promoted
+    assert mine.runs.model(other_card.run) == mine.runs.model(first)
+
+
+def described(recipe: Recipe) -> Recipe:
+    """The same model, whose card says more."""
+    sources = [source.model_copy(update={"licence": "CC0-1.0"}) for source in recipe.corpus.sources]
+    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"sources": tuple(sources)})})
+
+
 def test_a_rollback_holds(mine: Built) -> None:
-    newer = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"tolerance": 0.03})
+    newer = described(mine.recipe)
     second = build(newer, mine.store)
     assert second.champion
     promote(mine.runs, mine.published.run)
@@ -602,7 +629,7 @@ def test_a_worse_model_is_refused_against_the_champion(mine: Built) -> None:
 
 
 def test_a_deleted_old_run_does_not_prevent_a_build(mine: Built) -> None:
-    other = tiny_recipe(Path(mine.recipe.corpus.sources[0].path), gate={"prompts": ["كان"]})
+    other = described(mine.recipe)
     second = build(other, mine.store)
     assert second.champion
     shutil.rmtree(mine.published.folder)
@@ -611,6 +638,6 @@ def test_a_deleted_old_run_does_not_prevent_a_build(mine: Built) -> None:
     current = mine.runs.champion("tiny")
     assert current
     (mine.runs.folder(current) / "report.json").write_text("?")
-    assert "champion" in one_line(lambda: build(mine.recipe, mine.store), StoreError)
+    assert "champion" in one_line(lambda: build(mine.recipe, mine.store), DamagedError)
     shutil.rmtree(mine.runs.folder(current))
-    assert current in one_line(lambda: build(mine.recipe, mine.store), StoreError)
+    assert current in one_line(lambda: build(mine.recipe, mine.store), DamagedError)

@@ -13,7 +13,7 @@ import pytest
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.pipeline.build import STAGES, History, NotBuiltError, Reuse, build, stages_in_order
-from qalam_core.pipeline.lineage import warm_start
+from qalam_core.pipeline.lineage import WarmStart, warm_start
 from qalam_core.pipeline.plan import Plan, Reasons, plan
 from qalam_core.pipeline.vocab import Vocab
 from qalam_core.recipe import Recipe
@@ -199,13 +199,22 @@ def test_reuse_takes_all_stages_from_the_store_or_none(mine: Built) -> None:
         stages_in_order(changed(mine.recipe, "train", steps=61), files, History(mine.runs), Reuse(mine.store))
 
 
-def test_a_warm_start_from_the_champion_is_another_training_than_a_cold_one(built: Built) -> None:
-    """Although all else is equal: the champion started with random weights."""
-    recipe = changed(built.recipe, "train", warm_start="champion")
+def test_a_warm_start_is_what_it_resolves_to(built: Built, caplog: pytest.LogCaptureFixture) -> None:
+    """The champion, where anything but the request differs from its training; else what the champion began with."""
     documents = [artifact for artifact in built.published.artifacts if artifact.stage == "ingest"]
-    start = warm_start(recipe, documents, built.runs)
-    assert start is not None
-    assert start.parent.run == built.published.run
+
+    def resolved(**train: Any) -> WarmStart | None:
+        return warm_start(changed(built.recipe, "train", **train), documents, built.runs)
+
+    for train in ({"warm_start": "champion", "steps": 61}, {"warm_start": built.published.run}):
+        start = resolved(**train)
+        assert start is not None
+        assert start.parent.run == built.published.run
+    assert not caplog.records
+    assert resolved(warm_start="champion") is None
+    assert f"there is no new text since champion {built.published.run}" in caplog.text
+    found = plan(changed(built.recipe, "train", warm_start="champion"), built.store)
+    assert {row.digest for row in found.rows} == {made.digest for made in built.published.artifacts}
 
 
 def test_errors_are_those_of_a_build(built: Built, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from qalam_core.files import sha256_file
-from qalam_core.training.checkpoints import write
+from qalam_core.files import DISK_ERRORS, sha256_file
+from qalam_core.training.checkpoints import find, write
 from tests.training.small_training import CYCLE, DROPOUT, finish, spec, start, write_tokens
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -26,6 +26,15 @@ def test_a_damaged_checkpoint_is_skipped(uninterrupted: Path, cyclic: Path, tmp_
     assert status == 0
     assert json.loads(out.splitlines()[0])["step"] == 40
     assert sha256_file(tmp_path / "out" / "model.safetensors") == sha256_file(uninterrupted / "model.safetensors")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-000000200.safetensors").mkdir()  # cannot be mapped, as a file of a failing disk
+    with pytest.raises(OSError, match="No such device") as caught:
+        find(tmp_path, {})
+    assert caught.value.errno in DISK_ERRORS
+    assert caught.value.filename == str(tmp_path / "checkpoint-000000200.safetensors")
+    assert list(tmp_path.iterdir())
 
 
 def test_partial_files_of_killed_trainings_are_deleted(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -16,15 +17,17 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.main import get_command
 
+from al_qalam.flows.cli import build as build_commands
 from al_qalam.flows.cli.main import GROUPS, app
 from al_qalam.flows.cli.terminal import bars
-from qalam_core.corpus.sources import resolve
-from qalam_core.pipeline.build import STAGES, History, InPlace, stages_in_order
+from qalam_core.corpus.sources import SourceFile, resolve
+from qalam_core.errors import CorpusError, QalamError
+from qalam_core.pipeline.build import STAGES, History, InPlace, build, stages_in_order
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe, to_toml
 from qalam_core.store import Artifact
-from tests.conftest import Built, sentences
+from tests.conftest import Built, sentences, tiny_recipe
 from tests.flows.cli.command import qalam
 from tests.flows.processes import clean_environment
 from tests.flows.processes import qalam as qalam_process
@@ -189,6 +192,10 @@ def test_promote_and_history(mine: Built) -> None:
     assert f"{mine.published.run} is the champion of tiny" in done.stdout
     lines = qalam("history", "tiny", "--store", mine.store.root).stdout.splitlines()
     assert [line.split(maxsplit=1)[1] for line in lines] == [f"{mine.published.run}  promote by gate: passed the gate"]
+    gate = mine.recipe.gate.model_copy(update={"tolerance": 0.03})
+    same = build(mine.recipe.model_copy(update={"gate": gate}), mine.store)
+    more = qalam("history", "tiny", "--store", mine.store.root).stdout.splitlines()
+    assert more == [*lines, f"{same.record.created}  {same.run}  the same model as {mine.published.run}"]
 
 
 def test_init_writes_a_recipe_that_loads(tmp_path: Path, corpus_file: Path) -> None:
@@ -411,3 +418,48 @@ def test_what_writes_creates_the_folders_above_or_says_why_not(
         done = qalam(*(part.format(**names) for part in command))
         assert done.returncode == status, done.stderr
         assert done.stderr.count("\n") == (status != 0)
+
+
+def test_a_build_looks_for_its_sources_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flow is given the files that were found; what was passed over is named once, and as text."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("\n".join(sentences(5)), encoding="utf-8")
+    (tmp_path / "texts" / "notes\x1b[31m.md").write_text("x", encoding="utf-8")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(to_toml(tiny_recipe(tmp_path / "texts")), encoding="utf-8")
+
+    def by_flow(_: Recipe, store: object, bars: object, files: Sequence[SourceFile]) -> Published:
+        raise CorpusError(", ".join(Path(file.path).name for file in files))
+
+    monkeypatch.setattr(build_commands, "_by_flow", by_flow)
+    done = qalam("build", recipe, "--store", tmp_path / "store")
+    assert done.stderr.splitlines()[1:] == ["error: a.txt"], done.stderr
+    assert "1 file is passed over: notes\\u001b[31m.md (unknown suffix)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            "Timed out while attempting to connect to ephemeral Prefect API server.\nmore",
+            "this build, failed: Timed out",
+        ),
+        ("a bug", "a bug"),
+    ],
+)
+def test_errors_of_prefect_are_one_line(error: str, message: str, tmp_path: Path) -> None:
+    shown = build_commands._prefect_failed(RuntimeError(error), tmp_path)
+    assert message in str(shown)
+    assert "\n" not in str(shown)
+    assert (f"delete {tmp_path}" in str(shown)) == isinstance(shown, QalamError) == (error != "a bug")
+
+
+def test_a_full_disk_is_one_line_before_prefect_starts(
+    mine: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_commands, "DATABASE_BYTES", 1 << 60)
+    (tmp_path / "r.toml").write_text(to_toml(mine.recipe), encoding="utf-8")
+    done = qalam("build", tmp_path / "r.toml", "--store", tmp_path / "new")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no space left on the disk" in done.stderr

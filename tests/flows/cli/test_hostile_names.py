@@ -25,6 +25,7 @@ from qalam_core.display import printable
 from qalam_core.package.runtime.architecture import SPECIALS
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.ingest import Ingest
+from qalam_core.progress import Tracker
 from qalam_core.recipe import Recipe, to_toml
 from qalam_core.reports.render import cell, rtl
 from qalam_core.runs import Runs
@@ -78,7 +79,8 @@ def test_a_build(hostile: Hostile, capsys: pytest.CaptureFixture[str]) -> None:
     with bars(store, recipe) as terminal:
         for file in resolve(recipe.corpus.sources):
             stage = Ingest.of(file)
-            terminal.moved("ingest", stage.label, "bytes", 1, 2)
+            Tracker(stage.label, stage.unit, terminal.moved)(1, 2)
+            terminal.print_lines()
             terminal.finished(stage, replace(store.build(stage), cached=False))
         logging.getLogger("qalam_core.tests").warning("%s", MARKUP + CONTROLS)
     shown = harmless(capsys.readouterr().err)
@@ -91,6 +93,7 @@ def commands(hostile: Hostile) -> Iterator[tuple[object, ...]]:
     yield "build", hostile.recipe
     yield "plan", hostile.recipe, "--set", "seed=8"
     yield from (("runs",), ("lineage", run), ("show", run), ("show", model), ("report", run), ("gc",))
+    yield from (("show", run, "--full"), ("runs", "--json"), ("runs", "--name", CONTROLS))
     yield from (("corpus",), ("corpus", run), ("corpus", "--rejects", "min_arabic"))
     yield from (("find", text), ("trace", run, text), ("trace", run, f"{CONTROLS} {text}"))
     yield from (("generate", run, MARKUP, "--seed", 1), ("generate", run, CONTROLS, "--seed", 1))
@@ -143,7 +146,7 @@ def test_pages(hostile: Hostile) -> None:
     folder = hostile.store / "runs" / hostile.run
     page = harmless((folder / "report.html").read_text(encoding="utf-8"))
     for name in (MARKUP, CONTROLS):
-        assert f"<td>{html.escape(printable(name))}</td>" in page
+        assert f"<bdi>{html.escape(printable(name))}</bdi>" in page
     for file in (folder / "report.md", hostile.model / "MODEL_CARD.md"):
         text = harmless(file.read_text(encoding="utf-8"))
         assert cell(MARKUP) in text

@@ -1,4 +1,4 @@
-"""The commands that work on runs: lineage, history, promote, rollback, reproduce and gc."""
+"""The commands that work on runs: runs, show, lineage, history, promote, rollback, reproduce and gc."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from rich.cells import cell_len
 
-from qalam_core.evaluation.results import Check, Verdict
+from al_qalam.flows.cli.terminal import out
+from qalam_core.evaluation.results import Check, Compared, Comparison, Interval, Verdict
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.publish import Published
 from qalam_core.runs import Runs
@@ -25,6 +27,83 @@ def one_line(done: object) -> str:
     assert status == 2, text
     assert text.count("\n") == 1
     return text
+
+
+# -- lists ----------------------------------------------------------------------------------------
+
+
+def listed(mine: Built, *arguments: object) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(qalam("runs", "--json", *arguments, "--store", mine.store.root).stdout)
+    return found
+
+
+def test_runs_are_listed_and_chosen(mine: Built) -> None:
+    first, run = mine.published.run, with_checks(mine, "yardstick")
+    record = mine.runs.record(run)
+    later = record.model_copy(update={"created": "2031-02-03T01:30:00+02:00"})
+    (mine.runs.folder(run) / "run.json").write_bytes(later.to_json())
+    lines = qalam("runs", "--store", mine.store.root).stdout.splitlines()
+    assert re.search(rf"^\* {first} .* passed$", lines[1])
+    assert re.search(rf"^  {run} 2031-02-02 23:30 .* waiting: yardstick$", lines[2]), "UTC"
+    assert [one["run"] for one in listed(mine)] == [first, run]
+    assert [one["run"] for one in listed(mine, "--limit", 1, "--since", "2031-02-02T23:30")] == [run]
+    assert listed(mine, "--since", "2031-02-02T23:31") == listed(mine, "--name", "other") == []
+    states = {"champion": [first], "passed": [first], "waiting": [run], "refused": [], "accepted": []}
+    assert {state: [one["run"] for one in listed(mine, "--state", state)] for state in states} == states
+    assert "none of 2 runs" in qalam("runs", "--state", "refused", "--store", mine.store.root).stdout
+    mine.runs.promote("tiny", run, when="2031-02-04", why="new texts", who="amal", accepted=("new-yardstick",))
+    assert [one["states"] for one in listed(mine)] == [["passed"], ["champion", "accepted"]]
+    mine.runs.rollback("tiny", "2031-02-05", "wrong dates", "amal")
+    assert [one["states"] for one in listed(mine)] == [["champion", "passed"], ["accepted", "rolled-back"]]
+    (found,) = listed(mine, "--state", "rolled-back")
+    assert (found["failed"], found["created"]) == (["yardstick"], "2031-02-03T01:30:00+02:00")
+    assert found["bits_per_byte"] == record.bits_per_byte.canonical()
+    shown = qalam("show", run, "--store", mine.store.root).stdout
+    assert "accepted, rolled-back; rolled back on 2031-02-05 by amal: wrong dates" in shown
+
+
+def test_a_run_fits_a_screen(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it holds: sixteen failed checks with long messages, sixty sources, long names."""
+    monkeypatch.setattr(out, "width", 80)
+    run = with_checks(mine, *(f"{number} check" for number in range(16)))
+    usual = qalam("show", mine.published.run, "--store", mine.store.root).stdout
+    assert 20 < len(usual.splitlines()) <= 30
+    record, report, long = mine.runs.record(run), mine.runs.report(run), "\u202e|\x1b[31m" + 30 * "long name "
+    checks = tuple(check.model_copy(update={"message": long}) for check in record.verdict.checks)
+    part = report.sources["stories"]
+    comparison = Comparison(
+        overall=Compared(documents=9, effective=9, model=1, champion=2, change=Interval(low=0, high=1)),
+        sources={}, measured_again=False, level=1.0,
+    )  # fmt: skip
+    verdict = record.verdict.model_copy(update={"checks": checks, "comparison": comparison})
+    seen = record.seen.model_copy(update={"own": {f"{number}{long}": number for number in range(60)}})
+    record = record.model_copy(update={"verdict": verdict, "seen": seen})
+    sources, samples = {f"{number}{long}": part for number in range(60)}, (report.samples[0],) * 40
+    report = report.model_copy(update={"sources": sources, "samples": samples})
+    (mine.runs.folder(run) / "run.json").write_bytes(record.to_json())
+    (mine.runs.folder(run) / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+    mine.runs.promote("tiny", run, when="2030-01-01", why=long, who=long)
+    shown = qalam("show", run, "--store", mine.store.root).stdout.splitlines()
+    assert len(shown) <= 40
+    *fitting, page, _ = shown
+    assert all(cell_len(line) <= 80 for line in fitting)
+    assert page.endswith("report.html")
+    assert "and 57 more sources" in shown
+    assert "-50.0%" in "".join(shown)
+
+
+def test_the_page_of_a_history(mine: Built, tmp_path: Path) -> None:
+    with_checks(mine, "yardstick")
+    page, arguments = tmp_path / "tiny.html", ("history", "tiny", tmp_path / "tiny.html", "--store", mine.store.root)
+    assert "only with --html" in one_line(qalam(*arguments))
+    assert qalam(*arguments, "--html").stdout.endswith("tiny.html\n")
+    assert "<a " not in page.read_text(encoding="utf-8"), "no address is known"
+    assert qalam(*arguments, "--html", QALAM_REPORT_URL="https://m.example.org/r/").returncode == 0
+    link = f'<a href="https://m.example.org/r/{mine.published.run}/report.html">'
+    assert link in page.read_text(encoding="utf-8")
+    assert "QALAM_REPORT_URL" in one_line(qalam(*arguments, "--html", QALAM_REPORT_URL="models.example.org"))
+    assert "cannot be written" in one_line(qalam("history", "tiny", tmp_path, "--html", "--store", mine.store.root))
+    assert "there is no run of 'no'" in one_line(qalam("history", "no", "--html", "--store", mine.store.root))
 
 
 # -- exceptions -----------------------------------------------------------------------------------
@@ -173,7 +252,7 @@ def test_a_cold_run_is_from_scratch(chain: Chain) -> None:
     assert text.splitlines()[0] == f"{first}: from scratch"
     assert "└──" not in text
     assert json.loads(qalam("lineage", first, "--store", chain.store.root, "--json").stdout)["begun_from"] is None
-    assert qalam("show", first, "--store", chain.store.root).stdout.startswith(f"{first}: from scratch\n")
+    assert "training from scratch" in qalam("show", first, "--store", chain.store.root).stdout
     package = qalam("show", chain.nights[0].folder / "model").stdout
     assert "training began with random weights" in package
 
@@ -182,7 +261,7 @@ def test_every_account_says_the_same(chain: Chain) -> None:
     """Of a descendant: the report in both forms, `qalam show`, and the package."""
     first, second, third = chain.runs
     night, store = chain.nights[2], chain.store.root
-    assert qalam("show", third, "--store", store).stdout.startswith(f"{third}: begun from run {second}\n")
+    assert f"training begun from run {second} " in qalam("show", third, "--store", store).stdout
     assert f"training began with the weights of run {second}, package " in qalam("show", night.folder / "model").stdout
     total = f"{sum(night.record.seen.lineage.values()):,} distinct documents in all"
     gone = f"(stories {night.record.seen.gone['stories']}); the model may still repeat them"

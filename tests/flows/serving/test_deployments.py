@@ -17,8 +17,8 @@ from al_qalam.flows.serving.prefect_env import CALLER
 from al_qalam.tasks.policy import TRAINING_SLOTS
 from tests import ROOT
 from tests.conftest import sentences, tiny_recipe
-from tests.flows.processes import RefusedError, call, clean_environment, qalam
-from tests.flows.stack import BUILD, ENDED, ON_NEW_CORPUS, SECRET, Stack, steps, until
+from tests.flows.processes import RefusedError, call, clean_environment, qalam, said_once, write_recipe
+from tests.flows.stack import BUILD, ENDED, EVALUATE, ON_NEW_CORPUS, REPORTS, REPRODUCE, SECRET, Stack, steps, until
 
 pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 
@@ -26,9 +26,7 @@ pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 
 
 def test_the_deployments_on_the_server(stack: Stack) -> None:
-    names = {f"build_model/{name}" for name in ("nightly-build", "on-new-corpus")}
-    names |= {"evaluate_champion/evaluate-champion", "reproduce_champion/reproduce-champion", "train_model/train"}
-    for name in sorted(names):
+    for name in (BUILD, ON_NEW_CORPUS, EVALUATE, REPRODUCE, "train_model/train"):
         deployment = stack.deployment(name)
         assert "qalam" in deployment["tags"]
         assert deployment["version"]
@@ -47,23 +45,87 @@ def test_the_deployments_on_the_server(stack: Stack) -> None:
     assert "http://127.0.0.1" in stack.output
 
 
-def test_deploying_again_adds_nothing(stack: Stack) -> None:
-    def everything() -> dict[str, Any]:
-        return {
-            "automations": sorted((row["name"], row["id"] if "has new text" not in row["name"] else "")
-                                  for row in call(stack.api, "automations/filter", {})),
-            "deployments": sorted((row["name"], row["id"]) for row in call(stack.api, "deployments/filter", {})),
-            "schedules": sorted(s["id"] for row in call(stack.api, "deployments/filter", {}) for s in row["schedules"]),
-            "pools": sorted(row["name"] for row in call(stack.api, "work_pools/filter", {})),
-            "blocks": sorted(row["name"] for row in call(stack.api, "block_documents/filter", {})),
-        }  # fmt: skip
+def of_server(stack: Stack, recipe: str = "") -> dict[str, Any]:
+    """What was deployed, with all ids; of one recipe, or of all."""
 
-    before = everything()
-    assert len(before["automations"]) == 6
-    done = qalam("deploy", stack.recipe_file, cwd=stack.folder, PREFECT_API_URL=stack.api, **stack.environment)
+    def rows(kind: str) -> list[dict[str, Any]]:
+        volatile = ("updated", "last_polled", "status", "work_pool", "work_queue_id")
+        found = call(stack.api, f"{kind}/filter", {})
+        kept = [{key: value for key, value in row.items() if key not in volatile} for row in found]
+        return sorted((row for row in kept if recipe in json.dumps(row)), key=lambda row: str(row["id"]))
+
+    return {kind: rows(kind) for kind in ("automations", "deployments", "work_pools", "block_documents")}
+
+
+def test_deploying_again_changes_nothing(stack: Stack) -> None:
+    """No id of a trigger either: with a new one it would forget which runs it watches."""
+    deploying = {"PREFECT_API_URL": stack.api, **stack.environment}
+    assert qalam("deploy", stack.recipe_file, cwd=stack.folder, **deploying).returncode == 0
+    before = of_server(stack)
+    assert sum("daily" in row["name"] for row in before["automations"]) == 5
+    done = qalam("deploy", stack.recipe_file, cwd=stack.folder, **deploying)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("(kept)") == 5
-    assert everything() == before
+    assert [line for line in done.stdout.splitlines() if not line.endswith("unchanged)")] == []
+    assert done.stdout.count("\ndeployment ") == 5
+    assert of_server(stack) == before
+
+
+def test_recipes_share_a_server(stack: Stack) -> None:
+    """A second recipe leaves the first as it is; what an earlier version deployed under fixed names is replaced."""
+    first, train = of_server(stack, "daily"), stack.deployment("train_model/train")["id"]
+    flow = stack.deployment(BUILD)["flow_id"]
+    for name, recipe in (("nightly-build", "second"), ("on-new-corpus", "third")):
+        call(stack.api, "deployments/", {"name": name, "flow_id": flow, "parameters": {"recipe": {"name": recipe}}})
+    automation = {"trigger": {"type": "event", "expect": ["x"], "posture": "Reactive", "threshold": 1, "within": 0}}
+    old_notice = {"name": "qalam: notify when a run crashes", "actions": [{"type": "do-nothing"}], **automation}
+    call(stack.api, "automations/", old_notice)
+    second = write_recipe(stack.folder / "second.toml", stack.texts)
+    other = {**stack.environment, "QALAM_NOTIFY": "http://127.0.0.1:9/another", "PREFECT_API_URL": stack.api}
+    done = qalam("deploy", second, "--slots", 2, cwd=stack.folder, **other)
+    assert done.returncode == 0, done.stderr
+    assert "build_model/nightly-build (removed; it is build_model/nightly-build-second now)" in done.stdout
+    assert "train_model/train (unchanged)" in done.stdout
+    assert of_server(stack, "daily") == first
+    assert stack.deployment("train_model/train")["id"] == train
+    assert stack.deployment("build_model/nightly-build-second")["tags"] == ["qalam", "recipe:second"]
+    names = {row["name"] for row in call(stack.api, "automations/filter", {})}
+    assert "qalam: notify when a run of second crashes" in names
+    assert old_notice["name"] not in names
+    left = {row["name"] for row in call(stack.api, "deployments/filter", {})}
+    assert "nightly-build" not in left
+    assert "on-new-corpus" in left, "another recipe's"
+    call(stack.api, f"deployments/{stack.deployment('build_model/on-new-corpus')['id']}", method="DELETE")
+    # one thing that a person has deleted; and the number of slots is the server's, not the recipe's
+    trigger = "qalam: build second when its corpus has new text"
+    (row,) = (row for row in call(stack.api, "automations/filter", {}) if row["name"] == trigger)
+    call(stack.api, f"automations/{row['id']}", method="DELETE")
+    mended = qalam("deploy", second, **other).stdout
+    changed = [line for line in mended.splitlines() if not line.endswith("unchanged)")]
+    assert changed == [f"deployment   build_model/on-new-corpus-second (updated: trigger {trigger})"]
+    assert trigger in {row["name"] for row in call(stack.api, "automations/filter", {})}
+    assert f"limit        {TRAINING_SLOTS} (2 at once, unchanged)" in mended
+    stack.allow_trainings(1)
+
+    elsewhere = stack.folder / "elsewhere"
+    elsewhere.mkdir()
+    refused = qalam("deploy", second, "--store", elsewhere, **other)
+    assert refused.returncode == 2
+    assert f"has the store {stack.store}: deploy with --store {stack.store}" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    text = second.read_text(encoding="utf-8")
+    second.write_text(text.replace(f"steps = {stack.recipe.train.steps}", "steps = 7"), encoding="utf-8")
+    assert (
+        f"(updated: parameters.recipe.train.steps: {stack.recipe.train.steps} -> 7)"
+        in qalam("deploy", second, **other).stdout
+    )
+
+
+def test_only_the_owner_reads_what_the_server_writes(stack: Stack) -> None:
+    home = stack.store / "server"
+    assert home.stat().st_mode & 0o777 == 0o700
+    files = [*home.glob("prefect.db*"), *home.glob("*.log")]
+    assert len(files) >= 4
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: "0o600" for path in files}
 
 
 def test_prefects_own_command_deploys_the_file(stack: Stack, tmp_path: Path) -> None:
@@ -119,7 +181,7 @@ def test_a_run_cannot_leave_the_store(stack: Stack, what: dict[str, Any]) -> Non
 
 
 def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
-    assert daily["name"] == "build daily"
+    assert daily["name"] == "build daily (nightly-build-daily)"
     assert daily["parameters"]["store"] == str(stack.store)
     artifacts = stack.artifacts(daily["id"])
     assert "bits per byte" in artifacts["report"]
@@ -182,12 +244,15 @@ def test_new_text_starts_a_build(stack: Stack, daily: dict[str, Any]) -> None:
 def test_refusals_and_champions_are_notified(stack: Stack, daily: dict[str, Any]) -> None:
     post = until(lambda: stack.receiver.got("is champion"), 30, "the notification of a champion")
     assert "daily-" in post["subject"]
-    assert "file://" in post["text"]
+    run = post["subject"].removeprefix("daily: ").removesuffix(" is champion")
+    assert f"Report: {REPORTS}/{run}/report.html" in post["text"]
+    assert f"({REPORTS}/{run}/report.html)" in stack.artifacts(daily["id"])["report-page"]
     recipe = stack.recipe.canonical()
     recipe["gate"] |= {"beat_unigram": 0.99}
     run = stack.ended(stack.start(recipe=recipe))
     assert run["state_type"] == "FAILED"
     assert run["state"]["message"].startswith("the gate refused")
+    assert said_once(stack.api, run["id"], "the gate refused")
     post = until(lambda: stack.receiver.got("the gate refused"), 30, "the notification of a refusal")
     assert "99" in post["text"] or "required" in post["text"]
     assert "report" in post["text"]
@@ -196,19 +261,19 @@ def test_refusals_and_champions_are_notified(stack: Stack, daily: dict[str, Any]
 def test_the_champion_is_measured_and_reproduced(stack: Stack, corpus_file: Path) -> None:
     # a seed of its own: `daily` is to train, whichever comes first
     recipe = tiny_recipe(corpus_file).model_copy(update={"name": "kept", "seed": 9}).canonical()
-    nothing = stack.completed(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
+    nothing = stack.completed(stack.start(EVALUATE, recipe=recipe))
     assert nothing["state"]["message"] == "kept has no champion yet"
     stack.completed(stack.start(recipe=recipe))
-    reproducing = stack.start("reproduce_champion/reproduce-champion", name="kept")  # beside the evaluations
-    measured = stack.completed(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
+    reproducing = stack.start(REPRODUCE, name="kept")  # beside the evaluations
+    measured = stack.completed(stack.start(EVALUATE, recipe=recipe))
     assert "still good" in measured["state"]["message"]
     recipe["gate"] |= {"beat_unigram": 0.99}
-    refused = stack.ended(stack.start("evaluate_champion/evaluate-champion", recipe=recipe))
+    refused = stack.ended(stack.start(EVALUATE, recipe=recipe))
     again = stack.completed(reproducing)
     assert "is reproduced" in again["state"]["message"]
     assert all(row["same"] for row in stack.table(again["id"], "reproduction"))
     assert refused["state_type"] == "FAILED"
-    assert "would not pass today" in refused["state"]["message"]
+    assert said_once(stack.api, refused["id"], "would not pass today")
     assert not list(stack.store.glob(".measuring-*")) + list(stack.store.glob(".reproducing-*"))
 
 
@@ -226,11 +291,14 @@ def test_another_pool_trains(stack: Stack, daily: dict[str, Any]) -> None:
         (child,) = call(stack.api, "flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [trained]}}})
         assert child["state_type"] == "COMPLETED"
         assert child["work_pool_name"] == "qalam-gpu"
+        assert "recipe:apart" in child["tags"]
         assert steps(stack.logs(child["id"])), "the trainer's log lines are in the run that trained"
-        assert child["state"]["message"] in {
+        assert json.loads(child["state"]["message"])["checkpoint"] in {
             path.name for path in (stack.store / "artifacts" / "train").iterdir() if path.name[-8:] != ".partial"
         }
         assert run["state_type"] == "COMPLETED"
+        (train,) = (row for row in stack.table(run["id"], "stages") if row["stage"] == "train")
+        assert train["seconds"] > 1, "the time of the training, and not of finding its checkpoint"
     finally:
         os.killpg(gpu.pid, signal.SIGTERM)
         gpu.wait(30)

@@ -9,16 +9,16 @@ import time
 import psutil
 import pytest
 
-from al_qalam.flows.serving.deploy import ZOMBIE_SECONDS
+from al_qalam.flows.serving.automations import ZOMBIE_SECONDS
 from al_qalam.tasks.policy import SLOT_SECONDS
-from tests.flows.processes import call
+from tests.flows.processes import call, free_port, qalam
 from tests.flows.stack import BUILD, ENDED, LONG, ON_NEW_CORPUS, Stack, last_step, steps, trainer_is_gone, until
 
 pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 
 
 def test_killed_processes_crash_their_runs_and_the_next_runs_resume(stack: Stack) -> None:
-    """Kill a flow's process, then the worker with another flow. They share one test because Prefect's minima, 60 s for
+    """Kill a flow's process, then everything. They share one test because Prefect's minima, 60 s for
     a slot's lease and 30 s for a heartbeat, then elapse at the same time."""
     stack.allow_trainings(2)
     of_flow, of_worker = stack.long("flowkill"), stack.long("workerkill")
@@ -29,29 +29,25 @@ def test_killed_processes_crash_their_runs_and_the_next_runs_resume(stack: Stack
     stack.flow_process(first).kill()
     crashed = stack.ended(first, 30)
     assert crashed["state_type"] == "CRASHED"
-    flow_killed = time.monotonic()
 
-    # the worker and its flow: only missing heartbeats show it
+    # worker, flow, trainer and server: only missing heartbeats show it, which are counted across the restart
     other = stack.start(ON_NEW_CORPUS, **of_worker)
     other_folder = stack.training_checkpoint(other)
-    worker = stack.process("worker")
-    command, environment = worker.cmdline(), worker.environ()
-    flow = stack.flow_process(other)
-    for process in (worker, flow):
-        process.kill()
-    worker_killed = time.monotonic()
-    stack.start_again(command, environment)
+    until(lambda: stack.heartbeats(other), 60, "a heartbeat")
+    stack.kill("worker", "server")
+    all_killed = time.monotonic()
+    stack.up()
+    assert "(restarted)" in stack.output
+    assert "updated" not in stack.output
 
-    # at most the slot of `other`, which still had it after `flow_killed`
-    left = flow_killed + SLOT_SECONDS + 30 - time.monotonic()
-    until(lambda: stack.slots() <= 1, left, "the first training slot is free again")
     until(lambda: stack.slots() == 0, SLOT_SECONDS + 30, "both training slots are free again")
     stopped = last_step(folder)
     second = stack.start(**of_flow)  # the deployment's own slot is free, too
     crashed = stack.ended(other, ZOMBIE_SECONDS + 60)
     assert crashed["state_type"] == "CRASHED"
     assert "no heartbeat" in crashed["state"]["message"]
-    assert time.monotonic() - worker_killed < ZOMBIE_SECONDS + SLOT_SECONDS + 30
+    until(lambda: stack.receiver.got("no heartbeat"), 30, "the notification of the run that missed heartbeats")
+    assert time.monotonic() - all_killed < ZOMBIE_SECONDS + SLOT_SECONDS + 30
     assert last_step(other_folder) > 0
     other_second = stack.start(ON_NEW_CORPUS, **of_worker)
     for run in (second, other_second):
@@ -62,16 +58,31 @@ def test_killed_processes_crash_their_runs_and_the_next_runs_resume(stack: Stack
 
 
 def test_a_killed_server_does_not_affect_a_run(stack: Stack) -> None:
-    first = stack.start(**stack.long("serverkill"))
+    first = stack.start(**stack.long("serverkill", steps=2 * LONG))  # longer than ARTIFACT_SECONDS
     stack.training_checkpoint(first)
-    server = stack.process("server")
-    command, environment = server.cmdline(), server.environ()
-    for process in [*server.children(recursive=True), server]:
-        process.kill()
+    worker = stack.process("worker")
+    stack.kill("server")
     time.sleep(3)
-    stack.start_again(command, environment)
+    stack.up()
+    assert stack.process("worker") == worker
+    assert stack.output.count("(restarted)") == 1
     run = stack.completed(first)
     assert run["run_count"] == 1
+    assert stack.artifacts(first)["train"] == 100
+
+
+def test_up_starts_only_what_does_not_run(stack: Stack) -> None:
+    server, worker = stack.process("server"), stack.process("worker")
+    worker.kill()
+    worker.wait(10)
+    stack.up()
+    assert stack.process("server") == server
+    assert stack.process("worker") != worker
+    assert stack.output.count("(running)") == stack.output.count("(restarted)") == 1
+    other = qalam("up", stack.recipe_file, "--port", free_port(), **stack.environment)
+    assert other.returncode == 2
+    assert f"use {stack.api}" in other.stderr
+    assert stack.process("server") == server
 
 
 def test_cancelling_stops_the_training_with_a_checkpoint(stack: Stack) -> None:
@@ -79,6 +90,8 @@ def test_cancelling_stops_the_training_with_a_checkpoint(stack: Stack) -> None:
     folder = stack.training_checkpoint(run)
     first = until(lambda: stack.artifacts(run).get("train"), 20, "a progress artifact")
     until(lambda: stack.artifacts(run)["train"] > first, 20, "progress in the artifact")
+    line = r"train: [\d,]+ of 15,000 steps \(\d+%\), loss [\d.]+, [\d,]+ tokens/s, \d+:\d\d:\d\d left"
+    assert any(re.fullmatch(line, message) for message in stack.logs(run))
     before = last_step(folder)
     call(stack.api, f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     since = time.monotonic()
@@ -87,6 +100,25 @@ def test_cancelling_stops_the_training_with_a_checkpoint(stack: Stack) -> None:
     assert stack.ended(run, 30)["state_type"] == "CANCELLED"
     assert last_step(folder) >= before
     until(lambda: stack.slots() == 0, SLOT_SECONDS + 30, "the training slot is free again")
+
+
+def test_a_cancelled_run_stops_itself_when_its_worker_does_not(stack: Stack) -> None:
+    """As after its server was away for half a minute; here the worker is gone, which is quicker."""
+    run = stack.start(**stack.long("alone", steps=10 * LONG))
+    folder = stack.training_checkpoint(run)
+    flow, worker = stack.flow_process(run), stack.process("worker")
+    command, environment = worker.cmdline(), worker.environ()
+    for process in [worker, *worker.children(recursive=True)]:
+        if process not in (flow, *flow.children(recursive=True)):
+            process.kill()
+    call(stack.api, f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    ended = stack.ended(run, 90)
+    assert ended["state_type"] == "CANCELLED"
+    assert ended["state"]["message"] == "cancelled; what is finished is kept, and a new run resumes it"
+    until(lambda: trainer_is_gone(folder), 20, "the trainer has exited")
+    logs = until(lambda: "\n".join(stack.logs(run)).partition("which was cancelled; it stops itself"), 20, "its log")
+    assert "Traceback" not in logs[2]
+    stack.start_again(command, environment)
 
 
 def test_a_killed_trainer_is_one_line(stack: Stack) -> None:
@@ -114,3 +146,6 @@ def test_trainings_run_one_at_a_time(stack: Stack) -> None:
     until(all_ended, 400, "both builds have ended")
     assert {stack.run(run)["state_type"] for run in both} == {"COMPLETED"}
     assert max(seen) == 1
+    waited = [row["waited"] for run in both for row in stack.table(run, "stages") if row["stage"] == "train"]
+    assert sorted(bool(re.fullmatch(r"\d+ s for a training slot", text)) for text in waited) == [False, True], waited
+    assert sum(any("waiting for a training slot" in message for message in stack.logs(run)) for run in both) == 1

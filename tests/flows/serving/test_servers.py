@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.events import Event, Resource
 
-from al_qalam.flows.serving.prefect_env import CALLER
+from al_qalam.flows.serving.prefect_env import CALLER, private
+from al_qalam.tasks.events import CORPUS_UPDATED, GATE_REFUSED
+from qalam_core.files import replace_file
 from tests.flows.processes import (
     RefusedError,
     call,
@@ -28,6 +34,7 @@ from tests.flows.processes import (
     qalam,
     write_recipe,
 )
+from tests.flows.stack import until
 
 PASSWORD = "admin:a-password"
 
@@ -60,6 +67,19 @@ def postgres(processes: None) -> Iterator[str]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def test_only_the_owner_reads_a_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(0o755)
+    (home / "server.log").write_text("of an earlier version")
+    private(home)
+    with closing(sqlite3.connect(home / "prefect.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE runs (id)")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()}
+    assert modes == dict.fromkeys(("prefect.db", "prefect.db-wal", "prefect.db-shm", "server.log"), 0o600)
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_server_with_a_password(database: Path, tmp_path: Path) -> None:
     with prefect_server(prepared(tmp_path / "server", database), PREFECT_SERVER_API_AUTH_STRING=PASSWORD) as api:
         body: dict[str, Any] = {}
@@ -77,6 +97,57 @@ def test_a_server_with_a_password(database: Path, tmp_path: Path) -> None:
         assert "PREFECT_API_AUTH_STRING" in done.stderr
 
 
+def test_an_event_reaches_a_server_that_comes_back(database: Path, corpus_file: Path, tmp_path: Path) -> None:
+    """`qalam watch` and an event of a build: the server is down, is back, and refuses a wrong password."""
+    recipe, port = write_recipe(tmp_path / "mine.toml", corpus_file), free_port()
+    caller = {
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_API_AUTH_STRING": PASSWORD,
+        "PREFECT_HOME": str(tmp_path / "caller"),
+    }  # fmt: skip
+    command = ["watch", corpus_file.parent, "--recipe", recipe, "--store", tmp_path / "store", "--every", "0.2"]
+    left = Event(event=GATE_REFUSED, resource=Resource({"prefect.resource.id": "qalam.recipe.mine"}))
+    waiting = tmp_path / "store" / "outbox" / f"{left.id}.json"
+    replace_file(waiting, left.model_dump_json().encode())
+
+    down = qalam(*command, "--once", **caller)
+    assert down.returncode == 2
+    assert re.search(rf"^error: http://127.0.0.1:{port}/api: the server does not respond", down.stderr, re.MULTILINE)
+    assert "Traceback" not in down.stderr
+    assert waiting.exists()
+    assert not (tmp_path / "store" / "watched").exists()
+
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        running = subprocess.Popen(
+            [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *map(str, command)],
+            env=clean_environment(**caller), stdout=out, stderr=err, start_new_session=True, preexec_fn=own_signals,
+        )  # fmt: skip
+    try:
+        until(lambda: "trying again every 0.2 s" in (tmp_path / "err").read_text(), 60, "the watcher has warned")
+        home = prepared(tmp_path / "server", database)
+        with prefect_server(home, port, PREFECT_SERVER_API_AUTH_STRING=PASSWORD) as api:
+            until(lambda: "changed:" in (tmp_path / "out").read_text(), 60, "the watcher has sent its event")
+            until(lambda: not waiting.exists(), 30, "the build's event is sent")
+
+            def received() -> list[str]:
+                body = {"filter": {"event": {"prefix": ["qalam."]}}}
+                return sorted(event["event"] for event in call(api, "events/filter", body, auth=PASSWORD)["events"])
+
+            both = [CORPUS_UPDATED, GATE_REFUSED]
+            until(lambda: received() == both, 30, "the server has both events")
+            replace_file(waiting, left.model_dump_json().encode())  # as after a crash before it was deleted
+            until(lambda: not waiting.exists(), 30, "it is sent again")
+            (tmp_path / "store" / "watched").rename(tmp_path / "moved")
+            wrong = qalam(*command, "--once", **{**caller, "PREFECT_API_AUTH_STRING": "admin:guess"})
+            assert wrong.returncode == 2
+            assert "status 401; set PREFECT_API_AUTH_STRING" in wrong.stderr
+            assert not (tmp_path / "store" / "watched").exists()
+            assert received() == both
+    finally:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.wait(30)
+    assert (tmp_path / "err").read_text().count("trying again") == 1
+
+
 def test_a_run_on_postgresql(postgres: str, corpus_file: Path, tmp_path: Path) -> None:
     """Server, deployments and worker as in docs/operations.md, and a run of a deployment."""
     recipe = write_recipe(tmp_path / "team.toml", corpus_file)
@@ -92,13 +163,14 @@ def test_a_run_on_postgresql(postgres: str, corpus_file: Path, tmp_path: Path) -
         for _ in range(2):
             done = qalam("deploy", recipe, **caller)
             assert done.returncode == 0, done.stderr
+        assert "updated" not in done.stdout
         with (tmp_path / "worker.log").open("w") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", "qalam-cpu"],
                 env=clean_environment(**caller), stdout=log, stderr=log, start_new_session=True, preexec_fn=own_signals,
             )  # fmt: skip
         try:
-            deployment = call(api, "deployments/name/build_model/nightly-build", auth=PASSWORD)
+            deployment = call(api, "deployments/name/build_model/nightly-build-team", auth=PASSWORD)
             run = call(api, f"deployments/{deployment['id']}/create_flow_run", {}, auth=PASSWORD)
             for _ in range(480):
                 state = call(api, f"flow_runs/{run['id']}", auth=PASSWORD)["state"]
