@@ -44,8 +44,9 @@ import pyarrow.ipc as ipc
 
 from benchmarks.texts import texts
 from qalam_core.arabic import NORMALISATIONS, normalise_array
-from qalam_core.corpus.filters import first_violation
-from qalam_core.corpus.prepare import PrepareSettings, prepare
+from qalam_core.corpus.filtered import filter_documents
+from qalam_core.corpus.filters import FilterSettings, first_violation
+from qalam_core.corpus.prepare import FilteredFiles, PrepareSettings, prepare
 from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.words import words
@@ -138,7 +139,9 @@ def measured(part: str, folder: Path) -> dict[str, float]:
     else:
         corpus = Corpus(sources=(Source(path="x"),), **PARTS[part])
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            found["kept"] = prepare([file], PrepareSettings.of(corpus), Path(out)).kept
+            settings, filtered = FilterSettings.of(corpus, corpus.filters), Path(out) / "filtered"
+            files = [FilteredFiles("x", filtered, filter_documents([file], settings, filtered))]
+            found["kept"] = prepare(files, PrepareSettings.of(corpus), settings, Path(out) / "prepared").kept
     found["seconds"], found["cpu"] = time.perf_counter() - since, time.process_time() - spent
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found["bytes"] = json.loads((folder / "size.json").read_text())

@@ -66,7 +66,9 @@ def demo() -> float:
     recipe = Recipe.load(RECIPES / "demo.toml")
     with tempfile.TemporaryDirectory() as root:
         executor = InPlace(Store(Path(root)))
-        corpus, tokenizer, tokens = tokenized(recipe, ingested(resolve(recipe.corpus.sources), executor), executor)
+        corpus, tokenizer, tokens = tokenized(
+            recipe, ingested(recipe, resolve(recipe.corpus.sources), executor), executor
+        )
         words = ArabicTokenizer.from_file(tokenizer.path / "tokenizer.json")
         train, test = (
             [batch for shard in shards_of(corpus, split) for batch in read_texts(shard.path)]

@@ -47,7 +47,7 @@ from qalam_core.recipe import Recipe
 from qalam_core.store import Identity, Store
 
 recipe, store, count = Recipe.load(Path(sys.argv[1])), Store(Path(sys.argv[2])), int(sys.argv[3])
-found = tokenized(recipe, ingested(resolve(recipe.corpus.sources), InPlace(store)), InPlace(store))
+found = tokenized(recipe, ingested(recipe, resolve(recipe.corpus.sources), InPlace(store)), InPlace(store))
 table = pa.ipc.open_file(found.corpus.path / "train-00000.arrow").read_all()
 
 

@@ -48,12 +48,11 @@ from qalam_core.evaluation.integrity import transformer
 from qalam_core.evaluation.results import Budgets, Interval, Report, Verdict
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package.runtime.architecture import END, START
-from qalam_core.pipeline.build import History, InPlace, build, ingested, stages_in_order
+from qalam_core.pipeline.build import History, InPlace, build, ingested, read_by, stages_in_order
 from qalam_core.pipeline.evaluate import measured
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.gate import verdict_of
 from qalam_core.pipeline.prepare import Prepare, shards_of
-from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.train import model_config
 from qalam_core.pipeline.vocab import TOKENIZER
@@ -192,7 +191,7 @@ class Sound:
         if leaked:
             columns = {"id": [f"{number:016x}" for number in range(len(leaked))], "text": list(leaked),
                        "source": ["leaked"] * len(leaked)}  # fmt: skip
-            seen = seen.united(Fingerprints.of([pa.RecordBatch.from_pydict(columns)]))
+            seen = Fingerprints.union([seen, Fingerprints.of([pa.RecordBatch.from_pydict(columns)])])
         test = [
             pair for batch in self.batches("test")
             for pair in zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
@@ -527,7 +526,7 @@ def leaks(sound: Sound, work: Path) -> dict[str, Callable[[], Leak]]:
 
     def prepared(corpus: Any, seen: Artifact | None = None) -> Artifact:
         recipe = sound.recipe.model_copy(update={"corpus": corpus})
-        return executor.run(Prepare.of(recipe, ingested(resolve(corpus.sources), executor), seen))
+        return executor.run(Prepare.of(recipe, ingested(recipe, resolve(corpus.sources), executor), seen))
 
     def letters(text: str) -> str:
         return re.sub(r"[\W_]+", "", normalise(text, NORMALISATIONS["search"]))
@@ -542,7 +541,7 @@ def leaks(sound: Sound, work: Path) -> dict[str, Callable[[], Leak]]:
 
     def leak(parent: dict[str, Any], child: dict[str, Any]) -> Leak:
         before = prepared(plain.model_copy(update=parent))
-        seen = executor.run(Seen.of(before, None))
+        seen = read_by(before, None, executor)
         # fingerprints of a shorter text cannot be found in a longer one
         read = {bare(text) for text in texts(before, "train") if len(text.split()) >= SHORT}
         corpus = plain.model_copy(update={"validation": 0.0, **child})  # which would be empty, and an error

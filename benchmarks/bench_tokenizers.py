@@ -27,11 +27,9 @@ from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.errors import RecipeError
 from qalam_core.evaluation.evaluate import evaluate
 from qalam_core.evaluation.results import Report
-from qalam_core.pipeline.build import InPlace, ingested, tokenized
+from qalam_core.pipeline.build import InPlace, ingested, read_by, tokenized
 from qalam_core.pipeline.export import PACKAGE, Export
-from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare, shards_of
-from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Model, Recipe
@@ -58,8 +56,7 @@ def recipe_for(corpus: str, algorithm: str, vocab_size: int, steps: int, seed: i
 
 def held_out(store: Store, recipe: Recipe, name: str) -> list[tuple[str, str]]:
     """The first documents of a corpus's test split, under `name`."""
-    documents = [store.build(Ingest.of(file)) for file in resolve(recipe.corpus.sources)]
-    corpus = store.build(Prepare.of(recipe, documents))
+    corpus = store.build(Prepare.of(recipe, ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))))
     found = (
         text for shard in read_split(corpus.path, "test") for batch in read_texts(shard)
         for text in batch.column("text").to_pylist()
@@ -68,10 +65,10 @@ def held_out(store: Store, recipe: Recipe, name: str) -> list[tuple[str, str]]:
 
 
 def measure(store: Store, recipe: Recipe, test: Sequence[tuple[str, str]]) -> Report:
-    documents = ingested(resolve(recipe.corpus.sources), InPlace(store))
+    documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
     corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
     checkpoint = store.build(Train.of(recipe, tokenizer, tokens))
-    seen = store.build(Seen.of(corpus, None))
+    seen = read_by(corpus, None, InPlace(store))
     package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint, seen, None))
     some = of_split(tokens, "train")[0].path / TOKENS  # for the baselines, which are not shown
     report, _ = evaluate(

@@ -41,7 +41,7 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
     seen = WarmStart.of(runs, run, recipe).seen
     with workers(recipe.runner) as pool:
         executor = AsTasks(store, pool, recipe)
-        text = tokenized(recipe, ingested(files, executor), executor, seen, tasks.tokenizer(store, run))
+        text = tokenized(recipe, ingested(recipe, files, executor), executor, seen, tasks.tokenizer(store, run))
     verdict = tasks.remeasure(store, recipe, run, text.corpus, text.tokens)
     if not verdict.passed:
         decision = f"{run} would not pass today: {' '.join(verdict.reasons())}"

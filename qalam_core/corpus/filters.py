@@ -54,32 +54,32 @@ class FilterSettings(Frozen):
     max_chars: int
     min_arabic: float
     max_damaged: float
-    rules: Thresholds  # of all slices but these:
-    slice_rules: dict[str, Thresholds]
+    rules: Thresholds
     languages: tuple[str, ...]  # () where no rule asks for them
     near_duplicates: bool
 
     @classmethod
-    def of(cls, corpus: Corpus) -> FilterSettings:
-        """From the recipe's corpus section. Raises RecipeError when sources of one name have different filters."""
-        rules = _thresholds(corpus, corpus.filters)
-        filters: dict[str, Filters] = {}
-        for source in corpus.sources:
-            chosen, name = source.filters or corpus.filters, slice_name(source)
-            if filters.setdefault(name, chosen) != chosen:
-                raise RecipeError(
-                    f'corpus.sources: "{name}" names two sources with different filters ({filters[name]} and '
-                    f"{chosen}); give one of them another name"
-                )
-        by_slice = {name: _thresholds(corpus, profile) for name, profile in filters.items()}
-        needs_language = any("min_language" in dict(found) for found in (rules, *by_slice.values()))
+    def of(cls, corpus: Corpus, filters: Filters) -> FilterSettings:
+        """From the recipe's corpus section, for a source with these filters."""
+        rules = _thresholds(corpus, filters)
         return cls(
             normalisation=NORMALISATIONS[corpus.normalisation], repair=corpus.repair, min_chars=corpus.min_chars,
-            max_chars=corpus.max_chars, min_arabic=corpus.min_arabic, max_damaged=corpus.max_damaged,
-            rules=rules,
-            slice_rules={name: found for name, found in by_slice.items() if found != rules},
-            languages=corpus.languages if needs_language else (), near_duplicates=corpus.near_duplicates,
+            max_chars=corpus.max_chars, min_arabic=corpus.min_arabic, max_damaged=corpus.max_damaged, rules=rules,
+            languages=corpus.languages if "min_language" in dict(rules) else (), near_duplicates=corpus.near_duplicates,
         )  # fmt: skip
+
+
+def filters_by_slice(corpus: Corpus) -> dict[str, Filters]:
+    """The filters of each source, by its name. Raises RecipeError when sources of one name have different ones."""
+    found: dict[str, Filters] = {}
+    for source in corpus.sources:
+        chosen, name = source.filters or corpus.filters, slice_name(source)
+        if found.setdefault(name, chosen) != chosen:
+            raise RecipeError(
+                f'corpus.sources: "{name}" names two sources with different filters ({found[name]} and '
+                f"{chosen}); give one of them another name"
+            )
+    return found
 
 
 def _thresholds(corpus: Corpus, filters: Filters) -> Thresholds:
@@ -129,11 +129,7 @@ def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excl
     digests = digests_of(texts)
     if excluded is not None:
         reasons[excluded.holds(texts, digests) & (reasons != "empty")] = "excluded"
-    names = np.array(slices.to_pylist(), np.object_) if settings.slice_rules else np.zeros(len(texts), np.object_)
-    for name in dict.fromkeys(names.tolist()):
-        rules = settings.slice_rules.get(name, settings.rules)
-        violated = first_violation(texts, found, rules, settings.languages, reasons)
-        reasons = np.where(names == name, violated, reasons)
+    reasons = first_violation(texts, found, settings.rules, settings.languages, reasons)
     long, keys = np.zeros(len(texts), np.bool_), np.zeros((0, BANDS), np.uint64)
     if settings.near_duplicates:
         long, keys = band_keys(found)

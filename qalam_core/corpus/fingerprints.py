@@ -148,18 +148,22 @@ class Fingerprints:
         of_first = np.concatenate(ids)[first], np.concatenate(sources)[first]
         return cls(hashes, *of_first, tuple(names), bands.values(), lines.values(), *_bucketed(kept.values()))
 
-    def united(self, other: Fingerprints) -> Fingerprints:
-        """Both together."""
-        names = tuple(dict.fromkeys((*self.names, *other.names)))
-        renumbered = np.array([names.index(name) for name in other.names], np.uint16)
-        ids = np.concatenate([self.ids, other.ids])
-        sources = np.concatenate([self.sources, renumbered[other.sources]])
-        hashes, first = np.unique(np.concatenate([self.documents, other.documents]), return_index=True)
-        kept = _distinct(np.concatenate([self._values(), other._values()]))
-        bands, lines = (
-            _distinct(np.concatenate(both)) for both in ((self.bands, other.bands), (self.lines, other.lines))
-        )
-        return Fingerprints(hashes, ids[first], sources[first], names, bands, lines, *_bucketed(kept))
+    @classmethod
+    def union(cls, parts: Sequence[Fingerprints]) -> Fingerprints:
+        """All together; of equal documents the first one's id and source are kept."""
+        names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+        sources = [np.array([names.index(name) for name in part.names], np.uint16)[part.sources] for part in parts]
+        hashes, first = np.unique(np.concatenate([part.documents for part in parts]), return_index=True)
+        ids = np.concatenate([part.ids for part in parts])[first]
+        bands, lines = (_distinct(np.concatenate([getattr(part, name) for part in parts])) for name in _SETS[:2])
+        # bucket by bucket, which are small enough for the processor's cache
+        buckets = [
+            _distinct(np.concatenate([part.ngrams[part.buckets[n] : part.buckets[n + 1]] for part in parts]))
+            for n in range(2**_BUCKET_BITS)
+        ]
+        borders = np.concatenate([[0], np.cumsum([len(bucket) for bucket in buckets])]).astype(np.int64)
+        of_first = np.concatenate(sources)[first]
+        return cls(hashes, ids, of_first, names, bands, lines, np.concatenate(buckets), borders)
 
     def save(self, folder: Path) -> None:
         """Write documents.arrow, bands.arrow, lines.arrow, ngrams.arrow and buckets.arrow."""
@@ -236,10 +240,6 @@ class Fingerprints:
             found[asked] = known(stored, values[asked].astype(np.uint32))
         return found[place]
 
-    def _values(self) -> Hashes:
-        buckets = np.repeat(np.arange(2**_BUCKET_BITS, dtype=np.uint64), np.diff(self.buckets))
-        return (buckets << np.uint64(32)) | self.ngrams
-
 
 def _write(path: Path, **columns: pa.Array) -> None:
     batch = pa.record_batch(columns)
@@ -271,7 +271,7 @@ class _Distinct:
         return self._values
 
 
-def _distinct(values: Hashes) -> Hashes:
+def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     """The distinct values, sorted; several times as fast as np.unique, which hashes integers first."""
     ordered = np.sort(values)
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered

@@ -66,6 +66,7 @@ class Input:
     def __init__(self, file: SourceFile) -> None:
         self.file = file
         self.lossy = file.settings.encoding_errors == "replace"
+        self.start = file.piece.start if file.piece else 0
         self.done = 0
 
     def chunks(self) -> Iterator[bytes]:
@@ -80,12 +81,15 @@ class Input:
                 elif compression and compression not in _DECOMPRESSORS:
                     stream = stack.enter_context(pa.CompressedInputStream(raw, compression))
                 chunks: Iterator[bytes] = iter(lambda: stream.read(CHUNK), b"")
+                if self.file.piece:
+                    raw.seek(self.start)
+                    chunks = iter(lambda: raw.read(min(CHUNK, self.start + self.file.size - raw.tell())), b"")
                 if compression in _DECOMPRESSORS:
                     chunks = _streams(raw, _DECOMPRESSORS[compression])
             while True:
                 with reading(self.file):
                     chunk = next(chunks, b"")
-                    self.done = raw.tell()
+                    self.done = raw.tell() - self.start
                 if not chunk:
                     break
                 yield chunk
@@ -95,7 +99,7 @@ class Input:
 
         Raises CorpusError for what cannot be text in the source's encoding.
         """
-        offset = 0
+        offset = self.start
         for chunk in self._utf8():
             nul = chunk.find(b"\0") if self.file.settings.bad_records == "refuse" else -1
             if nul >= 0:

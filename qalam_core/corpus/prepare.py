@@ -1,18 +1,17 @@
-"""Preparing a corpus: documents as read -> normalised, filtered, deduplicated text in three splits.
+"""Preparing a corpus: documents that passed the filters -> deduplicated text in three splits.
 
-Whether a document is kept depends on its text, and on whether the corpus holds the same text or nearly the same;
+Whether such a document is kept depends on whether the corpus holds the same text or nearly the same;
 which split it is in depends on its text alone. So a corpus that grows keeps its held-out documents held out.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,33 +20,33 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from qalam_core.corpus.duplicates import Clusters, KnownDigests
-from qalam_core.corpus.exclusion import Excluded
-from qalam_core.corpus.filters import REASONS, Filtered, FilterSettings, Reasons, check_languages, filter_batch
+from qalam_core.corpus.filtered import REJECTED, REJECTS, TEXTS, FilterFacts, batches, read_keys, reject
+from qalam_core.corpus.filters import REASONS, FilterSettings, Reasons
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, read_texts, required_splits
-from qalam_core.corpus.writer import HEAD, IngestFacts
+from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Corpus, Frozen
 
-REJECTS = "rejects.arrow"
 
-_FIRST = 80  # percent of the progress in the first pass; the second only writes
-
-_SPOOLED = pa.schema([("text", pa.large_string()), ("source", pa.string())])
-_REJECTED = pa.schema([("text", pa.large_string()), ("source", pa.string()), ("reason", pa.string())])
-
-
-class PrepareSettings(FilterSettings, Shares):
-    """Everything that the prepared corpus depends on, besides the documents."""
+class PrepareSettings(Shares):
+    """Everything that the prepared corpus depends on, besides the documents that passed the filters."""
 
     shard_mb: int
 
     @classmethod
     def of(cls, corpus: Corpus) -> PrepareSettings:
-        """From the recipe's corpus section. Raises RecipeError."""
-        more = {name: getattr(corpus, name) for name in ("validation", "test", "shard_mb")}
-        return cls(**dict(FilterSettings.of(corpus)), **more)
+        """From the recipe's corpus section."""
+        return cls(validation=corpus.validation, test=corpus.test, shard_mb=corpus.shard_mb)
+
+
+class FilteredFiles(NamedTuple):
+    """What `filter_documents` made of some files of one slice."""
+
+    slice: str
+    folder: Path
+    facts: FilterFacts
 
 
 class SliceCounts(Frozen):
@@ -84,63 +83,63 @@ class CorpusFacts(SliceCounts):
 
 
 def prepare(
-    documents: Sequence[Path], settings: PrepareSettings, out: Path, progress: Progress = no_progress,
-    seen: Fingerprints | None = None, excluded: Excluded | None = None,
-    ingested: Sequence[tuple[str, IngestFacts]] = (),
+    files: Sequence[FilteredFiles], settings: PrepareSettings, filters: FilterSettings, out: Path,
+    progress: Progress = no_progress, read: Sequence[tuple[str, IngestFacts]] = (), seen: Fingerprints | None = None,
 ) -> CorpusFacts:  # fmt: skip
-    """Clean, deduplicate and split `documents`, in their order, into `out`; -> counts.
+    """Deduplicate and split the documents of `files`, in their order, into `out`; -> counts.
 
     Writes train-00000.arrow and so on, each of half to twice `shard_mb` MB of text (columns id: the first 16 hex digits
-    of the text's sha256, text, source), and rejects.arrow (text: at most HEAD characters as read, of near-duplicates as
-    normalised; source, reason). Every document is in one of them. Memory: a few record batches, and per document what
-    duplicates.py states. Needs the corpus's size again as temporary disk space. Progress is in bytes of the files.
+    of the text's sha256, text, source), and rejects.arrow (text: at most HEAD characters; source, reason). Every
+    document is in one of them. Memory: a few record batches, and per document what duplicates.py states; as much
+    temporary disk space. Progress is in bytes of the files.
 
     `seen` is what the ancestors of the model have read: what would be held out and meets it goes to training instead.
-    `excluded` documents are rejected. `ingested` has the slice and the facts of each file, for the counts. Raises
-    CorpusError when a slice, or a split with a share, would be empty, and RecipeError.
+    `read` has the slice and the facts of each file that was read, for the counts; `filters` are the settings of the
+    filters, for errors. Raises CorpusError when a slice, or a split with a share, would be empty.
     """
-    check_languages(settings)
     out.mkdir(parents=True, exist_ok=True)
-    total = sum(path.stat().st_size for path in documents)
-    counts = _Counts(ingested)
+    total = sum((file.folder / TEXTS).stat().st_size for file in files)
+    counts = _Counts(files, read)
     shards = [Shards(out, split, settings.shard_mb * 1_000_000) for split in SPLITS]
-    spool, texts = out / "spool", out / "spool" / "texts"  # what the first pass keeps
-    with ipc.new_file(out / REJECTS, _REJECTED) as rejects:
-        with closing(Clusters(spool)) as clusters, ipc.new_file(texts, _SPOOLED) as kept:
-            known = KnownDigests()
-            for batch, done in _filtered(documents, settings, excluded):
-                fresh = known.add(batch.digests, batch.reasons == "")
-                batch.reasons[(batch.reasons == "") & ~fresh] = "duplicate"
-                counts.add(batch)
-                rejected = np.flatnonzero(batch.reasons != "")
-                _reject(rejects, batch.read, batch.slices, batch.reasons, rejected)
-                columns = [_selected(batch.texts, fresh), _selected(batch.slices, fresh)]
-                kept.write_batch(pa.record_batch(columns, schema=_SPOOLED))
-                clusters.add(batch.digests[fresh], batch.long[fresh], batch.keys[fresh[batch.long]])
-                progress(int(done * _FIRST / 100), total)
-            del known
-            digests, dropped = clusters.finish()
-        split = np.full(len(digests), -1, np.int8)
-        split[~dropped] = assign(digests[~dropped], settings)
-        row, spooled = 0, texts.stat().st_size
-        for batch, done in _batches([texts]):
-            rows = slice(row, row + len(batch))
-            row += len(batch)
-            if seen is not None:
-                counts.count("seen_by_ancestor", _to_training(split[rows], batch, seen))
-            for index, shard in enumerate(shards):
-                own = split[rows] == index
-                text, source = (_selected(batch.column(name), own) for name in ("text", "source"))
-                shard.write(text, source, digests[rows][own])
-            near = np.full(len(batch), "near_duplicate", np.object_)
-            counts.reject(batch.column("source"), np.where(dropped[rows], near, ""))
-            _reject(rejects, batch.column("text"), batch.column("source"), near, np.flatnonzero(dropped[rows]))
-            progress(int(total * (_FIRST + (100 - _FIRST) * done / spooled) / 100), total)
+    spool = out / "spool"
+    with closing(Clusters(spool)) as clusters:
+        known, fresh = KnownDigests(), list[NDArray[np.bool_]]()
+        for file in files:
+            for digests, long, keys in read_keys(file.folder):
+                new = known.add(digests, np.ones(len(digests), np.bool_))
+                fresh.append(new)
+                clusters.add(digests[new], long[new], keys[new[long]])
+        del known
+        kept_digests, near = clusters.finish()
+    shutil.rmtree(spool)
+    split = np.full(len(kept_digests), -1, np.int8)
+    split[~near] = assign(kept_digests[~near], settings)
+    row, done, place = 0, 0, iter(fresh)
+    with ipc.new_file(out / REJECTS, REJECTED) as rejects:
+        for batch, _ in batches([file.folder / REJECTS for file in files]):
+            rejects.write_batch(batch)
+        for file in files:
+            for batch, _ in batches([file.folder / TEXTS]):
+                new = next(place)
+                rows = slice(row, row + int(new.sum()))
+                row = rows.stop
+                reasons = np.full(len(batch), "duplicate", np.object_)
+                reasons[new] = np.where(near[rows], "near_duplicate", "")
+                counts.reject(batch.column("source"), reasons)
+                reject(rejects, batch.column("text"), batch.column("source"), reasons, np.flatnonzero(reasons != ""))
+                batch = batch if new.all() else batch.filter(pa.array(new))
+                if seen is not None:
+                    counts.count("seen_by_ancestor", _to_training(split[rows], batch, seen))
+                for index, shard in enumerate(shards):
+                    own = split[rows] == index
+                    text, source = (_selected(batch.column(name), own) for name in ("text", "source"))
+                    shard.write(text, source, kept_digests[rows][own])
+                done += batch.nbytes
+                progress(min(done, total), total)
     for shard in shards:
         shard.close()
-    shutil.rmtree(spool)
     facts = counts.facts(shards)
-    _check(facts, settings)
+    _check(facts, settings, filters)
     progress(total, total)
     return facts
 
@@ -167,43 +166,6 @@ def _to_training(split: NDArray[np.int8], batch: pa.RecordBatch, seen: Fingerpri
     return chosen.column("source").filter(pa.array(read))
 
 
-def _filtered(
-    documents: Sequence[Path], settings: FilterSettings, excluded: Excluded | None
-) -> Iterator[tuple[Filtered, float]]:
-    """As `_batches`, but filtered: a few at once, in threads, as Arrow and numpy release the interpreter lock."""
-    workers = min(pa.cpu_count(), 4)
-    ahead: deque[tuple[Future[Filtered], float]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for batch, done in _batches(documents):
-            ahead.append((pool.submit(filter_batch, batch, settings, excluded), done))
-            if len(ahead) > workers:
-                future, upto = ahead.popleft()
-                yield future.result(), upto
-        while ahead:
-            future, upto = ahead.popleft()
-            yield future.result(), upto
-
-
-def _batches(paths: Sequence[Path]) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """Every record batch of some files, in order, and about how many of their bytes have been read."""
-    before = 0
-    for path in paths:
-        size = path.stat().st_size
-        # read, not mapped: pages of a file that is read once would only count as this process's memory
-        with pa.OSFile(str(path)) as file, ipc.open_file(file) as reader:
-            for index in range(reader.num_record_batches):
-                yield reader.get_batch(index), before + size * (index + 1) / reader.num_record_batches
-        before += size
-
-
-def _reject(rejects: Any, texts: pa.Array, names: pa.Array, reasons: Reasons, rows: NDArray[np.intp]) -> None:
-    if len(rows):
-        chosen = pa.array(rows)
-        heads = pc.utf8_slice_codeunits(texts.take(chosen), 0, HEAD)
-        columns = [heads, names.take(chosen), pa.array(reasons[rows], pa.string())]
-        rejects.write_batch(pa.record_batch(columns, schema=_REJECTED))
-
-
 def _selected(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
     return values if rows.all() else values.filter(pa.array(rows))
 
@@ -211,18 +173,17 @@ def _selected(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
 class _Counts:
     """What became of the documents of each slice."""
 
-    def __init__(self, ingested: Sequence[tuple[str, IngestFacts]]) -> None:
+    def __init__(self, files: Sequence[FilteredFiles], read: Sequence[tuple[str, IngestFacts]]) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()  # by (slice, field of SliceCounts)
         self.rejected: Counter[tuple[str, str]] = Counter()  # by (slice, reason)
-        for name, facts in ingested:
+        for name, of_file in read:
             for what in ("skipped_null", "skipped", "passed_over"):
-                self.counts[name, what] += getattr(facts, what)
-
-    def add(self, batch: Filtered) -> None:
-        self.count("read", batch.slices)
-        for what in ("cut", "replaced", "repaired", "repaired_in_part", "not_repaired"):
-            self.count(what, batch.slices.filter(pa.array(getattr(batch, what))))
-        self.reject(batch.slices, batch.reasons)
+                self.counts[name, what] += getattr(of_file, what)
+        for name, _, filtered in files:
+            for what in ("read", "cut", "replaced", "repaired", "repaired_in_part", "not_repaired"):
+                self.counts[name, what] += getattr(filtered, what)
+            for reason, count in filtered.rejected.items():
+                self.rejected[name, reason] += count
 
     def count(self, what: str, names: pa.Array) -> None:
         for name, count in _counted(names).items():
@@ -251,17 +212,17 @@ def _counted(values: pa.Array) -> dict[str, int]:
     return {pair["values"]: pair["counts"] for pair in pc.value_counts(values).to_pylist()}
 
 
-def _check(facts: CorpusFacts, settings: PrepareSettings) -> None:
+def _check(facts: CorpusFacts, settings: PrepareSettings, filters: FilterSettings) -> None:
     rule = "a rule of the source's filters; change its threshold in corpus.thresholds, or filters"
     cures = {
         "damaged": f"the share of U+FFFD, in place of bytes that could not be decoded, is above corpus.max_damaged "
-        f"({settings.max_damaged:g}); set the source's encoding, or raise it",
+        f"({filters.max_damaged:g}); set the source's encoding, or raise it",
         "mojibake": "bytes of their letters were lost when they were decoded; decode the source again, or set "
         "corpus.repair = false to have them filtered as they are",
         "empty": "nothing is left once marks and controls are removed",
-        "too_short": f"corpus.min_chars is {settings.min_chars}; lower it, or join lines with unit",
-        "too_long": f"corpus.max_chars is {settings.max_chars}; raise it, or split the text with unit",
-        "not_arabic": f"corpus.min_arabic is {settings.min_arabic}; lower it, or name the field with Arabic",
+        "too_short": f"corpus.min_chars is {filters.min_chars}; lower it, or join lines with unit",
+        "too_long": f"corpus.max_chars is {filters.max_chars}; raise it, or split the text with unit",
+        "not_arabic": f"corpus.min_arabic is {filters.min_arabic}; lower it, or name the field with Arabic",
         "excluded": "corpus.exclude names it",
         "duplicate": "the same text came before",
         "near_duplicate": "nearly the same text is kept; or set corpus.near_duplicates = false",

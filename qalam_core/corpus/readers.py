@@ -33,7 +33,8 @@ def ingest(file: SourceFile, out: Path, progress: Progress = no_progress) -> Ing
         if file.size or file.hub:
             _READERS[file.settings.format](writer)
         writer.flush()
-    writer.counts["passed_over"] = int(not writer.counts["documents"])
+    # a piece of a file may hold none
+    writer.counts["passed_over"] = int(not writer.counts["documents"] and file.piece is None)
     facts = IngestFacts(**{name: writer.counts[name] for name in IngestFacts.model_fields})
     if facts.passed_over:
         why = [f"in {facts.skipped_null} records {file.settings.text!r} is null"] if facts.skipped_null else []
@@ -91,7 +92,8 @@ def _read_text(writer: Writer) -> None:
 
 
 def _read_jsonl(writer: Writer) -> None:
-    for number, line in enumerate(writer.lines(), 1):
+    first = writer.file.piece.first_line if writer.file.piece else 1
+    for number, line in enumerate(writer.lines(), first):
         if not line.strip():
             continue
         place = f"{writer.path}:{number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import importlib.metadata
 import logging
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qalam_core.corpus.pieces import PIECE_BYTES, Piece, pieces
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError
 from qalam_core.files import digest, sha256_file
@@ -74,6 +76,7 @@ class SourceFile:
     digest: str  # sha256 of the bytes on disk; of a data set on the Hub, of everything that pins it
     size: int  # bytes on disk; 0 where it is not known (a data set on the Hub)
     hub: Source | None = None  # a data set's source
+    piece: Piece | None = None  # where it is only a part of its file; digest and size are the part's
 
 
 def resolve(sources: Sequence[Source]) -> list[SourceFile]:
@@ -84,7 +87,8 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
     for source in sources:
         for place, file in _files(source):
             # a file that two sources name is read once, under the first one's name
-            key = (place, file.settings.model_copy(update={"name": "", "found": False}))
+            start = file.piece.start if file.piece else 0
+            key = (place, start, file.settings.model_copy(update={"name": "", "found": False}))
             first = files.setdefault(key, file)
             if first.settings.found and not file.settings.found:  # named as well: it must hold documents
                 files[key] = replace(first, settings=first.settings.model_copy(update={"found": False}))
@@ -108,18 +112,20 @@ def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
                 f"{place}: unknown suffix; known are {_SUFFIXES}; rename the file, or set format (such as "
                 '"text") on its source'
             )
+        settings = ReadSettings.of(source, place, found) if known else None
         try:
-            fingerprint = _fingerprint(path) if known else None
+            read = list(_parts_of(path, settings)) if settings else []
         except CorpusError as error:
             if not found:
                 raise
             passed[str(path)] = str(error).removeprefix(f"{path}: ").partition(";")[0]
             continue
-        if fingerprint is None:
+        if settings is None:
             passed[str(path)] = "unknown suffix"
             continue
         count += 1
-        yield os.path.realpath(path), SourceFile(ReadSettings.of(source, place, found), place, *fingerprint)
+        for sha256, size, piece in read:
+            yield os.path.realpath(path), SourceFile(settings, place, sha256, size, piece=piece)
     if not count:
         raise CorpusError(
             f"{source.path}: none of its files can be used: {_named(source, passed)}; known suffixes are {_SUFFIXES}; "
@@ -170,6 +176,20 @@ def parts(path: str | Path) -> tuple[str, str, str]:
         name = name.with_suffix("")
     kind = FORMATS.get(name.suffix.lower(), "")
     return name.stem if kind else name.name, kind, compression
+
+
+def _parts_of(path: Path, settings: ReadSettings) -> Iterator[tuple[str, int, Piece | None]]:
+    """Digest, size and place of each part that is read by itself: the whole file, or pieces of a large one of lines."""
+    lines = settings.format == "jsonl" or (settings.format == "text" and settings.unit in ("line", "paragraph"))
+    if settings.compression or settings.encoding != "utf-8" or not lines or path.stat().st_size < 2 * PIECE_BYTES:
+        yield (*_fingerprint(path), None)
+        return
+    try:
+        with path.open("rb") as file:
+            for piece in pieces(file, blank=settings.unit == "paragraph"):
+                yield piece.digest, piece.size, piece
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _fingerprint(path: Path) -> tuple[str, int]:
@@ -299,7 +319,15 @@ def _refuse_unpinned(source: Source, name: str) -> None:
 
 def current_digest(file: SourceFile) -> str:
     """The digest of what its path holds now. OSError, and CorpusError, when it cannot be read."""
-    return _hub(file.hub).digest if file.hub else sha256_file(Path(file.path))
+    if file.piece is None:
+        return _hub(file.hub).digest if file.hub else sha256_file(Path(file.path))
+    sha256, left = hashlib.sha256(), file.size
+    with Path(file.path).open("rb") as opened:
+        opened.seek(file.piece.start)
+        while left and (data := opened.read(min(left, 1 << 20))):
+            sha256.update(data)
+            left -= len(data)
+    return sha256.hexdigest()
 
 
 def data_files(source: Source) -> list[str]:

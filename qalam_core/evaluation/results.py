@@ -232,7 +232,7 @@ class Check(Frozen):
 
     @property
     def state(self) -> str:
-        """"failed", "passed", or "reported" where nothing was required."""
+        """Whether it "failed", "passed", or was "reported" where nothing was required."""
         if not self.passed:
             return "failed"
         return "reported" if self.limit is None else "passed"

@@ -21,6 +21,7 @@ from qalam_core.pipeline.evaluate import Evaluate, measured
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.gate import Incumbent, Incumbents
 from qalam_core.pipeline.lineage import WarmStart
+from qalam_core.pipeline.prepare import Documents
 from qalam_core.pipeline.publish import create_run
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe, Requirements
@@ -85,7 +86,7 @@ class AsRecorded(Past):
     record: RunRecord
     start: WarmStart | None
 
-    def warm_start(self, recipe: Recipe, documents: Sequence[Artifact]) -> WarmStart | None:
+    def warm_start(self, recipe: Recipe, documents: Documents) -> WarmStart | None:
         """The recorded parent."""
         return self.start
 

@@ -9,10 +9,12 @@ from typing import NamedTuple, Protocol
 from qalam_core.corpus.sources import SourceFile, resolve
 from qalam_core.pipeline.evaluate import Evaluate
 from qalam_core.pipeline.export import Export
+from qalam_core.pipeline.filter import Filter
+from qalam_core.pipeline.fingerprint import Fingerprint
 from qalam_core.pipeline.gate import Gate, Incumbents, incumbents
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.lineage import WarmStart, warm_start
-from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.prepare import Documents, Prepare
 from qalam_core.pipeline.publish import Published, publish
 from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.stage import Stage
@@ -24,7 +26,19 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 
-STAGES: tuple[type[Stage], ...] = (Ingest, Prepare, Vocab, Tokenize, Train, Seen, Export, Evaluate, Gate)
+STAGES: tuple[type[Stage], ...] = (
+    Ingest,
+    Filter,
+    Prepare,
+    Vocab,
+    Tokenize,
+    Train,
+    Fingerprint,
+    Seen,
+    Export,
+    Evaluate,
+    Gate,
+)
 """Every kind of stage, in order."""
 
 
@@ -50,7 +64,7 @@ class Tokenized(NamedTuple):
 class Past(Protocol):
     """The earlier runs that a build depends on."""
 
-    def warm_start(self, recipe: Recipe, documents: Sequence[Artifact]) -> WarmStart | None:
+    def warm_start(self, recipe: Recipe, documents: Documents) -> WarmStart | None:
         """The run whose weights training begins with, None for random ones."""
 
     def incumbents(self, recipe: Recipe, evaluation: Artifact) -> Incumbents:
@@ -63,7 +77,7 @@ class History(Past):
 
     runs: Runs
 
-    def warm_start(self, recipe: Recipe, documents: Sequence[Artifact]) -> WarmStart | None:
+    def warm_start(self, recipe: Recipe, documents: Documents) -> WarmStart | None:
         """The run that the recipe names, or the champion."""
         list(self.runs.champions(recipe.name))  # the gate reads their records: a damaged one is found at once
         return warm_start(recipe, documents, self.runs)
@@ -74,7 +88,7 @@ class History(Past):
 
 
 def tokenized(
-    recipe: Recipe, documents: Sequence[Artifact], executor: Executor, seen: Artifact | None = None,
+    recipe: Recipe, documents: Documents, executor: Executor, seen: Artifact | None = None,
     tokenizer: Artifact | None = None,
 ) -> Tokenized:  # fmt: skip
     """The stages from documents to token shards; with a `tokenizer` none is trained.
@@ -86,9 +100,15 @@ def tokenized(
     return Tokenized(corpus, tokenizer, executor.map(Tokenize.all_of(corpus, tokenizer)))
 
 
-def ingested(files: Sequence[SourceFile], executor: Executor) -> list[Artifact]:
-    """The documents of source files."""
-    return executor.map([Ingest.of(file) for file in files])
+def ingested(recipe: Recipe, files: Sequence[SourceFile], executor: Executor) -> Documents:
+    """The documents of source files, as read and filtered."""
+    read = executor.map([Ingest.of(file) for file in files])
+    return Documents(read, executor.map(Filter.all_of(recipe, files, read)))
+
+
+def read_by(corpus: Artifact, start: WarmStart | None, executor: Executor) -> Artifact:
+    """The record of what a model that is trained on a corpus has read."""
+    return executor.run(Seen.of(corpus, executor.map(Fingerprint.all_of(corpus)), start))
 
 
 def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
@@ -102,14 +122,14 @@ def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, exe
 
 def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
     """All stages before the verdict; the evaluation is the last."""
-    documents = ingested(files, executor)
+    documents = ingested(recipe, files, executor)
     start = past.warm_start(recipe, documents)
     corpus, tokenizer, tokens = tokenized(recipe, documents, executor, start.seen if start else None)
     checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start))
-    seen = executor.run(Seen.of(corpus, start))
+    seen = read_by(corpus, start, executor)
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))
-    return [*documents, corpus, tokenizer, *tokens, checkpoint, seen, package, evaluation]
+    return [*documents.read, *documents.filtered, corpus, tokenizer, *tokens, checkpoint, seen, package, evaluation]
 
 
 @dataclass(frozen=True)

@@ -280,5 +280,6 @@ def _files(records: Sequence[RunRecord]) -> dict[str, str]:
     for source in dict.fromkeys(source for record in records for source in record.recipe.corpus.sources):
         with suppress(CorpusError):
             for file in resolve([source]):
-                found.setdefault(file.digest, file.path)
+                part = f", from line {file.piece.first_line}" if file.piece else ""
+                found.setdefault(file.digest, f"{file.path}{part}")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import DamagedError, TrainingError
-from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.prepare import Documents, Prepare
 from qalam_core.recipe import Optimisation, Recipe
 from qalam_core.runs import Ancestor, Parent, RunRecord, Runs
 from qalam_core.store import Artifact
@@ -67,7 +67,7 @@ class WarmStart:
         return cls(record.lineage, path, runs.store.reference("seen", parent.seen))
 
 
-def warm_start(recipe: Recipe, documents: Sequence[Artifact], runs: Runs) -> WarmStart | None:
+def warm_start(recipe: Recipe, documents: Documents, runs: Runs) -> WarmStart | None:
     """The run whose weights to begin with; None for random ones.
 
     "champion" is the newest champion that was trained otherwise than this one. If a champion was trained like this

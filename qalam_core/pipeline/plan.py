@@ -15,6 +15,8 @@ from typing import Literal
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import DamagedError
 from qalam_core.pipeline.build import STAGES, Executor, History, stages_in_order
+from qalam_core.pipeline.filter import Filter
+from qalam_core.pipeline.fingerprint import Fingerprint
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.lineage import changed_values
 from qalam_core.pipeline.stage import Stage
@@ -145,7 +147,10 @@ class Reasons:
             of_source = [made for made in last if made.manifest.settings.get("name") == stage.settings.name]
             same = [made for made in last if made.manifest.inputs == inputs]
             return (same or of_source)[0] if same or len(of_source) == 1 else None
-        if isinstance(stage, Tokenize):
+        if isinstance(stage, Filter):
+            shared = [len(set(made.manifest.inputs.values()) & set(inputs.values())) for made in last]
+            last = [last[shared.index(max(shared))]] if any(shared) or len(last) == 1 else []
+        if isinstance(stage, (Tokenize, Fingerprint)):
             last = [made for made in last if made.manifest.inputs.get("shard") == inputs["shard"]]
         return last[0] if last else None
 

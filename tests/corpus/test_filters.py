@@ -20,11 +20,12 @@ from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus import prepare as preparation
 from qalam_core.corpus.filters import REASONS, FilterSettings, Thresholds, first_violation
 from qalam_core.corpus.measures import MEASURES, STOP_WORDS, Floats
-from qalam_core.corpus.prepare import PrepareSettings, read_rejects
+from qalam_core.corpus.prepare import read_rejects
 from qalam_core.corpus.words import Words, words
 from qalam_core.corpus.writer import SCHEMA
 from qalam_core.filter_profiles import FILTER_PROFILES, RULES, rules_of
 from qalam_core.recipe import Corpus, Filters, Source
+from tests.corpus.preparing import prepare_files
 
 WEB = list(FILTER_PROFILES["web"].items())
 
@@ -226,7 +227,7 @@ def test_a_recipes_thresholds_replace_those_of_the_profiles() -> None:
 
 def rules(corpus: Corpus, filters: Filters) -> Thresholds:
     """The rules of a filter profile with the corpus's thresholds."""
-    return FilterSettings.of(corpus.model_copy(update={"filters": filters})).rules
+    return FilterSettings.of(corpus, filters).rules
 
 
 def test_rules_of_profiles_that_differ_are_all_known() -> None:
@@ -281,7 +282,7 @@ def test_a_new_rule_is_applied_by_prepare(tmp_path: Path, monkeypatch: pytest.Mo
     for limit, rejected in ((0.5, 1), (0.1, 2)):
         options = {"min_chars": 1, "near_duplicates": False, "thresholds": {"max_exclamations": limit}}
         corpus = Corpus(sources=(Source(path="x"),), **options)
-        facts = preparation.prepare([tmp_path / "in.arrow"], PrepareSettings.of(corpus), tmp_path / "out")
+        facts = prepare_files([("news", tmp_path / "in.arrow")], corpus, tmp_path / "out")
         assert facts.rejected == facts.sources["news"].rejected == {"max_exclamations": rejected}
         found = list(read_rejects(tmp_path / "out", "max_exclamations", 5))
         assert found == [("news", text) for text in texts[20 : 20 + rejected]]

@@ -153,7 +153,7 @@ def test_a_short_document_with_an_added_line_counts_as_read(size: int, added: in
 @settings(max_examples=40)
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4), st.lists(text, max_size=3))
 def test_a_union_has_read_what_either_has(one: list[str], other: list[str], asked: list[str]) -> None:
-    united = read(*one).united(read(*other, source="b"))
+    united = Fingerprints.union([read(*one), read(*other, source="b")])
     together = Fingerprints.of([documents(one), documents(other, "b")])
     for found, expected in zip(united.meets(pa.array(asked, pa.string())),
                                together.meets(pa.array(asked, pa.string())), strict=True):  # fmt: skip
@@ -163,7 +163,7 @@ def test_a_union_has_read_what_either_has(one: list[str], other: list[str], aske
 
 
 def test_documents_that_are_gone_are_counted_by_source() -> None:
-    before = read("النص الأول", "النص الثاني").united(read("النص الثالث", source="b"))
+    before = Fingerprints.union([read("النص الأول", "النص الثاني"), read("النص الثالث", source="b")])
     today = np.sort(document_hashes(folded(pa.array(["النصُّ الثّاني!"], pa.large_string()))))
     assert before.absent_from(today) == {"a": 1, "b": 1}
     assert before.absent_from(before.documents) == {}

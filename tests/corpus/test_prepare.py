@@ -19,16 +19,9 @@ from hypothesis import strategies as st
 
 from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus import splits as module
-from qalam_core.corpus.filters import REASONS
-from qalam_core.corpus.prepare import (
-    REJECTS,
-    CorpusFacts,
-    PrepareSettings,
-    SliceCounts,
-    SplitCounts,
-    prepare,
-    read_rejects,
-)
+from qalam_core.corpus.filtered import REJECTS
+from qalam_core.corpus.filters import REASONS, FilterSettings, filters_by_slice
+from qalam_core.corpus.prepare import CorpusFacts, SliceCounts, SplitCounts, read_rejects
 from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, Shards, read_split, read_texts
@@ -36,6 +29,7 @@ from qalam_core.corpus.writer import SCHEMA, IngestFacts
 from qalam_core.errors import CorpusError, RecipeError
 from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.recipe import Corpus, Filters, Normalisation, Source
+from tests.corpus.preparing import prepare_files
 
 Document = tuple[str, str]  # (slice, text)
 
@@ -66,7 +60,13 @@ def write(path: Path, documents: Sequence[Document], batch: int = 1000, cut: fro
 
 
 def run(folder: Path, documents: Sequence[Document], corpus: Corpus, **options: Any) -> CorpusFacts:
-    return prepare([write(folder / "in.arrow", documents, **options)], PrepareSettings.of(corpus), folder / "out")
+    """Prepare documents, those of a slice in one file."""
+    names = dict.fromkeys(name for name, _ in documents)
+    files = [
+        (name, write(folder / f"{name}.arrow", [document for document in documents if document[0] == name], **options))
+        for name in names
+    ]
+    return prepare_files(files, corpus, folder / "out")
 
 
 def kept(folder: Path) -> dict[str, list[tuple[str, str, str]]]:
@@ -109,10 +109,10 @@ def test_each_rule_rejects_with_its_reason(tmp_path: Path) -> None:
     digits = [("news", "١٢٣ 456 789 ١٢٣ 456 789")]  # no letters at all: not Arabic text
     documents = good + [("news", text) for text in bad.values()] + digits
     facts = run(tmp_path, documents, part(min_chars=10, max_chars=300))
-    assert [(row["reason"], row["text"]) for row in rejected(tmp_path)] == [
-        *bad.items(),
-        ("not_arabic", digits[0][1]),
-    ]
+    expected = {**bad, "duplicate": good[3][1]}  # of duplicates the normalised text
+    assert sorted((row["reason"], row["text"]) for row in rejected(tmp_path)) == sorted(
+        [*expected.items(), ("not_arabic", digits[0][1])]
+    )
     assert facts.rejected == {**dict.fromkeys(bad, 1), "not_arabic": 2}
     assert set(bad) < set(REASONS)
     assert (facts.read, facts.kept) == (106, 100)
@@ -166,7 +166,7 @@ def test_rejects_are_kept_short(tmp_path: Path) -> None:
 def test_the_first_of_equal_documents_is_kept_across_files(tmp_path: Path) -> None:
     first = write(tmp_path / "a.arrow", sentences(40, name="a"), batch=7)
     second = write(tmp_path / "b.arrow", [*sentences(40, name="b"), *sentences(5, seed=1, name="b")], batch=11)
-    facts = prepare([first, second], PrepareSettings.of(part()), tmp_path / "out")
+    facts = prepare_files([("a", first), ("b", second)], part(), tmp_path / "out")
     assert facts.sources["a"] == SliceCounts(read=40, kept=40, repaired=0, rejected={})
     assert facts.sources["b"] == SliceCounts(read=45, kept=5, repaired=0, rejected={"duplicate": 40})
 
@@ -188,10 +188,11 @@ def test_shards_have_about_the_configured_size(tmp_path: Path, monkeypatch: pyte
 def test_progress_is_in_bytes_and_ends_at_the_total(tmp_path: Path) -> None:
     path = write(tmp_path / "in.arrow", sentences(50), batch=5)
     seen: list[tuple[int, int]] = []
-    settings = PrepareSettings.of(part())
-    prepare([path, path], settings, tmp_path / "out", lambda done, total, _="": seen.append((done, total)))
-    assert seen == sorted(seen)
-    assert seen[-1] == (2 * path.stat().st_size,) * 2
+    files = [("a", path), ("b", write(tmp_path / "b.arrow", sentences(50, seed=1, name="b"), batch=5))]
+    prepare_files(files, part(), tmp_path / "out", lambda done, total, _="": seen.append((done, total)))
+    total = sum(file.stat().st_size for file in tmp_path.glob("out-filtered-*/texts.arrow"))
+    assert seen[-1] == (total, total)
+    assert len({done for done, _ in seen}) > 10
 
 
 # -- near-duplicates ------------------------------------------------------------------------------
@@ -341,11 +342,11 @@ def test_a_damaged_document_below_the_share_is_kept(tmp_path: Path) -> None:
 
 
 def test_what_was_read_in_part_or_not_at_all_is_counted_for_each_source(tmp_path: Path) -> None:
-    documents = [*sentences(40), *sentences(30, seed=1, name="old"), ("old", "بداية")]
-    path = write(tmp_path / "in.arrow", documents, cut=frozenset({70}))
+    news = write(tmp_path / "news.arrow", sentences(40))
+    old = write(tmp_path / "old.arrow", [*sentences(29, seed=1, name="old"), ("old", "بداية")], cut=frozenset({29}))
+    more = write(tmp_path / "more.arrow", sentences(1, seed=2, name="old"))
     facts = IngestFacts(documents=1, bytes=1, cut=0, replaced=0, skipped_null=3, skipped=4, passed_over=0)
-    ingested = [("news", facts), ("old", facts), ("old", facts)]
-    found = prepare([path], PrepareSettings.of(part()), tmp_path / "out", ingested=ingested)
+    found = prepare_files([("news", news), ("old", old), ("old", more)], part(), tmp_path / "out", read=facts)
     assert (found.read, found.cut, found.skipped_null, found.skipped) == (71, 1, 9, 12)
     assert {name: (counts.cut, counts.skipped_null, counts.skipped) for name, counts in found.sources.items()} == {
         "news": (0, 3, 4), "old": (1, 6, 8),
@@ -356,7 +357,8 @@ def test_what_was_read_in_part_or_not_at_all_is_counted_for_each_source(tmp_path
 
 
 def canonical(**options: Any) -> dict[str, Any]:
-    return PrepareSettings.of(part(**options)).canonical()
+    corpus = part(**options)
+    return FilterSettings.of(corpus, corpus.filters).canonical()
 
 
 @pytest.mark.parametrize("filters", ["short", "prose", "web"])
@@ -371,18 +373,13 @@ def test_settings_contain_the_thresholds_of_the_profile(filters: Filters, monkey
     assert canonical(filters=filters, thresholds={rule: profile[rule]}) == before  # a recipe's threshold overrides it
 
 
-def test_settings_contain_the_thresholds_of_a_sources_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_sources() -> dict[str, Any]:
-        sources = (Source(path="a", name="pages", filters="web"), Source(path="b", name="plain"))
-        return PrepareSettings.of(part().model_copy(update={"sources": sources})).canonical()
-
-    before = of_sources()
-    assert dict(before["slice_rules"]["pages"]) == FILTER_PROFILES["web"]
-    assert "plain" not in before["slice_rules"]
-    monkeypatch.setitem(FILTER_PROFILES, "web", {**FILTER_PROFILES["web"], "min_words": 51})
-    after = of_sources()
-    assert {key for key in before if before[key] != after[key]} == {"slice_rules"}
-    assert dict(after["slice_rules"]["pages"])["min_words"] == 51
+def test_each_source_has_the_settings_of_its_own_filters() -> None:
+    sources = (Source(path="a", name="pages", filters="web"), Source(path="b", name="plain"))
+    corpus = part().model_copy(update={"sources": sources})
+    assert filters_by_slice(corpus) == {"pages": "web", "plain": "none"}
+    assert dict(FilterSettings.of(corpus, "web").rules) == FILTER_PROFILES["web"]
+    assert FilterSettings.of(corpus, "none") == FilterSettings.of(part(), "none")
+    assert FilterSettings.of(corpus, "none").languages == ()
 
 
 def test_settings_contain_the_rules_of_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +404,8 @@ def test_adding_a_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.Mo
         return write(tmp_path / f"{name}.arrow", [(name, text) for text in texts])
 
     def shards(files: list[Path]) -> set[str]:
-        prepare(files, PrepareSettings.of(part(near_duplicates=True, shard_mb=1)), tmp_path / "out")
+        named = [(path.stem, path) for path in files]
+        prepare_files(named, part(near_duplicates=True, shard_mb=1), tmp_path / "out")
         found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in read_split(tmp_path / "out", "train")}
         for path in (tmp_path / "out").iterdir():
             path.unlink()
@@ -565,6 +563,6 @@ def test_from_a_file_to_the_splits(tmp_path: Path) -> None:
     path.write_text("\n".join(text for _, text in sentences(200)), encoding="utf-8")
     [file] = resolve([Source(path=str(path))])
     ingest(file, tmp_path / "in")
-    facts = prepare([tmp_path / "in" / "documents.arrow"], PrepareSettings.of(part()), tmp_path / "out")
+    facts = prepare_files([("news", tmp_path / "in" / "documents.arrow")], part(), tmp_path / "out")
     assert facts.kept == 200
     assert {source for rows in kept(tmp_path).values() for _, source, _ in rows} == {"news"}

@@ -55,7 +55,7 @@ def mapped(store: Path) -> dict[str, str]:
 def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of a build without Prefect, in this process."""
     store, parsed = Store(tmp_path_factory.mktemp("plain")), Recipe.load(recipe)
-    documents = ingested(resolve(parsed.corpus.sources), InPlace(store))
+    documents = ingested(parsed, resolve(parsed.corpus.sources), InPlace(store))
     text = tokenized(parsed, documents, InPlace(store))
     assert len(text.tokens) > 2
     return mapped(store.root)

@@ -18,10 +18,9 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
 from qalam_core.corpus.writer import IngestFacts
-from qalam_core.errors import CorpusError, PackageError, QalamError, StoreError, TrainingError
+from qalam_core.errors import CorpusError, DamagedError, PackageError, QalamError, StoreError, TrainingError
 from qalam_core.files import sha256_file
 from qalam_core.pipeline.build import InPlace, build, ingested, tokenized
-from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
@@ -47,9 +46,9 @@ def shared(prepared: tuple[Store, list[Artifact]], corpus_file: Path) -> Iterato
 
 def first_half(recipe: Recipe, store: Store) -> Iterator[Artifact]:
     """The stages before training, which are quick."""
-    documents = ingested(resolve(recipe.corpus.sources), InPlace(store))
+    documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
     corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
-    yield from (*documents, corpus, tokenizer, *tokens)
+    yield from (*documents.read, *documents.filtered, corpus, tokenizer, *tokens)
 
 
 def texts(documents: list[Artifact]) -> list[str]:
@@ -169,7 +168,7 @@ def test_with_replace_they_become_the_replacement_character(shared: Store, tmp_p
     built = list(first_half(recipe, shared))
     assert built[0].facts(IngestFacts).replaced == 60
     assert texts(built) == [f"{line} \ufffd\ufffd \ufffd" for line in sentences(60)]
-    assert built[1].facts(CorpusFacts).kept == 60
+    assert next(made for made in built if made.stage == "prepare").facts(CorpusFacts).kept == 60
 
 
 @pytest.mark.parametrize("name", ["marked.txt", "marked.jsonl", "marked.csv"])
@@ -187,7 +186,7 @@ def test_files_that_are_found_empty_are_passed_over_and_counted(shared: Store, t
     write(tmp_path / "good.jsonl", "".join(json.dumps({"text": line}) + "\n" for line in sentences(40)) + "{\n")
     write(tmp_path / "empty.txt", "\n")
     recipe = with_corpus(source(tmp_path, name="all", bad_records="skip"))
-    facts = list(first_half(recipe, shared))[2].facts(CorpusFacts)
+    facts = next(made for made in first_half(recipe, shared) if made.stage == "prepare").facts(CorpusFacts)
     counts = facts.sources["all"]
     assert (counts.read, counts.skipped, counts.passed_over) == (40, 1, 1)
 
@@ -205,7 +204,7 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 from qalam_core.corpus.sources import resolve
-from qalam_core.pipeline.ingest import Ingest
+from qalam_core.pipeline.build import InPlace, ingested
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
@@ -213,7 +212,7 @@ from qalam_core.store import Store
 recipe, store = Recipe.model_validate_json(sys.argv[1]), Store(Path(sys.argv[2]))
 files = resolve(recipe.corpus.sources)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-store.build(Prepare.of(recipe, [store.build(Ingest.of(file)) for file in files]))
+store.build(Prepare.of(recipe, ingested(recipe, files, InPlace(store))))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -237,9 +236,9 @@ def test_a_line_of_100_mb_takes_bounded_memory(tmp_path: Path, name: str) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300  # MB; the line alone is 100, and 400 as Python's text
-    (documents,) = [store.build(Ingest.of(file)) for file in resolve(recipe.corpus.sources)]
-    assert documents.cached
-    corpus = store.build(Prepare.of(recipe, [documents]))
+    documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
+    assert all(artifact.cached for artifacts in documents for artifact in artifacts)
+    corpus = store.build(Prepare.of(recipe, documents))
     facts = corpus.facts(CorpusFacts)
     assert facts.rejected == {"too_long": 1}
     assert facts.kept == len(lines)
@@ -321,8 +320,8 @@ def test_a_damaged_run_record_is_named(tmp_path: Path, record: str) -> None:
     folder.mkdir(parents=True)
     write(folder / "run.json", record)
     runs = Runs(store)
-    refusal(lambda: runs.record("tiny-0123"), StoreError, "tiny-0123", "run.json")
-    refusal(runs.ids, StoreError, "tiny-0123")
+    refusal(lambda: runs.record("tiny-0123"), DamagedError, "tiny-0123", "run.json")
+    refusal(runs.ids, DamagedError, "tiny-0123")
 
 
 @pytest.mark.parametrize("history", ["{", "[]\n", "\x00" * 64])
@@ -332,5 +331,5 @@ def test_a_damaged_champion_history_is_named(tmp_path: Path, history: str) -> No
     file.parent.mkdir()
     write(file, history)
     before = sha256_file(file)
-    refusal(lambda: Runs(store).champion("tiny"), StoreError, "tiny.jsonl:1")
+    refusal(lambda: Runs(store).champion("tiny"), DamagedError, "tiny.jsonl:1")
     assert sha256_file(file) == before

@@ -121,9 +121,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     )
     recipe = tiny_recipe(folder / "stories.jsonl")
     store = Store(folder / "store")
-    documents = ingested(resolve(recipe.corpus.sources), InPlace(store))
+    documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
     corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
-    return [*documents, corpus, tokenizer, *tokens]
+    return [*documents.read, *documents.filtered, corpus, tokenizer, *tokens]
 
 
 def test_a_stage_whose_output_changes_raises_its_version(artifacts: list[Artifact]) -> None:

@@ -16,7 +16,8 @@ from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import CorpusError, TrainingError
 from qalam_core.package.read import read
-from qalam_core.pipeline.build import InPlace, build, ingested
+from qalam_core.pipeline.build import InPlace, build, ingested, read_by
+from qalam_core.pipeline.fingerprint import Fingerprint
 from qalam_core.pipeline.prepare import Prepare, shards_of
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.seen import Seen, SeenSettings
@@ -34,7 +35,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 def prepared(store: Store, recipe: Recipe, seen: Artifact | None = None) -> Artifact:
     executor = InPlace(store)
-    return executor.run(Prepare.of(recipe, ingested(resolve(recipe.corpus.sources), executor), seen))
+    return executor.run(Prepare.of(recipe, ingested(recipe, resolve(recipe.corpus.sources), executor), seen))
 
 
 def split(corpus: Artifact, *names: str) -> list[str]:
@@ -67,7 +68,7 @@ PARENT = {"a parent that held out less": {"test": 0.01, "validation": 0.01}}
 def test_what_an_ancestor_has_read_is_not_held_out(arm: str, tmp_path: Path, store: Store) -> None:
     texts, settings = ARMS[arm]
     before = tiny_recipe(write(tmp_path / "before.jsonl", TEXTS), corpus=PARENT.get(arm, {}))
-    seen = store.build(Seen.of(prepared(store, before), None))
+    seen = read_by(prepared(store, before), None, InPlace(store))
     after = tiny_recipe(
         write(tmp_path / "after.jsonl", [*texts, *sentences(900, seed=5)[600:]]), corpus={"min_chars": 5, **settings}
     )
@@ -88,7 +89,7 @@ def test_what_an_ancestor_has_read_is_not_held_out(arm: str, tmp_path: Path, sto
 def test_an_honest_corpus_that_grows_keeps_its_held_out_documents(tmp_path: Path, store: Store) -> None:
     before = tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))
     corpus = prepared(store, before)
-    seen = store.build(Seen.of(corpus, None))
+    seen = read_by(corpus, None, InPlace(store))
     after = tiny_recipe(write(tmp_path / "b.jsonl", sentences(1200)))
     grown = prepared(store, after, seen)
     facts = grown.facts(CorpusFacts)
@@ -98,25 +99,25 @@ def test_an_honest_corpus_that_grows_keeps_its_held_out_documents(tmp_path: Path
 
 def test_the_control_is_of_documents_that_no_ancestor_has_read(tmp_path: Path, store: Store) -> None:
     """As those that are held out: else a corpus that an ancestor has read would excuse any leak."""
-    parent = store.build(Seen.of(prepared(store, tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))), None))
+    parent = read_by(prepared(store, tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))), None, InPlace(store))
     new = sentences(1200)[600:]
-    child = Seen(
-        SeenSettings(), shards_of(prepared(store, tiny_recipe(write(tmp_path / "b.jsonl", TEXTS))), "train"), (), parent
-    )
-    grown = Seen(
-        child.settings, shards_of(prepared(store, tiny_recipe(write(tmp_path / "c.jsonl", new))), "train"), (), parent
-    )
+
+    def child(name: str, texts: list[str]) -> Artifact:
+        corpus, executor = prepared(store, tiny_recipe(write(tmp_path / name, texts))), InPlace(store)
+        prints = tuple(executor.map(Fingerprint.all_of(corpus)))
+        return executor.run(Seen(SeenSettings(), prints, shards_of(corpus, "train"), (), parent))
+
     own = parent.facts(SeenFacts).repetition
     assert 20 < own.documents < 90  # about a tenth
-    assert store.build(child).facts(SeenFacts).repetition == own  # the parent's alone
-    assert store.build(grown).facts(SeenFacts).repetition.documents > own.documents + 20
+    assert child("b.jsonl", TEXTS).facts(SeenFacts).repetition == own  # the parent's alone
+    assert child("c.jsonl", new).facts(SeenFacts).repetition.documents > own.documents + 20
 
 
 def test_a_corpus_that_was_read_whole_is_one_line(tmp_path: Path, store: Store) -> None:
     """Never a test split of what the model knows, and never an empty one."""
     recipe = tiny_recipe(write(tmp_path / "a.jsonl", TEXTS), corpus={"test": 0.001, "validation": 0.0})
     first = prepared(store, recipe)
-    seen = store.build(Seen.of(first, None))
+    seen = read_by(first, None, InPlace(store))
     only = write(tmp_path / "b.jsonl", split(first, "train"))
     with pytest.raises(CorpusError, match=r"were read by an ancestor of the model; add new text"):
         prepared(store, tiny_recipe(only), seen)

@@ -92,7 +92,7 @@ def test_a_vocabulary_size_is_a_ceiling(
     def entries(size: int | str) -> int:
         recipe = tiny_recipe(corpus_file, tokenizer={"vocab_size": size, "algorithm": algorithm})
         executor = InPlace(store)
-        documents = ingested(resolve(recipe.corpus.sources), executor)
+        documents = ingested(recipe, resolve(recipe.corpus.sources), executor)
         return tokenized(recipe, documents, executor).tokenizer.facts(VocabFacts).entries
 
     most = entries(50_000)

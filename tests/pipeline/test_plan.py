@@ -15,6 +15,7 @@ from qalam_core.errors import CorpusError, StoreError
 from qalam_core.pipeline.build import STAGES, History, NotBuiltError, Reuse, build, stages_in_order
 from qalam_core.pipeline.lineage import WarmStart, warm_start
 from qalam_core.pipeline.plan import Plan, Reasons, plan
+from qalam_core.pipeline.prepare import Documents
 from qalam_core.pipeline.vocab import Vocab
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
@@ -201,7 +202,8 @@ def test_reuse_takes_all_stages_from_the_store_or_none(mine: Built) -> None:
 
 def test_a_warm_start_is_what_it_resolves_to(built: Built, caplog: pytest.LogCaptureFixture) -> None:
     """The champion, where anything but the request differs from its training; else what the champion began with."""
-    documents = [artifact for artifact in built.published.artifacts if artifact.stage == "ingest"]
+    artifacts = built.published.artifacts
+    documents = Documents(*([made for made in artifacts if made.stage == stage] for stage in ("ingest", "filter")))
 
     def resolved(**train: Any) -> WarmStart | None:
         return warm_start(changed(built.recipe, "train", **train), documents, built.runs)

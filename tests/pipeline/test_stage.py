@@ -14,7 +14,7 @@ from qalam_core.evaluation.sampling import held_out_sample
 from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.pipeline.build import STAGES, History, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, EvaluateSettings
-from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.filter import Filter
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.train import Train
 from qalam_core.progress import no_progress
@@ -51,7 +51,7 @@ def stages(built: Built) -> list[Stage]:
 def test_every_stage_is_in_the_order_once(stages: list[Stage]) -> None:
     assert tuple(dict.fromkeys(type(stage) for stage in stages)) == STAGES
     assert len({stage.name for stage in STAGES}) == len(STAGES)
-    files = {path.stem for path in Path(Prepare.__module__.replace(".", "/")).parent.glob("*.py")}
+    files = {path.stem for path in Path(Filter.__module__.replace(".", "/")).parent.glob("*.py")}
     assert {stage.name for stage in STAGES} <= files or not files  # one file a stage, of its name
 
 
@@ -97,10 +97,10 @@ def test_an_edited_default_threshold_rebuilds_the_corpus(
     built: Built, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A filter profile's name is not hashed, its limits are."""
-    before = next(stage for stage in stages if isinstance(stage, Prepare))
+    before = next(stage for stage in stages if isinstance(stage, Filter))
     filters = built.recipe.corpus.filters
     monkeypatch.setitem(FILTER_PROFILES, filters, {**FILTER_PROFILES[filters], "max_average_word": 14.0})
-    after = Prepare.of(built.recipe, before.documents)
+    (after,) = Filter.all_of(built.recipe, resolve(built.recipe.corpus.sources), before.documents)
     assert after.identity.digest != before.identity.digest
     assert filters not in str(before.settings.canonical())
 

@@ -10,8 +10,7 @@ import pytest
 
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.sources import resolve
-from qalam_core.pipeline.build import InPlace
-from qalam_core.pipeline.ingest import Ingest
+from qalam_core.pipeline.build import InPlace, ingested
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
@@ -23,8 +22,8 @@ def prepared(root: Path, folder: Path, **options: Any) -> tuple[list[Artifact], 
     data = tiny_recipe(folder).canonical()
     recipe = Recipe.parse({**data, "corpus": {**data["corpus"], **options}})
     executor = InPlace(Store(root))
-    documents = executor.map([Ingest.of(file) for file in resolve(recipe.corpus.sources)])
-    return documents, executor.run(Prepare.of(recipe, tuple(documents)))
+    documents = ingested(recipe, resolve(recipe.corpus.sources), executor)
+    return documents.read, executor.run(Prepare.of(recipe, documents))
 
 
 @pytest.fixture

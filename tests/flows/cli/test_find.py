@@ -17,9 +17,8 @@ from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.files import replace_file
 from qalam_core.pipeline import find
-from qalam_core.pipeline.build import InPlace
+from qalam_core.pipeline.build import InPlace, ingested
 from qalam_core.pipeline.find import trace
-from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Ancestor
@@ -130,7 +129,7 @@ def test_ancestors_are_searched_in_their_own_normalisation(mine: Built, tmp_path
     data["corpus"] |= {"normalisation": "vocalised"}
     recipe = Recipe.parse(data)
     executor = InPlace(mine.store)
-    stage = Prepare.of(recipe, executor.map([Ingest.of(file) for file in resolve(recipe.corpus.sources)]))
+    stage = Prepare.of(recipe, ingested(recipe, resolve(recipe.corpus.sources), executor))
     settings = stage.settings.model_copy(update={"test": 0.0, "validation": 0.0})
     corpus = executor.run(replace(stage, settings=settings))
     run = mine.published.run

@@ -1,0 +1,136 @@
+"""Filtering files: their documents as read -> those that their own text lets pass, normalised, with the keys by which
+duplicates are found; and the others, with the reason. What a document becomes depends on its text and the settings
+alone, so that only new files are filtered again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+from numpy.typing import NDArray
+
+from qalam_core.corpus.duplicates import BANDS, Digests
+from qalam_core.corpus.exclusion import Excluded
+from qalam_core.corpus.filters import Filtered, FilterSettings, Reasons, check_languages, filter_batch
+from qalam_core.corpus.words import Hashes
+from qalam_core.corpus.writer import HEAD
+from qalam_core.progress import Progress, no_progress
+from qalam_core.recipe import Frozen
+
+TEXTS, KEYS, REJECTS = "texts.arrow", "keys.arrow", "rejects.arrow"
+
+_TEXTS = pa.schema([("text", pa.large_string()), ("source", pa.string())])
+_KEYS = pa.schema([("digest", pa.binary(16)), ("long", pa.bool_()), ("bands", pa.large_list(pa.uint64()))])
+REJECTED = pa.schema([("text", pa.large_string()), ("source", pa.string()), ("reason", pa.string())])
+
+
+class FilterFacts(Frozen):
+    """Counts of the documents of some files of one source; `rejected` is by reason."""
+
+    read: int
+    repaired: int  # wholly
+    repaired_in_part: int  # letters of the damage are left, as their bytes are lost; these are rejected
+    not_repaired: int  # although corpus.repair recognised damage; these are filtered as they are
+    cut: int  # too long to be read whole; all are rejected
+    replaced: int  # with U+FFFD
+    rejected: dict[str, int]
+
+
+def filter_documents(
+    files: Sequence[Path], settings: FilterSettings, out: Path, progress: Progress = no_progress,
+    excluded: Excluded | None = None,
+) -> FilterFacts:  # fmt: skip
+    """Filter the documents of files that were read, in their order, into the folder `out`; -> counts.
+
+    Writes texts.arrow (text: normalised; source) and, row for row, keys.arrow (digest: the first 16 bytes of the text's
+    sha256; long: whether it has enough words for band keys; bands: these, empty or BANDS of them), and rejects.arrow
+    (text: at most HEAD characters as read; source, reason). `excluded` documents are rejected. Progress is in bytes of
+    the files. Raises RecipeError.
+    """
+    check_languages(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    counts, rejected = Counter[str](), Counter[str]()
+    total = sum(path.stat().st_size for path in files)
+    with (
+        ipc.new_file(out / TEXTS, _TEXTS) as texts,
+        ipc.new_file(out / KEYS, _KEYS) as keys,
+        ipc.new_file(out / REJECTS, REJECTED) as rejects,
+    ):
+        for batch, done in _filtered(files, settings, excluded):
+            counts["read"] += len(batch.read)
+            for what in ("cut", "replaced", "repaired", "repaired_in_part", "not_repaired"):
+                counts[what] += int(getattr(batch, what).sum())
+            passed = batch.reasons == ""
+            rejected.update(batch.reasons[~passed].tolist())
+            columns = [batch.texts.filter(pa.array(passed)), batch.slices.filter(pa.array(passed))]
+            texts.write_batch(pa.record_batch(columns, schema=_TEXTS))
+            bands = batch.keys[passed[batch.long]]
+            keys.write_batch(keys_batch(batch.digests[passed], batch.long[passed], bands))
+            reject(rejects, batch.read, batch.slices, batch.reasons, np.flatnonzero(~passed))
+            progress(done, total)
+    return FilterFacts(
+        **{what: counts[what] for what in FilterFacts.model_fields if what != "rejected"},
+        rejected=dict(sorted(rejected.items())),
+    )
+
+
+def keys_batch(digests: Digests, long: NDArray[np.bool_], bands: Hashes) -> pa.RecordBatch:
+    """Rows of keys.arrow; `bands` are of the long documents."""
+    fixed = pa.Array.from_buffers(pa.binary(16), len(digests), [None, pa.py_buffer(digests.tobytes())])
+    offsets = np.concatenate([[0], np.cumsum(np.where(long, BANDS, 0))]).astype(np.int64)
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(bands.reshape(-1)))
+    return pa.record_batch([fixed, pa.array(long), lists], schema=_KEYS)
+
+
+def read_keys(folder: Path) -> Iterator[tuple[Digests, NDArray[np.bool_], Hashes]]:
+    """Digests, which are long, and the band keys of those (documents, BANDS), of what `filter_documents` wrote."""
+    for batch, _ in batches([folder / KEYS]):
+        digests = np.frombuffer(batch.column("digest").buffers()[1] or b"", "S16")
+        long = batch.column("long").to_numpy(zero_copy_only=False)
+        yield digests, long, batch.column("bands").values.to_numpy().reshape(-1, BANDS)
+
+
+def batches(paths: Sequence[Path]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Every record batch of some files, in order, and about how many of their bytes have been read."""
+    before = 0
+    for path in paths:
+        size = path.stat().st_size
+        # read, not mapped: pages of a file that is read once would only count as this process's memory
+        with pa.OSFile(str(path)) as file, ipc.open_file(file) as reader:
+            for index in range(reader.num_record_batches):
+                yield reader.get_batch(index), before + size * (index + 1) // reader.num_record_batches
+        before += size
+
+
+def reject(rejects: Any, texts: pa.Array, names: pa.Array, reasons: Reasons, rows: NDArray[np.intp]) -> None:
+    """Write the documents of `rows` to a file of rejects."""
+    if len(rows):
+        chosen = pa.array(rows)
+        heads = pc.utf8_slice_codeunits(texts.take(chosen), 0, HEAD)
+        columns = [heads, names.take(chosen), pa.array(reasons[rows], pa.string())]
+        rejects.write_batch(pa.record_batch(columns, schema=REJECTED))
+
+
+def _filtered(
+    files: Sequence[Path], settings: FilterSettings, excluded: Excluded | None
+) -> Iterator[tuple[Filtered, int]]:
+    """As `batches`, but filtered: a few at once, in threads, as Arrow and numpy release the interpreter lock."""
+    workers = min(pa.cpu_count(), 4)
+    ahead: deque[tuple[Future[Filtered], int]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for batch, done in batches(files):
+            ahead.append((pool.submit(filter_batch, batch, settings, excluded), done))
+            if len(ahead) > workers:
+                future, upto = ahead.popleft()
+                yield future.result(), upto
+        while ahead:
+            future, upto = ahead.popleft()
+            yield future.result(), upto

@@ -1,0 +1,30 @@
+"""The whole preparation of files that were read: each filtered, then all deduplicated and split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qalam_core.corpus.filtered import filter_documents
+from qalam_core.corpus.filters import FilterSettings, filters_by_slice
+from qalam_core.corpus.prepare import CorpusFacts, FilteredFiles, PrepareSettings, prepare
+from qalam_core.corpus.writer import IngestFacts
+from qalam_core.progress import Progress, no_progress
+from qalam_core.recipe import Corpus
+
+NOTHING = IngestFacts(documents=0, bytes=0, cut=0, replaced=0, skipped_null=0)
+
+
+def prepare_files(
+    files: Sequence[tuple[str, Path]], corpus: Corpus, out: Path, progress: Progress = no_progress,
+    read: IngestFacts = NOTHING,
+) -> CorpusFacts:  # fmt: skip
+    """Filter and prepare the documents of (slice, file)s."""
+    filters, found = filters_by_slice(corpus), []
+    for number, (name, path) in enumerate(files):
+        settings = FilterSettings.of(corpus, filters.get(name, corpus.filters))
+        folder = out.with_name(f"{out.name}-filtered-{number}")
+        found.append(FilteredFiles(name, folder, filter_documents([path], settings, folder)))
+    settings = FilterSettings.of(corpus, corpus.filters)
+    facts = [(name, read) for name, _ in files]
+    return prepare(found, PrepareSettings.of(corpus), settings, out, progress, facts)
