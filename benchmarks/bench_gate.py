@@ -541,7 +541,7 @@ def leaks(sound: Sound, work: Path) -> dict[str, Callable[[], Leak]]:
 
     def leak(parent: dict[str, Any], child: dict[str, Any]) -> Leak:
         before = prepared(plain.model_copy(update=parent))
-        seen = read_by(before, None, executor)
+        *_, seen = read_by(before, None, executor)
         # fingerprints of a shorter text cannot be found in a longer one
         read = {bare(text) for text in texts(before, "train") if len(text.split()) >= SHORT}
         corpus = plain.model_copy(update={"validation": 0.0, **child})  # which would be empty, and an error

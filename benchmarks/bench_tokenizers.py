@@ -68,7 +68,7 @@ def measure(store: Store, recipe: Recipe, test: Sequence[tuple[str, str]]) -> Re
     documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
     corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
     checkpoint = store.build(Train.of(recipe, tokenizer, tokens))
-    seen = read_by(corpus, None, InPlace(store))
+    *_, seen = read_by(corpus, None, InPlace(store))
     package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint, seen, None))
     some = of_split(tokens, "train")[0].path / TOKENS  # for the baselines, which are not shown
     report, _ = evaluate(

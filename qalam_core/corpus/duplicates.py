@@ -13,6 +13,7 @@ are found. Temporary disk space: 136 bytes per document.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,10 @@ class Clusters:
         folder.mkdir(parents=True, exist_ok=True)
         self._paths = [folder / f"band-{band:02}" for band in range(BANDS)]
         self._digests, self._rows = folder / "digests", folder / "rows"
-        self._files = [path.open("wb") for path in (self._digests, self._rows, *self._paths)]
+        with ExitStack() as opened:  # closes them when one cannot be opened
+            paths = (self._digests, self._rows, *self._paths)
+            self._files = [opened.enter_context(path.open("wb")) for path in paths]
+            self._open = opened.pop_all()
         self._count = 0
 
     def add(self, digests: Digests, long: NDArray[np.bool_], keys: Hashes) -> None:
@@ -106,8 +110,7 @@ class Clusters:
 
     def close(self) -> None:
         """Close the files."""
-        for file in self._files:
-            file.close()
+        self._open.close()
 
 
 def _join(labels: Numbers, keys: Hashes) -> None:

@@ -106,9 +106,10 @@ def ingested(recipe: Recipe, files: Sequence[SourceFile], executor: Executor) ->
     return Documents(read, executor.map(Filter.all_of(recipe, files, read)))
 
 
-def read_by(corpus: Artifact, start: WarmStart | None, executor: Executor) -> Artifact:
-    """The record of what a model that is trained on a corpus has read."""
-    return executor.run(Seen.of(corpus, executor.map(Fingerprint.all_of(corpus)), start))
+def read_by(corpus: Artifact, start: WarmStart | None, executor: Executor) -> list[Artifact]:
+    """Fingerprints of the training shards and, last, the record of what a model that is trained on them has read."""
+    fingerprints = executor.map(Fingerprint.all_of(corpus))
+    return [*fingerprints, executor.run(Seen.of(corpus, fingerprints, start))]
 
 
 def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
@@ -126,10 +127,10 @@ def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor:
     start = past.warm_start(recipe, documents)
     corpus, tokenizer, tokens = tokenized(recipe, documents, executor, start.seen if start else None)
     checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start))
-    seen = read_by(corpus, start, executor)
+    *fingerprints, seen = read_by(corpus, start, executor)
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))
-    return [*documents.read, *documents.filtered, corpus, tokenizer, *tokens, checkpoint, seen, package, evaluation]
+    return [*documents.read, *documents.filtered, corpus, tokenizer, *tokens, checkpoint, *fingerprints, seen, package, evaluation]
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,8 @@ def test_a_build_gives_a_run(built: Built) -> None:
     assert record.recipe == built.recipe
     assert tuple(record.timings) == STAGES
     assert [artifact.stage for artifact in published.artifacts] == [
-        "ingest", "prepare", "vocab", "tokenize", "tokenize", "train", "seen", "export", "evaluate", "gate",
+        "ingest", "filter", "prepare", "vocab", "tokenize", "tokenize", "train", "fingerprint", "seen", "export",
+        "evaluate", "gate",
     ]  # fmt: skip
     assert_tidy(built.store)
 
@@ -233,9 +234,9 @@ def other_text(split: str) -> str:
     ("split", "expected"),
     [
         # what is not affected keeps its artifact: the other file, the other split's shard, the vocabulary
-        ("test", ["ingest", "prepare"]),
-        ("validation", ["ingest", "prepare", "tokenize"]),
-        ("train", ["ingest", "prepare", "vocab", "tokenize", "tokenize"]),
+        ("test", ["ingest", "filter", "prepare"]),
+        ("validation", ["ingest", "filter", "prepare", "tokenize"]),
+        ("train", ["ingest", "filter", "prepare", "vocab", "tokenize", "tokenize"]),
     ],
 )
 def test_one_more_file_rebuilds_what_it_affects(

@@ -68,7 +68,7 @@ PARENT = {"a parent that held out less": {"test": 0.01, "validation": 0.01}}
 def test_what_an_ancestor_has_read_is_not_held_out(arm: str, tmp_path: Path, store: Store) -> None:
     texts, settings = ARMS[arm]
     before = tiny_recipe(write(tmp_path / "before.jsonl", TEXTS), corpus=PARENT.get(arm, {}))
-    seen = read_by(prepared(store, before), None, InPlace(store))
+    *_, seen = read_by(prepared(store, before), None, InPlace(store))
     after = tiny_recipe(
         write(tmp_path / "after.jsonl", [*texts, *sentences(900, seed=5)[600:]]), corpus={"min_chars": 5, **settings}
     )
@@ -89,7 +89,7 @@ def test_what_an_ancestor_has_read_is_not_held_out(arm: str, tmp_path: Path, sto
 def test_an_honest_corpus_that_grows_keeps_its_held_out_documents(tmp_path: Path, store: Store) -> None:
     before = tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))
     corpus = prepared(store, before)
-    seen = read_by(corpus, None, InPlace(store))
+    *_, seen = read_by(corpus, None, InPlace(store))
     after = tiny_recipe(write(tmp_path / "b.jsonl", sentences(1200)))
     grown = prepared(store, after, seen)
     facts = grown.facts(CorpusFacts)
@@ -99,7 +99,7 @@ def test_an_honest_corpus_that_grows_keeps_its_held_out_documents(tmp_path: Path
 
 def test_the_control_is_of_documents_that_no_ancestor_has_read(tmp_path: Path, store: Store) -> None:
     """As those that are held out: else a corpus that an ancestor has read would excuse any leak."""
-    parent = read_by(prepared(store, tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))), None, InPlace(store))
+    *_, parent = read_by(prepared(store, tiny_recipe(write(tmp_path / "a.jsonl", TEXTS))), None, InPlace(store))
     new = sentences(1200)[600:]
 
     def child(name: str, texts: list[str]) -> Artifact:
@@ -117,7 +117,7 @@ def test_a_corpus_that_was_read_whole_is_one_line(tmp_path: Path, store: Store) 
     """Never a test split of what the model knows, and never an empty one."""
     recipe = tiny_recipe(write(tmp_path / "a.jsonl", TEXTS), corpus={"test": 0.001, "validation": 0.0})
     first = prepared(store, recipe)
-    seen = read_by(first, None, InPlace(store))
+    *_, seen = read_by(first, None, InPlace(store))
     only = write(tmp_path / "b.jsonl", split(first, "train"))
     with pytest.raises(CorpusError, match=r"were read by an ancestor of the model; add new text"):
         prepared(store, tiny_recipe(only), seen)

@@ -59,7 +59,7 @@ def test_all_fields_of_a_stage_are_hashed(stages: list[Stage]) -> None:
     """Its fields are its settings and inputs, and `run` gets nothing else; a few are exempt."""
     exempt = {(type(stage).name, part.name) for stage in stages for part in fields(stage)
               if not part.metadata.get("hashed", True)}  # fmt: skip
-    assert exempt == {("train", "monitoring"), ("evaluate", "device"), ("gate", "device")}
+    assert exempt == {("train", "monitoring"), ("evaluate", "device"), ("filter", "slice"), ("gate", "device")}
     for stage in stages:
         identity = stage.identity
         assert identity.settings == stage.settings.canonical()
@@ -117,7 +117,7 @@ def test_an_evaluation_gets_exactly_its_hashed_settings(
 
     monkeypatch.setattr("qalam_core.evaluation.evaluate.evaluate", evaluate)
     stage.run(tmp_path, no_progress)
-    read = {"test", "split_documents", "train_tokens", "train_texts", "seen", "device"}
+    read = {"test", "split_documents", "train_tokens", "train_texts", "seen", "repetition", "device"}
     given["sample_bytes"] = dict(stage.settings)["sample_bytes"]  # of `test`
     assert given.keys() - EvaluateSettings.model_fields.keys() == {*read, "progress"}
     assert {key: given[key] for key in EvaluateSettings.model_fields} == dict(stage.settings)
