@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
+from qalam_core.arabic import NORMALISATIONS, Rules
 from qalam_core.corpus.duplicates import Clusters, KnownDigests
 from qalam_core.corpus.filtered import REJECTED, REJECTS, TEXTS, FilterFacts, batches, read_keys, reject
 from qalam_core.corpus.filters import REASONS, FilterSettings, Reasons
@@ -33,12 +34,16 @@ from qalam_core.recipe import Corpus, Frozen
 class PrepareSettings(Shares):
     """Everything that the prepared corpus depends on, besides the documents that passed the filters."""
 
+    normalisation: Rules  # that the filters applied: what is looked for in the corpus needs them
     shard_mb: int
 
     @classmethod
     def of(cls, corpus: Corpus) -> PrepareSettings:
         """From the recipe's corpus section."""
-        return cls(validation=corpus.validation, test=corpus.test, shard_mb=corpus.shard_mb)
+        return cls(
+            validation=corpus.validation, test=corpus.test, normalisation=NORMALISATIONS[corpus.normalisation],
+            shard_mb=corpus.shard_mb,
+        )  # fmt: skip
 
 
 class FilteredFiles(NamedTuple):

@@ -130,7 +130,8 @@ def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor:
     *fingerprints, seen = read_by(corpus, start, executor)
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))
-    return [*documents.read, *documents.filtered, corpus, tokenizer, *tokens, checkpoint, *fingerprints, seen, package, evaluation]
+    text = [*documents.read, *documents.filtered, corpus, tokenizer, *tokens]
+    return [*text, checkpoint, *fingerprints, seen, package, evaluation]
 
 
 @dataclass(frozen=True)

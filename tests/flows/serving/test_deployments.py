@@ -84,7 +84,7 @@ def test_recipes_share_a_server(stack: Stack) -> None:
     done = qalam("deploy", second, "--slots", 2, cwd=stack.folder, **other)
     assert done.returncode == 0, done.stderr
     assert "build_model/nightly-build (removed; it is build_model/nightly-build-second now)" in done.stdout
-    assert "train_model/train (unchanged)" in done.stdout
+    assert "train_model/train (unchanged)" in done.stdout, done.stdout
     assert of_server(stack, "daily") == first
     assert stack.deployment("train_model/train")["id"] == train
     assert stack.deployment("build_model/nightly-build-second")["tags"] == ["qalam", "recipe:second"]
@@ -187,7 +187,8 @@ def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
     assert "bits per byte" in artifacts["report"]
     table = stack.table(daily["id"], "stages")
     assert [row["stage"] for row in table if row["stage"] != "ingest"] == [
-        "filter", "prepare", "vocab", "tokenize", "tokenize", "train", "fingerprint", "seen", "export", "evaluate", "gate",
+        "filter", "prepare", "vocab", "tokenize", "tokenize", "train", "fingerprint", "seen", "export", "evaluate",
+        "gate",
     ]  # fmt: skip
     assert {row["result"] for row in table if row["stage"] == "train"} == {"built"}
     assert len(steps(stack.logs(daily["id"]))) == 6, "the trainer's log lines are in the run's log"
