@@ -77,6 +77,11 @@ def deliver(store: Store) -> str:
     return problem
 
 
+def undelivered(store: Store) -> int:
+    """How many events are in the outbox."""
+    return sum(1 for _ in _outbox(store).glob("*.json"))
+
+
 def corpus_updated(name: str, files: list[str]) -> None:
     """Send that the corpus of recipe `name` has changed; the event lists at most 100 of the changed `files`. Raises
     QalamError when the server does not confirm it."""

@@ -72,6 +72,14 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
             promote = f"qalam promote {published.run} {flags} --why REASON"
             out.print(f"or       accept it as it is: {promote}", soft_wrap=True)
         raise typer.Exit(1)
+    if server_may_be_configured():
+        from al_qalam.tasks.events import undelivered
+
+        if waiting := undelivered(target):
+            raise QalamError(
+                f"{published.run} is published, but {waiting} of the notices in {target.root / 'outbox'} could not be "
+                "delivered to the Prefect server; the next build or `qalam watch` with this store sends them"
+            )
 
 
 def forget(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
 
+from al_qalam.flows.cli import build as cli
 from al_qalam.flows.serving.watch import watch
 from al_qalam.tasks import events
 from qalam_core.errors import QalamError
@@ -162,3 +163,14 @@ def test_watch_records_what_the_server_has_confirmed(server: Server, built: Buil
     assert next(running) == ["three.txt"]
     assert server.confirmed == [events.CORPUS_UPDATED, events.PROMOTED, events.CORPUS_UPDATED]
     assert list(watch(texts, store, tiny_recipe(texts), 0.01, warnings.append, once=True)) == []
+
+
+def test_a_build_whose_notice_is_not_delivered_says_so_and_fails(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is published all the same."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(cli, "_built", lambda *_: mine.published)
+    cli.build("demo", mine.store.root)
+    (mine.store.root / "outbox").mkdir()
+    (mine.store.root / "outbox" / "0.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(QalamError, match=rf"{mine.published.run} is published, but 1 of the notices in .*outbox"):
+        cli.build("demo", mine.store.root)
