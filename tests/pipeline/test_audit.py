@@ -44,7 +44,7 @@ class Lineage:
         corpus = self.folder / f"night-{night}.jsonl"
         if not corpus.exists():
             write_corpus(corpus, 300 + 30 * night)
-        train = {"steps": 15, "checkpoint_every": 15, "validate_every": 15, "warm_start": "champion"}
+        train = {"steps": 15, "checkpoint_every": 15, "validate_every": 15, "start": "champion"}
         return tiny_recipe(corpus, train=train, gate={"tolerance": 0.9})
 
 

@@ -137,7 +137,7 @@ class Chain(NamedTuple):
 @pytest.fixture(scope="module")
 def chain(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("chain")
-    train = {"warm_start": "champion", "steps": 20, "checkpoint_every": 20}
+    train = {"start": "champion", "steps": 20, "checkpoint_every": 20}
     recipe = tiny_recipe(folder / "stories.jsonl", train=train, gate={"tolerance": 0.9})
     store, texts = Store(folder / "store"), sentences(520)
     nights = []
@@ -201,7 +201,7 @@ def copy(chain: Chain, tmp_path: Path) -> Chain:
 def test_a_parent_without_a_record_of_what_it_read_is_refused(named: bool, copy: Chain) -> None:
     night = copy.nights[2]
     shutil.rmtree(copy.store.artifact("seen", night.record.artifacts["seen"][0]).path)
-    train = copy.recipe.train.model_copy(update={"warm_start": night.run if named else "champion", "steps": 21})
+    train = copy.recipe.train.model_copy(update={"start": night.run if named else "champion", "steps": 21})
     with pytest.raises(TrainingError, match=rf"texts that run {night.run} has read.*build its recipe again"):
         build(copy.recipe.model_copy(update={"train": train}), copy.store)
 
