@@ -130,10 +130,11 @@ def reproduce(
         if start and lineage:
             there_seen = fresh.reference("seen", start.seen.digest)
             assert rebuilt
-            if rebuilt[1] != start.digest or not there_seen.exists():
+            state = start.state and replace(start.state, artifact=_training(there, rebuilt[0]))
+            same = rebuilt[1] == start.parent.package and (state is None or state.is_as_recorded())
+            if not (same and there_seen.exists()):
                 notes.append(f"run {start.parent.run} differs, so that run {name}, which began with it, was not built")
                 return Reproduction(run, "", tuple(rows), _basis(record, len(chain) - 1), tuple(notes))
-            state = start.state and replace(start.state, artifact=_training(there, rebuilt[0]))
             start = replace(start, path=there.folder(rebuilt[0]) / PACKAGE, seen=there_seen, state=state)
         again, found = _again(runs, name, one, there, start, progress)
         rebuilt = again, there.package(again).package

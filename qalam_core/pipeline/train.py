@@ -116,7 +116,7 @@ class Train(Stage):
 
         assert self.warm_start
         state = self.warm_start.state
-        if state and (not state.path.exists() or sha256_file(state.path) != state.digest):
+        if state and not state.is_as_recorded():
             raise TrainingError(
                 f"train.start: the state of run {self.warm_start.parent.run} was deleted or changed since; build its "
                 'recipe again, or set train.start to "champion"'

@@ -206,11 +206,13 @@ def test_a_parent_without_a_record_of_what_it_read_is_refused(named: bool, copy:
         build(copy.recipe.model_copy(update={"train": train}), copy.store)
 
 
-def test_a_lineage_that_read_an_excluded_text_is_refused(copy: Chain, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["champion", "continue"])
+def test_a_lineage_that_read_an_excluded_text_is_refused(start: str, copy: Chain, tmp_path: Path) -> None:
     """Also when only the first night had it."""
     first = copy.store.artifact("prepare", copy.nights[0].record.artifacts["prepare"][0])
     gone = next(text for text in split(first, "train") if text in sentences(30))
     (tmp_path / "exclude.txt").write_text(gone + "\n", encoding="utf-8")
     corpus = copy.recipe.corpus.model_copy(update={"exclude": str(tmp_path / "exclude.txt")})
+    train = copy.recipe.train.model_copy(update={"start": start})
     with pytest.raises(TrainingError, match=r"has read 1 of the texts in .*exclude\.txt; `qalam forget`"):
-        build(copy.recipe.model_copy(update={"corpus": corpus}), copy.store)
+        build(copy.recipe.model_copy(update={"corpus": corpus, "train": train}), copy.store)

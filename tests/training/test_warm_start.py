@@ -55,6 +55,10 @@ def test_known_tokens_keep_their_rows_and_new_ones_start_at_the_mean_of_their_pi
     pieces = Tokenizer(package.vocabulary).encode(word)
     assert len(pieces) > 1
     assert np.allclose(new[grown.words.index(word)], old[pieces].mean(0))
+    state = {"optimizer.exp_avg.embedding.weight": old, "optimizer.step.embedding.weight": np.array(7, np.float32)}
+    moved = adapted(package, grown.vocabulary, config_of(grown.words), state)
+    assert np.array_equal(moved["optimizer.exp_avg.embedding.weight"], new)
+    assert moved["optimizer.step.embedding.weight"] == 7
     others = set(weights) - {"embedding.weight"}
     assert all(np.array_equal(weights[name], package.weights[name]) for name in others)
 
