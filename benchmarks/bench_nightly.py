@@ -1,13 +1,14 @@
 """Nights on a dated corpus: what each costs, and how good its model is, by how training starts.
 
     python -m benchmarks.bench_nightly --corpus DATED.jsonl [--base-days 3] [--nights 14] [--seeds 1] [--steps 600]
-        [--strategies scratch warm continue] [--warm-steps N] [--set train.replay=0.5 ...]
+        [--documents N] [--strategies scratch warm continue] [--warm-steps N] [--set train.replay=0.5 ...]
 
 --corpus takes a jsonl file with the fields `text` and `date` (plain or .gz), of which the first 10 characters are the
 day. The first days are the base, which is trained from scratch; then a day is added each night, and a model is built
 from scratch on all days so far, warm (from the weights of the night before, on all days, for --warm-steps, a quarter of
 --steps unless given), and by continuing the training of the night before. Every night's model becomes the champion,
-whatever the gate says, and all have the tokenizer of the base. --set changes the recipe of all.
+whatever the gate says, and all have the tokenizer of the base. --documents takes no more than so many of each day, for
+a trial; --set changes the recipe of all.
 
 CPU seconds of each night are those of data stages, of training, and of everything after it. Bits per byte, of which
 less is better, are on the next day's text, on the held-out documents of the base days, and on those of all days so far.
@@ -16,13 +17,14 @@ less is better, are on the next day's text, on the held-out documents of the bas
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import resource
 import shutil
 import statistics
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +64,7 @@ class Timed(InPlace):
     """Counts the CPU seconds of each kind of stage, and keeps a tokenizer once there is one."""
 
     tokenizer: list[Artifact] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def run(self, stage: Stage) -> Artifact:
         """Run one stage."""
@@ -92,7 +94,7 @@ def _cpu_seconds() -> float:
 def by_day(corpus: Path) -> dict[str, list[str]]:
     """Day -> its texts, in order of the days."""
     days: dict[str, list[str]] = {}
-    with pa.input_stream(str(corpus), compression="detect") as lines:
+    with io.TextIOWrapper(pa.input_stream(str(corpus), compression="detect"), encoding="utf-8") as lines:
         for record in map(json.loads, lines):
             days.setdefault(record["date"][:10], []).append(record["text"])
     return dict(sorted(days.items()))
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--base-days", type=int, default=3)
     parser.add_argument("--nights", type=int, default=14)
+    parser.add_argument("--documents", type=int, default=None, help="of each day")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--warm-steps", type=int, default=0)
@@ -174,7 +177,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--set", nargs="+", default=[], help="section.key=value of the recipe")
     asked = parser.parse_args()
-    days = by_day(asked.corpus)
+    days = {day: texts[: asked.documents] for day, texts in by_day(asked.corpus).items()}
     nights = min(asked.nights, len(days) - asked.base_days - 1)
     results: dict[str, list[list[Night]]] = {name: [] for name in asked.strategies}
     with tempfile.TemporaryDirectory(prefix="qalam-bench-") as scratch:
