@@ -264,6 +264,29 @@ def test_a_run_needs_its_parent_and_its_incumbent(
 
 
 @pytest.mark.usefixtures("processes")
+def test_a_continued_build_that_is_stopped_ends_with_the_same_bits(
+    mine: Store, lineage: Lineage, tmp_path: Path
+) -> None:
+    other = Store(shutil.copytree(mine.root, tmp_path / "other"))
+
+    class StopError(Exception):
+        pass
+
+    def stop(done: int, total: int, note: str = "") -> None:
+        if done >= 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        build(lineage.recipe(4), mine, stop)
+    assert list(mine.root.glob("artifacts/train/*.partial/checkpoint-*"))
+    resumed, straight = (build(lineage.recipe(4), store) for store in (mine, other))
+    (one, two) = ([made.manifest for made in night.artifacts if made.stage == "train"] for night in (resumed, straight))
+    for name in ("model.safetensors", "state.safetensors"):
+        assert one[0].files[name] == two[0].files[name]
+    assert resumed.record.lineage[0].state
+
+
+@pytest.mark.usefixtures("processes")
 def test_without_a_new_document_the_model_stays_as_it_is(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
     """Though a file has changed: nothing is trained."""
     recipe = lineage.recipe(3)
