@@ -23,6 +23,7 @@ import math
 import resource
 import shutil
 import statistics
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -149,7 +150,9 @@ def play(
         package = published.folder / PACKAGE
         bits = (bits_per_byte(package, texts, limit) for texts in (next_day, fixed))
         done = next(made for made in artifacts if made.stage == Train.name).manifest.facts["steps"]
-        return Night(executor.by_part(), done, (*bits, published.record.bits_per_byte.model))
+        night = Night(executor.by_part(), done, (*bits, published.record.bits_per_byte.model))
+        print(f"seed {recipe.seed}, {executor.store.root.name}: {night}", file=sys.stderr, flush=True)  # a run is long
+        return night
 
     built = build(first, "scratch", recipe.train.steps, days[dates[base]])
     found = {name: [built] for name in strategies}
