@@ -42,7 +42,7 @@ class Tokenize(Stage):
     """Tokenizes one shard. A shard keeps its artifact while it and the content of tokenizer.json are the same."""
 
     name = "tokenize"
-    version = 3
+    version = 2
 
     settings: TokenizeSettings
     shard: ArtifactFile

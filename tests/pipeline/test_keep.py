@@ -52,7 +52,10 @@ def test_it_is_kept_while_it_fits_enough_new_text(new: list[str], kept: bool, tm
     first = store.build(Vocab.of(recipe, before))
     facts = first.facts(VocabFacts)
     earlier = EarlierTokenizer(
-        "tiny-1", first.file(TOKENIZER), read_by(before, None, InPlace(store))[-1], Keeping(before=facts.fit, limit=0.05)
+        "tiny-1",
+        first.file(TOKENIZER),
+        read_by(before, None, InPlace(store))[-1],
+        Keeping(before=facts.fit, limit=0.05),
     )
     stage = Vocab.of(recipe, after, earlier)
     second = store.build(stage)
@@ -134,12 +137,11 @@ def test_a_chain_of_nights(processes: None, tmp_path: Path, store: Store, caplog
     assert (again.run, again.judged.before) == (second.run, kept.judged.before)
     assert len({(each.folder / "tokenizer.json").read_bytes() for each in (first, second, third)}) == 1
 
-    for name, lineage in ((third.run, True), (second.run, False)):
+    for name, lineage in ((second.run, True), (third.run, False)):
         rebuilt = reproduce(store, name, Store(tmp_path / f"fresh-{name}"), lineage=lineage)
         assert rebuilt.matches
         assert ("was copied" in "".join(rebuilt.notes)) != lineage
 
     with caplog.at_level(logging.WARNING):
-        other = build(nightly(days, vocab_size=330), store)
+        assert not plan(nightly(days, vocab_size=330), store).complete
     assert f"that of champion {third.run} is not kept: vocab_size: 320 -> 330" in caplog.text
-    assert other.record.tokenizer is None
