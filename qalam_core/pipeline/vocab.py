@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from qalam_core.arabic import NORMALISATIONS, Rules
@@ -18,12 +19,14 @@ from qalam_core.corpus.sample import sample
 from qalam_core.corpus.splits import read_texts, text_bytes
 from qalam_core.errors import StoreError
 from qalam_core.files import sha256_file
+from qalam_core.package.runtime.architecture import UNK
+from qalam_core.package.runtime.tokenizer import token_bytes
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Recipe
 from qalam_core.store import Artifact, ArtifactFile
-from qalam_core.tokens.fit import Fit, Judged, fit, fits
+from qalam_core.tokens.fit import Fit, Judged, fits
 from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -194,3 +197,21 @@ def fitting(text: int) -> int:
     a corpus grows a little, so that a warm start keeps its rows.
     """
     return min(max(1 << round(math.log2(4 * math.sqrt(max(text, 1)))), SMALLEST), LARGEST)
+
+
+def fit(tokenizer: ArabicTokenizer, texts: Iterable[pa.LargeStringArray]) -> Fit:
+    """Counts of `texts`, which are normalised by the tokenizer's rules."""
+    spelled = np.array([_is_spelled(tokenizer, index) for index in range(len(tokenizer))])
+    documents = size = tokens = pieces = 0
+    for batch in texts:
+        ids, _ = tokenizer.encode_normalised(batch)
+        documents, size = documents + len(batch), size + text_bytes(batch)
+        tokens, pieces = tokens + len(ids), pieces + int(spelled[ids].sum())
+    return Fit(documents=documents, bytes=size, tokens=tokens, spelled=pieces)
+
+
+def _is_spelled(tokenizer: ArabicTokenizer, index: int) -> bool:
+    if tokenizer.algorithm == "word":
+        return index == UNK
+    spelling = token_bytes(tokenizer.words[index])
+    return len(spelling) == 1 and spelling[0] >= 0x80

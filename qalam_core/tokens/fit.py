@@ -1,17 +1,11 @@
-"""How well a tokenizer fits a text, and whether an earlier tokenizer fits new text well enough to be kept."""
+"""How well a tokenizer fits a text, and whether an earlier tokenizer fits new text well enough to be kept.
+
+Counting is in pipeline/vocab.py: these records are read without importing a tokenizer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
-import pyarrow as pa
-
-from qalam_core.corpus.splits import text_bytes
-from qalam_core.package.runtime.architecture import UNK
-from qalam_core.package.runtime.tokenizer import token_bytes
 from qalam_core.recipe import Frozen
-from qalam_core.tokens.tokenizer import ArabicTokenizer
 
 ENOUGH_BYTES = 100_000  # of new text; the tokens per byte of less vary by more than a limit
 
@@ -51,17 +45,6 @@ class Judged(Frozen):
         return self.new.tokens_per_byte / self.before.tokens_per_byte - 1 if self.new.bytes else 0.0
 
 
-def fit(tokenizer: ArabicTokenizer, texts: Iterable[pa.LargeStringArray]) -> Fit:
-    """Counts of `texts`, which are normalised by the tokenizer's rules."""
-    spelled = np.array([_is_spelled(tokenizer, index) for index in range(len(tokenizer))])
-    documents = size = tokens = pieces = 0
-    for batch in texts:
-        ids, _ = tokenizer.encode_normalised(batch)
-        documents, size = documents + len(batch), size + text_bytes(batch)
-        tokens, pieces = tokens + len(ids), pieces + int(spelled[ids].sum())
-    return Fit(documents=documents, bytes=size, tokens=tokens, spelled=pieces)
-
-
 def fits(new: Fit, before: Fit, limit: float) -> bool:
     """Whether new text takes at most the share `limit` more tokens per byte, and at most so much more of its tokens are
     spelled. Less text than ENOUGH_BYTES always fits."""
@@ -69,10 +52,3 @@ def fits(new: Fit, before: Fit, limit: float) -> bool:
         new.tokens_per_byte <= before.tokens_per_byte * (1 + limit)
         and new.spelled_share <= before.spelled_share + limit
     )
-
-
-def _is_spelled(tokenizer: ArabicTokenizer, index: int) -> bool:
-    if tokenizer.algorithm == "word":
-        return index == UNK
-    spelling = token_bytes(tokenizer.words[index])
-    return len(spelling) == 1 and spelling[0] >= 0x80

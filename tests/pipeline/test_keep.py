@@ -21,6 +21,8 @@ from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.pipeline.vocab import TOKENIZER, EarlierTokenizer, Keeping, Vocab, VocabFacts
 from qalam_core.recipe import Recipe
+from qalam_core.reports.tables import kept_text
+from qalam_core.runs import KeptTokenizer
 from qalam_core.store import Artifact, Store
 from tests.conftest import sentences, tiny_recipe
 
@@ -71,6 +73,10 @@ def test_it_is_kept_while_it_fits_enough_new_text(new: list[str], kept: bool, tm
         assert judged.regrown
         assert judged.regrown.tokens < judged.new.tokens
         assert 260 <= judged.shared < 320
+    said = kept_text(KeptTokenizer(run="tiny-1", artifact="", content="", seen="", judged=judged))
+    assert said.startswith("kept from run tiny-1:" if kept else "trained anew, and not kept from run tiny-1:")
+    assert ("With the new one they take" in said) != kept
+    assert ("too little text" in said) == (len(new) == 20)
     # shards that the run has read are skipped, and the figures are the same
     read = frozenset(shard.digest for shard in stage.train)
     assert Vocab.of(recipe, after, replace(earlier, shards=read)).identity == stage.identity
