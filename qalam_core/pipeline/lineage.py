@@ -133,9 +133,11 @@ def seen_of(runs: Runs, record: RunRecord) -> Artifact | None:
 
 
 def _training(recipe: Recipe) -> object:
-    """The settings that a training depends on, besides those of its corpus and its initial weights."""
+    """The settings that a training depends on, besides those of its corpus, its initial weights and the tokenizer that
+    it was to keep."""
     validate_every = recipe.train.validate_every if recipe.train.patience else None
-    return recipe.seed, recipe.tokenizer, recipe.model, recipe.train.narrowed(Optimisation), validate_every
+    tokenizer = recipe.tokenizer.model_dump(exclude={"keep", "regrow"})
+    return recipe.seed, tokenizer, recipe.model, recipe.train.narrowed(Optimisation), validate_every
 
 
 def _check_ids(excluded: Excluded, start: WarmStart, recipe: Recipe, runs: Runs) -> None:
@@ -162,11 +164,11 @@ def _checked(start: WarmStart, recipe: Recipe, runs: Runs) -> WarmStart:
 
 
 def _changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
-    """One line for each value of the recipe that differs; without paths, and the initial weights that were asked for:
-    they do not change a result."""
+    """One line for each value of the recipe that differs; without paths, and without the initial weights and the
+    tokenizer that were asked for: what they resolved to is recorded."""
     old, new = (recipe.model_dump(mode="json", exclude={"runner", "name"}) for recipe in (before, after))
     for values in (old, new):
-        del values["train"]["warm_start"]
+        del values["train"]["warm_start"], values["tokenizer"]["keep"], values["tokenizer"]["regrow"]
         corpus = values["corpus"]
         corpus["exclude"] = bool(corpus["exclude"])
         corpus["sources"] = [
