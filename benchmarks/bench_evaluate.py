@@ -66,7 +66,7 @@ def demo() -> float:
     recipe = Recipe.load(RECIPES / "demo.toml")
     with tempfile.TemporaryDirectory() as root:
         executor = InPlace(Store(Path(root)))
-        corpus, tokenizer, tokens = tokenized(
+        corpus, tokenizer, tokens, _ = tokenized(
             recipe, ingested(recipe, resolve(recipe.corpus.sources), executor), executor
         )
         words = ArabicTokenizer.from_file(tokenizer.path / "tokenizer.json")

@@ -66,7 +66,7 @@ def held_out(store: Store, recipe: Recipe, name: str) -> list[tuple[str, str]]:
 
 def measure(store: Store, recipe: Recipe, test: Sequence[tuple[str, str]]) -> Report:
     documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
-    corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
+    corpus, tokenizer, tokens, _ = tokenized(recipe, documents, InPlace(store))
     checkpoint = store.build(Train.of(recipe, tokenizer, tokens))
     *_, seen = read_by(corpus, None, InPlace(store))
     package = store.build(Export.of(recipe, corpus, tokenizer, checkpoint, seen, None))

@@ -178,6 +178,12 @@ class Tokenizer(Frozen):
     )
     min_freq: Positive = Field(2, description="rarer words (word) or pairs (bpe) get no entry")
     sample_mb: Positive = Field(32, description="MB of text that the vocabulary is trained on, drawn with the seed")
+    keep: Literal["", "champion"] = Field(
+        "", description='"champion" keeps the champion\'s tokenizer while it fits the new text; "" trains a new one'
+    )
+    regrow: NonNegativeFloat = Field(
+        0.05, description="with keep: train a new one when new text takes this share more tokens per byte than before"
+    )
 
 
 class Model(Frozen):

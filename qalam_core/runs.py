@@ -17,13 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from qalam_core.errors import DamagedError, StoreError
 from qalam_core.evaluation.results import Bits, Repetition, Report, Verdict
 from qalam_core.files import NOT_THERE, digest, json_object, names, read_bytes, replace_file, sha256_bytes, sync
 from qalam_core.recipe import Frozen, Recipe, RecipeName
 from qalam_core.store import Store, delete_folder
+from qalam_core.tokens.fit import Judged
 
 Record = TypeVar("Record", bound=Frozen)
 
@@ -57,6 +58,16 @@ class SeenFacts(Frozen):
     repetition: Repetition = Repetition()  # of this corpus and of its ancestors'
 
 
+class KeptTokenizer(Frozen):
+    """The champion's tokenizer that a build was to keep, and whether it did."""
+
+    run: str
+    artifact: str  # digest of its tokenizer artifact
+    content: str  # sha256 of its tokenizer.json
+    seen: str  # digest of the record of what the run and its ancestors have read
+    judged: Judged
+
+
 class TrainFacts(Frozen):
     """The result of a training, with the values that "auto" settings resolved to."""
 
@@ -75,6 +86,13 @@ class TrainFacts(Frozen):
     warm_start: Parent | None
 
 
+class Built(Frozen):
+    """What a build did of a stage, rather than reuse it."""
+
+    amount: int  # bytes of text, or steps of a training; 0 for other stages
+    seconds: float  # of one worker
+
+
 class RunRecord(Frozen):
     """run.json: what a run was built from and with, and its result."""
 
@@ -82,10 +100,12 @@ class RunRecord(Frozen):
     recipe: Recipe
     artifacts: dict[str, tuple[str, ...]]  # stage -> digests, in the order of the build
     timings: dict[str, float]  # stage -> seconds
+    built: dict[str, Built] = Field(default_factory=dict)  # by stage; without what was reused
     incumbent: str  # the run that the gate compared it with, "" for none
     anchors: tuple[str, ...]  # earlier champions that the gate compared it with as well
     lineage: tuple[Ancestor, ...]  # the run whose weights training began with, then that run's, and so on; () for none
     seen: SeenFacts
+    tokenizer: KeptTokenizer | None = None  # None: one was trained, whatever the champion has
     verdict: Verdict
     bits_per_byte: Bits
     package_mb: float

@@ -40,7 +40,8 @@ def plan(
     set_: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which stages a build would reuse, which it would build, and why."""
+    """Show which stages a build would reuse, which it would build, why, and how long it would take."""
+    from qalam_core.pipeline.estimate import UNITS
     from qalam_core.pipeline.plan import plan as make_plan
 
     found = make_plan(Recipe.load(recipe_path(recipe), set_ or ()), Store(store))
@@ -49,7 +50,11 @@ def plan(
             {"stage": row.stage, "label": row.label, "action": row.action, "reasons": row.reasons, "digest": row.digest}
             for row in found.rows
         ]
-        print_json({"against": found.against, "stages": rows})
+        work = [
+            {"stage": part.stage, "amount": part.amount, "unit": UNITS.get(part.stage), "seconds": part.seconds}
+            for part in found.work
+        ]
+        print_json({"against": found.against, "stages": rows, "work": work, "seconds": found.seconds})
     else:
         plan_table(found)
 

@@ -111,7 +111,7 @@ def lineage(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the runs that a run began from, nearest first, and what they have read, documents by source."""
-    from qalam_core.reports.tables import by_source
+    from qalam_core.reports.tables import by_source, kept_text
 
     home = Runs(Store(store))
     record = home.record(run)
@@ -121,6 +121,7 @@ def lineage(
         found = {
             "run": run, "package": package, "corpus": corpus, "begun_from": record.parent or None,
             "read": seen.lineage, "own": seen.own, "gone": seen.gone, "ancestors": ancestors,
+            "tokenizer": record.tokenizer.canonical() if record.tokenizer else None,
         }  # fmt: skip
         print_json(found)
         return
@@ -130,6 +131,8 @@ def lineage(
     if seen.gone:
         gone = f"{sum(seen.gone.values()):,} of them are no longer in its corpus: {by_source(seen.gone)}"
         out.print(gone, soft_wrap=True)
+    if record.tokenizer:
+        out.print(f"its tokenizer was {kept_text(record.tokenizer)}", soft_wrap=True)
     tree = Tree(_branch(run, package, corpus, by_source(seen.own)))
     for ancestor in record.lineage:
         documents = by_source(ancestor.documents)

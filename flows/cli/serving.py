@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -125,6 +126,9 @@ def _deploy(recipe: str, store: Path, training: str, slots: int | None, notify: 
         os.environ.setdefault(name, value)
     # takes seconds, and reads the settings above
     from al_qalam.flows.serving.deploy import deploy as deploy_to_server
+
+    # at the end it would report the events about saved blocks that Prefect is still sending
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
     for line in asyncio.run(deploy_to_server(recipe, store, training, slots, notify, restarted)):
         out.print(line, soft_wrap=True)

@@ -208,6 +208,24 @@ def plan_table(plan: Plan) -> None:
     built = sum(row.action == "build" for row in plan.rows)
     against = f", compared with {plan.against}" if plan.against else ""
     out.print(f"{built} to build, {len(plan.rows) - built} to reuse{against}", soft_wrap=True)
+    if built:
+        out.print(_work(plan), soft_wrap=True)
+
+
+def _work(plan: Plan) -> str:
+    """ "about 12.3 MB to ingest, 1,000 steps to train: 4 minutes at the rates of the last runs"."""
+    from qalam_core.pipeline.estimate import UNITS
+
+    amounts = [
+        f"{part.amount / 1e6:,.2f} MB to {part.stage}" if UNITS[part.stage] == "bytes"
+        else f"{part.amount:,} steps to {part.stage}"
+        for part in plan.work if part.stage in UNITS
+    ]  # fmt: skip
+    if plan.seconds is None:
+        took = "no earlier run says how long that takes"
+    else:
+        took = f"{plan.seconds / 60:,.1f} minutes of one worker at the rates of the last runs"
+    return f"about {', '.join(amounts)}: {took}" if amounts else f"about {took}" if plan.seconds is not None else took
 
 
 def summary(published: Published) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from qalam_core.evaluation.comparison import MIN_EFFECTIVE, Anchor, Champion, common, compare, settings_check
 from qalam_core.evaluation.intervals import effective
-from qalam_core.evaluation.results import Budgets, Check, Report, Verdict, rounded
+from qalam_core.evaluation.results import Budgets, Check, Contamination, Report, Verdict, rounded
 from qalam_core.recipe import Requirements
 
 LEAK = 0.15
@@ -48,13 +48,7 @@ def decide(
     if champion:
         checks.append(_leak_alarm(report, champion.report))
     if (found := report.contamination) is not None:
-        shares = f"by n-grams of 8 words {found.words_8.copied:.1%}, of 13 words {found.words_13.copied:.1%}"
-        subject = f"The share of test documents that the model, or one before it, has mostly read ({shares})"
-        if found.worst.expected:
-            subject += (
-                f", of which {found.worst.expected:.1%} are expected, since training documents repeat each other,"
-            )
-        checks.append(_at_most("contamination", subject, found.worst.copied, gate.max_copied + found.worst.expected))
+        checks.append(_contamination(found, gate.max_copied))
     checks.append(
         Check(
             name="verbatim copy", value=written.longest_copy, limit=None, passed=True,
@@ -146,6 +140,19 @@ def _first(report: Report) -> Check:
     return Check(
         name="champion", value=report.bits_per_byte.model, limit=None, passed=True,
         message="There is no champion yet to compare with.",
+    )  # fmt: skip
+
+
+def _contamination(found: Contamination, allowed: float) -> Check:
+    """By those n-grams of which more were read than is expected."""
+    both = ((found.words_8, 8), (found.words_13, 13))
+    (other, of_other), (worst, words) = sorted(both, key=lambda pair: pair[0].copied - pair[0].expected)
+    limit = allowed + worst.expected
+    usual = f", where {worst.expected:.1%} is usual, as training documents repeat each other" if worst.expected else ""
+    return Check(
+        name="contamination", value=worst.copied, limit=limit, passed=worst.copied <= limit,
+        message=f"The model, or one before it, has mostly read {other.copied:.1%} of the test documents by n-grams of "
+        f"{of_other} words, and {worst.copied:.1%} by n-grams of {words} words; at most {limit:.1%} is allowed{usual}.",
     )  # fmt: skip
 
 

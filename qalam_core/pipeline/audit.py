@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -20,9 +20,11 @@ from qalam_core.pipeline.build import InPlace, Past, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, measured
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.gate import Incumbent, Incumbents
+from qalam_core.pipeline.keep import recorded_tokenizer
 from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.prepare import Documents
 from qalam_core.pipeline.publish import create_run
+from qalam_core.pipeline.vocab import EarlierTokenizer
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe, Requirements
 from qalam_core.runs import RunRecord, Runs
@@ -85,10 +87,15 @@ class AsRecorded(Past):
     runs: Runs  # of the store that has their reports
     record: RunRecord
     start: WarmStart | None
+    earlier: EarlierTokenizer | None
 
     def warm_start(self, recipe: Recipe, documents: Documents) -> WarmStart | None:
         """The recorded parent."""
         return self.start
+
+    def tokenizer(self, recipe: Recipe, corpus: Artifact) -> EarlierTokenizer | None:
+        """The recorded one."""
+        return self.earlier
 
     def incumbents(self, recipe: Recipe, evaluation: Artifact) -> Incumbents:
         """The recorded ones, without those that were deleted."""
@@ -122,6 +129,8 @@ def reproduce(
         _check_sources(store, one, name)
     if not lineage:
         _check_parent(runs, record, run)
+    for name, one in chain.items():
+        _check_tokenizer(runs, one, name, chain)
     rows: list[Row] = []
     notes: list[str] = []
     rebuilt: tuple[str, str] | None = None  # a run in the fresh store, and the digest of its package
@@ -136,7 +145,11 @@ def reproduce(
                 notes.append(f"run {start.parent.run} differs, so that run {name}, which began with it, was not built")
                 return Reproduction(run, "", tuple(rows), _basis(record, len(chain) - 1), tuple(notes))
             start = replace(start, path=there.folder(rebuilt[0]) / PACKAGE, seen=there_seen, state=state)
-        again, found = _again(runs, name, one, there, start, progress)
+        earlier = recorded_tokenizer(fresh, one)
+        if earlier and not (earlier.file.artifact.exists() and earlier.seen.exists()):
+            earlier = recorded_tokenizer(store, one)
+            notes.append(f"the tokenizer that run {name} was to keep was copied from the store")
+        again, found = _again(runs, name, one, there, start, earlier, progress)
         rebuilt = again, there.package(again).package
         rows += found
         notes += [*_deleted(runs, name, one), *_circumstances(one, there.record(again))]
@@ -162,6 +175,15 @@ def _training(runs: Runs, run: str) -> Artifact:
     return runs.store.reference("train", runs.record(run).artifacts["train"][0])
 
 
+def _check_tokenizer(runs: Runs, record: RunRecord, run: str, chain: Mapping[str, RunRecord]) -> None:
+    """Raise StoreError when the tokenizer that `run` was to keep is neither in the store nor built again."""
+    earlier = recorded_tokenizer(runs.store, record)
+    if earlier and earlier.run not in chain and not (earlier.file.artifact.exists() and earlier.seen.exists()):
+        raise StoreError(
+            f"run {run} cannot be built again: it was to keep the tokenizer of run {earlier.run}, which was deleted"
+        )
+
+
 def _ancestor(runs: Runs, run: str, ancestor: str) -> RunRecord:
     if ancestor not in runs:
         raise StoreError(
@@ -172,10 +194,11 @@ def _ancestor(runs: Runs, run: str, ancestor: str) -> RunRecord:
 
 
 def _again(
-    runs: Runs, run: str, record: RunRecord, there: Runs, start: WarmStart | None, progress: Progress
+    runs: Runs, run: str, record: RunRecord, there: Runs, start: WarmStart | None,
+    earlier: EarlierTokenizer | None, progress: Progress,
 ) -> tuple[str, list[Row]]:  # fmt: skip
     """Build a run in the fresh store, as it was built then; -> its id there, and the comparison."""
-    past = AsRecorded(runs, record, start)
+    past = AsRecorded(runs, record, start, earlier)
     artifacts = stages_in_order(
         record.recipe, resolve(record.recipe.corpus.sources), past, InPlace(there.store, progress)
     )

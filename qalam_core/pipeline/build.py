@@ -13,6 +13,7 @@ from qalam_core.pipeline.filter import Filter
 from qalam_core.pipeline.fingerprint import Fingerprint
 from qalam_core.pipeline.gate import Gate, Incumbents, incumbents
 from qalam_core.pipeline.ingest import Ingest
+from qalam_core.pipeline.keep import earlier_tokenizer, kept_tokenizer
 from qalam_core.pipeline.lineage import WarmStart, warm_start
 from qalam_core.pipeline.prepare import Documents, Prepare
 from qalam_core.pipeline.publish import Published, publish
@@ -20,10 +21,10 @@ from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.pipeline.train import Train
-from qalam_core.pipeline.vocab import Vocab
+from qalam_core.pipeline.vocab import EarlierTokenizer, Vocab
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe
-from qalam_core.runs import Runs
+from qalam_core.runs import KeptTokenizer, Runs
 from qalam_core.store import Artifact, Store
 
 STAGES: tuple[type[Stage], ...] = (
@@ -59,6 +60,7 @@ class Tokenized(NamedTuple):
     corpus: Artifact
     tokenizer: Artifact
     tokens: list[Artifact]
+    kept: KeptTokenizer | None
 
 
 class Past(Protocol):
@@ -66,6 +68,9 @@ class Past(Protocol):
 
     def warm_start(self, recipe: Recipe, documents: Documents) -> WarmStart | None:
         """The run whose weights training begins with, None for random ones."""
+
+    def tokenizer(self, recipe: Recipe, corpus: Artifact) -> EarlierTokenizer | None:
+        """The tokenizer to keep while it fits, None to train one in any case."""
 
     def incumbents(self, recipe: Recipe, evaluation: Artifact) -> Incumbents:
         """The runs that the gate compares an evaluated model with."""
@@ -82,6 +87,10 @@ class History(Past):
         list(self.runs.champions(recipe.name))  # the gate reads their records: a damaged one is found at once
         return warm_start(recipe, documents, self.runs)
 
+    def tokenizer(self, recipe: Recipe, corpus: Artifact) -> EarlierTokenizer | None:
+        """The champion's, if the recipe asks for it."""
+        return earlier_tokenizer(recipe, corpus, self.runs)
+
     def incumbents(self, recipe: Recipe, evaluation: Artifact) -> Incumbents:
         """The champion, and those before it."""
         return incumbents(recipe, evaluation, self.runs)
@@ -89,15 +98,18 @@ class History(Past):
 
 def tokenized(
     recipe: Recipe, documents: Documents, executor: Executor, seen: Artifact | None = None,
-    tokenizer: Artifact | None = None,
+    tokenizer: Artifact | None = None, past: Past | None = None,
 ) -> Tokenized:  # fmt: skip
-    """The stages from documents to token shards; with a `tokenizer` none is trained.
+    """The stages from documents to token shards; with a `tokenizer` none is trained, with a `past` perhaps none.
 
     With `seen`, nothing is held out that the models of that record have read.
     """
-    corpus = executor.run(Prepare.of(recipe, documents, seen))
-    tokenizer = tokenizer or executor.run(Vocab.of(recipe, corpus))
-    return Tokenized(corpus, tokenizer, executor.map(Tokenize.all_of(corpus, tokenizer)))
+    corpus, earlier = executor.run(Prepare.of(recipe, documents, seen)), None
+    if tokenizer is None:
+        earlier = past.tokenizer(recipe, corpus) if past else None
+        tokenizer = executor.run(Vocab.of(recipe, corpus, earlier))
+    tokens = executor.map(Tokenize.all_of(corpus, tokenizer))
+    return Tokenized(corpus, tokenizer, tokens, kept_tokenizer(earlier, tokenizer))
 
 
 def ingested(recipe: Recipe, files: Sequence[SourceFile], executor: Executor) -> Documents:
@@ -125,10 +137,10 @@ def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor:
     """All stages before the verdict; the evaluation is the last."""
     documents = ingested(recipe, files, executor)
     start = past.warm_start(recipe, documents)
-    corpus, tokenizer, tokens = tokenized(recipe, documents, executor, start.seen if start else None)
+    corpus, tokenizer, tokens, kept = tokenized(recipe, documents, executor, start.seen if start else None, past=past)
     checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start, corpus))
     *fingerprints, seen = read_by(corpus, start, executor)
-    package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start))
+    package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start, kept))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))
     text = [*documents.read, *documents.filtered, corpus, tokenizer, *tokens]
     return [*text, checkpoint, *fingerprints, seen, package, evaluation]

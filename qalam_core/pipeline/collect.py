@@ -50,6 +50,7 @@ def collect(
     held = {f"{stage}/{key}" for run in kept for stage, keys in records[run].artifacts.items() for key in keys}
     held |= {f"seen/{records[run].lineage[0].seen}" for run in kept if records[run].lineage}
     horizon = (time.time() if now is None else now) - fresh_seconds
+    held |= {key for run in kept for key in _of_tokenizer(records[run])}
     found = {} if busy else store.artifacts()
     unused = [name for name, used in found.items() if name not in held and used < horizon]
     abandoned = [] if busy else store.abandoned(horizon)
@@ -66,6 +67,12 @@ def collect(
     return Collected(
         tuple(unneeded), tuple(unused), tuple(abandoned), size, remaining, tuple(lost), busy, delete
     )  # fmt: skip
+
+
+def _of_tokenizer(record: RunRecord) -> tuple[str, ...]:
+    """What a run's build read of the run whose tokenizer it was to keep."""
+    kept = record.tokenizer
+    return (f"vocab/{kept.artifact}", f"seen/{kept.seen}") if kept else ()
 
 
 def _bytes(path: Path) -> int:

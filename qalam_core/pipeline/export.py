@@ -15,7 +15,7 @@ from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Model, Recipe
 from qalam_core.reports.card import model_card
-from qalam_core.runs import Ancestor, SeenFacts, TrainFacts
+from qalam_core.runs import Ancestor, KeptTokenizer, SeenFacts, TrainFacts
 from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.spec import WEIGHTS
@@ -31,14 +31,16 @@ class ExportSettings(Frozen):
     card: str
     code: dict[str, str]  # file -> sha256 of the code in every package
     lineage: tuple[Ancestor, ...]
+    kept: KeptTokenizer | None
 
 
 class ExportFacts(Frozen):
-    """The size of a package, and the runs that its model came from."""
+    """The size of a package, and the runs that its model and its tokenizer came from."""
 
     bytes: int
     files: int
     lineage: tuple[Ancestor, ...]  # of the model; for run.json
+    kept: KeptTokenizer | None  # for run.json
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Export(Stage):
     """Writes the package. Its card has no measured figures: they are measured on the package itself."""
 
     name = "export"
-    version = 3
+    version = 4
     unit = "tensors"
 
     settings: ExportSettings
@@ -58,15 +60,17 @@ class Export(Stage):
     @classmethod
     def of(
         cls, recipe: Recipe, corpus: Artifact, tokenizer: Artifact, checkpoint: Artifact, seen: Artifact,
-        start: WarmStart | None,
+        start: WarmStart | None, kept: KeptTokenizer | None = None,
     ) -> Export:  # fmt: skip
         """The stage for a trained model."""
         lineage = start.lineage if start else ()
         card = model_card(
-            recipe, corpus.facts(CorpusFacts), checkpoint.facts(TrainFacts), lineage, seen.facts(SeenFacts)
-        )
+            recipe, corpus.facts(CorpusFacts), checkpoint.facts(TrainFacts), lineage, seen.facts(SeenFacts),
+            kept=kept,
+        )  # fmt: skip
         settings = ExportSettings(
             model=recipe.model, dtype=recipe.package.dtype, card=card, code=code_digests(), lineage=lineage,
+            kept=kept,
         )  # fmt: skip
         return cls(settings, corpus, tokenizer, checkpoint, seen)
 
@@ -91,4 +95,4 @@ class Export(Stage):
         )  # fmt: skip
         files = [path for path in (out / PACKAGE).iterdir() if path.is_file()]
         size = sum(path.stat().st_size for path in files)
-        return ExportFacts(bytes=size, files=len(files), lineage=lineage)
+        return ExportFacts(bytes=size, files=len(files), lineage=lineage, kept=self.settings.kept)

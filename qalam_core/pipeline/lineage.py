@@ -189,11 +189,13 @@ def _is_trained_so(record: RunRecord, start: WarmStart | None, recipe: Recipe, d
 
 
 def _training(recipe: Recipe, continued: bool) -> object:
-    """The settings that a training depends on, besides those of its corpus and what it begins with."""
+    """The settings that a training depends on, besides those of its corpus, what it begins with and the tokenizer that
+    it was to keep."""
     train = recipe.train
     validate_every = train.validate_every if train.patience else None
     reading = (train.epochs_of_new, train.replay) if continued else ()
-    return recipe.seed, recipe.tokenizer, recipe.model, train.narrowed(Optimisation), validate_every, reading
+    tokenizer = recipe.tokenizer.model_dump(exclude={"keep", "regrow"})
+    return recipe.seed, tokenizer, recipe.model, train.narrowed(Optimisation), validate_every, reading
 
 
 def _check_ids(excluded: Excluded, start: WarmStart, recipe: Recipe, runs: Runs) -> None:
@@ -220,12 +222,17 @@ def _checked(start: WarmStart, recipe: Recipe, runs: Runs) -> WarmStart:
 
 
 def _changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
-    """One line for each value of the recipe that differs; without paths, and the start that was asked for: they do not
-    change a result."""
+    """One line for each value of the recipe that differs; without paths, and without the start and the tokenizer
+    that were asked for: what they resolved to is recorded."""
     old, new = (recipe.model_dump(mode="json", exclude={"runner", "name"}) for recipe in (before, after))
     for values in (old, new):
-        for name in ("start", "cold_every"):
-            del values["train"][name]
+        for section, key in (
+            ("train", "start"),
+            ("train", "cold_every"),
+            ("tokenizer", "keep"),
+            ("tokenizer", "regrow"),
+        ):
+            del values[section][key]
         corpus = values["corpus"]
         corpus["exclude"] = bool(corpus["exclude"])
         corpus["sources"] = [

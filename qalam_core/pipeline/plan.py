@@ -1,4 +1,5 @@
-"""The plan of a build: which stages are reused, which are built, and why, before anything runs; it writes nothing.
+"""The plan of a build: which stages are reused, which are built, why, and how long that takes, before anything runs; it
+writes nothing.
 
 The reasons compare with the last run of the recipe's name: which setting, input or file changed, old value -> new.
 """
@@ -6,6 +7,7 @@ The reasons compare with the last run of the recipe's name: which setting, input
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,12 +17,16 @@ from typing import Literal
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import DamagedError
 from qalam_core.pipeline.build import STAGES, Executor, History, stages_in_order
+from qalam_core.pipeline.estimate import Work, kept_share, last_records, work
 from qalam_core.pipeline.filter import Filter
 from qalam_core.pipeline.fingerprint import Fingerprint
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.lineage import changed_values
-from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.stage import Stage, text_bytes
 from qalam_core.pipeline.tokenize import Tokenize
+from qalam_core.pipeline.train import Train
+from qalam_core.pipeline.vocab import Vocab
 from qalam_core.recipe import Recipe
 from qalam_core.runs import RunRecord, Runs
 from qalam_core.store import Artifact, ArtifactFile, Manifest, Store
@@ -43,11 +49,18 @@ class Plan:
 
     rows: tuple[Row, ...]
     against: str  # the run that it was compared with, "" for none
+    work: tuple[Work, ...]  # of the stages that are to be built
 
     @property
     def complete(self) -> bool:
         """Whether nothing is to be built."""
         return all(row.action == "reuse" for row in self.rows)
+
+    @property
+    def seconds(self) -> float | None:
+        """What all the work takes one worker; None where no recent run has done a part of it."""
+        seconds = [part.seconds for part in self.work if part.seconds is not None]
+        return sum(seconds) if len(seconds) == len(self.work) else None
 
 
 def plan(recipe: Recipe, store: Store) -> Plan:
@@ -61,7 +74,13 @@ def plan(recipe: Recipe, store: Store) -> Plan:
         after = f"after {planner.rows[-1].stage}"
         planned = {row.stage for row in planner.rows}
         planner.rows += [Row(kind.name, kind.name, "build", (after,)) for kind in STAGES if kind.name not in planned]
-    return Plan(tuple(planner.rows), reasons.against)
+    stages = dict.fromkeys(row.stage for row in planner.rows if row.action == "build")
+    amounts = {Train.name: recipe.train.steps, **planner.amounts}
+    records = last_records(runs, recipe.name) if stages else []
+    if Prepare.name in stages:  # its shards are not known; about as much of the text is kept as before
+        text = amounts.get(Ingest.name, 0) if planner.keeps_tokenizer else sum(planner.texts.values())
+        amounts[Tokenize.name] = round(text * kept_share(runs, records))
+    return Plan(tuple(planner.rows), reasons.against, work(stages, amounts, records))
 
 
 class _UnknownError(Exception):
@@ -87,6 +106,9 @@ class _Planner(Executor):
     store: Store
     reasons: Reasons
     rows: list[Row] = field(default_factory=list)
+    texts: dict[str, int] = field(default_factory=dict)  # bytes of each source file, by the digest of its documents
+    amounts: Counter[str] = field(default_factory=Counter)  # of stages in UNITS that are to be built
+    keeps_tokenizer: bool = False
     _new: dict[str, str] = field(default_factory=dict)  # digest -> stage, of what is to be built
 
     def run(self, stage: Stage) -> Artifact:
@@ -98,14 +120,34 @@ class _Planner(Executor):
                 rebuilt[name] = self._new[made.digest]
         if not rebuilt and (artifact := self.store.find(stage.identity)) is not None:
             self.rows.append(Row(stage.name, stage.label, "reuse", (), artifact.digest))
+            if isinstance(stage, Ingest):
+                self.texts[artifact.digest] = text_bytes(artifact)
             return artifact
         key, why = stage.identity.digest, self.reasons.why(stage, rebuilt)
         self.rows.append(Row(stage.name, stage.label, "build", why, "" if rebuilt else key))
+        if isinstance(stage, Ingest):
+            self.texts[key] = stage.file.size
+        self.amounts[stage.name] += self._amount(stage)
+        if isinstance(stage, Vocab) and stage.earlier:  # probably it has the same content
+            self.keeps_tokenizer = True
+            return replace(stage.earlier.artifact, digest=key).with_manifest(stage.earlier.artifact.manifest)
         self._new[key] = stage.name
         before = self.reasons.closest(stage)
         if before is None or before.manifest.version != stage.version:  # the facts of other versions may differ
             return _Absent(stage.name, key, self.store.artifact_folder(stage.name, key))
         return replace(before, digest=key).with_manifest(before.manifest)
+
+    def _amount(self, stage: Stage) -> int:
+        if isinstance(stage, Ingest):
+            return stage.file.size
+        if isinstance(stage, Filter):
+            return sum(self.texts[made.digest] for made in stage.documents)
+        if isinstance(stage, Tokenize):
+            return stage.shard.artifact.manifest.files[stage.shard.name].bytes
+        return stage.settings.optimisation.steps if isinstance(stage, Train) else 0
+
+
+_OF_EARLIER = ("keep", "earlier:", "seen:")  # settings and inputs of Vocab, of which one reason says more
 
 
 class Reasons:
@@ -135,6 +177,10 @@ class Reasons:
             {name: digest for name, digest in of.inputs.items() if _kind(name) not in unknown} for of in (old, new)
         )
         found = (*version, *changed_values("", old.settings, new.settings), *_changed_inputs(*inputs), *waiting)
+        if isinstance(stage, Vocab) and stage.earlier and stage.settings.keep:
+            limit = f"{stage.settings.keep.limit:.1%} more tokens per byte"
+            kept = f"keeps the tokenizer of run {stage.run_of_earlier}, unless its new text takes over {limit}"
+            return (*(each for each in found if not each.startswith(_OF_EARLIER)), kept)
         if found and isinstance(stage, Ingest):
             return tuple(f"{stage.file.path}: {reason}" for reason in found)
         return found or (lost,)

@@ -21,6 +21,7 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Verdict
 from qalam_core.files import digest
 from qalam_core.package.write import replace_card
+from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
 from qalam_core.pipeline.export import PACKAGE, ExportFacts
 from qalam_core.pipeline.gate import GateFacts, verdict_of
@@ -112,17 +113,20 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     package, evaluation = last["export"].path / PACKAGE, last["evaluate"]
     corpus, training = last["prepare"].facts(CorpusFacts), last["train"].facts(TrainFacts)
     seen, gate = last["seen"].facts(SeenFacts), last["gate"].facts(GateFacts)
-    lineage = last["export"].facts(ExportFacts).lineage
+    exported = last["export"].facts(ExportFacts)
+    lineage, kept = exported.lineage, exported.kept
     report, budgets = measured(evaluation)
     record = RunRecord(
         created=created,
         recipe=recipe,
         artifacts={stage: tuple(artifact.digest for artifact in made) for stage, made in by_stage.items()},
         timings={stage: round(sum(artifact.seconds for artifact in made), 3) for stage, made in by_stage.items()},
+        built=built(artifacts),
         incumbent=gate.incumbent,
         anchors=gate.anchors,
         lineage=lineage,
         seen=seen,
+        tokenizer=kept,
         verdict=verdict_of(last["gate"]),
         bits_per_byte=report.bits_per_byte,
         package_mb=budgets.package_mb,
@@ -139,7 +143,7 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     (folder / PACKAGE).mkdir()
     for file in package.iterdir():  # not copytree, whose error has no errno for the store
         shutil.copy(file, folder / PACKAGE)
-    replace_card(folder / PACKAGE, model_card(recipe, corpus, training, lineage, seen, report))
+    replace_card(folder / PACKAGE, model_card(recipe, corpus, training, lineage, seen, report, kept))
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())

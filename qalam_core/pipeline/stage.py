@@ -81,7 +81,7 @@ def throughput(artifacts: Sequence[Artifact]) -> str:
 
     Empty when nothing was built, or less than 0.1 MB of text was read.
     """
-    built = [(_text_bytes(artifact), artifact.seconds) for artifact in artifacts if not artifact.cached]
+    built = [(text_bytes(artifact), artifact.seconds) for artifact in artifacts if not artifact.cached]
     size, seconds = (sum(column) for column in zip(*built, strict=True)) if built else (0, 0.0)
     return f"{size / 1e6 / seconds:.1f} MB/s" if size >= 100_000 and seconds else ""
 
@@ -95,7 +95,7 @@ def waits(artifact: Artifact) -> str:
     return f"waited {', '.join(found)}" if found else ""
 
 
-def _text_bytes(artifact: Artifact) -> int:
+def text_bytes(artifact: Artifact) -> int:
     """Bytes of text that a data stage read or wrote; 0 for other stages."""
     facts = artifact.manifest.facts
     if "splits" in facts:

@@ -39,20 +39,20 @@ class TokenizeFacts(Frozen):
 
 @dataclass(frozen=True)
 class Tokenize(Stage):
-    """Tokenizes one shard. A shard that did not change keeps its artifact when others do."""
+    """Tokenizes one shard. A shard keeps its artifact while it and the content of tokenizer.json are the same."""
 
     name = "tokenize"
     version = 2
 
     settings: TokenizeSettings
     shard: ArtifactFile
-    tokenizer: Artifact
+    tokenizer: ArtifactFile
 
     @classmethod
     def all_of(cls, corpus: Artifact, tokenizer: Artifact) -> list[Tokenize]:
         """A stage for each shard that is trained or validated on, in order."""
-        shards = shards_of(corpus, "train", "validation")
-        return [cls(TokenizeSettings(split=shard.name.partition("-")[0]), shard, tokenizer) for shard in shards]
+        shards, file = shards_of(corpus, "train", "validation"), tokenizer.file(TOKENIZER)
+        return [cls(TokenizeSettings(split=shard.name.partition("-")[0]), shard, file) for shard in shards]
 
     @property
     def label(self) -> str:
@@ -61,7 +61,7 @@ class Tokenize(Stage):
 
     def run(self, out: Path, progress: Progress) -> TokenizeFacts:
         """Write tokens.arrow."""
-        tokenizer = _tokenizer(self.tokenizer.path / TOKENIZER)
+        tokenizer = _tokenizer(self.tokenizer.path)
         path = self.shard.path
         size, done = path.stat().st_size, 0
 

@@ -9,12 +9,12 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Report
 from qalam_core.recipe import Recipe, Source
 from qalam_core.reports.render import render
-from qalam_core.runs import Ancestor, SeenFacts, TrainFacts
+from qalam_core.runs import Ancestor, KeptTokenizer, SeenFacts, TrainFacts
 
 
 def model_card(
     recipe: Recipe, corpus: CorpusFacts, train: TrainFacts, lineage: Sequence[Ancestor], seen: SeenFacts,
-    report: Report | None = None,
+    report: Report | None = None, kept: KeptTokenizer | None = None,
 ) -> str:  # fmt: skip
     """MODEL_CARD.md. Without a `report` it is the card of a package that was not measured yet, and says so."""
     # slice names as in the report: where there is none, the last part of the path
@@ -24,7 +24,7 @@ def model_card(
     ]
     return render(
         "card.md", recipe=recipe, sources=sources, corpus=corpus, facts=train, lineage=lineage, seen=seen,
-        report=report,
+        kept=kept, report=report,
     )  # fmt: skip
 
 

@@ -32,8 +32,8 @@ def _environment() -> Environment:
         cell=cell, rtl=rtl, isolated=isolated, clipped=tables.clipped, number=_number, spec=format, change=_change
     )
     shared = (
-        tables.by_source, tables.copied_from, tables.corpus_rows, tables.decided, tables.headline, tables.origin_text,
-        tables.provenance, tables.ratio, tables.shown_ancestors, tables.slices,
+        tables.by_source, tables.copied_from, tables.corpus_rows, tables.decided, tables.headline, tables.kept_text,
+        tables.origin_text, tables.provenance, tables.ratio, tables.shown_ancestors, tables.slices,
     )  # fmt: skip
     environment.globals.update({function.__name__: function for function in shared})
     return environment

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from qalam_core.corpus.prepare import CorpusFacts, SliceCounts
 from qalam_core.evaluation.results import Compared, Comparison, Copied, Report, Slice, Verdict
-from qalam_core.runs import Ancestor, RunRecord, SeenFacts, states
+from qalam_core.runs import Ancestor, KeptTokenizer, RunRecord, SeenFacts, states
+from qalam_core.tokens.fit import ENOUGH_BYTES
 
 _DECIDED = {"passed": "passed", "waiting": "waits for a person", "refused": "refused"}
 
@@ -40,6 +41,7 @@ def headline(run: str, record: RunRecord) -> str:
 def provenance(record: RunRecord) -> list[tuple[str, str]]:
     """(label, text): when and where a run was built, and from what."""
     machine, own = record.machine, record.seen.own
+    tokenizer = [("tokenizer", kept_text(record.tokenizer))] if record.tokenizer else []
     most = {clipped(name, 40): own[name] for name in sorted(own, key=lambda name: -own[name])[:3]}
     return [
         ("built", f"{record.created[:16].replace('T', ' ')} UTC by Al-Qalam {record.code}, on {machine['system']} "
@@ -47,7 +49,29 @@ def provenance(record: RunRecord) -> list[tuple[str, str]]:
         ("from", f"recipe {record.recipe.name}, seed {record.recipe.seed}; training {record.origin}"),
         ("read", f"{sum(own.values()):,} documents: {by_source(most)}"
                  + (f", and {len(own) - len(most)} more sources" if len(own) > len(most) else "")),
+        *tokenizer,
     ]  # fmt: skip
+
+
+def kept_text(kept: KeptTokenizer) -> str:
+    """Whether the champion's tokenizer was kept, and the figures that decided it."""
+    judged, new = kept.judged, kept.judged.new
+    decided = f"kept from run {kept.run}" if judged.kept else f"trained anew, and not kept from run {kept.run}"
+    if not new.documents:
+        return f"{decided}, as there is no new text."
+    limit = f"the limit is +{judged.limit:.1%}" if new.bytes >= ENOUGH_BYTES else "too little text for the limit"
+    text = (
+        f"{decided}: with that run's tokenizer, {new.documents:,} new documents ({new.bytes / 1e6:,.2f} MB) take "
+        f"{new.tokens_per_byte:.4f} tokens per byte, where held-out text took {judged.before.tokens_per_byte:.4f} when "
+        f"it was trained ({judged.rise:+.1%}; {limit}), and {new.spelled_share:.2%} of the tokens are single bytes of "
+        f"a character or unknown, where {judged.before.spelled_share:.2%} were."
+    )
+    if judged.regrown:
+        text += (
+            f" With the new one they take {judged.regrown.tokens_per_byte:.4f}; {judged.shared:,} of its entries are "
+            "also in the former, and all text was tokenized again."
+        )
+    return text
 
 
 def clipped(name: str, width: int) -> str:

@@ -27,7 +27,7 @@ def test_the_documented_example(corpus_file: Path, tmp_path: Path, monkeypatch: 
     store = Store(tmp_path / ".qalam")
     recipe = tiny_recipe(corpus_file)
     executor = InPlace(store)
-    corpus, _, shards = tokenized(recipe, ingested(recipe, resolve(recipe.corpus.sources), executor), executor)
+    corpus, _, shards, _ = tokenized(recipe, ingested(recipe, resolve(recipe.corpus.sources), executor), executor)
     run = store.root / "runs" / "my-model-0123456789ab"
     run.mkdir(parents=True)
     digests = {"prepare": [corpus.digest], "tokenize": [shard.digest for shard in shards]}

@@ -47,7 +47,7 @@ def shared(prepared: tuple[Store, list[Artifact]], corpus_file: Path) -> Iterato
 def first_half(recipe: Recipe, store: Store) -> Iterator[Artifact]:
     """The stages before training, which are quick."""
     documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
-    corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
+    corpus, tokenizer, tokens, _ = tokenized(recipe, documents, InPlace(store))
     yield from (*documents.read, *documents.filtered, corpus, tokenizer, *tokens)
 
 

@@ -122,7 +122,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     recipe = tiny_recipe(folder / "stories.jsonl")
     store = Store(folder / "store")
     documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
-    corpus, tokenizer, tokens = tokenized(recipe, documents, InPlace(store))
+    corpus, tokenizer, tokens, _ = tokenized(recipe, documents, InPlace(store))
     return [*documents.read, *documents.filtered, corpus, tokenizer, *tokens]
 
 

@@ -178,7 +178,7 @@ def test_the_facts_of_another_version_are_not_read(built: Built, monkeypatch: py
     monkeypatch.setattr(Vocab, "version", 99)
     found = plan(built.recipe, built.store)
     assert rows(found, "vocab") == [("build", f"version of the stage: {VOCAB_VERSION} -> 99")]
-    assert rows(found, "train") == [("build", "after tokenize")]
+    assert rows(found, "train") == [("build", "after vocab")]
 
 
 def test_a_source_that_is_added_in_front_changes_no_other(built: Built, tmp_path: Path) -> None:

@@ -326,9 +326,15 @@ def test_a_plan_is_a_table_or_json(mine: Built, tmp_path: Path) -> None:
     assert data["against"] == mine.published.run
     built = {row["stage"]: row["reasons"] for row in data["stages"] if row["action"] == "build"}
     assert built["train"] == ["optimisation.steps: 60 -> 61"]
+    work = {part.pop("stage"): part for part in data["work"]}
+    trained = mine.published.record.built["train"]
+    assert work["train"] == {"amount": 61, "unit": "steps", "seconds": pytest.approx(trained.seconds / 60 * 61)}
+    assert data["seconds"] == sum(part["seconds"] for part in work.values())
+    assert "ingest" not in work
     first = qalam("plan", recipe, "--store", tmp_path / "empty")
     assert first.returncode == 0
     assert "first build" in first.stdout
+    assert re.search(r"60 steps to train: no earlier run says how long that takes$", first.stdout, re.MULTILINE)
     assert not (tmp_path / "empty").exists()
 
 
