@@ -597,7 +597,7 @@ def nights(recipe: Recipe, texts: Sequence[str], work: Path, count: int) -> int:
     recipe = recipe.model_copy(
         update={"name": "nights", "corpus": recipe.corpus.model_copy(update={"sources": (source,)})}
     )
-    settings = {"warm_start": "champion", "steps": max(1, recipe.train.steps // 10),
+    settings = {"start": "champion", "steps": max(1, recipe.train.steps // 10),
                 "learning_rate": recipe.train.learning_rate / 3}  # fmt: skip
     nightly = recipe.model_copy(update={"train": recipe.train.model_copy(update=settings)})
     reasons: Counter[str] = Counter()

@@ -4,6 +4,7 @@ its own. The order of the stages is in qalam_core.pipeline.build.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
 
 @flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)
 @supervised
-def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam", parent: str = "") -> Any:
+def train_model(
+    recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam", parent: str = "", corpus: str = ""
+) -> Any:  # fmt: skip
     """Train from artifacts in the store; the message of the final state has the digest of the checkpoint.
 
     Args:
@@ -60,9 +63,14 @@ def train_model(recipe: Recipe, tokenizer: str, tokens: list[str], store: str = 
         tokens: digests of the token shards, in order
         store: folder of artifacts and runs, on the machine that runs the flow
         parent: the run whose weights to begin with; empty: random ones
+        corpus: digest of the prepared corpus, to continue the training of `parent`; empty: take its weights alone
     """
     store = confined(store)
-    start = WarmStart.of(Runs(Store(Path(store))), parent, recipe) if parent else None
-    stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), start)
+    home = Store(Path(store))
+    start = WarmStart.of(Runs(home), parent, recipe) if parent else None
+    if start and not corpus:
+        start = replace(start, state=None)
+    text = home.artifact("prepare", corpus) if corpus else None
+    stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), start, text)
     checkpoint = artifact_of(stages.task_of(Train)(store, stage))
     return Completed(message=remote.result(checkpoint), data=checkpoint)

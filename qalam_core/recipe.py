@@ -266,10 +266,34 @@ class Monitoring(Frozen):
     tensorboard: str = Field("", description="folder for TensorBoard's event files; needs al-qalam[tensorboard]")
 
 
-class Train(Monitoring, Optimisation):
+class Continuing(Frozen):
+    """What a training reads that goes on from the state of an earlier one, which decides how long it is."""
+
+    epochs_of_new: PositiveFloat = Field(1.0, description="continue: passes over the new text, which decide the steps")
+    replay: Fraction = Field(0.3, description="continue: share of the tokens that is drawn from what was read before")
+
+
+class Train(Continuing, Monitoring, Optimisation):
     """How the model is trained. What "auto" resolved to is recorded with the weights, and kept on resume."""
 
-    warm_start: str = Field("", description='initial weights: "" for random, "champion", or a run\'s id')
+    start: str = Field(
+        "scratch",
+        description="scratch: random weights; champion, or a run's id: its weights; continue: the champion's training "
+        "goes on with the new text; see docs/training.md",
+    )
+    cold_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="champion and continue: every so many builds in a chain one starts from scratch; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_continued(self) -> Self:
+        if self.start == "continue" and self.patience:
+            raise ValueError(
+                'patience may stop before there is a state to continue; for start = "continue" set it to 0'
+            )
+        if self.start == "continue" and self.schedule == "wsd" and self.decay > 0.9:
+            raise ValueError('decay leaves hardly a step at the peak; for start = "continue" set at most 0.9')
+        return self
 
 
 class Package(Frozen):

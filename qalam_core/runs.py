@@ -46,6 +46,7 @@ class Ancestor(Frozen):
     documents: dict[str, int]  # that it was trained on, by source
     changes: tuple[str, ...]  # of the recipe, to the run that began with it
     accepted: tuple[str, ...]  # exceptions that a person made when promoting it, with their reasons
+    state: str = ""  # sha256 of its training's state, where the later training continued from that
 
 
 class SeenFacts(Frozen):

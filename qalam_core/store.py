@@ -139,6 +139,10 @@ class ArtifactFile:
         """Where the file is."""
         return self.artifact.path / self.name
 
+    def is_as_recorded(self) -> bool:
+        """Whether the file is there, with the digest that was recorded."""
+        return self.path.is_file() and sha256_file(self.path) == self.digest
+
 
 class Buildable(Protocol):
     """What the store requires of a stage."""

@@ -108,7 +108,7 @@ def forget(
             f"{path}: corpus.exclude is {asked.corpus.exclude} already, whose texts would be read again; add the "
             "entries to that file, and pass it as --exclude"
         )
-    start = last_without(asked, excluded, runs) if asked.train.warm_start else ""
+    start = last_without(asked, excluded, runs) if asked.train.start != "scratch" else ""
     old, champion = readers(runs, excluded), runs.champion(asked.name)  # before the build adds to them
     if excluded.ids and any(runs.record(run).recipe.corpus.normalisation != asked.corpus.normalisation for run in old):
         raise RecipeError(
@@ -116,7 +116,7 @@ def forget(
             f"not normalised as {asked.corpus.normalisation}; give the texts instead"
         )
     out.print(f"training begins with {f'the weights of run {start}' if start else 'random weights'}", soft_wrap=True)
-    changes = (*(set_ or ()), f"corpus.exclude={exclude.resolve()}", f"train.warm_start={start}")
+    changes = (*(set_ or ()), f"corpus.exclude={exclude.resolve()}", f"train.start={start or 'scratch'}")
     parsed = Recipe.load(path, changes)
     published = _built(parsed, target)
     summary(published)

@@ -245,7 +245,7 @@ def _check(facts: CorpusFacts, settings: PrepareSettings, filters: FilterSetting
     if empty:
         seen = (
             f"{facts.seen_by_ancestor} that would be held out were read by an ancestor of the model; "
-            'add new text, or set train.warm_start to ""'
+            'add new text, or set train.start to "scratch"'
         )
         raise CorpusError(
             f"corpus: {facts.kept} documents are too few to split, {' and '.join(empty)} would be empty; "

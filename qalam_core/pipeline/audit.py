@@ -133,22 +133,24 @@ def reproduce(
         _check_tokenizer(runs, one, name, chain)
     rows: list[Row] = []
     notes: list[str] = []
-    rebuilt: tuple[Path, str] | None = None  # package and digest of its manifest
+    rebuilt: tuple[str, str] | None = None  # a run in the fresh store, and the digest of its package
     for name, one in chain.items():
         start = WarmStart.recorded(runs, one)
         if start and lineage:
             there_seen = fresh.reference("seen", start.seen.digest)
             assert rebuilt
-            if rebuilt[1] != start.digest or not there_seen.exists():
+            state = start.state and replace(start.state, artifact=_training(there, rebuilt[0]))
+            same = rebuilt[1] == start.parent.package and (state is None or state.is_as_recorded())
+            if not (same and there_seen.exists()):
                 notes.append(f"run {start.parent.run} differs, so that run {name}, which began with it, was not built")
                 return Reproduction(run, "", tuple(rows), _basis(record, len(chain) - 1), tuple(notes))
-            start = replace(start, path=rebuilt[0], seen=there_seen)
+            start = replace(start, path=there.folder(rebuilt[0]) / PACKAGE, seen=there_seen, state=state)
         earlier = recorded_tokenizer(fresh, one)
         if earlier and not (earlier.file.artifact.exists() and earlier.seen.exists()):
             earlier = recorded_tokenizer(store, one)
             notes.append(f"the tokenizer that run {name} was to keep was copied from the store")
         again, found = _again(runs, name, one, there, start, earlier, progress)
-        rebuilt = there.folder(again) / PACKAGE, there.package(again).package
+        rebuilt = again, there.package(again).package
         rows += found
         notes += [*_deleted(runs, name, one), *_circumstances(one, there.record(again))]
     return Reproduction(run, again, tuple(rows), _basis(record, len(chain) - 1), tuple(dict.fromkeys(notes)))
@@ -158,11 +160,19 @@ def _check_parent(runs: Runs, record: RunRecord, run: str) -> None:
     """Raise StoreError when what `run` began with is not in the store."""
     if (start := WarmStart.recorded(runs, record)) is None:
         return
-    for what, there in (("run", record.parent in runs), ("the record of what was read by run", start.seen.exists())):
+    needed = (
+        ("run", record.parent in runs), ("the record of what was read by run", start.seen.exists()),
+        ("the state of the training of run", start.state is None or start.state.artifact.exists()),
+    )  # fmt: skip
+    for what, there in needed:
         if not there:
             raise StoreError(
                 f"run {run} cannot be built again from its parent's weights: {what} {record.parent} was deleted"
             )
+
+
+def _training(runs: Runs, run: str) -> Artifact:
+    return runs.store.reference("train", runs.record(run).artifacts["train"][0])
 
 
 def _check_tokenizer(runs: Runs, record: RunRecord, run: str, chain: Mapping[str, RunRecord]) -> None:

@@ -138,7 +138,7 @@ def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor:
     documents = ingested(recipe, files, executor)
     start = past.warm_start(recipe, documents)
     corpus, tokenizer, tokens, kept = tokenized(recipe, documents, executor, start.seen if start else None, past=past)
-    checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start))
+    checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start, corpus))
     *fingerprints, seen = read_by(corpus, start, executor)
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start, kept))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import DamagedError, TrainingError
+from qalam_core.files import digest
 from qalam_core.pipeline.prepare import Documents, Prepare
 from qalam_core.recipe import Optimisation, Recipe
 from qalam_core.runs import Ancestor, Parent, RunRecord, Runs
-from qalam_core.store import Artifact
+from qalam_core.store import Artifact, ArtifactFile
+from qalam_core.training.spec import STATE
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,9 @@ class WarmStart:
     lineage: tuple[Ancestor, ...]  # this run first, then the one that it began with, and so on
     path: Path  # of its package
     seen: Artifact  # what it and the runs before it have read
+    state: ArtifactFile | None = (
+        None  # of its training, from which this one continues; None: it takes the weights alone
+    )
 
     @property
     def parent(self) -> Parent:
@@ -36,26 +42,33 @@ class WarmStart:
 
     @property
     def digest(self) -> str:
-        """Of the package's manifest, which has the digests of all its files."""
-        return self.lineage[0].package
+        """Of the package's manifest, which has the digests of all its files; and of all else that is read."""
+        package = self.lineage[0].package
+        return digest([package, self.state.digest, self.seen.digest]) if self.state else package
 
     @classmethod
     def of(cls, runs: Runs, run: str, recipe: Recipe) -> WarmStart:
-        """Begin with `run`. Raises StoreError, and TrainingError when it is not recorded what that run has read."""
+        """Begin with `run`, and continue its training if `recipe` asks for that and its state is there.
+
+        Raises StoreError, and TrainingError when it is not recorded what that run has read.
+        """
         record = runs.record(run)
         seen = seen_of(runs, record)
         if seen is None:
             raise TrainingError(
-                f"train.warm_start: there is no undamaged record of the texts that run {run} has read, so that its "
+                f"train.start: there is no undamaged record of the texts that run {run} has read, so that its "
                 "held-out documents cannot be told from them; build its recipe again, name another run, or set "
-                'train.warm_start to ""'
+                'train.start to "scratch"'
             )
+        state = _state_of(runs, record) if recipe.train.start == "continue" else None
+        if state and record.recipe.train.optimizer != recipe.train.optimizer:
+            state = None
         ancestor = Ancestor(
             run=run, package=runs.package(run).package, corpus=record.artifacts["prepare"][0], seen=seen.digest,
             documents=record.seen.own, changes=_changes(record.recipe, recipe),
-            accepted=runs.accepted(run),
+            accepted=runs.accepted(run), state=state.digest if state else "",
         )  # fmt: skip
-        return cls((ancestor, *record.lineage), runs.folder(run) / "model", seen)
+        return cls((ancestor, *record.lineage), runs.folder(run) / "model", seen, state)
 
     @classmethod
     def recorded(cls, runs: Runs, record: RunRecord) -> WarmStart | None:
@@ -64,36 +77,41 @@ class WarmStart:
             return None
         parent = record.lineage[0]
         path = runs.store.root / "runs" / parent.run / "model"
-        return cls(record.lineage, path, runs.store.reference("seen", parent.seen))
+        return cls(record.lineage, path, runs.store.reference("seen", parent.seen), _recorded_state(runs, parent))
 
 
 def warm_start(recipe: Recipe, documents: Documents, runs: Runs) -> WarmStart | None:
     """The run whose weights to begin with; None for random ones.
 
-    "champion" is the newest champion that was trained otherwise than this one. If a champion was trained like this
-    one, on the same text, it is what that one began with, whatever its recipe asked for: building a champion again
-    finds the training that made it, and a build without new text finds the champion's. Raises
+    "champion" and "continue" are the newest champion that was trained otherwise than this one. If a champion was
+    trained like this one, on the same text, it is what that one began with, whatever its recipe asked for: building a
+    champion again finds the training that made it, and a build without new text finds the champion's. Raises
     TrainingError when the run has read a text that the recipe excludes, or when it is not recorded what it has read.
     """
-    requested = recipe.train.warm_start
-    if not requested:
+    requested = recipe.train.start
+    if requested == "scratch":
         return None
-    if requested != "champion":
+    if requested not in ("champion", "continue"):
         return _checked(WarmStart.of(runs, requested, recipe), recipe, runs)
     for run, record in runs.champions(recipe.name):
-        if _training(record.recipe) == _training(recipe):
-            start = WarmStart.recorded(runs, record)
-            if (
-                Prepare.of(recipe, documents, start.seen if start else None).identity.digest
-                == record.artifacts["prepare"][0]
-            ):
-                if record.recipe.train.warm_start != requested:
-                    log.warning(
-                        "there is no new text since champion %s, whose training is taken; to train on from it, set "
-                        "train.warm_start to its id", run,
-                    )  # fmt: skip
-                return start
-        return _checked(WarmStart.of(runs, run, recipe), recipe, runs)
+        start = WarmStart.recorded(runs, record)
+        if _is_trained_so(record, start, recipe, documents):
+            if record.recipe.train.start != requested:
+                log.warning(
+                    "there is no new text since champion %s, whose training is taken; to train on from it, set "
+                    "train.start to its id", run,
+                )  # fmt: skip
+            return start
+        if _cold_is_due(recipe, runs, run, record):
+            log.info("%d builds came after one from scratch: the weights start at random", len(record.lineage))
+            return None
+        start = _checked(WarmStart.of(runs, run, recipe), recipe, runs)
+        if requested == "continue" and not start.state:
+            log.warning(
+                "run %s left no state of its training that can be continued: the weights alone are taken, for %d steps "
+                "on all text", run, recipe.train.steps,
+            )  # fmt: skip
+        return start
     log.info("there is no champion under %s yet: the weights start at random", recipe.name)
     return None
 
@@ -132,12 +150,52 @@ def seen_of(runs: Runs, record: RunRecord) -> Artifact | None:
         return None
 
 
-def _training(recipe: Recipe) -> object:
-    """The settings that a training depends on, besides those of its corpus, its initial weights and the tokenizer that
+def _state_of(runs: Runs, record: RunRecord) -> ArtifactFile | None:
+    """The undamaged state of a run's training."""
+    try:
+        training = runs.store.artifact("train", record.artifacts["train"][0])
+    except DamagedError:
+        return None
+    return training.file(STATE) if STATE in training.manifest.files else None
+
+
+def _recorded_state(runs: Runs, parent: Ancestor) -> ArtifactFile | None:
+    """The state that a training continued from; it, and the run, may have been deleted since."""
+    if not parent.state:
+        return None
+    key = runs.record(parent.run).artifacts["train"][0] if parent.run in runs else parent.package
+    return ArtifactFile(runs.store.reference("train", key), STATE, parent.state)
+
+
+def _cold_is_due(recipe: Recipe, runs: Runs, champion: str, record: RunRecord) -> bool:
+    """Whether this build starts from scratch, for comparison with a champion that comes from a chain.
+
+    Once there is such a run since that champion, which then was not better, the chain goes on.
+    """
+    every = recipe.train.cold_every
+    if not every or (len(record.lineage) + 1) % every:
+        return False
+    later = takewhile(lambda run: run != champion, runs.newest_of(recipe.name))
+    return all(runs.record(run).lineage for run in later)
+
+
+def _is_trained_so(record: RunRecord, start: WarmStart | None, recipe: Recipe, documents: Documents) -> bool:
+    """Whether `recipe` would train as the run of `record` was, which began with `start`, and on the same text."""
+    continued = bool(start and start.state)
+    if _training(record.recipe, continued) != _training(recipe, continued):
+        return False
+    corpus = Prepare.of(recipe, documents, start.seen if start else None)
+    return corpus.identity.digest == record.artifacts["prepare"][0]
+
+
+def _training(recipe: Recipe, continued: bool) -> object:
+    """The settings that a training depends on, besides those of its corpus, what it begins with and the tokenizer that
     it was to keep."""
-    validate_every = recipe.train.validate_every if recipe.train.patience else None
+    train = recipe.train
+    validate_every = train.validate_every if train.patience else None
+    reading = (train.epochs_of_new, train.replay) if continued else ()
     tokenizer = recipe.tokenizer.model_dump(exclude={"keep", "regrow"})
-    return recipe.seed, tokenizer, recipe.model, recipe.train.narrowed(Optimisation), validate_every
+    return recipe.seed, tokenizer, recipe.model, train.narrowed(Optimisation), validate_every, reading
 
 
 def _check_ids(excluded: Excluded, start: WarmStart, recipe: Recipe, runs: Runs) -> None:
@@ -147,7 +205,7 @@ def _check_ids(excluded: Excluded, start: WarmStart, recipe: Recipe, runs: Runs)
         if excluded.ids and theirs != recipe.corpus.normalisation:
             raise TrainingError(
                 f"corpus.exclude: {recipe.corpus.exclude} has ids, which depend on the normalisation, and run {run} "
-                f'was normalised as {theirs}; give the texts instead, or set train.warm_start to ""'
+                f'was normalised as {theirs}; give the texts instead, or set train.start to "scratch"'
             )
 
 
@@ -157,18 +215,24 @@ def _checked(start: WarmStart, recipe: Recipe, runs: Runs) -> WarmStart:
         _check_ids(excluded, start, recipe, runs)
         if read := excluded.read_by(Fingerprints.load(start.seen.path)):
             raise TrainingError(
-                f"train.warm_start: run {start.parent.run}, or a run before it, has read {len(read)} of the texts in "
+                f"train.start: run {start.parent.run}, or a run before it, has read {len(read)} of the texts in "
                 f"{recipe.corpus.exclude}; `qalam forget` builds from the last run that has not"
             )
     return start
 
 
 def _changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
-    """One line for each value of the recipe that differs; without paths, and without the initial weights and the
-    tokenizer that were asked for: what they resolved to is recorded."""
+    """One line for each value of the recipe that differs; without paths, and without the start and the tokenizer
+    that were asked for: what they resolved to is recorded."""
     old, new = (recipe.model_dump(mode="json", exclude={"runner", "name"}) for recipe in (before, after))
     for values in (old, new):
-        del values["train"]["warm_start"], values["tokenizer"]["keep"], values["tokenizer"]["regrow"]
+        for section, key in (
+            ("train", "start"),
+            ("train", "cold_every"),
+            ("tokenizer", "keep"),
+            ("tokenizer", "regrow"),
+        ):
+            del values[section][key]
         corpus = values["corpus"]
         corpus["exclude"] = bool(corpus["exclude"])
         corpus["sources"] = [

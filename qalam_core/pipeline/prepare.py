@@ -55,7 +55,7 @@ class Prepare(Stage):
         if self.seen and not self.seen.exists():
             raise StoreError(
                 f"{self.seen.path}: the record of what an earlier run has read was deleted; build that run again, or "
-                'set train.warm_start to ""'
+                'set train.start to "scratch"'
             )
         seen = Fingerprints.load(self.seen.path) if self.seen else None
         filters = FilterSettings.model_validate(self.filtered[0].manifest.settings)

@@ -28,11 +28,14 @@ class Trained(NamedTuple):
 def trained(recipe: Recipe, store: Store, count: int, progress: Callable[[int], Progress]) -> Iterator[Trained]:
     """Train and measure the recipe with its own seed and those after it; artifacts of earlier builds are reused.
 
+    From scratch where the recipe continues: there is no new text for the seeds to differ on.
     `progress` gives the callback that counts the training steps of a seed. Raises QalamError.
     """
     test = None
     for seed in range(recipe.seed, recipe.seed + count):
         one = recipe.model_copy(update={"seed": seed % 2**32})
+        if one.train.start == "continue":
+            one = one.model_copy(update={"train": one.train.model_copy(update={"start": "scratch"})})
         stages = evaluated(one, resolve(one.corpus.sources), History(Runs(store)), InPlace(store, progress(one.seed)))
         report, _ = measured(stages[-1])
         test = test or report.test_digest

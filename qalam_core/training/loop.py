@@ -28,8 +28,8 @@ from qalam_core.training.distributed import Stop, World, is_peer_loss
 from qalam_core.training.early_stop import EarlyStopping
 from qalam_core.training.hardware import Numerics
 from qalam_core.training.metrics import Meter, MetricsLog, NullMetrics
-from qalam_core.training.optimizers import learning_rate
-from qalam_core.training.spec import RESULT, STOPPED, WEIGHTS, Spec
+from qalam_core.training.optimizers import learning_rate, steps_before_decay
+from qalam_core.training.spec import RESULT, STATE, STOPPED, WEIGHTS, Spec
 from qalam_core.training.step import Training, flops_per_token, weights_of
 
 _STATUS_SECONDS = 5.0  # without a line of metrics.jsonl, the parent learns so often how training goes
@@ -88,7 +88,7 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
         early.load(tensors, checkpoint.notes)
         del tensors
     elif spec.initial:
-        training.load_weights(load_file(spec.initial))
+        training.begin(load_file(spec.initial))
     world.barrier()  # all have read the checkpoint, which the first process may soon replace
     metrics = MetricsLog(out / "metrics.jsonl", done, monitoring.tensorboard) if world.rank == 0 else NullMetrics()
     saved, reported = 0.0, -math.inf
@@ -158,6 +158,10 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
         if done % spec.validate_every == 0 and not last:
             with meter.paused():
                 validate()
+        if done == steps_before_decay(settings):  # before the checkpoint, so that no resumed run is without it
+            state, _ = training.state()
+            if world.rank == 0:
+                checkpoints.write_tensors(out / STATE, state, {})
         if saving or early.should_stop:
             save()
         if early.should_stop:

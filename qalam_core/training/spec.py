@@ -7,10 +7,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from qalam_core.errors import TrainingError
-from qalam_core.recipe import Frozen, Model, Monitoring, Optimisation
+from qalam_core.recipe import Continuing, Frozen, Model, Monitoring, Optimisation
 
-WEIGHTS, RESULT = "model.safetensors", "result.json"
-"""The files that training leaves in its folder; the result is written last."""
+WEIGHTS, STATE, RESULT = "model.safetensors", "state.safetensors", "result.json"
+"""The files that training leaves in its folder; the result is written last.
+
+The state is that from which a later training continues: weights and optimizer state, as in checkpoints, from before
+the decay of "wsd", or from the end of "cosine".
+"""
 
 USER_ERROR = 2  # the last line of standard error is the message
 DISK_FAILED = 74  # EX_IOERR; the last line of standard error begins with the errno
@@ -26,6 +30,7 @@ class TrainSettings(Frozen):
     vocab_size: int
     optimisation: Optimisation
     validate_every: int | None  # decides when training stops early; None without train.patience
+    continuing: Continuing | None = None
 
 
 class Spec(Frozen):
@@ -36,7 +41,7 @@ class Spec(Frozen):
     tokens: tuple[str, ...]
     validation: tuple[str, ...]
     out: str
-    initial: str = ""  # a safetensors file of initial weights; random when empty
+    initial: str = ""  # a safetensors file of initial weights, or of a STATE; random weights when empty
 
     @property
     def validate_every(self) -> int:

@@ -126,6 +126,11 @@ class Training:
         self.optimizers.load(_under("optimizer.", tensors))
         self.norm_average, self.skipped, self._skipped_in_row = notes["norm"], notes["skipped"], notes["in_row"]
 
+    def begin(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begin with the weights of an earlier training, and its optimizer state where there is one."""
+        self.load_weights(_under("model.", tensors))
+        self.optimizers.load(_under("optimizer.", tensors))
+
     def is_finite(self) -> bool:
         """Whether all weights are finite, in every process."""
         return not self.world.any(not all(bool(local_shard(p).isfinite().all()) for p in self._parameters))[0]

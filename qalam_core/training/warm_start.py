@@ -1,6 +1,8 @@
-"""Warm starts: initial weights from an earlier package, adapted to another vocabulary."""
+"""Beginning with an earlier training: its weights or its whole state, adapted to another vocabulary."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +12,17 @@ from qalam_core.package.read import TOKEN_TENSORS, Package
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 
+Tensors = Mapping[str, NDArray[np.float32]]
 
-def initial_weights(package: Package, vocabulary: Vocabulary, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-    """The package's tensors, with one row for each token of `vocabulary`.
+
+def adapted(
+    package: Package, vocabulary: Vocabulary, config: ModelConfig, tensors: Tensors | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """The package's weights, with one row for each token of `vocabulary`; or `tensors` of its training, such as STATE.
 
     A token that the package has keeps its row; a new one starts at the mean row of the pieces into which the package's
-    tokenizer splits it (in word vocabularies at the row of <UNK>, which the model saw in its place). Raises
-    TrainingError when the package's model differs in more than its vocabulary.
+    tokenizer splits it (in word vocabularies at the row of <UNK>, which the model saw in its place). So do the
+    optimizer's averages of the rows. Raises TrainingError when the package's model differs in more than its vocabulary.
     """
     _refuse_other_models(package, vocabulary, config)
     old = package.vocabulary
@@ -27,7 +33,10 @@ def initial_weights(package: Package, vocabulary: Vocabulary, config: ModelConfi
     def rows(table_VC: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.stack([table_VC[ids].mean(0, dtype=np.float64) for ids in pieces]).astype(np.float32)
 
-    return {name: rows(tensor) if name in TOKEN_TENSORS else tensor for name, tensor in package.weights.items()}
+    return {
+        name: rows(tensor) if tensor.ndim == 2 and name.endswith(TOKEN_TENSORS) else tensor
+        for name, tensor in (package.weights if tensors is None else tensors).items()
+    }
 
 
 def _refuse_other_models(package: Package, vocabulary: Vocabulary, config: ModelConfig) -> None:
@@ -37,6 +46,6 @@ def _refuse_other_models(package: Package, vocabulary: Vocabulary, config: Model
         differing.append(f"a {package.vocabulary.algorithm} vocabulary and not {vocabulary.algorithm}")
     if differing:
         raise TrainingError(
-            f"train.warm_start: the package in {package.path} has {', '.join(differing)}; only the vocabulary may "
-            'differ: give the recipe the same [model], or set train.warm_start to ""'
+            f"train.start: the package in {package.path} has {', '.join(differing)}; only the vocabulary may "
+            'differ: give the recipe the same [model], or set train.start to "scratch"'
         )

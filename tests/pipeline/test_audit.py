@@ -18,8 +18,10 @@ from qalam_core.files import replace_file
 from qalam_core.pipeline.audit import reproduce
 from qalam_core.pipeline.build import STAGES, build
 from qalam_core.pipeline.collect import FRESH_SECONDS, collect
+from qalam_core.pipeline.lineage import warm_start
+from qalam_core.pipeline.prepare import Documents
 from qalam_core.recipe import Recipe
-from qalam_core.runs import Promotion, Runs
+from qalam_core.runs import Promotion, Runs, TrainFacts
 from qalam_core.store import Store
 from tests.conftest import tiny_recipe, write_corpus
 
@@ -27,7 +29,8 @@ DAY = 24 * 3600.0
 
 
 class Lineage:
-    """Four nights of one recipe: each begins with the weights of the one before, and has a source file of its own."""
+    """Four nights of one recipe, each with a source file of its own: the second begins with the weights of the first,
+    and the others continue the training of the one before."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +47,8 @@ class Lineage:
         corpus = self.folder / f"night-{night}.jsonl"
         if not corpus.exists():
             write_corpus(corpus, 300 + 30 * night)
-        train = {"steps": 15, "checkpoint_every": 15, "validate_every": 15, "warm_start": "champion"}
+        start = "champion" if night < 2 else "continue"
+        train = {"steps": 15, "checkpoint_every": 15, "validate_every": 15, "start": start}
         return tiny_recipe(corpus, train=train, gate={"tolerance": 0.9})
 
 
@@ -78,7 +82,8 @@ def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> No
     assert all(row.compared and row.decided for row in found.rows)
     assert found.basis.startswith(f"its parent's weights were copied from the store (run {lineage.runs[-2]})")
     assert found.notes == ()
-    assert seen[-1][:2] == (15, 15)
+    assert Runs(lineage.store).record(run).lineage[0].state, "from which its training continued"
+    assert seen[-1][0] == seen[-1][1] > 0
     fresh = Runs(Store(tmp_path / "fresh"))
     assert fresh.ids() == [run], "nothing is copied"
     assert fresh.promotions("tiny") == [], "and nobody has decided anything there"
@@ -95,6 +100,7 @@ def test_a_lineage_is_reproduced_from_text_alone(mine: Store, lineage: Lineage, 
     fresh = Runs(Store(tmp_path / "fresh"))
     assert [row.then for row in found.rows if row.stage == "run"] == chain
     assert fresh.ids() == chain
+    assert Runs(mine).record(run).lineage[0].state, "the last one continued the training before it"
     assert found.basis == "the model was built again from text alone, with the 2 runs before it"
     wrong = {name for row in found.rows for name in row.differing}
     # what was deleted, and what was found where the gate measured the package of an incumbent again
@@ -216,6 +222,10 @@ def test_what_a_warm_start_needs_is_named(mine: Store, lineage: Lineage, tmp_pat
     fresh = Store(tmp_path / "fresh")
     with pytest.raises(StoreError, match=f"parent's weights: the record of what was read by run {first} was deleted"):
         reproduce(mine, second, fresh)
+    shutil.copytree(lineage.store.root / "artifacts" / "seen", mine.root / "artifacts" / "seen")
+    shutil.rmtree(mine.root / "artifacts" / "train")
+    with pytest.raises(StoreError, match=f"parent's weights: the state of the training of run {second} was deleted"):
+        reproduce(mine, third, fresh)
     shutil.rmtree(Runs(mine).folder(first))
     with pytest.raises(StoreError, match=f"run {second} cannot .* from its parent's weights: run {first} was deleted"):
         reproduce(mine, second, fresh)
@@ -248,6 +258,90 @@ def test_a_run_needs_its_parent_and_its_incumbent(
     ancestors = (record.lineage[0].model_copy(update={"run": parent}), *record.lineage[1:]) if parent else ()
     record = record.model_copy(update={"lineage": ancestors, "incumbent": incumbent, "anchors": ("c",)})
     assert record.needed_runs() == needed
+
+
+# -- continued trainings ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_continued_build_that_is_stopped_ends_with_the_same_bits(
+    mine: Store, lineage: Lineage, tmp_path: Path
+) -> None:
+    other = Store(shutil.copytree(mine.root, tmp_path / "other"))
+
+    class StopError(Exception):
+        pass
+
+    def stop(done: int, total: int, note: str = "") -> None:
+        if done >= 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        build(lineage.recipe(4), mine, stop)
+    assert list(mine.root.glob("artifacts/train/*.partial/checkpoint-*"))
+    resumed, straight = (build(lineage.recipe(4), store) for store in (mine, other))
+    (one, two) = ([made.manifest for made in night.artifacts if made.stage == "train"] for night in (resumed, straight))
+    for name in ("model.safetensors", "state.safetensors"):
+        assert one[0].files[name] == two[0].files[name]
+    assert resumed.record.lineage[0].state
+
+
+@pytest.mark.usefixtures("processes")
+def test_without_a_new_document_the_model_stays_as_it_is(mine: Store, lineage: Lineage, tmp_path: Path) -> None:
+    """Though a file has changed: nothing is trained."""
+    recipe = lineage.recipe(3)
+    corpus = Path(shutil.copy(recipe.corpus.sources[0].path, tmp_path / "text.jsonl"))
+    text = corpus.read_text(encoding="utf-8")
+    corpus.write_text(text + text, encoding="utf-8")
+    source = recipe.corpus.sources[0].model_copy(update={"path": str(corpus)})
+    changed = recipe.corpus.model_copy(update={"sources": (source,)})
+    night = build(recipe.model_copy(update={"corpus": changed}), mine)
+    facts = next(made.facts(TrainFacts) for made in night.artifacts if made.stage == "train")
+    last, runs = lineage.runs[-1], Runs(mine)
+    assert (facts.steps, facts.warm_start) == (0, runs.package(last))
+    assert night.run != last
+    assert runs.model(night.run) == runs.model(last)
+    assert runs.record(night.run).lineage[0].state
+
+
+def test_where_no_state_is_left_the_weights_are_taken_and_it_is_said(
+    mine: Store, lineage: Lineage, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, runs, last = lineage.recipe(3), Runs(mine), lineage.runs[-1]
+
+    def state_for(**train: object) -> object:
+        changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"replay": 0.5, **train})})
+        start = warm_start(changed, Documents([], []), runs)
+        assert start is not None
+        assert start.parent.run == last
+        return start.state
+
+    assert state_for()
+    assert state_for(start="champion", seed=8) is None
+    assert not caplog.records
+    assert state_for(optimizer="adamw") is None
+    message = f"run {last} left no state of its training that can be continued: the weights alone are taken, for 15"
+    assert message in caplog.text
+    caplog.clear()
+    (training,) = runs.record(last).artifacts["train"]
+    (mine.artifact_folder("train", training) / "state.safetensors").unlink()
+    assert state_for() is None
+    assert message in caplog.text
+
+
+def test_every_so_many_builds_one_starts_from_scratch(mine: Store, lineage: Lineage) -> None:
+    """Once for a champion: where it was not better, the chain goes on."""
+    recipe, runs, (first, *_, last) = lineage.recipe(3), Runs(mine), lineage.runs
+
+    def parent(every: int) -> str:
+        train = recipe.train.model_copy(update={"replay": 0.5, "cold_every": every})
+        start = warm_start(recipe.model_copy(update={"train": train}), Documents([], []), runs)
+        return start.parent.run if start else ""
+
+    assert [parent(every) for every in (0, 3, 4, 5)] == [last, last, "", last]
+    cold = shutil.copytree(runs.folder(first), runs.folder(first).with_name("tiny-000000000000"))
+    os.utime(cold / "run.json")
+    assert parent(4) == last
 
 
 # -- champions --------------------------------------------------------------------------------------

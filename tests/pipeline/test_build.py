@@ -573,7 +573,7 @@ def test_an_identical_model_is_no_new_champion(mine: Built) -> None:
     history = mine.runs.promotions("tiny")
     for recipe in (
         tiny_recipe(corpus, gate={"tolerance": 0.03}),
-        tiny_recipe(corpus, gate={"tolerance": 0.03}, train={"warm_start": "champion"}),
+        tiny_recipe(corpus, gate={"tolerance": 0.03}, train={"start": "champion"}),
     ):
         same = build(recipe, mine.store)
         assert same.run != first

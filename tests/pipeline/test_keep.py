@@ -101,7 +101,7 @@ def nightly(files: Sequence[Path], **tokenizer: Any) -> Recipe:
     sources = [{"path": str(path), "name": "news"} for path in files]
     return tiny_recipe(
         files[0], corpus={"sources": sources}, tokenizer={"keep": "champion", **tokenizer},
-        train={"warm_start": "champion", "steps": 10}, gate={"tolerance": 5.0, "max_copied": 1.0},
+        train={"start": "champion", "steps": 10}, gate={"tolerance": 5.0, "max_copied": 1.0},
     )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ class Chain(NamedTuple):
 @pytest.fixture(scope="module")
 def chain(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("chain")
-    train = {"warm_start": "champion", "steps": 20, "checkpoint_every": 20}
+    train = {"start": "champion", "steps": 20, "checkpoint_every": 20}
     recipe = tiny_recipe(folder / "stories.jsonl", train=train, gate={"tolerance": 0.9})
     store, texts = Store(folder / "store"), sentences(520)
     nights = []
@@ -201,16 +201,18 @@ def copy(chain: Chain, tmp_path: Path) -> Chain:
 def test_a_parent_without_a_record_of_what_it_read_is_refused(named: bool, copy: Chain) -> None:
     night = copy.nights[2]
     shutil.rmtree(copy.store.artifact("seen", night.record.artifacts["seen"][0]).path)
-    train = copy.recipe.train.model_copy(update={"warm_start": night.run if named else "champion", "steps": 21})
+    train = copy.recipe.train.model_copy(update={"start": night.run if named else "champion", "steps": 21})
     with pytest.raises(TrainingError, match=rf"texts that run {night.run} has read.*build its recipe again"):
         build(copy.recipe.model_copy(update={"train": train}), copy.store)
 
 
-def test_a_lineage_that_read_an_excluded_text_is_refused(copy: Chain, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["champion", "continue"])
+def test_a_lineage_that_read_an_excluded_text_is_refused(start: str, copy: Chain, tmp_path: Path) -> None:
     """Also when only the first night had it."""
     first = copy.store.artifact("prepare", copy.nights[0].record.artifacts["prepare"][0])
     gone = next(text for text in split(first, "train") if text in sentences(30))
     (tmp_path / "exclude.txt").write_text(gone + "\n", encoding="utf-8")
     corpus = copy.recipe.corpus.model_copy(update={"exclude": str(tmp_path / "exclude.txt")})
+    train = copy.recipe.train.model_copy(update={"start": start})
     with pytest.raises(TrainingError, match=r"has read 1 of the texts in .*exclude\.txt; `qalam forget`"):
-        build(copy.recipe.model_copy(update={"corpus": corpus}), copy.store)
+        build(copy.recipe.model_copy(update={"corpus": corpus, "train": train}), copy.store)

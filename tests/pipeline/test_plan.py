@@ -208,14 +208,14 @@ def test_a_warm_start_is_what_it_resolves_to(built: Built, caplog: pytest.LogCap
     def resolved(**train: Any) -> WarmStart | None:
         return warm_start(changed(built.recipe, "train", **train), documents, built.runs)
 
-    for train in ({"warm_start": "champion", "steps": 61}, {"warm_start": built.published.run}):
+    for train in ({"start": "champion", "steps": 61}, {"start": built.published.run}):
         start = resolved(**train)
         assert start is not None
         assert start.parent.run == built.published.run
     assert not caplog.records
-    assert resolved(warm_start="champion") is None
+    assert resolved(start="champion") is None
     assert f"there is no new text since champion {built.published.run}" in caplog.text
-    found = plan(changed(built.recipe, "train", warm_start="champion"), built.store)
+    found = plan(changed(built.recipe, "train", start="champion"), built.store)
     assert {row.digest for row in found.rows} == {made.digest for made in built.published.artifacts}
 
 

@@ -110,10 +110,10 @@ def ancestor(number: int, **values: Any) -> Ancestor:
     return Ancestor(run=f"demo-{number:012}", **{**facts, "changes": (), "accepted": (), **values})
 
 
-@pytest.mark.parametrize("requested", ["champion", "demo-0123456789ab", ""])
+@pytest.mark.parametrize("requested", ["champion", "demo-0123456789ab", "scratch"])
 def test_a_card_states_the_origin_of_the_weights_from_the_facts(requested: str) -> None:
     """Not from the request: where no champion exists, a training that asks for it starts with random weights."""
-    asked = Recipe.parse({**recipe().canonical(), "train": {"warm_start": requested}})
+    asked = Recipe.parse({**recipe().canonical(), "train": {"start": requested}})
     cold = card_of(asked)
     assert "trained from scratch" in cold
     assert "دُرِّب من الصفر" in cold

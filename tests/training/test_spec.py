@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qalam_core.errors import TrainingError
-from qalam_core.recipe import Monitoring, Optimisation, Train
+from qalam_core.recipe import Continuing, Monitoring, Optimisation, Train
 from qalam_core.training.spec import Spec, TrainSettings
 from tests.training.small_training import DROPOUT, STEPS, spec_of
 
@@ -41,6 +41,7 @@ def test_the_settings_contain_every_field_of_the_optimisation(tmp_path: Path) ->
 
 
 def test_every_field_of_train_is_in_one_group() -> None:
-    kinds = (Optimisation.model_fields.keys(), Monitoring.model_fields.keys(), {"warm_start"})
+    groups = (Optimisation, Monitoring, Continuing)
+    kinds = (*(group.model_fields.keys() for group in groups), {"start", "cold_every"})
     assert sum(map(len, kinds)) == len(Train.model_fields)
     assert set().union(*kinds) == Train.model_fields.keys()

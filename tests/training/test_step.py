@@ -82,3 +82,19 @@ def test_the_complete_optimizer_state_is_resumed(cyclic: Path) -> None:
     (one, _), (other, _) = straight.state(), resumed.state()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_training_continues_with_the_optimizers_averages_and_begins_without(optimizer: str, cyclic: Path) -> None:
+    settings = STEPS.model_copy(update={"optimizer": optimizer})
+    before, continued, begun = (training_of(small_model(), cyclic, settings) for _ in range(3))
+    for number in range(3):
+        before.step(number)
+    state = {name: tensor.clone() for name, tensor in before.state()[0].items()}
+    continued.begin(state)
+    begun.begin({name: tensor for name, tensor in state.items() if name.startswith("model.")})
+    for training in (before, continued, begun):
+        training.step(3)
+    expected, same, other = (weights_of(training.model) for training in (before, continued, begun))
+    assert all(torch.equal(same[name], expected[name]) for name in expected)
+    assert not any(torch.equal(other[name], expected[name]) for name in expected)

@@ -22,7 +22,7 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Parent, Runs, TrainFacts
 from qalam_core.store import Artifact, Store
 from qalam_core.tokens.tokenizer import ArabicTokenizer
-from qalam_core.training.warm_start import initial_weights
+from qalam_core.training.warm_start import adapted
 from tests.conftest import sentences, tiny_recipe, write_corpus
 from tests.small_package import golden_package
 
@@ -41,7 +41,7 @@ def package(tmp_path: Path) -> Package:
 def test_known_tokens_keep_their_rows_and_new_ones_start_at_the_mean_of_their_pieces(package: Package) -> None:
     grown = ArabicTokenizer(400, "bpe")
     grown.build_vocab([*sentences(200), *["مكتبة جامعية"] * 30])
-    weights = initial_weights(package, grown.vocabulary, config_of(grown.words))
+    weights = adapted(package, grown.vocabulary, config_of(grown.words))
     old = package.weights["embedding.weight"]
     new = weights["embedding.weight"]
     assert new.shape == (len(grown.words), 16)
@@ -55,6 +55,10 @@ def test_known_tokens_keep_their_rows_and_new_ones_start_at_the_mean_of_their_pi
     pieces = Tokenizer(package.vocabulary).encode(word)
     assert len(pieces) > 1
     assert np.allclose(new[grown.words.index(word)], old[pieces].mean(0))
+    state = {"optimizer.exp_avg.embedding.weight": old, "optimizer.step.embedding.weight": np.array(7, np.float32)}
+    moved = adapted(package, grown.vocabulary, config_of(grown.words), state)
+    assert np.array_equal(moved["optimizer.exp_avg.embedding.weight"], new)
+    assert moved["optimizer.step.embedding.weight"] == 7
     others = set(weights) - {"embedding.weight"}
     assert all(np.array_equal(weights[name], package.weights[name]) for name in others)
 
@@ -68,7 +72,7 @@ def test_a_new_whole_word_starts_at_the_row_of_unknown_words(package: Package) -
         weights={**package.weights, "embedding.weight": table},
     )
     new = old.vocabulary._replace(words=(*words[:4], "باب", "جديد"))
-    weights = initial_weights(old, new, config_of(new.words))
+    weights = adapted(old, new, config_of(new.words))
     assert np.array_equal(weights["embedding.weight"], table[[0, 1, 2, 3, 5, 1]])
 
 
@@ -85,7 +89,7 @@ def test_another_shape_is_a_one_line_error(
 ) -> None:
     vocabulary = package.vocabulary._replace(algorithm=algorithm)
     with pytest.raises(TrainingError, match=message) as caught:
-        initial_weights(package, vocabulary, config_of(vocabulary.words, **change))
+        adapted(package, vocabulary, config_of(vocabulary.words, **change))
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +97,7 @@ def test_another_shape_is_a_one_line_error(
 
 
 def recipe_of(corpus: Path, start: str = "champion") -> Recipe:
-    train = {"steps": 40, "warm_start": start, "batch_size": 8, "threads": 1}
+    train = {"steps": 40, "start": start, "batch_size": 8, "threads": 1}
     return tiny_recipe(corpus, train=train, gate={"tolerance": 1.0})
 
 
@@ -120,7 +124,7 @@ def test_a_grown_corpus_starts_from_the_champion_and_a_rebuild_is_cached(
     assert second.champion
     assert trained(second).facts(TrainFacts).warm_start == Parent(run=first.run, package=manifest)
     assert trained(second).manifest.inputs["warm_start"] == manifest
-    assert f"the weights start from run {first.run}" in caplog.text
+    assert f"training begins with the weights of run {first.run}" in caplog.text
     assert build(recipe, store).cached
     assert not list(trained(second).path.glob("initial*"))
 

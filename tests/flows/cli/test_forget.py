@@ -21,7 +21,7 @@ from tests.pipeline.test_lineage import split, write
 
 def test_forgetting_begins_with_the_last_run_that_had_not_read_it(database: Path, tmp_path: Path) -> None:
     texts = sentences(480)
-    train = {"warm_start": "champion", "steps": 20, "checkpoint_every": 20}
+    train = {"start": "champion", "steps": 20, "checkpoint_every": 20}
     recipe = tiny_recipe(write(tmp_path / "stories.jsonl", texts[:400]), train=train, gate={"tolerance": 0.9})
     store = Store(tmp_path / "store")
     first = build(recipe, store)

@@ -199,7 +199,7 @@ def chain(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     store, nights = Store(folder / "store"), []
     for number, count in enumerate((340, 400, 280)):
         corpus = write_corpus(folder / f"night-{number}.jsonl", count)
-        train = {"steps": 15, "checkpoint_every": 15, "validate_every": 15, "warm_start": "champion"}
+        train = {"steps": 15, "checkpoint_every": 15, "validate_every": 15, "start": "champion"}
         nights.append(build(tiny_recipe(corpus, train=train, gate={"tolerance": 0.9}), store))
         accepted = ("refused",) if number == 0 else ()  # whatever the gate says
         home = Runs(store)

@@ -1,0 +1,217 @@
+"""Nights on a dated corpus: what each costs, and how good its model is, by how training starts.
+
+    python -m benchmarks.bench_nightly --corpus DATED.jsonl [--base-days 3] [--nights 14] [--seeds 1] [--steps 600]
+        [--documents N] [--strategies scratch warm continue] [--warm-steps N] [--set train.replay=0.5 ...]
+
+--corpus takes a jsonl file with the fields `text` and `date` (plain or .gz), of which the first 10 characters are the
+day. The first days are the base, which is trained from scratch; then a day is added each night, and a model is built
+from scratch on all days so far, warm (from the weights of the night before, on all days, for --warm-steps, a quarter of
+--steps unless given), and by continuing the training of the night before. Every night's model becomes the champion,
+whatever the gate says, and all have the tokenizer of the base. --documents takes no more than so many of each day, for
+a trial; --set changes the recipe of all.
+
+CPU seconds of each night are those of data stages, of training, and of everything after it. Bits per byte, of which
+less is better, are on the next day's text, on the held-out documents of the base days, and on those of all days so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from qalam_core.arabic import NORMALISATIONS, normalise
+from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import read_split, read_texts
+from qalam_core.evaluation.remeasure import remeasure
+from qalam_core.pipeline.build import STAGES, History, InPlace, stages_in_order
+from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.publish import publish
+from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.train import Train
+from qalam_core.pipeline.vocab import Vocab
+from qalam_core.progress import no_progress
+from qalam_core.recipe import Recipe
+from qalam_core.runs import Runs
+from qalam_core.store import Artifact, Store
+
+STARTS = {"scratch": "scratch", "warm": "champion", "continue": "continue"}
+MEASURED = ("next day", "base days", "all days")
+
+
+class Night(NamedTuple):
+    """A night's CPU seconds (data, training, the rest), its steps, and its bits per byte on each of MEASURED."""
+
+    seconds: tuple[float, float, float]
+    steps: int
+    bits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Timed(InPlace):
+    """Counts the CPU seconds of each kind of stage, and keeps a tokenizer once there is one."""
+
+    tokenizer: list[Artifact] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def run(self, stage: Stage) -> Artifact:
+        """Run one stage."""
+        if isinstance(stage, Vocab) and self.tokenizer:
+            return self.tokenizer[0]
+        before = _cpu_seconds()
+        artifact = super().run(stage)
+        self.seconds[stage.name] += _cpu_seconds() - before
+        if isinstance(stage, Vocab):
+            self.tokenizer.append(artifact)
+        return artifact
+
+    def by_part(self) -> tuple[float, float, float]:
+        """CPU seconds before training, of it, and after it."""
+        names = [kind.name for kind in STAGES]
+        place = names.index(Train.name)
+        parts = (names[:place], [Train.name], names[place + 1 :])
+        before, training, after = (sum(self.seconds[name] for name in part) for part in parts)
+        return before, training, after
+
+
+def _cpu_seconds() -> float:
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def by_day(corpus: Path) -> dict[str, list[str]]:
+    """Day -> its texts, in order of the days."""
+    days: dict[str, list[str]] = {}
+    with io.TextIOWrapper(pa.input_stream(str(corpus), compression="detect"), encoding="utf-8") as lines:
+        for record in map(json.loads, lines):
+            days.setdefault(record["date"][:10], []).append(record["text"])
+    return dict(sorted(days.items()))
+
+
+def bits_per_byte(package: Path, texts: Iterable[str], limit: float) -> float:
+    """Of a package on the first `limit` MB of texts, normalised as the corpus is."""
+    chosen, size = [], 0
+    for text in texts:
+        if size > limit * 1e6:
+            break
+        chosen.append(normalise(text, NORMALISATIONS["standard"]))
+        size += len(chosen[-1].encode())
+    found = remeasure(package, "the night", chosen, None, "cpu", no_progress)
+    assert not found.problem, found.problem
+    return sum(found.nats) / math.log(2) / sum(len(text.encode()) for text in chosen)
+
+
+def play(
+    recipe: Recipe, days: dict[str, list[str]], base: int, nights: int, work: Path, strategies: Sequence[str],
+    warm_steps: int, limit: float,
+) -> dict[str, list[Night]]:  # fmt: skip
+    """Strategy -> its nights; the base is built once."""
+    dates = list(days)
+    folder = Path(recipe.corpus.sources[0].path)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.rmtree(work, ignore_errors=True)
+
+    def arrive(date: str) -> None:
+        lines = (json.dumps({"text": text}, ensure_ascii=False) for text in days[date])
+        (folder / f"{date}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    for date in dates[:base]:
+        arrive(date)
+    first = Timed(Store(work / "base"))
+    fixed: list[str] = []
+
+    def build(executor: Timed, start: str, steps: int, next_day: Sequence[str]) -> Night:
+        changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"start": start, "steps": steps})})
+        runs = Runs(executor.store)
+        artifacts = stages_in_order(changed, resolve(changed.corpus.sources), History(runs), executor)
+        published = publish(runs, changed, artifacts)
+        if not published.champion:
+            runs.promote(recipe.name, published.run, when="2000-01-01T00:00:00Z", why="night", who="benchmark")
+        if not fixed:
+            corpus = next(made for made in artifacts if made.stage == "prepare")
+            fixed.extend(
+                text for shard in read_split(corpus.path, "test") for batch in read_texts(shard)
+                for text in batch.column("text").to_pylist()
+            )  # fmt: skip
+        package = published.folder / PACKAGE
+        bits = (bits_per_byte(package, texts, limit) for texts in (next_day, fixed))
+        done = next(made for made in artifacts if made.stage == Train.name).manifest.facts["steps"]
+        night = Night(executor.by_part(), done, (*bits, published.record.bits_per_byte.model))
+        print(f"seed {recipe.seed}, {executor.store.root.name}: {night}", file=sys.stderr, flush=True)  # a run is long
+        return night
+
+    built = build(first, "scratch", recipe.train.steps, days[dates[base]])
+    found = {name: [built] for name in strategies}
+    for name in strategies:
+        shutil.copytree(work / "base", work / name)
+    for night in range(nights):
+        arrive(dates[base + night])
+        for name in strategies:
+            executor = Timed(Store(work / name), tokenizer=first.tokenizer)
+            steps = warm_steps if name == "warm" else recipe.train.steps
+            found[name].append(build(executor, STARTS[name], steps, days[dates[base + night + 1]]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--base-days", type=int, default=3)
+    parser.add_argument("--nights", type=int, default=14)
+    parser.add_argument("--documents", type=int, default=None, help="of each day")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--warm-steps", type=int, default=0)
+    parser.add_argument("--measure-mb", type=float, default=0.5, help="MB of each text that is measured")
+    parser.add_argument("--strategies", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--set", nargs="+", default=[], help="section.key=value of the recipe")
+    asked = parser.parse_args()
+    days = {day: texts[: asked.documents] for day, texts in by_day(asked.corpus).items()}
+    nights = min(asked.nights, len(days) - asked.base_days - 1)
+    results: dict[str, list[list[Night]]] = {name: [] for name in asked.strategies}
+    with tempfile.TemporaryDirectory(prefix="qalam-bench-") as scratch:
+        file = Path(scratch, "nightly.toml")
+        for seed in range(1, asked.seeds + 1):
+            file.write_text(
+                f'name = "nightly"\nseed = {seed}\n[[corpus.sources]]\npath = "days"\nname = "news"\n'
+                f"[train]\nsteps = {asked.steps}\n[gate]\ntest_mb = {asked.measure_mb}\n", encoding="utf-8",
+            )  # fmt: skip
+            recipe = Recipe.load(file, asked.set)
+            played = play(
+                recipe, days, asked.base_days, nights, Path(scratch, "stores"), asked.strategies,
+                asked.warm_steps or asked.steps // 4, asked.measure_mb,
+            )  # fmt: skip
+            for name, of_seed in played.items():
+                results[name].append(of_seed)
+    print(f"| night | start | steps | CPU s: data | training | after it | {' | '.join(MEASURED)} |", "|---" * 9 + "|",
+          sep="\n")  # fmt: skip
+    for night in range(nights + 1):
+        for name in asked.strategies[: None if night else 1]:
+            of_seeds = [of_seed[night] for of_seed in results[name]]
+            columns = zip(*((*one.seconds, *one.bits) for one in of_seeds), strict=True)
+            means = [statistics.mean(column) for column in columns]
+            steps = statistics.mean(one.steps for one in of_seeds)
+            cells = (*(f"{mean:.1f}" for mean in means[:3]), *(f"{mean:.4f}" for mean in means[3:]))
+            print(f"| {night} | {name if night else 'base'} | {steps:.0f} | {' | '.join(cells)} |")
+    if "scratch" in results:
+        totals = {name: sum(sum(one.seconds) for nights_ in of for one in nights_[1:]) for name, of in results.items()}
+        print("\nCPU seconds of all nights, as a share of those from scratch: "
+              + ", ".join(f"{name} {total / totals['scratch']:.3f}" for name, total in totals.items()))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What a continued training reads: the documents that are new, and a share of those that were read before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from qalam_core.corpus.fingerprints import Fingerprints, document_hashes, folded, id_numbers, known
+from qalam_core.corpus.splits import read_texts
+from qalam_core.package.runtime.architecture import END, START
+from qalam_core.recipe import Continuing, Optimisation
+from qalam_core.tokens.shards import documents, write_shard
+
+
+def unread(shard: Path, seen: Fingerprints) -> npt.NDArray[np.bool_]:
+    """Which documents of a shard of text `seen` does not have: neither the same text, nor the same words."""
+    ids, found = np.sort(seen.ids), [np.zeros(0, np.bool_)]
+    for batch in read_texts(shard):
+        new = ~known(ids, id_numbers(batch.column("id").to_pylist()))
+        texts = batch.column("text").filter(pa.array(new))
+        new[new] = ~known(seen.documents, document_hashes(folded(texts)))
+        found.append(new)
+    return np.concatenate(found)
+
+
+def write_reading(
+    path: Path, tokens: Sequence[Path], new: Sequence[npt.NDArray[np.bool_]], replay: float, least: int,
+    vocab_size: int, seed: Sequence[int],
+) -> int:  # fmt: skip
+    """Write the new documents of token shards as one shard, mixed with others that are drawn; -> its tokens.
+
+    The others are a share `replay` of the tokens, or as many as make `least` tokens in all; fewer where there are no
+    more. Draws and order are a function of `seed`. Memory: what is written, at 2 bytes per token.
+    """
+    random = np.random.Generator(np.random.PCG64(seed))
+    everything = [ids for shard in tokens for ids in documents(shard)]
+    is_new, sizes = np.concatenate(new), np.array([len(ids) for ids in everything])
+    size = int(sizes[is_new].sum())
+    wanted = max(size * replay / (1 - replay), least - size)
+    drawn = random.permutation(np.flatnonzero(~is_new))
+    before = np.cumsum(sizes[drawn]) - sizes[drawn]
+    chosen = random.permutation(np.concatenate([np.flatnonzero(is_new), drawn[before < wanted]]))
+    ids = np.concatenate([everything[place][1:-1] for place in chosen])  # without START and END
+    _, written = write_shard(path, [(ids, sizes[chosen] - 2)], vocab_size, START, END)
+    return written
+
+
+def schedule(settings: Optimisation, continuing: Continuing, tokens: int, context: int) -> Optimisation:
+    """The settings of a training that continues, on a shard of `tokens` tokens.
+
+    "wsd" goes on at the peak, without a warm-up, for `epochs_of_new` passes, and then decays; "cosine" warms up and
+    decays again within them.
+    """
+    steps = max(1, math.ceil(continuing.epochs_of_new * tokens / (settings.batch_size * context)))
+    if settings.schedule == "cosine":
+        return settings.model_copy(update={"steps": steps})
+    decay = max(1, round(steps * settings.decay / (1 - settings.decay)))
+    return settings.model_copy(update={"steps": steps + decay, "decay": decay / (steps + decay), "warmup": 0.0})
