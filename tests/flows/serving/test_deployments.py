@@ -133,8 +133,8 @@ def test_only_the_owner_reads_what_the_server_writes(stack: Stack) -> None:
 def test_prefects_own_command_deploys_the_file(stack: Stack, tmp_path: Path) -> None:
     file = ROOT / "deployments" / "prefect.yaml"
     environment = clean_environment(
-        PREFECT_API_URL=stack.api, PREFECT_HOME=str(tmp_path), QALAM_RECIPE=str(stack.recipe_file), **CALLER,
-        QALAM_STORE=str(stack.store),
+        PREFECT_API_URL=stack.api, QALAM_RECIPE=str(stack.recipe_file), **CALLER,
+        **{**stack.environment, "PREFECT_HOME": str(tmp_path), "QALAM_STORE": str(stack.store)},
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
