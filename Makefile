@@ -25,7 +25,7 @@ check: .venv/test  ## in a minute: linters, types, and every test that starts no
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -q -n 2 -m "not processes"
 
-test: export QALAM_EXAMPLES = 100  # of each property, where `make check` tries 50
+test: export QALAM_EXAMPLES = 100  # of each property, where `make check` tries 25
 test: export QALAM_QUICK_SECONDS = 10  # `make check` is strict; here the machine may be slow, or busy
 test: check  ## linters, types and every test
 	$(BIN)/python -m pytest -n 2 -m processes --ignore=tests/flows

@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "160"
 
 # No deadlines, which fail at random on a busy machine; the same examples each time, so that failures are reproducible.
-EXAMPLES = int(os.environ.get("QALAM_EXAMPLES", "50"))  # of each property
+EXAMPLES = int(os.environ.get("QALAM_EXAMPLES", "25"))  # of each property
 settings.register_profile("qalam", deadline=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("qalam")
 
