@@ -12,10 +12,12 @@ from qalam_core.errors import DamagedError
 from qalam_core.pipeline.filter import Filter
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.stage import text_bytes
-from qalam_core.pipeline.tokenize import Tokenize
+from qalam_core.pipeline.tokenize import Tokenize, TokenizeFacts
 from qalam_core.pipeline.train import Train
+from qalam_core.recipe import Continuing, Optimisation, Recipe
 from qalam_core.runs import Built, RunRecord, Runs, TrainFacts
 from qalam_core.store import Artifact
+from qalam_core.training.continuing import schedule
 
 UNITS = {Ingest.name: "bytes", Filter.name: "bytes", Tokenize.name: "bytes", Train.name: "steps"}
 """Stages whose time is in proportion to what they do; that of others is taken to be as long as before."""
@@ -78,6 +80,21 @@ def kept_share(runs: Runs, records: Sequence[RunRecord]) -> float:
             tokenized = sum(part.bytes for name, part in splits.items() if name != "test")
             return tokenized / read if read else 1.0
     return 1.0
+
+
+def continued_steps(runs: Runs, records: Sequence[RunRecord], recipe: Recipe, new: float) -> int:
+    """About how many steps a training takes that continues with `new` bytes of text, at the last run's tokens per byte;
+    those of the recipe where there is no such run."""
+    for record in records[:1]:
+        with suppress(DamagedError):
+            made = [
+                runs.store.reference(Tokenize.name, key).facts(TokenizeFacts) for key in record.artifacts["tokenize"]
+            ]
+            tokens = new * sum(one.tokens for one in made) / max(1, sum(one.bytes for one in made))
+            read = round(tokens / (1 - recipe.train.replay))
+            optimisation, continuing = recipe.train.narrowed(Optimisation), recipe.train.narrowed(Continuing)
+            return schedule(optimisation, continuing, read, recipe.model.max_seq_len).steps
+    return recipe.train.steps
 
 
 def _seconds(stage: str, amount: int, records: Sequence[RunRecord]) -> float | None:

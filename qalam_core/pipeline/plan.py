@@ -17,7 +17,7 @@ from typing import Literal
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import DamagedError
 from qalam_core.pipeline.build import STAGES, Executor, History, stages_in_order
-from qalam_core.pipeline.estimate import Work, kept_share, last_records, work
+from qalam_core.pipeline.estimate import Work, continued_steps, kept_share, last_records, work
 from qalam_core.pipeline.filter import Filter
 from qalam_core.pipeline.fingerprint import Fingerprint
 from qalam_core.pipeline.ingest import Ingest
@@ -80,6 +80,9 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     if Prepare.name in stages:  # its shards are not known; about as much of the text is kept as before
         text = amounts.get(Ingest.name, 0) if planner.keeps_tokenizer else sum(planner.texts.values())
         amounts[Tokenize.name] = round(text * kept_share(runs, records))
+    if Train.name in stages and recipe.train.start == "continue":
+        new = amounts.get(Ingest.name, 0) * kept_share(runs, records)
+        amounts[Train.name] = continued_steps(runs, records, recipe, new)
     return Plan(tuple(planner.rows), reasons.against, work(stages, amounts, records))
 
 

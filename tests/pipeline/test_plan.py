@@ -13,6 +13,7 @@ import pytest
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.pipeline.build import STAGES, History, NotBuiltError, Reuse, build, stages_in_order
+from qalam_core.pipeline.estimate import continued_steps
 from qalam_core.pipeline.lineage import WarmStart, warm_start
 from qalam_core.pipeline.plan import Plan, Reasons, plan
 from qalam_core.pipeline.prepare import Documents
@@ -246,3 +247,12 @@ def test_a_build_gives_the_same_reasons(mine: Built) -> None:
     assert why["train"] == ("optimisation.steps: 60 -> 61",)
     assert why["export"][-1].startswith("checkpoint: ")
     assert json.dumps(why)
+
+
+def test_the_steps_of_a_continued_training_follow_the_new_text(built: Built) -> None:
+    recipe, records = changed(built.recipe, "train", start="continue", replay=0.5), [built.published.record]
+    few, many = (continued_steps(built.runs, records, recipe, size) for size in (20_000, 200_000))
+    assert 1 < few < many / 5
+    half = changed(built.recipe, "train", start="continue", replay=0.75)
+    assert continued_steps(built.runs, records, half, 200_000) > 1.8 * many
+    assert continued_steps(built.runs, [], recipe, 20_000) == recipe.train.steps
