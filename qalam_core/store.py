@@ -187,7 +187,7 @@ class Store:
         since = time.monotonic()
         with self.disk_errors(name), self.locked(f"{name}-{key}"):
             waited = {"lock": time.monotonic() - since}
-            if (artifact := self._undamaged(name, key, time.monotonic())) is not None:
+            if (artifact := self._undamaged(name, key)) is not None:
                 self.mark_used(artifact)
                 return replace(artifact, waited=waited).with_manifest(artifact.manifest)
             if home.exists():
@@ -215,11 +215,11 @@ class Store:
 
     def find(self, identity: Identity) -> Artifact | None:
         """What `build` would reuse, or None. Neither locks nor writes."""
-        return self._undamaged(identity.stage, identity.digest, time.monotonic())
+        return self._undamaged(identity.stage, identity.digest)
 
     def artifact(self, stage: str, key: str) -> Artifact:
         """The artifact of that digest. Raises DamagedError, and StoreError if `key` is not a digest."""
-        artifact = self._undamaged(stage, key, time.monotonic())
+        artifact = self._undamaged(stage, key)
         if artifact is None:
             raise DamagedError(f"{stage} {key[:12]} is missing or damaged in {self.root}; build its recipe again")
         return artifact
@@ -228,12 +228,12 @@ class Store:
         """The artifact of a recorded digest, unchecked: it may be missing or damaged."""
         return Artifact(stage, key, self.artifact_folder(stage, key))
 
-    def _undamaged(self, stage: str, key: str, since: float) -> Artifact | None:
-        """The artifact of that digest if it has exactly the bytes that were finished; `since` is when work on it began.
+    def _undamaged(self, stage: str, key: str) -> Artifact | None:
+        """The artifact of that digest if it has exactly the bytes that were finished.
 
         Only wrong bytes count as damage: a disk that cannot be read raises StoreError.
         """
-        home = self.artifact_folder(stage, key)
+        since, home = time.monotonic(), self.artifact_folder(stage, key)
         with self.disk_errors(stage):
             try:
                 manifest = _read_manifest(home)

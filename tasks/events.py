@@ -95,6 +95,15 @@ def server_address() -> str:
     return str(URL(url).copy_with(userinfo=b"")) if url else ""
 
 
+def server_problem(error: HTTPError) -> str:
+    """What is wrong with the server, and what to do about it."""
+    if isinstance(error, PrefectHTTPStatusError):
+        code = error.response.status_code
+        cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
+        return f"the server responds with status {code}; {cure}"
+    return f"the server does not respond ({type(error).__name__}); is it running?"
+
+
 def _outbox(store: Store) -> Path:
     return store.root / "outbox"
 
@@ -112,13 +121,9 @@ def _send(events: list[Event]) -> None:
             try:
                 client.request("POST", "/events", json=body)
                 return
-            except PrefectHTTPStatusError as error:
-                code = error.response.status_code
-                cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
-                problem = f"the server responds with status {code}; {cure}"
-                if code < 500:  # it would respond so again
-                    break
             except HTTPError as error:
-                problem = f"the server does not respond ({type(error).__name__}); is it running?"
+                problem = server_problem(error)
+                if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
+                    break  # it would respond so again
             time.sleep(delay)
     raise QalamError(f"{server_address()}: {problem}")

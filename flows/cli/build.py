@@ -138,7 +138,8 @@ def forget(
     if old:
         out.print(
             f"delete the folders of these runs in {target.root / 'runs'}, then `qalam gc --delete`; documents as read "
-            "stay in the store's `ingest` and `prepare` artifacts as long as a run needs them", soft_wrap=True,
+            "stay in the store's `ingest`, `filter` and `prepare` artifacts as long as a run needs them",
+            soft_wrap=True,
         )  # fmt: skip
     if not published.champion:
         out.print(

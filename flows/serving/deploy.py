@@ -21,7 +21,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events import DeploymentEventTrigger
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.templating import apply_values
@@ -30,6 +30,7 @@ from prefect.workers.process import ProcessWorker
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.automations import deploy_automations, recall, same_automation
 from al_qalam.flows.serving.prefect_env import CALLER
+from al_qalam.tasks.events import server_problem
 from al_qalam.tasks.links import REPORT_URL, report_base
 from al_qalam.tasks.policy import TRAINING_SLOTS, tag_of
 from qalam_core.errors import QalamError
@@ -108,14 +109,8 @@ async def deploy(
             lines += await _deployments(client, recipe, store, training)
             lines += await _remove_fixed_names(client, name)
             return lines + await deploy_automations(client, name, notify)
-        except PrefectHTTPStatusError as error:
-            code = error.response.status_code
-            cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
-            raise QalamError(f"{client.api_url}: the server responds with status {code}; {cure}") from None
         except HTTPError as error:
-            raise QalamError(
-                f"{client.api_url}: the server does not respond ({type(error).__name__}); is it running?"
-            ) from None
+            raise QalamError(f"{client.api_url}: {server_problem(error)}") from None
 
 
 async def _pool(client: PrefectClient, name: str, description: str) -> str:

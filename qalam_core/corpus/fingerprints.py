@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,6 +189,17 @@ class Fingerprints:
     def absent_from(self, hashes: Hashes) -> dict[str, int]:
         """By source, the documents whose hash is not among sorted `hashes`."""
         return self._by_source(~known(hashes, self.documents))
+
+    def unread(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Which documents of a batch of a shard are new: neither the same text nor the same words were read."""
+        new = ~known(self._sorted_ids, id_numbers(batch.column("id").to_pylist()))
+        texts = batch.column("text").filter(pa.array(new))
+        new[new] = ~known(self.documents, document_hashes(folded(texts)))
+        return new
+
+    @cached_property
+    def _sorted_ids(self) -> Hashes:
+        return np.sort(self.ids)
 
     def _by_source(self, chosen: NDArray[np.bool_]) -> dict[str, int]:
         counts = np.bincount(self.sources[chosen], minlength=len(self.names)).tolist()

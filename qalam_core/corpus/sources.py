@@ -181,15 +181,16 @@ def parts(path: str | Path) -> tuple[str, str, str]:
 def _parts_of(path: Path, settings: ReadSettings) -> Iterator[tuple[str, int, Piece | None]]:
     """Digest, size and place of each part that is read by itself: the whole file, or pieces of a large one of lines."""
     lines = settings.format == "jsonl" or (settings.format == "text" and settings.unit in ("line", "paragraph"))
-    if settings.compression or settings.encoding != "utf-8" or not lines or path.stat().st_size < 2 * PIECE_BYTES:
-        yield (*_fingerprint(path), None)
-        return
     try:
-        with path.open("rb") as file:
-            for piece in pieces(file, blank=settings.unit == "paragraph"):
-                yield piece.digest, piece.size, piece
+        large = path.stat().st_size >= 2 * PIECE_BYTES
+        if large and lines and not settings.compression and settings.encoding == "utf-8":
+            with path.open("rb") as file:
+                for piece in pieces(file, blank=settings.unit == "paragraph"):
+                    yield piece.digest, piece.size, piece
+            return
     except OSError as error:
         raise _unreadable(path, error) from None
+    yield (*_fingerprint(path), None)
 
 
 def _fingerprint(path: Path) -> tuple[str, int]:

@@ -146,7 +146,7 @@ def _first(report: Report) -> Check:
 def _contamination(found: Contamination, allowed: float) -> Check:
     """By those n-grams of which more were read than is expected."""
     both = ((found.words_8, 8), (found.words_13, 13))
-    (other, of_other), (worst, words) = sorted(both, key=lambda pair: pair[0].copied - pair[0].expected)
+    (other, of_other), (worst, words) = sorted(both, key=lambda pair: pair[0].excess)
     limit = allowed + worst.expected
     usual = f", where {worst.expected:.1%} is usual, as training documents repeat each other" if worst.expected else ""
     return Check(

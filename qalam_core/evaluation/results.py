@@ -94,6 +94,11 @@ class Overlap(Frozen):
     expected: float = 0.0  # the largest such share that is honest, because the training documents repeat each other
     covered: float  # share of all their words
 
+    @property
+    def excess(self) -> float:
+        """How many more are copied than expected, as a share."""
+        return self.copied - self.expected
+
 
 class Contamination(Frozen):
     """How much of the test documents the model, or a model before it, has read."""
@@ -106,7 +111,7 @@ class Contamination(Frozen):
     @property
     def worst(self) -> Overlap:
         """The one with more copied documents than expected."""
-        return max(self.words_8, self.words_13, key=lambda overlap: overlap.copied - overlap.expected)
+        return max(self.words_8, self.words_13, key=lambda overlap: overlap.excess)
 
 
 class Generation(Frozen):

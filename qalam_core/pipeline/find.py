@@ -19,7 +19,7 @@ from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.spans import MIN_WORDS, SHOWN, Hit, spans
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import CorpusError, StoreError
-from qalam_core.files import is_unicode, sha256_file
+from qalam_core.files import is_unicode
 from qalam_core.pipeline.lineage import seen_of
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.progress import Progress, no_progress
@@ -93,7 +93,7 @@ def trace(
         files = shards_of(corpus, "train") if corpus.exists() else ()
         for file in files:
             if file.digest not in usable:
-                usable[file.digest] = file.path.is_file() and sha256_file(file.path) == file.digest
+                usable[file.digest] = file.is_as_recorded()
         if not files or not all(usable[file.digest] for file in files):
             missing.append(name)
             continue

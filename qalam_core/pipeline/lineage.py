@@ -31,9 +31,7 @@ class WarmStart:
     lineage: tuple[Ancestor, ...]  # this run first, then the one that it began with, and so on
     path: Path  # of its package
     seen: Artifact  # what it and the runs before it have read
-    state: ArtifactFile | None = (
-        None  # of its training, from which this one continues; None: it takes the weights alone
-    )
+    state: ArtifactFile | None = None  # of its training, which this one continues; None: it takes the weights alone
 
     @property
     def parent(self) -> Parent:

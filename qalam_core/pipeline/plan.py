@@ -77,12 +77,11 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     stages = dict.fromkeys(row.stage for row in planner.rows if row.action == "build")
     amounts = {Train.name: recipe.train.steps, **planner.amounts}
     records = last_records(runs, recipe.name) if stages else []
-    if Prepare.name in stages:  # its shards are not known; about as much of the text is kept as before
-        text = amounts.get(Ingest.name, 0) if planner.keeps_tokenizer else sum(planner.texts.values())
-        amounts[Tokenize.name] = round(text * kept_share(runs, records))
+    kept, new = kept_share(runs, records), amounts.get(Ingest.name, 0)  # about as much of the text is kept as before
+    if Prepare.name in stages:  # its shards are not known
+        amounts[Tokenize.name] = round(kept * (new if planner.keeps_tokenizer else sum(planner.texts.values())))
     if Train.name in stages and recipe.train.start == "continue":
-        new = amounts.get(Ingest.name, 0) * kept_share(runs, records)
-        amounts[Train.name] = continued_steps(runs, records, recipe, new)
+        amounts[Train.name] = continued_steps(runs, records, recipe, kept * new)
     return Plan(tuple(planner.rows), reasons.against, work(stages, amounts, records))
 
 

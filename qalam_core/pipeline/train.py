@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import TrainingError
 from qalam_core.files import json_object, sha256_file
 from qalam_core.package.read import Package, read
@@ -23,7 +26,7 @@ from qalam_core.recipe import Continuing, Model, Monitoring, Optimisation, Recip
 from qalam_core.runs import TrainFacts
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.tokenizer import ArabicTokenizer
-from qalam_core.training.continuing import schedule, unread, write_reading
+from qalam_core.training.continuing import schedule, write_reading
 from qalam_core.training.process import follow
 from qalam_core.training.spec import RESULT, STATE, WEIGHTS, Spec, TrainSettings
 from qalam_core.training.warm_start import adapted
@@ -100,7 +103,10 @@ class Train(Stage):
         """The tokens that a continued training reads, as a shard; -> how many, 0 where no document is new."""
         assert self.warm_start
         seen = Fingerprints.load(self.warm_start.seen.path)
-        new = [unread(shard.path, seen) for shard in self.texts]
+        new = [
+            np.concatenate([np.zeros(0, np.bool_), *(seen.unread(batch) for batch in read_texts(shard.path))])
+            for shard in self.texts
+        ]
         if not any(documents.any() for documents in new):
             return 0
         batch = self.settings.optimisation.batch_size * self.settings.model.max_seq_len
@@ -110,8 +116,8 @@ class Train(Stage):
             seed=(self.settings.seed, int(self.warm_start.digest[:16], 16)),
         )  # fmt: skip
 
-    def _write_initial(self, path: Path) -> None:
-        """What training begins with."""
+    def _write_initial(self, path: Path) -> tuple[Package, Vocabulary, ModelConfig]:
+        """Write what training begins with; -> the earlier package, and what it was adapted to."""
         from safetensors.numpy import load_file, save_file
 
         assert self.warm_start
@@ -128,6 +134,7 @@ class Train(Stage):
         package, vocabulary, config = self._before_and_now()
         tensors = load_file(state.path) if state else {f"model.{name}": t for name, t in package.weights.items()}
         save_file(adapted(package, vocabulary, config, tensors), path)
+        return package, vocabulary, config
 
     def _unchanged(self, out: Path) -> TrainFacts:
         """The earlier model and its state, where there is nothing new to read."""
@@ -135,8 +142,7 @@ class Train(Stage):
 
         assert self.warm_start
         assert self.warm_start.state
-        self._write_initial(out / STATE)
-        package, vocabulary, config = self._before_and_now()
+        package, vocabulary, config = self._write_initial(out / STATE)
         weights = load_file(self.warm_start.state.artifact.path / WEIGHTS)
         save_file(adapted(package, vocabulary, config, weights), out / WEIGHTS)
         (out / "metrics.jsonl").touch()

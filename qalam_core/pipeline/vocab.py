@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from qalam_core.arabic import NORMALISATIONS, Rules
-from qalam_core.corpus.fingerprints import Fingerprints, document_hashes, folded, known
+from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.sample import sample
 from qalam_core.corpus.splits import read_texts, text_bytes
 from qalam_core.errors import StoreError
-from qalam_core.files import sha256_file
 from qalam_core.package.runtime.architecture import UNK
 from qalam_core.package.runtime.tokenizer import token_bytes
 from qalam_core.pipeline.prepare import shards_of
@@ -123,7 +122,7 @@ class Vocab(Stage):
         if not keep or not earlier or not seen:
             tokenizer, size = self._trained(out, progress)
             return VocabFacts(entries=len(tokenizer), bytes=size, fit=self._fit(tokenizer), judged=None)
-        if not earlier.path.exists() or sha256_file(earlier.path) != earlier.digest:
+        if not earlier.is_as_recorded():
             raise StoreError(
                 f"{earlier.path}: missing or damaged, and the tokenizer of run {self.run_of_earlier} was to be kept; "
                 'set tokenizer.keep to "" to train a new one'
@@ -152,7 +151,7 @@ class Vocab(Stage):
         for shard in shards:
             for batch in read_texts(shard.path):
                 texts = batch.column("text")
-                yield texts.filter(pa.array(~known(read.documents, document_hashes(folded(texts)))))
+                yield texts.filter(pa.array(read.unread(batch)))
                 done += text_bytes(texts)
                 progress(min(done, size), size)
 

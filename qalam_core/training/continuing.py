@@ -8,24 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from qalam_core.corpus.fingerprints import Fingerprints, document_hashes, folded, id_numbers, known
-from qalam_core.corpus.splits import read_texts
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.recipe import Continuing, Optimisation
 from qalam_core.tokens.shards import documents, write_shard
-
-
-def unread(shard: Path, seen: Fingerprints) -> npt.NDArray[np.bool_]:
-    """Which documents of a shard of text `seen` does not have: neither the same text, nor the same words."""
-    ids, found = np.sort(seen.ids), [np.zeros(0, np.bool_)]
-    for batch in read_texts(shard):
-        new = ~known(ids, id_numbers(batch.column("id").to_pylist()))
-        texts = batch.column("text").filter(pa.array(new))
-        new[new] = ~known(seen.documents, document_hashes(folded(texts)))
-        found.append(new)
-    return np.concatenate(found)
 
 
 def write_reading(

@@ -108,3 +108,12 @@ def test_errors_name_the_line_and_the_byte_of_the_file(tmp_path: Path) -> None:
     *_, last = resolve([Source(path=str(path))])
     with pytest.raises(CorpusError, match=rf"{path.name}:201: field 'text' is a number"):
         ingest(last, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["gone.jsonl", "gone.txt", "gone.csv"])
+def test_a_file_that_was_deleted_since_it_was_found_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sources, "expand", lambda _: ([tmp_path / name], {}))
+    with pytest.raises(CorpusError, match=rf"{name} \(cannot be read \(No such file"):
+        resolve([Source(path=str(tmp_path / "*"))])

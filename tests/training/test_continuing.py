@@ -13,7 +13,7 @@ from qalam_core.corpus.splits import SCHEMA
 from qalam_core.errors import RecipeError
 from qalam_core.recipe import Continuing, Optimisation, Recipe
 from qalam_core.tokens.shards import documents, flattened, write_shard
-from qalam_core.training.continuing import schedule, unread, write_reading
+from qalam_core.training.continuing import schedule, write_reading
 from qalam_core.training.optimizers import learning_rate, steps_before_decay
 from tests.conftest import tiny_recipe
 
@@ -31,9 +31,9 @@ def test_a_document_is_new_if_neither_its_text_nor_its_words_were_read(tmp_path:
     ids = [f"{number:016x}" for number in (9, 2, 7, 4)]
     read = shard_of(tmp_path / "read.arrow", {ids[0]: "قرأت هذا الكتاب", ids[1]: "ثم ذاك الكتاب"})
     now = {ids[2]: "نص لم يقرأ بعد", ids[0]: "قرأت هذا الكتاب", ids[3]: "ثم ذاك، الكتابَ!"}
-    shard_of(tmp_path / "now.arrow", now)
-    assert unread(tmp_path / "now.arrow", Fingerprints.of([read])).tolist() == [True, False, False]
-    assert unread(tmp_path / "read.arrow", Fingerprints.of([read])).tolist() == [False, False]
+    seen = Fingerprints.of([read])
+    assert seen.unread(shard_of(tmp_path / "now.arrow", now)).tolist() == [True, False, False]
+    assert seen.unread(read).tolist() == [False, False]
 
 
 def reading(folder: Path, replay: float, least: int = 0, seed: int = 1) -> tuple[list[int], int]:
