@@ -1,14 +1,17 @@
 """Nights on a dated corpus: what each costs, and how good its model is, by how training starts.
 
-    python -m benchmarks.bench_nightly --corpus DATED.jsonl [--base-days 3] [--nights 14] [--seeds 1] [--steps 600]
-        [--documents N] [--strategies scratch warm continue] [--warm-steps N] [--set train.replay=0.5 ...]
+    python -m benchmarks.bench_nightly --corpus DATED.jsonl [--base-days 3] [--nights 15] [--seeds 1] [--jobs 1]
+        [--steps 600] [--documents N] [--strategies scratch warm continue killed] [--warm-steps N]
+        [--set train.replay=0.5 ...]
 
 --corpus takes a jsonl file with the fields `text` and `date` (plain or .gz), of which the first 10 characters are the
 day. The first days are the base, which is trained from scratch; then a day is added each night, and a model is built
 from scratch on all days so far, warm (from the weights of the night before, on all days, for --warm-steps, a quarter of
 --steps unless given), and by continuing the training of the night before. Every night's model becomes the champion,
-whatever the gate says, and all have the tokenizer of the base. --documents takes no more than so many of each day, for
-a trial; --set changes the recipe of all.
+whatever the gate says, and all have the tokenizer of the base. "killed" continues as well, and every fifth night its
+process is killed in the middle of training, and the night is built again: its last package must be that of "continue",
+to the bit. --documents takes no more than so many of each day; --set changes the recipe of all; --jobs plays as many
+seeds at once, for which train.threads should be 1.
 
 CPU seconds of each night are those of data stages, of training, and of everything after it. Bits per byte, of which
 less is better, are on the next day's text, on the held-out documents of the base days, and on those of all days so far.
@@ -20,14 +23,19 @@ import argparse
 import io
 import json
 import math
+import os
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,16 +56,20 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 
-STARTS = {"scratch": "scratch", "warm": "champion", "continue": "continue"}
+STARTS = {"scratch": "scratch", "warm": "champion", "continue": "continue", "killed": "continue"}
+KILLED_EVERY = 5  # nights of "killed"
 MEASURED = ("next day", "base days", "all days")
 
 
 class Night(NamedTuple):
-    """A night's CPU seconds (data, training, the rest), its steps, and its bits per byte on each of MEASURED."""
+    """A night's CPU seconds (data, training, the rest), its steps, its bits per byte on each of MEASURED, and the
+    digest of its package.
+    """
 
     seconds: tuple[float, float, float]
     steps: int
     bits: tuple[float, ...]
+    package: str
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,56 @@ def bits_per_byte(package: Path, texts: Iterable[str], limit: float) -> float:
     return sum(found.nats) / math.log(2) / sum(len(text.encode()) for text in chosen)
 
 
+class Chain:
+    """One strategy's store, to which each night adds a run."""
+
+    def __init__(self, root: Path, tokenizer: list[Artifact]) -> None:
+        self.store, self.tokenizer = Store(root), tokenizer
+
+    def build(self, recipe: Recipe) -> tuple[Timed, list[Artifact]]:
+        """All stages, on the text that has arrived."""
+        executor = Timed(self.store, tokenizer=self.tokenizer)
+        return executor, stages_in_order(recipe, resolve(recipe.corpus.sources), History(Runs(self.store)), executor)
+
+    def kill(self, recipe: Recipe) -> None:
+        """Begin to build, and kill every process of it once the first steps of training are logged."""
+        # forkserver would keep the torch of this process; the child leads a group, which the trainer joins
+        process = get_context("spawn").Process(target=_in_own_group, args=(self, recipe))
+        process.start()
+        partial = self.store.root / "artifacts" / Train.name
+        while process.is_alive() and not any(path.stat().st_size for path in partial.glob("*.partial/metrics.jsonl")):
+            time.sleep(0.01)
+        assert process.is_alive(), "the night ended before it was killed"
+        os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
+
+    def night(self, recipe: Recipe, next_day: Sequence[str], fixed: list[str], limit: float) -> Night:
+        """Build, publish and measure; the held-out documents of the first night become `fixed`."""
+        runs = Runs(self.store)
+        executor, artifacts = self.build(recipe)
+        published = publish(runs, recipe, artifacts)
+        if not published.champion:
+            runs.promote(recipe.name, published.run, when="2000-01-01T00:00:00Z", why="night", who="benchmark")
+        made = {artifact.stage: artifact for artifact in artifacts}
+        if not fixed:
+            fixed.extend(
+                text for shard in read_split(made["prepare"].path, "test") for batch in read_texts(shard)
+                for text in batch.column("text").to_pylist()
+            )  # fmt: skip
+        bits = (bits_per_byte(published.folder / PACKAGE, texts, limit) for texts in (next_day, fixed))
+        night = Night(
+            executor.by_part(), made[Train.name].manifest.facts["steps"],
+            (*bits, published.record.bits_per_byte.model), made["export"].manifest.files["manifest.json"].sha256,
+        )  # fmt: skip
+        print(f"seed {recipe.seed}, {self.store.root.name}: {night}", file=sys.stderr, flush=True)  # a run is long
+        return night
+
+
+def _in_own_group(chain: Chain, recipe: Recipe) -> None:
+    os.setsid()
+    chain.build(recipe)
+
+
 def play(
     recipe: Recipe, days: dict[str, list[str]], base: int, nights: int, work: Path, strategies: Sequence[str],
     warm_steps: int, limit: float,
@@ -121,49 +183,31 @@ def play(
     """Strategy -> its nights; the base is built once."""
     dates = list(days)
     folder = Path(recipe.corpus.sources[0].path)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    shutil.rmtree(work, ignore_errors=True)
+    folder.mkdir(parents=True)
 
     def arrive(date: str) -> None:
         lines = (json.dumps({"text": text}, ensure_ascii=False) for text in days[date])
         (folder / f"{date}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
+    def of(strategy: str) -> Recipe:
+        update = {"start": STARTS[strategy], "steps": warm_steps if strategy == "warm" else recipe.train.steps}
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
+
     for date in dates[:base]:
         arrive(date)
-    first = Timed(Store(work / "base"))
     fixed: list[str] = []
-
-    def build(executor: Timed, start: str, steps: int, next_day: Sequence[str]) -> Night:
-        changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"start": start, "steps": steps})})
-        runs = Runs(executor.store)
-        artifacts = stages_in_order(changed, resolve(changed.corpus.sources), History(runs), executor)
-        published = publish(runs, changed, artifacts)
-        if not published.champion:
-            runs.promote(recipe.name, published.run, when="2000-01-01T00:00:00Z", why="night", who="benchmark")
-        if not fixed:
-            corpus = next(made for made in artifacts if made.stage == "prepare")
-            fixed.extend(
-                text for shard in read_split(corpus.path, "test") for batch in read_texts(shard)
-                for text in batch.column("text").to_pylist()
-            )  # fmt: skip
-        package = published.folder / PACKAGE
-        bits = (bits_per_byte(package, texts, limit) for texts in (next_day, fixed))
-        done = next(made for made in artifacts if made.stage == Train.name).manifest.facts["steps"]
-        night = Night(executor.by_part(), done, (*bits, published.record.bits_per_byte.model))
-        print(f"seed {recipe.seed}, {executor.store.root.name}: {night}", file=sys.stderr, flush=True)  # a run is long
-        return night
-
-    built = build(first, "scratch", recipe.train.steps, days[dates[base]])
+    first = Chain(work / "base", [])
+    built = first.night(of("scratch"), days[dates[base]], fixed, limit)
     found = {name: [built] for name in strategies}
     for name in strategies:
-        shutil.copytree(work / "base", work / name)
-    for night in range(nights):
-        arrive(dates[base + night])
+        shutil.copytree(first.store.root, work / name)
+    for night in range(1, nights + 1):
+        arrive(dates[base + night - 1])
         for name in strategies:
-            executor = Timed(Store(work / name), tokenizer=first.tokenizer)
-            steps = warm_steps if name == "warm" else recipe.train.steps
-            found[name].append(build(executor, STARTS[name], steps, days[dates[base + night + 1]]))
+            chain = Chain(work / name, first.tokenizer)
+            if name == "killed" and night % KILLED_EVERY == 0:
+                chain.kill(of(name))
+            found[name].append(chain.night(of(name), days[dates[base + night]], fixed, limit))
     return found
 
 
@@ -171,31 +215,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--base-days", type=int, default=3)
-    parser.add_argument("--nights", type=int, default=14)
+    parser.add_argument("--nights", type=int, default=15)
     parser.add_argument("--documents", type=int, default=None, help="of each day")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds that are played at once")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--warm-steps", type=int, default=0)
     parser.add_argument("--measure-mb", type=float, default=0.5, help="MB of each text that is measured")
-    parser.add_argument("--strategies", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--strategies", nargs="+", choices=STARTS, default=["scratch", "warm", "continue"])
     parser.add_argument("--set", nargs="+", default=[], help="section.key=value of the recipe")
     asked = parser.parse_args()
     days = {day: texts[: asked.documents] for day, texts in by_day(asked.corpus).items()}
     nights = min(asked.nights, len(days) - asked.base_days - 1)
     results: dict[str, list[list[Night]]] = {name: [] for name in asked.strategies}
-    with tempfile.TemporaryDirectory(prefix="qalam-bench-") as scratch:
-        file = Path(scratch, "nightly.toml")
+    with (
+        tempfile.TemporaryDirectory(prefix="qalam-bench-") as scratch,
+        ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool,
+    ):
+        playing = []
         for seed in range(1, asked.seeds + 1):
+            work = Path(scratch, str(seed))
+            work.mkdir()
+            file = work / "nightly.toml"
             file.write_text(
                 f'name = "nightly"\nseed = {seed}\n[[corpus.sources]]\npath = "days"\nname = "news"\n'
                 f"[train]\nsteps = {asked.steps}\n[gate]\ntest_mb = {asked.measure_mb}\n", encoding="utf-8",
             )  # fmt: skip
-            recipe = Recipe.load(file, asked.set)
-            played = play(
-                recipe, days, asked.base_days, nights, Path(scratch, "stores"), asked.strategies,
+            playing.append(pool.submit(
+                play, Recipe.load(file, asked.set), days, asked.base_days, nights, work / "stores", asked.strategies,
                 asked.warm_steps or asked.steps // 4, asked.measure_mb,
-            )  # fmt: skip
-            for name, of_seed in played.items():
+            ))  # fmt: skip
+        for played in playing:
+            for name, of_seed in played.result().items():
                 results[name].append(of_seed)
     print(f"| night | start | steps | CPU s: data | training | after it | {' | '.join(MEASURED)} |", "|---" * 9 + "|",
           sep="\n")  # fmt: skip
@@ -211,6 +262,26 @@ def main() -> None:
         totals = {name: sum(sum(one.seconds) for nights_ in of for one in nights_[1:]) for name, of in results.items()}
         print("\nCPU seconds of all nights, as a share of those from scratch: "
               + ", ".join(f"{name} {total / totals['scratch']:.3f}" for name, total in totals.items()))  # fmt: skip
+        for name in results.keys() - {"scratch"}:
+            print(f"{name}: next day's bits per byte, last five nights: {_last(results, name) - 1:+.2%} of scratch's")
+    for name, of in results.items():
+        change = statistics.mean(nights_[-1].bits[1] / nights_[0].bits[1] for nights_ in of)
+        print(f"{name}: base days' bits per byte, last night: {change - 1:+.2%} of the base's")
+    if {"continue", "killed"} <= results.keys():
+        same = all(
+            one[-1].package == other[-1].package
+            for one, other in zip(results["continue"], results["killed"], strict=True)
+        )
+        print(f"killed every {KILLED_EVERY} nights: the last package {'is the same' if same else 'DIFFERS'}")
+
+
+def _last(results: dict[str, list[list[Night]]], name: str) -> float:
+    """The next day's bits per byte over the last five nights, as a share of those of models from scratch."""
+    mine, scratch = (
+        statistics.mean(night.bits[0] for of_seed in results[key] for night in of_seed[-5:])
+        for key in (name, "scratch")
+    )
+    return mine / scratch
 
 
 if __name__ == "__main__":
