@@ -165,7 +165,7 @@ class Chain:
         bits = (bits_per_byte(published.folder / PACKAGE, texts, limit) for texts in (next_day, fixed))
         night = Night(
             executor.by_part(), made[Train.name].manifest.facts["steps"],
-            (*bits, published.record.bits_per_byte.model), made["export"].manifest.files["manifest.json"].sha256,
+            (*bits, published.record.bits_per_byte.model), made["export"].manifest.files[f"{PACKAGE}/manifest.json"].sha256,
         )  # fmt: skip
         print(f"seed {recipe.seed}, {self.store.root.name}: {night}", file=sys.stderr, flush=True)  # a run is long
         return night

@@ -37,11 +37,13 @@ def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], b
     pieces = []
     text = shown = tokenizer.decode(list(ids[1:begin]), skip_special_tokens=True)
     chance = 1.0
+    within = model(np.array([ids[: model.max_seq_len]]))[0][0]  # (T, V): of all places that the context reaches at once
     for place in range(begin, len(ids)):
         if ids[place] == END:
             break
-        window = ids[max(0, place - model.max_seq_len) : place]
-        logits = model(np.array([window]))[0][0, -1].astype(np.float64)
+        inside = place <= model.max_seq_len
+        logits = within[place - 1] if inside else model(np.array([ids[place - model.max_seq_len : place]]))[0][0, -1]
+        logits = logits.astype(np.float64)
         chance *= float(np.exp(logits[ids[place]] - logits.max()) / np.exp(logits - logits.max()).sum())
         text = tokenizer.decode(list(ids[1 : place + 1]), skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # a token may be the first of a letter's two bytes

@@ -41,6 +41,21 @@ def test_pieces_have_the_text_and_the_models_probabilities(exported: Exported, r
     assert "".join(piece.text for piece in pieces) == "من"
 
 
+def test_the_probabilities_of_pieces_beyond_the_context_are_those_of_the_last_window(exported: Exported) -> None:
+    package = read(exported.package)
+    writer = NumpyTransformer(package.config, package.weights)
+    tokenizer = Tokenizer.from_str(tokenizer_json(exported.tokenizer.vocabulary))
+    context = writer.max_seq_len
+    words = np.random.default_rng(1).integers(4, writer.vocab_size, context + 9).tolist()
+    ids = [START, *words]
+    product = 0.0
+    for place in range(2, len(ids)):
+        logits = writer(np.array([ids[max(0, place - context) : place]]))[0][0, -1].astype(np.float64)
+        product += logits[ids[place]] - np.logaddexp.reduce(logits)
+    pieces = _pieces(writer, tokenizer, ids, 2)
+    assert sum(math.log(piece.probability) for piece in pieces) == pytest.approx(product, rel=1e-3)
+
+
 small = st.lists(st.integers(4, 7), max_size=12)
 
 
