@@ -91,7 +91,7 @@ def prepare_table(corpus: Path | None, sizes: list[int]) -> bool:
     costs: dict[str, list[float]] = {}  # processor seconds a MB, at each size
     columns = f"{'MB/s':>8}{'cpu s/MB':>10}{'peak MB':>9}{'documents':>11}{'kept':>10}"
     with tempfile.TemporaryDirectory(prefix="qalam-bench-") as root:
-        sentences = [sentence for text in texts(corpus) for sentence in _sentences(text)]
+        sentences = [sentence for text in texts(corpus) for sentence in split_sentences(text)]
         for size in sizes:
             folder = Path(root, str(size))
             folder.mkdir()
@@ -158,7 +158,7 @@ def _normalise(file: Path) -> None:
 # -- a corpus of any size -------------------------------------------------------------------------
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     parts = (part.strip() for part in re.split(r"(?<=[.؟!:\n])\s+", text))
     return [part for part in parts if 20 <= len(part) <= 1000]
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_nightly --corpus DATED.jsonl [--base-days 3] [--nights 15] [--seeds 1] [--jobs 1]
         [--steps 600] [--documents N] [--strategies scratch warm continue killed] [--warm-steps N]
-        [--set train.replay=0.5 ...]
+        [--scratch-nights N] [--set train.replay=0.5 ...] [--scratch-set train.decay=0.3 ...]
 
 --corpus takes a jsonl file with the fields `text` and `date` (plain or .gz), of which the first 10 characters are the
 day. The first days are the base, which is trained from scratch; then a day is added each night, and a model is built
@@ -10,11 +10,16 @@ from scratch on all days so far, warm (from the weights of the night before, on 
 --steps unless given), and by continuing the training of the night before. Every night's model becomes the champion,
 whatever the gate says, and all have the tokenizer of the base. "killed" continues as well, and every fifth night its
 process is killed in the middle of training, and the night is built again: its last package must be that of "continue",
-to the bit. --documents takes no more than so many of each day; --set changes the recipe of all; --jobs plays as many
-seeds at once, for which train.threads should be 1.
+to the bit. --documents takes no more than so many of each day; --set changes the recipe of all, and --scratch-set that
+of the nights from scratch; --scratch-nights builds from scratch only on the last N nights, as such nights do not depend
+on one another, and counts their mean for the others; --jobs plays as many seeds at once, for which train.threads
+should be 1.
 
 CPU seconds of each night are those of data stages, of training, and of everything after it. Bits per byte, of which
 less is better, are on the next day's text, on the held-out documents of the base days, and on those of all days so far.
+
+Targets of "continue": 0.15 of the CPU seconds from scratch; on the next day of the last five nights within 1% of it, or
+better; on the base days at most 1% worse than at the start.
 """
 
 from __future__ import annotations
@@ -58,6 +63,8 @@ from qalam_core.store import Artifact, Store
 
 STARTS = {"scratch": "scratch", "warm": "champion", "continue": "continue", "killed": "continue"}
 KILLED_EVERY = 5  # nights of "killed"
+COST = 0.15  # of the CPU seconds from scratch
+WORSE = 0.01  # bits per byte, as a share
 MEASURED = ("next day", "base days", "all days")
 
 
@@ -94,7 +101,7 @@ class Timed(InPlace):
         """CPU seconds before training, of it, and after it."""
         names = [kind.name for kind in STAGES]
         place = names.index(Train.name)
-        parts = (names[:place], [Train.name], names[place + 1 :])
+        parts = (["digests", *names[:place]], [Train.name], names[place + 1 :])
         before, training, after = (sum(self.seconds[name] for name in part) for part in parts)
         return before, training, after
 
@@ -134,8 +141,10 @@ class Chain:
 
     def build(self, recipe: Recipe) -> tuple[Timed, list[Artifact]]:
         """All stages, on the text that has arrived."""
-        executor = Timed(self.store, tokenizer=self.tokenizer)
-        return executor, stages_in_order(recipe, resolve(recipe.corpus.sources), History(Runs(self.store)), executor)
+        executor, before = Timed(self.store, tokenizer=self.tokenizer), _cpu_seconds()
+        files = resolve(recipe.corpus.sources)
+        executor.seconds["digests"] = _cpu_seconds() - before
+        return executor, stages_in_order(recipe, files, History(Runs(self.store)), executor)
 
     def kill(self, recipe: Recipe) -> None:
         """Begin to build, and kill every process of it once the first steps of training are logged."""
@@ -165,7 +174,8 @@ class Chain:
         bits = (bits_per_byte(published.folder / PACKAGE, texts, limit) for texts in (next_day, fixed))
         night = Night(
             executor.by_part(), made[Train.name].manifest.facts["steps"],
-            (*bits, published.record.bits_per_byte.model), made["export"].manifest.files[f"{PACKAGE}/manifest.json"].sha256,
+            (*bits, published.record.bits_per_byte.model),
+            made["export"].manifest.files[f"{PACKAGE}/manifest.json"].sha256,
         )  # fmt: skip
         print(f"seed {recipe.seed}, {self.store.root.name}: {night}", file=sys.stderr, flush=True)  # a run is long
         return night
@@ -177,10 +187,10 @@ def _in_own_group(chain: Chain, recipe: Recipe) -> None:
 
 
 def play(
-    recipe: Recipe, days: dict[str, list[str]], base: int, nights: int, work: Path, strategies: Sequence[str],
-    warm_steps: int, limit: float,
+    recipe: Recipe, from_scratch: Recipe, scratch_nights: int, days: dict[str, list[str]], base: int, nights: int,
+    work: Path, strategies: Sequence[str], warm_steps: int, limit: float,
 ) -> dict[str, list[Night]]:  # fmt: skip
-    """Strategy -> its nights; the base is built once."""
+    """Strategy -> its nights; the base is built once, and `from_scratch` is the recipe of scratch's other nights."""
     dates = list(days)
     folder = Path(recipe.corpus.sources[0].path)
     folder.mkdir(parents=True)
@@ -207,13 +217,16 @@ def play(
             chain = Chain(work / name, first.tokenizer)
             if name == "killed" and night % KILLED_EVERY == 0:
                 chain.kill(of(name))
-            found[name].append(chain.night(of(name), days[dates[base + night]], fixed, limit))
+            if name != "scratch" or night > nights - scratch_nights:
+                chosen = from_scratch if name == "scratch" else of(name)
+                found[name].append(chain.night(chosen, days[dates[base + night]], fixed, limit))
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument("--base-days", type=int, default=3)
     parser.add_argument("--nights", type=int, default=15)
     parser.add_argument("--documents", type=int, default=None, help="of each day")
@@ -221,10 +234,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="seeds that are played at once")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--warm-steps", type=int, default=0)
+    parser.add_argument("--scratch-nights", type=int, default=0, help="only the last; 0: all")
     parser.add_argument("--measure-mb", type=float, default=0.5, help="MB of each text that is measured")
     parser.add_argument("--strategies", nargs="+", choices=STARTS, default=["scratch", "warm", "continue"])
     parser.add_argument("--set", nargs="+", default=[], help="section.key=value of the recipe")
+    parser.add_argument("--scratch-set", nargs="+", default=[], help="the same, of the nights from scratch")
     asked = parser.parse_args()
+    if asked.corpus is None:
+        print("not measured: --corpus names a jsonl file with the fields text and date")
+        return 0
+    if asked.jobs > 1:  # of numpy's and torch's thread pools, which would wait for one another
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     days = {day: texts[: asked.documents] for day, texts in by_day(asked.corpus).items()}
     nights = min(asked.nights, len(days) - asked.base_days - 1)
     results: dict[str, list[list[Night]]] = {name: [] for name in asked.strategies}
@@ -242,7 +262,8 @@ def main() -> None:
                 f"[train]\nsteps = {asked.steps}\n[gate]\ntest_mb = {asked.measure_mb}\n", encoding="utf-8",
             )  # fmt: skip
             playing.append(pool.submit(
-                play, Recipe.load(file, asked.set), days, asked.base_days, nights, work / "stores", asked.strategies,
+                play, Recipe.load(file, asked.set), Recipe.load(file, [*asked.set, *asked.scratch_set]),
+                asked.scratch_nights or nights, days, asked.base_days, nights, work / "stores", asked.strategies,
                 asked.warm_steps or asked.steps // 4, asked.measure_mb,
             ))  # fmt: skip
         for played in playing:
@@ -252,37 +273,50 @@ def main() -> None:
           sep="\n")  # fmt: skip
     for night in range(nights + 1):
         for name in asked.strategies[: None if night else 1]:
-            of_seeds = [of_seed[night] for of_seed in results[name]]
+            at = night if name != "scratch" or not night else night - 1 - nights
+            of_seeds = [of_seed[at] for of_seed in results[name] if at == night or len(of_seed) >= 1 - at]
+            if not of_seeds:
+                continue
             columns = zip(*((*one.seconds, *one.bits) for one in of_seeds), strict=True)
             means = [statistics.mean(column) for column in columns]
             steps = statistics.mean(one.steps for one in of_seeds)
             cells = (*(f"{mean:.1f}" for mean in means[:3]), *(f"{mean:.4f}" for mean in means[3:]))
             print(f"| {night} | {name if night else 'base'} | {steps:.0f} | {' | '.join(cells)} |")
-    if "scratch" in results:
-        totals = {name: sum(sum(one.seconds) for nights_ in of for one in nights_[1:]) for name, of in results.items()}
-        print("\nCPU seconds of all nights, as a share of those from scratch: "
-              + ", ".join(f"{name} {total / totals['scratch']:.3f}" for name, total in totals.items()))  # fmt: skip
-        for name in results.keys() - {"scratch"}:
-            print(f"{name}: next day's bits per byte, last five nights: {_last(results, name) - 1:+.2%} of scratch's")
+    missed = summary(results)
+    return int(missed and asked.check)
+
+
+def summary(results: dict[str, list[list[Night]]]) -> bool:
+    """Print how the strategies compare; -> whether a target was missed."""
+    missed = False
     for name, of in results.items():
-        change = statistics.mean(nights_[-1].bits[1] / nights_[0].bits[1] for nights_ in of)
-        print(f"{name}: base days' bits per byte, last night: {change - 1:+.2%} of the base's")
-    if {"continue", "killed"} <= results.keys():
-        same = all(
-            one[-1].package == other[-1].package
-            for one, other in zip(results["continue"], results["killed"], strict=True)
+        change = statistics.mean(nights[-1].bits[1] / nights[0].bits[1] for nights in of) - 1
+        print(f"{name}: bits per byte of the base days, last night against the base: {change:+.2%}")
+        missed |= name == "continue" and change > WORSE
+        if name == "scratch" or "scratch" not in results:
+            continue
+        cost, scratch = (
+            statistics.mean(sum(one.seconds) for nights in results[key] for one in nights[1:])
+            for key in (name, "scratch")
         )
+        behind = _last(results, name) / _last(results, "scratch") - 1
+        print(
+            f"{name}: {cost / scratch:.3f} of the CPU seconds of scratch; bits per byte of the next day, mean of the "
+            f"last five nights: {behind:+.2%}"
+        )
+        missed |= name == "continue" and (cost / scratch > COST or behind > WORSE)
+    if {"continue", "killed"} <= results.keys():
+        pairs = zip(results["continue"], results["killed"], strict=True)
+        same = all(one[-1].package == other[-1].package for one, other in pairs)
         print(f"killed every {KILLED_EVERY} nights: the last package {'is the same' if same else 'DIFFERS'}")
+        missed |= not same
+    return missed
 
 
 def _last(results: dict[str, list[list[Night]]], name: str) -> float:
-    """The next day's bits per byte over the last five nights, as a share of those of models from scratch."""
-    mine, scratch = (
-        statistics.mean(night.bits[0] for of_seed in results[key] for night in of_seed[-5:])
-        for key in (name, "scratch")
-    )
-    return mine / scratch
+    """Mean bits per byte of the next day, over the last five nights."""
+    return statistics.mean(night.bits[0] for nights in results[name] for night in nights[-5:])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
