@@ -1,0 +1,240 @@
+"""A chain of nights, each of which began with the weights of the one before: what each cost, what it measured, and how
+far the chain has drifted from a model that was trained from scratch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from qalam_core.errors import DamagedError
+from qalam_core.recipe import Optimisation, Recipe
+from qalam_core.reports.tables import ratio
+from qalam_core.runs import RunRecord, Runs
+
+SHOWN = 60
+"""The last nights of a chain, which a report shows."""
+
+_SEARCHED = 400  # the newest runs, among which those from scratch are looked for
+
+_REST = ("export", "evaluate", "gate")  # stages that come after the training, and are not of the data
+
+
+class Cost(NamedTuple):
+    """Seconds of a build, of one worker; what it reused took next to none."""
+
+    data: float
+    training: float
+    rest: float
+
+
+class Figure(NamedTuple):
+    """Bits per byte of a night's model on the held-out text of the night after it, as that one's gate has them."""
+
+    bits: float
+    common: bool  # on the documents alone that both nights hold out, which are not new
+
+
+class Drift(NamedTuple):
+    """How many more bits per byte a chain needs than a model from scratch, as a share; with the gate's confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Cold(NamedTuple):
+    """A run from scratch that the gate compared with a chain."""
+
+    run: str
+    champion: str  # the last night of the chain then
+    first: str  # its first one
+    nights: int  # of the chain then, the first one not counted
+    confidence: float  # of each end of the drift
+    drift: Drift | None
+    problem: str  # why there is none, in words that follow the run's id
+
+
+@dataclass(frozen=True)
+class Night:
+    """A run of a chain, or one from scratch that was compared with it."""
+
+    run: str
+    number: int  # nights since the chain's first run; of a run from scratch, until the one that it was compared with
+    record: RunRecord | None  # None: it was deleted from the store, or cannot be read
+    next_day: Figure | None  # None where there is no night after it, or where that was not compared with this one
+    cold: Cold | None  # of a run from scratch
+
+    @property
+    def cost(self) -> Cost | None:
+        """None where it is not recorded what the build did itself."""
+        if not self.record or not self.record.built:
+            return None
+        seconds = self.record.timings
+        rest = sum(seconds.get(stage, 0.0) for stage in _REST)
+        training = seconds.get("train", 0.0)
+        return Cost(sum(seconds.values()) - training - rest, training, rest)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The runs of a chain and those from scratch that were compared with it, as far as the store has them."""
+
+    runs: tuple[str, ...]  # the first one began from scratch, each other one with the weights of the one before
+    nights: tuple[Night, ...]  # the last ones, in order; a run from scratch is behind the one that it was compared with
+    cold: tuple[Cold, ...]  # all that were found, oldest first
+    before: Cold | None  # the first run, where it was itself compared with an earlier chain
+
+    @property
+    def missing(self) -> list[str]:
+        """The runs among the last nights that were deleted from the store, or cannot be read."""
+        return [night.run for night in self.nights if not night.record]
+
+    @property
+    def hidden(self) -> int:
+        """How many earlier nights are not shown."""
+        return len(self.runs) - min(len(self.runs), SHOWN)
+
+
+def chain_of(runs: Runs, run: str, record: RunRecord) -> Chain | None:
+    """The chain that `run` is the last night of, or that it was compared with if it began from scratch itself.
+
+    None when neither is there. The run itself need not be in the store yet.
+    """
+    known: dict[str, RunRecord | None] = {run: record}
+
+    def found(name: str) -> RunRecord | None:
+        if name not in known:
+            known[name] = None
+            with suppress(DamagedError):
+                known[name] = runs.record(name)
+        return known[name]
+
+    last = run if record.lineage else record.incumbent
+    newest = found(last) if last else None
+    if not newest or not newest.lineage:
+        return None
+    names = (*reversed([ancestor.run for ancestor in newest.lineage]), last)
+    scratch = [
+        (one, name) for name in dict.fromkeys((run, *runs.newest_of(record.recipe.name)[:_SEARCHED]))
+        if (one := found(name)) and not one.lineage and one.incumbent in names[1:]
+    ]  # fmt: skip
+    scratch.sort(key=lambda pair: (pair[0].created, pair[1]))
+    cold = [made for one, name in scratch if (made := _cold(name, one, found(one.incumbent)))]
+    first = found(names[0])
+    before = _cold(names[0], first, found(first.incumbent)) if first and first.incumbent else None
+    for name in names[-SHOWN:]:
+        found(name)
+    return Chain(names, _nights(names, cold, known), tuple(cold), before)
+
+
+def _nights(names: Sequence[str], cold: Sequence[Cold], records: Mapping[str, RunRecord | None]) -> tuple[Night, ...]:
+    nights: list[Night] = []
+    for number, run in list(enumerate(names))[-SHOWN:]:
+        compared = [one for one in cold if one.champion == run]
+        later = (*names[number + 1 : number + 2], *(one.run for one in compared))
+        figures = (_figure(run, record) for name in later if (record := records.get(name)))
+        nights.append(Night(run, number, records[run], next((one for one in figures if one), None), None))
+        nights += [Night(one.run, number, records[one.run], None, one) for one in compared]
+    return tuple(nights)
+
+
+def _figure(run: str, later: RunRecord) -> Figure | None:
+    comparison = later.verdict.comparison
+    if not comparison or later.incumbent != run or not math.isfinite(comparison.overall.champion):
+        return None
+    return Figure(comparison.overall.champion, not comparison.measured_again)
+
+
+def _cold(run: str, record: RunRecord, champion: RunRecord | None) -> Cold | None:
+    """None where `record` is not from scratch, or was not compared with a chain."""
+    if record.lineage or not champion or not champion.lineage:
+        return None
+    drift, problem = _drift(record), ""
+    own, theirs = _settings(record.recipe), _settings(champion.recipe)
+    if differing := [key for key in own if own[key] != theirs[key]]:
+        drift, problem = None, f"has other settings than the chain ({', '.join(differing)})"
+    elif not drift:
+        problem = "could not be compared with the chain"
+    return Cold(
+        run, record.incumbent, champion.lineage[-1].run, len(champion.lineage), record.recipe.gate.confidence, drift,
+        problem,
+    )  # fmt: skip
+
+
+def _drift(record: RunRecord) -> Drift | None:
+    """The comparison of a model from scratch with the chain's, seen from the chain."""
+    if not record.verdict.comparison:
+        return None
+    found = record.verdict.comparison.overall
+    low, high = (ratio(1.0, 1.0 + end) - 1 for end in (found.change.high, found.change.low))
+    drift = Drift(ratio(found.champion, found.model) - 1, low, high)
+    return drift if all(map(math.isfinite, drift)) else None
+
+
+_HOW = {"accumulate", "processes", "threads", "device", "dtype", "compile", "distributed"}
+
+
+def _settings(recipe: Recipe) -> dict[str, object]:
+    """The settings that a model's quality depends on; not how they are computed, nor the text."""
+    parts = {
+        "model": recipe.model.model_dump(), "train": recipe.train.narrowed(Optimisation).model_dump(exclude=_HOW),
+        "tokenizer": recipe.tokenizer.model_dump(exclude={"keep", "regrow"}),
+        "corpus": {"normalisation": recipe.corpus.normalisation},
+    }  # fmt: skip
+    return {f"{section}.{key}": value for section, values in parts.items() for key, value in values.items()}
+
+
+def drift_text(chain: Chain, recipe: Recipe) -> str:
+    """How far the chain has drifted from the last model from scratch that it was compared with, or why that is unknown.
+
+    `recipe` is that of the run whose chain it is.
+    """
+    measured = [place for place, one in enumerate(chain.cold) if one.drift]
+    sentences = []
+    nights = len(chain.runs) - 1
+    if measured:
+        last = chain.cold[measured[-1]]
+        sentences.append(_measured(last))
+        if later := nights - last.nights:
+            sentences.append(f"{_counted(later)} {'has' if later == 1 else 'have'} come after that comparison.")
+    else:
+        sentences.append(
+            f"How far the chain of {_counted(nights)} since run {chain.runs[0]} has drifted from a model that was "
+            "trained from scratch is unknown: no such comparison with it is in the store."
+        )
+        sentences.append(_cure(nights, recipe))
+        if chain.before and chain.before.drift:
+            sentences.append(f"Before it: {_measured(chain.before)}")
+    unmeasured = chain.cold[measured[-1] + 1 :] if measured else chain.cold
+    sentences += [f"Run {one.run}, which began from scratch, {one.problem}: its report has the reason."
+                  for one in unmeasured[-1:]]  # fmt: skip
+    return " ".join(sentences)
+
+
+def _measured(cold: Cold) -> str:
+    assert cold.drift
+    value, low, high = cold.drift
+    shown = "" if low > 0 or high < 0 else " So neither is shown to be better."
+    return (
+        f"The chain of {_counted(cold.nights)} since run {cold.first} needs {abs(value):.1%} "
+        f"{'more' if value >= 0 else 'fewer'} bits per byte ({low:+.1%} to {high:+.1%}, each end with "
+        f"{cold.confidence:.0%} confidence) than run {cold.run}, which began from scratch.{shown}"
+    )
+
+
+def _cure(nights: int, recipe: Recipe) -> str:
+    train = recipe.train
+    if train.start in ("champion", "continue") and train.cold_every:
+        due = math.ceil((nights + 1) / train.cold_every) * train.cold_every - 1
+        return f"By train.cold_every = {train.cold_every}, a build begins from scratch after {_counted(due)}."
+    return (
+        'train.cold_every measures it, with train.start "champion" or "continue": with 7, every seventh build begins '
+        "from scratch, and the gate compares it with the chain."
+    )
+
+
+def _counted(nights: int) -> str:
+    return f"{nights:,} night" if nights == 1 else f"{nights:,} nights"
