@@ -150,7 +150,7 @@ def _fill(
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
-    chain = chain_of(runs, run, record)
+    chain = chain_of(runs, run, record, report)
     text = markdown(run, record, report, budgets, corpus, chain)
     (folder / "report.md").write_text(text, encoding="utf-8")
     html = page(run, record, report, corpus, _metrics(last["train"].path), chain)
@@ -161,13 +161,13 @@ def render_page(runs: Runs, run: str) -> str:
     """The HTML report of a run, rendered again; it omits what was garbage-collected, and says so."""
     from qalam_core.reports.page import page
 
-    record = runs.record(run)
+    record, report = runs.record(run), runs.report(run)
     corpus, training = (runs.store.reference(stage, record.artifacts[stage][0]) for stage in ("prepare", "train"))
     return page(
-        run, record, runs.report(run),
+        run, record, report,
         corpus.facts(CorpusFacts) if corpus.exists() else None,
         _metrics(training.path) if training.exists() else (),
-        chain_of(runs, run, record),
+        chain_of(runs, run, record, report),
     )  # fmt: skip
 
 

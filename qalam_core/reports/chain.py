@@ -4,12 +4,13 @@ far the chain has drifted from a model that was trained from scratch."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from qalam_core.errors import DamagedError
+from qalam_core.evaluation.results import Report
 from qalam_core.recipe import Optimisation, Recipe
 from qalam_core.reports.tables import ratio
 from qalam_core.runs import RunRecord, Runs
@@ -30,11 +31,11 @@ class Cost(NamedTuple):
     rest: float
 
 
-class Figure(NamedTuple):
-    """Bits per byte of a night's model on the held-out text of the night after it, as that one's gate has them."""
+class New(NamedTuple):
+    """A night's held-out documents that the run before it does not hold out."""
 
-    bits: float
-    common: bool  # on the documents alone that both nights hold out, which are not new
+    documents: int
+    bits: float  # per byte
 
 
 class Drift(NamedTuple):
@@ -64,7 +65,8 @@ class Night:
     run: str
     number: int  # nights since the chain's first run; of a run from scratch, until the one that it was compared with
     record: RunRecord | None  # None: it was deleted from the store, or cannot be read
-    next_day: Figure | None  # None where there is no night after it, or where that was not compared with this one
+    new: New | None  # None where there are none, or where one of the two reports is not there
+    next_day: float | None  # bits per byte on the text of the night after it, where that one's gate measured it
     cold: Cold | None  # of a run from scratch
 
     @property
@@ -98,10 +100,11 @@ class Chain:
         return len(self.runs) - min(len(self.runs), SHOWN)
 
 
-def chain_of(runs: Runs, run: str, record: RunRecord) -> Chain | None:
+def chain_of(runs: Runs, run: str, record: RunRecord, report: Report | None = None) -> Chain | None:
     """The chain that `run` is the last night of, or that it was compared with if it began from scratch itself.
 
-    None when neither is there. The run itself need not be in the store yet.
+    None when neither is there. The run itself need not be in the store yet. Without its `report`, no report is read,
+    and no night has figures of its new text.
     """
     known: dict[str, RunRecord | None] = {run: record}
 
@@ -127,25 +130,54 @@ def chain_of(runs: Runs, run: str, record: RunRecord) -> Chain | None:
     before = _cold(names[0], first, found(first.incumbent)) if first and first.incumbent else None
     for name in names[-SHOWN:]:
         found(name)
-    return Chain(names, _nights(names, cold, known), tuple(cold), before)
+    reports = _Reports(runs, run, report) if report else None
+    return Chain(names, tuple(_nights(names, cold, known, reports)), tuple(cold), before)
 
 
-def _nights(names: Sequence[str], cold: Sequence[Cold], records: Mapping[str, RunRecord | None]) -> tuple[Night, ...]:
-    nights: list[Night] = []
+class _Reports:
+    """What is new in the reports of a store; one that is not there yet is given. Keeps the documents' digests alone."""
+
+    def __init__(self, runs: Runs, run: str, report: Report) -> None:
+        self._runs, self._given = runs, {run: report}
+        self._digests: dict[str, frozenset[str]] = {"": frozenset()}
+
+    def new(self, run: str, before: str) -> New | None:
+        """Of `run`, what `before` does not hold out, "" for all; None where nothing is new, or one cannot be read."""
+        try:
+            report = self._report(run)
+            known = self._digests.get(before) or frozenset(self._report(before).document_digests if before else ())
+        except DamagedError:
+            return None
+        if before and not known:
+            return None  # its documents were not recorded
+        self._digests = {"": frozenset(), before: known, run: frozenset(report.document_digests)}
+        new = [place for place, digest in enumerate(report.document_digests) if digest not in known]
+        nats, size = (sum(values[place] for place in new) for values in (report.document_nats, report.document_bytes))
+        return New(len(new), nats / size / math.log(2)) if size and math.isfinite(nats) else None
+
+    def _report(self, run: str) -> Report:
+        return self._given.get(run) or self._runs.report(run)
+
+
+def _nights(
+    names: Sequence[str], cold: Sequence[Cold], records: Mapping[str, RunRecord | None], reports: _Reports | None
+) -> Iterator[Night]:  # fmt: skip
     for number, run in list(enumerate(names))[-SHOWN:]:
         compared = [one for one in cold if one.champion == run]
         later = (*names[number + 1 : number + 2], *(one.run for one in compared))
-        figures = (_figure(run, record) for name in later if (record := records.get(name)))
-        nights.append(Night(run, number, records[run], next((one for one in figures if one), None), None))
-        nights += [Night(one.run, number, records[one.run], None, one) for one in compared]
-    return tuple(nights)
+        measured = (_measured_again(run, record) for name in later if (record := records.get(name)))
+        new = reports.new(run, names[number - 1] if number else "") if reports else None
+        yield Night(run, number, records[run], new, next((bits for bits in measured if bits), None), None)
+        for one in compared:
+            yield Night(one.run, number, records[one.run], reports.new(one.run, run) if reports else None, None, one)
 
 
-def _figure(run: str, later: RunRecord) -> Figure | None:
+def _measured_again(run: str, later: RunRecord) -> float | None:
+    """What the package of `run` needed on the documents of a `later` one; of common documents, none is new."""
     comparison = later.verdict.comparison
-    if not comparison or later.incumbent != run or not math.isfinite(comparison.overall.champion):
+    if not comparison or not comparison.measured_again or later.incumbent != run:
         return None
-    return Figure(comparison.overall.champion, not comparison.measured_again)
+    return comparison.overall.champion if math.isfinite(comparison.overall.champion) else None
 
 
 def _cold(run: str, record: RunRecord, champion: RunRecord | None) -> Cold | None:

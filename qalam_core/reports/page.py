@@ -92,17 +92,14 @@ def _chain_plot(chain: Chain | None) -> dict[str, str]:
         return {}
     placed = [(night.number + (0.5 if night.cold else 0), night) for night in chain.nights]
     costs = [(place, cost) for place, night in placed if (cost := night.cost)]
-    bits = [(place, night, night.record.bits_per_byte.model) for place, night in placed if night.record]
-    own = [(place, night.cold, figure) for place, night, figure in bits if math.isfinite(figure)]
-    later = [(place, night.next_day) for place, night in placed if night.next_day]
+    new = [(place, night.cold, night.new.bits) for place, night in placed if night.new]
     return {"chain": plots.chain(
         [place for place, _ in costs],
         {label: [cost[part] for _, cost in costs] for part, label in enumerate(("data", "training", "rest"))},
         {
-            "its own held-out text": [(place, figure) for place, cold, figure in own if not cold],
-            "the next night’s": [(place, one.bits) for place, one in later if not one.common],
-            "common to both": [(place, one.bits) for place, one in later if one.common],
-            "own, from scratch": [(place, figure) for place, cold, figure in own if cold],
+            "its own new text": [(place, bits) for place, cold, bits in new if not cold],
+            "the next night’s text": [(place, night.next_day) for place, night in placed if night.next_day],
+            "from scratch": [(place, bits) for place, cold, bits in new if cold],
         },
         [(place, *night.cold.drift) for place, night in placed if night.cold and night.cold.drift],
         [place for place, night in placed if not night.record],

@@ -153,7 +153,7 @@ def chain(
     `places` are where `costs` stand; `missing` are those of nights of which nothing is known.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 6.9 if drift else 5.2), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 6.6 if drift else 4.8), layout="constrained")
         panels = figure.subplots(3 if drift else 2, sharex=True)
         base = [0.0] * len(places)
         for number, (label, values) in enumerate(costs.items()):
@@ -164,8 +164,8 @@ def chain(
             if points:
                 x, y = zip(*points, strict=True)
                 panels[1].plot(
-                    x, y, "osD^"[number], linestyle="-" if number == 0 else "", linewidth=1, color=COLOURS[number],
-                    markerfacecolor="none" if number == 2 else COLOURS[number], markersize=4.5, label=label,
+                    x, y, "osD"[number], linestyle="-" if number == 0 else "", linewidth=1, markersize=4.5, label=label,
+                    color=(COLOURS[0], COLOURS[1], COLOURS[3])[number],
                 )  # fmt: skip
         panels[1].set_ylabel("bits per byte")
         if drift:
@@ -178,13 +178,13 @@ def chain(
             panels[2].set_ylabel("drift in %")
         for panel in panels:
             panel.grid(axis="y", linewidth=0.6)
+            panel.set_axisbelow(True)
             for place in missing:
                 panel.axvline(place, color=FAINT, linewidth=1.2, linestyle=":")
             if panel.get_legend_handles_labels()[0]:
                 panel.legend(
-                    loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if panel is panels[0] else 2, borderaxespad=0.2,
-                    columnspacing=1.0, fontsize=9,
-                )  # fmt: skip
+                    loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1.0, fontsize=9
+                )
         panels[-1].set_xlabel(f"nights since run {clipped(printable(first), 40)}")
         panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
         return _svg(figure, "chain", "cost, bits per byte and drift of the nights; the table below has the figures")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from qalam_core.evaluation.results import Bits, Compared, Comparison, Interval, Verdict
+from qalam_core.evaluation.results import Bits, Compared, Comparison, Interval, Report, Verdict
 from qalam_core.recipe import Recipe
 from qalam_core.reports.chain import SHOWN, Chain, chain_of, drift_text
 from qalam_core.reports.page import page
-from qalam_core.runs import Ancestor, Built, RunRecord, Runs, SeenFacts
+from qalam_core.runs import Ancestor, Built, Runs, SeenFacts
 from qalam_core.store import Store
 from tests.reports.small_reports import recipe, record, report
 
@@ -174,10 +174,37 @@ def test_figures_of_each_night(tmp_path: Path) -> None:
     assert [(night.run, night.number, bool(night.cold)) for night in shown] == [
         (first, 0, False), (second, 1, False), (third, 2, False), (cold, 2, True),
     ]  # fmt: skip
-    assert [night.next_day and tuple(night.next_day) for night in shown] == [
-        (1.61, False), (1.62, True), (1.63, False), None,
-    ]  # fmt: skip
+    assert [night.next_day for night in shown] == [1.61, None, 1.63, None]
     assert [night.cost and tuple(night.cost) for night in shown] == [(1.75, 4.0, 3.0)] * 2 + [None, (1.75, 4.0, 3.0)]
+
+
+def held_out(texts: str, nats: float = 1.0) -> Report:
+    """A report on documents of 10 bytes, each of which has a letter for its digest."""
+    size = len(texts)
+    return report().model_copy(
+        update={"document_digests": tuple(texts), "document_bytes": (10,) * size, "document_nats": (nats,) * size}
+    )
+
+
+def test_new_text_is_what_the_run_before_does_not_hold_out(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    made = [held_out("abc"), held_out("bcde", 2.0), held_out("de"), held_out("defg", math.nan), held_out("gh", 3.0)]
+    line = nights.many(4)
+    line.append(nights.add(comparison=against(1.5, 1.6, 0.05, 0.08), cold=True, champion=False))
+    for run, one in zip(line[:-1], made, strict=False):
+        (nights.runs.folder(run) / "report.json").write_text(one.model_dump_json(), encoding="utf-8")
+
+    def new(run: str, given: Report) -> list[tuple[int, float] | None]:
+        chain = chain_of(nights.runs, run, nights.runs.record(run), given)
+        assert chain
+        return [night.new and (night.new.documents, round(night.new.bits * math.log(2), 3)) for night in chain.nights]
+
+    # nothing is new in the third night, and the fourth one's figures are not finite
+    assert new(line[-1], made[-1]) == [(3, 0.1), (2, 0.2), None, None, (1, 0.3)]
+    (nights.runs.folder(line[0]) / "report.json").write_text("{", encoding="utf-8")
+    assert new(line[-1], made[-1]) == [None, None, None, None, (1, 0.3)]
+    (nights.runs.folder(line[0]) / "report.json").write_text(held_out("").model_dump_json(), encoding="utf-8")
+    assert new(line[-1], made[-1]) == [None, None, None, None, (1, 0.3)], "documents that were not recorded"
 
 
 def test_deleted_nights_are_named_and_a_chain_of_years_is_bounded(tmp_path: Path) -> None:
