@@ -1,0 +1,43 @@
+"""A chain of nights, of which two are killed with kill -9, ends with the same bytes as one that nothing disturbs."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from qalam_core.pipeline.build import build
+from qalam_core.runs import Runs
+from qalam_core.store import Store
+from tests.conftest import tiny_recipe, write_corpus
+from tests.pipeline.test_build import assert_same_result, assert_tidy, start
+
+GATE = {"tolerance": 5.0, "max_copied": 1.0, "max_repeated": 1.0, "max_empty": 1.0, "beat_unigram": 0.0}
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_chain_that_is_killed_twice_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    corpus = tmp_path / "stories.jsonl"
+    train = {"start": "continue", "steps": 20, "checkpoint_every": 4, "log_every": 1, "validate_every": 100}
+    recipe = tiny_recipe(corpus, corpus={"test": 0.15}, train=train, gate=GATE)
+    calm, killed = Store(tmp_path / "calm"), Store(tmp_path / "killed")
+    ends = {4: "train at 6", 5: "prepare"}  # night -> where its first build ends
+    for night in range(6):
+        write_corpus(corpus, 300 + 60 * night)
+        if night == min(ends):
+            shutil.copytree(calm.root, killed.root)
+        reference = build(recipe, calm)
+        assert reference.champion, reference.decision
+        assert len(reference.record.lineage) == night
+        if night in ends:
+            with start(recipe, killed, ends[night]) as process:
+                _, errors = process.communicate()
+            assert process.returncode == -signal.SIGKILL, errors
+            assert len(Runs(killed).ids()) == night, "the killed build has published a run"
+            if ends[night] != "prepare":
+                assert [*killed.root.glob("artifacts/train/*.partial/checkpoint-*")], "killed before a checkpoint"
+        if night >= min(ends):
+            assert_same_result(build(recipe, killed), reference)
+    assert_tidy(killed)
