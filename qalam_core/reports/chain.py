@@ -237,7 +237,7 @@ def drift_text(chain: Chain, recipe: Recipe) -> str:
             f"How far the chain of {_counted(nights)} since run {chain.runs[0]} has drifted from a model that was "
             "trained from scratch is unknown: no such comparison with it is in the store."
         )
-        sentences.append(_cure(nights, recipe))
+        sentences.append(_cure(recipe))
         if chain.before and chain.before.drift:
             sentences.append(f"Before it: {_measured(chain.before)}")
     unmeasured = chain.cold[measured[-1] + 1 :] if measured else chain.cold
@@ -257,13 +257,12 @@ def _measured(cold: Cold) -> str:
     )
 
 
-def _cure(nights: int, recipe: Recipe) -> str:
+def _cure(recipe: Recipe) -> str:
     train = recipe.train
     if train.start in ("champion", "continue") and train.cold_every:
-        due = math.ceil((nights + 1) / train.cold_every) * train.cold_every - 1
-        return f"By train.cold_every = {train.cold_every}, a build begins from scratch after {_counted(due)}."
+        return f"By train.cold_every = {train.cold_every}, one build in so many is from scratch, which measures it."
     return (
-        'train.cold_every measures it, with train.start "champion" or "continue": with 7, every seventh build begins '
+        'train.cold_every measures it, with train.start "champion" or "continue": with 7, one build in seven begins '
         "from scratch, and the gate compares it with the chain."
     )
 

@@ -1,4 +1,4 @@
-"""A chain of nights, of which two are killed with kill -9, ends with the same bytes as one that nothing disturbs."""
+"""A chain of nights: which of its builds are from scratch; and killed with kill -9, it ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,30 @@ from pathlib import Path
 import pytest
 
 from qalam_core.pipeline.build import build
+from qalam_core.pipeline.lineage import cold_is_next
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests.conftest import tiny_recipe, write_corpus
 from tests.pipeline.test_build import assert_same_result, assert_tidy, start
+
+
+@pytest.mark.parametrize("every", [2, 3, 7])
+@pytest.mark.parametrize("better", [True, False])
+def test_one_build_in_so_many_is_from_scratch_whether_it_becomes_champion_or_not(every: int, better: bool) -> None:
+    nights, compared, cold = 0, False, [0]
+    for number in range(1, 50):
+        if cold_is_next(nights, every) and not compared:
+            cold.append(number)
+            nights, compared = (0, False) if better else (nights, True)
+        else:
+            nights, compared = nights + 1, False
+    assert cold == list(range(0, 50, every))
+
+
+def test_without_the_setting_none_is_and_with_one_all_are() -> None:
+    assert not any(cold_is_next(nights, 0) for nights in range(20))
+    assert all(cold_is_next(nights, 1) for nights in range(20))
+
 
 GATE = {"tolerance": 5.0, "max_copied": 1.0, "max_repeated": 1.0, "max_empty": 1.0, "beat_unigram": 0.0}
 

@@ -101,8 +101,8 @@ def test_a_cold_run_that_is_better_begins_a_chain_whose_drift_is_unknown(tmp_pat
     (one,) = nights.many(1)
     assert nights.text(one) == (
         f"How far the chain of 1 night since run {cold} has drifted from a model that was trained from scratch is "
-        "unknown: no such comparison with it is in the store. By train.cold_every = 7, a build begins from scratch "
-        f"after 6 nights. Before it: {sentence}"
+        "unknown: no such comparison with it is in the store. By train.cold_every = 7, one build in so many "
+        f"is from scratch, which measures it. Before it: {sentence}"
     )
 
 
@@ -120,7 +120,7 @@ def test_without_a_cold_run_the_drift_is_unknown(start: str, tmp_path: Path) -> 
     assert nights.text(last) == (
         "How far the chain of 4 nights since run demo-000000 has drifted from a model that was trained from scratch is "
         "unknown: no such comparison with it is in the store. train.cold_every measures it, with train.start "
-        '"champion" or "continue": with 7, every seventh build begins from scratch, and the gate compares it with the '
+        '"champion" or "continue": with 7, one build in seven begins from scratch, and the gate compares it with the '
         "chain."
     )
 
