@@ -106,32 +106,39 @@ def chain_of(runs: Runs, run: str, record: RunRecord, report: Report | None = No
     None when neither is there. The run itself need not be in the store yet. Without its `report`, no report is read,
     and no night has figures of its new text.
     """
+    newest = record if record.lineage else _read(runs, record.incumbent)
+    if not newest or not newest.lineage:
+        return None
+    names = (*reversed([ancestor.run for ancestor in newest.lineage]), run if record.lineage else record.incumbent)
     known: dict[str, RunRecord | None] = {run: record}
 
     def found(name: str) -> RunRecord | None:
         if name not in known:
-            known[name] = None
-            with suppress(DamagedError):
-                known[name] = runs.record(name)
+            one = _read(runs, name)
+            known[name] = one and one.model_copy(update={"lineage": one.lineage[:1]})  # the rest is of years
         return known[name]
 
-    last = run if record.lineage else record.incumbent
-    newest = found(last) if last else None
-    if not newest or not newest.lineage:
-        return None
-    names = (*reversed([ancestor.run for ancestor in newest.lineage]), last)
-    scratch = [
-        (one, name) for name in dict.fromkeys((run, *runs.newest_of(record.recipe.name)[:_SEARCHED]))
-        if (one := found(name)) and not one.lineage and one.incumbent in names[1:]
-    ]  # fmt: skip
-    scratch.sort(key=lambda pair: (pair[0].created, pair[1]))
-    cold = [made for one, name in scratch if (made := _cold(name, one, found(one.incumbent)))]
-    first = found(names[0])
-    before = _cold(names[0], first, found(first.incumbent)) if first and first.incumbent else None
+    numbers = {name: number for number, name in enumerate(names)}
+    others = [name for name in dict.fromkeys((run, *runs.newest_of(record.recipe.name))) if name not in numbers]
+    cold = []
+    for name in others[:_SEARCHED]:
+        one = found(name)
+        if one and not one.lineage and numbers.get(one.incumbent) and (champion := found(one.incumbent)):
+            cold.append((one.created, _cold(name, one, champion, names[0], numbers[one.incumbent])))
+    compared = tuple(one for _, one in sorted(cold))
+    first, before = found(names[0]), None
+    if first and (champion := _read(runs, first.incumbent)) and champion.lineage:
+        before = _cold(names[0], first, champion, champion.lineage[-1].run, len(champion.lineage))
     for name in names[-SHOWN:]:
         found(name)
     reports = _Reports(runs, run, report) if report else None
-    return Chain(names, tuple(_nights(names, cold, known, reports)), tuple(cold), before)
+    return Chain(names, tuple(_nights(names, compared, known, reports)), compared, before)
+
+
+def _read(runs: Runs, run: str) -> RunRecord | None:
+    with suppress(DamagedError):
+        return runs.record(run) if run else None
+    return None
 
 
 class _Reports:
@@ -180,20 +187,15 @@ def _measured_again(run: str, later: RunRecord) -> float | None:
     return comparison.overall.champion if math.isfinite(comparison.overall.champion) else None
 
 
-def _cold(run: str, record: RunRecord, champion: RunRecord | None) -> Cold | None:
-    """None where `record` is not from scratch, or was not compared with a chain."""
-    if record.lineage or not champion or not champion.lineage:
-        return None
+def _cold(run: str, record: RunRecord, champion: RunRecord, first: str, nights: int) -> Cold:
+    """`record` is from scratch, and `champion` so many `nights` behind `first`."""
     drift, problem = _drift(record), ""
     own, theirs = _settings(record.recipe), _settings(champion.recipe)
     if differing := [key for key in own if own[key] != theirs[key]]:
         drift, problem = None, f"has other settings than the chain ({', '.join(differing)})"
     elif not drift:
         problem = "could not be compared with the chain"
-    return Cold(
-        run, record.incumbent, champion.lineage[-1].run, len(champion.lineage), record.recipe.gate.confidence, drift,
-        problem,
-    )  # fmt: skip
+    return Cold(run, record.incumbent, first, nights, record.recipe.gate.confidence, drift, problem)
 
 
 def _drift(record: RunRecord) -> Drift | None:
