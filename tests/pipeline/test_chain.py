@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from qalam_core.pipeline.build import build
+from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.lineage import cold_is_next
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests.conftest import tiny_recipe, write_corpus
 from tests.pipeline.test_build import assert_same_result, assert_tidy, start
+from tests.reports.test_chain import Nights, against
 
 
 @pytest.mark.parametrize("every", [2, 3, 7])
@@ -32,6 +34,21 @@ def test_one_build_in_so_many_is_from_scratch_whether_it_becomes_champion_or_not
 def test_without_the_setting_none_is_and_with_one_all_are() -> None:
     assert not any(cold_is_next(nights, 0) for nights in range(20))
     assert all(cold_is_next(nights, 1) for nights in range(20))
+
+
+def test_gc_keeps_the_last_run_from_scratch_by_which_the_drift_is_known(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    nights.many(2)
+    scratch = against(1.5, 1.6, 0.05, 0.08)
+    former = nights.add(comparison=scratch, cold=True, champion=False)
+    *_, champion = nights.many(2)
+    cold = nights.add(comparison=scratch, cold=True, champion=False)
+    parent, last = nights.many(8)[-2:]
+    said = nights.text(last)
+    assert set(collect(nights.runs.store, 1, delete=True).kept) == {champion, cold, parent, last}
+    assert nights.text(last) == said
+    assert former not in nights.runs
+    assert f"than run {cold}, which began from scratch" in said
 
 
 GATE = {"tolerance": 5.0, "max_copied": 1.0, "max_repeated": 1.0, "max_empty": 1.0, "beat_unigram": 0.0}
