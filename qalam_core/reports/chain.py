@@ -255,7 +255,7 @@ def _measured(cold: Cold) -> str:
     return (
         f"The chain of {_counted(cold.nights)} since run {cold.first} needs {abs(value):.1%} "
         f"{'more' if value >= 0 else 'fewer'} bits per byte ({low:+.1%} to {high:+.1%}, each end with "
-        f"{cold.confidence:.0%} confidence) than run {cold.run}, which began from scratch.{shown}"
+        f"{100 * cold.confidence:g}% confidence) than run {cold.run}, which began from scratch.{shown}"
     )
 
 
