@@ -111,10 +111,12 @@ def lineage(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the runs that a run began from, nearest first, and what they have read, documents by source."""
+    from qalam_core.reports.chain import chain_of, drift_text
     from qalam_core.reports.tables import by_source, kept_text
 
     home = Runs(Store(store))
     record = home.record(run)
+    chain = chain_of(home, run, record)
     seen, package, corpus = record.seen, home.package(run).package, record.artifacts["prepare"][0]
     if as_json:
         ancestors = [{**ancestor.canonical(), "in_store": ancestor.run in home} for ancestor in record.lineage]
@@ -122,6 +124,7 @@ def lineage(
             "run": run, "package": package, "corpus": corpus, "begun_from": record.parent or None,
             "read": seen.lineage, "own": seen.own, "gone": seen.gone, "ancestors": ancestors,
             "tokenizer": record.tokenizer.canonical() if record.tokenizer else None,
+            "drift": drift_text(chain, record.recipe) if chain else None,
         }  # fmt: skip
         print_json(found)
         return
@@ -133,6 +136,8 @@ def lineage(
         out.print(gone, soft_wrap=True)
     if record.tokenizer:
         out.print(f"its tokenizer was {kept_text(record.tokenizer)}", soft_wrap=True)
+    if chain:
+        out.print(printable(drift_text(chain, record.recipe)), soft_wrap=True)
     tree = Tree(_branch(run, package, corpus, by_source(seen.own)))
     for ancestor in record.lineage:
         documents = by_source(ancestor.documents)

@@ -34,11 +34,11 @@ def collect(
 ) -> Collected:
     """Delete what no kept run needs; without `delete` only list it.
 
-    Of each recipe name the last `keep` runs are kept, the champion, the run that a rollback would return to, and the
-    runs whose weights or report these were built with. Of the runs before, what they had read is kept, and not their
-    packages: a chain of warm starts would keep every package for ever. Any other artifact is kept while a build is
-    running, and for `fresh_seconds` after its last use; so is a partial one, from which a killed build continues, and
-    what killed processes left.
+    Of each recipe name the last `keep` runs are kept, the champion, the run that a rollback would return to, the last
+    run from scratch that was compared with a chain, and the runs whose weights or report these were built with. Of the
+    runs before, what they had read is kept, and not their packages: a chain of warm starts would keep every package for
+    ever. Any other artifact is kept while a build is running, and for `fresh_seconds` after its last use; so is a
+    partial one, from which a killed build continues, and what killed processes left.
     """
     if keep < 1:
         raise StoreError(f"{keep} runs cannot be kept; name at least 1")
@@ -103,5 +103,8 @@ def _kept(runs: Runs, records: Mapping[str, RunRecord], keep: int) -> set[str]:
     for name, ids in by_name.items():
         kept.update(ids[-keep:])
         kept.update(run for run in (runs.champion(name), runs.rollback_target(name)) if run and run in records)
+        compared = [run for run in ids if not (one := records[run]).lineage and one.incumbent in records
+                    and records[one.incumbent].lineage]  # fmt: skip
+        kept.update(compared[-1:])  # by which the drift of the chain is known
     # one level only: the runs that these were built with are not read when a kept run is built again
     return kept | {needed for run in kept for needed in records[run].needed_runs() if needed in records}

@@ -114,6 +114,15 @@ def warm_start(recipe: Recipe, documents: Documents, runs: Runs) -> WarmStart | 
     return None
 
 
+def cold_is_next(nights: int, every: int) -> bool:
+    """Whether one build in `every` is from scratch behind a champion that comes `nights` after one from scratch.
+
+    A cold build that was not better is in no chain. So `every` - 1 nights are between two, whatever becomes of them.
+    """
+    between = every - 1
+    return every > 0 and (between == 0 or (nights > 0 and nights % between == 0))
+
+
 def readers(runs: Runs, excluded: Excluded) -> dict[str, list[str] | None]:
     """Run -> the excluded entries that it or an ancestor has read, oldest first; None where no record is left.
 
@@ -170,8 +179,7 @@ def _cold_is_due(recipe: Recipe, runs: Runs, champion: str, record: RunRecord) -
 
     Once there is such a run since that champion, which then was not better, the chain goes on.
     """
-    every = recipe.train.cold_every
-    if not every or (len(record.lineage) + 1) % every:
+    if not cold_is_next(len(record.lineage), recipe.train.cold_every):
         return False
     later = takewhile(lambda run: run != champion, runs.newest_of(recipe.name))
     return all(runs.record(run).lineage for run in later)

@@ -28,6 +28,7 @@ from qalam_core.pipeline.gate import GateFacts, verdict_of
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
+from qalam_core.reports.chain import chain_of
 from qalam_core.reports.markdown import markdown
 from qalam_core.runs import RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
@@ -94,7 +95,7 @@ def create_run(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> str
     """All artifacts of a build -> the id of the run, which is created if it does not exist."""
     last = {artifact.stage: artifact for artifact in artifacts}
     run = runs.run_id(recipe.name, digest({"package": last["export"].digest, "verdict": last["gate"].digest}))
-    runs.publish(run, lambda folder: _fill(folder, run, recipe, artifacts, _now()))
+    runs.publish(run, lambda folder: _fill(folder, runs, run, recipe, artifacts, _now()))
     return run
 
 
@@ -102,7 +103,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str) -> None:
+def _fill(
+    folder: Path, runs: Runs, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str
+) -> None:  # fmt: skip
     """Write a run's folder."""
     from qalam_core.reports.page import page  # imports matplotlib, which a cached build does not need
 
@@ -147,9 +150,10 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
-    text = markdown(run, record, report, budgets, corpus)
+    chain = chain_of(runs, run, record, report)
+    text = markdown(run, record, report, budgets, corpus, chain)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    html = page(run, record, report, corpus, _metrics(last["train"].path))
+    html = page(run, record, report, corpus, _metrics(last["train"].path), chain)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -157,12 +161,13 @@ def render_page(runs: Runs, run: str) -> str:
     """The HTML report of a run, rendered again; it omits what was garbage-collected, and says so."""
     from qalam_core.reports.page import page
 
-    record = runs.record(run)
+    record, report = runs.record(run), runs.report(run)
     corpus, training = (runs.store.reference(stage, record.artifacts[stage][0]) for stage in ("prepare", "train"))
     return page(
-        run, record, runs.report(run),
+        run, record, report,
         corpus.facts(CorpusFacts) if corpus.exists() else None,
         _metrics(training.path) if training.exists() else (),
+        chain_of(runs, run, record, report),
     )  # fmt: skip
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.recipe import to_toml
+from qalam_core.reports.chain import Chain
 from qalam_core.reports.render import render
 from qalam_core.runs import RunRecord
 
 
-def markdown(run: str, record: RunRecord, report: Report, budgets: Budgets, corpus: CorpusFacts) -> str:
+def markdown(
+    run: str, record: RunRecord, report: Report, budgets: Budgets, corpus: CorpusFacts, chain: Chain | None
+) -> str:  # fmt: skip
     """The report of `run` in GitHub's Markdown."""
     return render(
         "report.md", run=run, record=record, recipe_toml=to_toml(record.recipe), report=report, budgets=budgets,
-        verdict=record.verdict, corpus=corpus,
+        verdict=record.verdict, corpus=corpus, chain=chain,
     )  # fmt: skip

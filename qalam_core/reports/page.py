@@ -13,6 +13,7 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Piece, Report, Sample
 from qalam_core.recipe import to_toml
 from qalam_core.reports import plots
+from qalam_core.reports.chain import Chain
 from qalam_core.reports.render import render
 from qalam_core.reports.tables import Row, corpus_rows, slices
 from qalam_core.runs import RunRecord
@@ -24,11 +25,13 @@ _UNLIKELY = 5  # words of a sample whose probability is written out
 _LEVELS = (0.01, 0.05, 0.2, 0.5)  # probabilities from which a word's line is thicker
 
 
-def page(run: str, record: RunRecord, report: Report, corpus: CorpusFacts | None, metrics: Metrics) -> str:
+def page(
+    run: str, record: RunRecord, report: Report, corpus: CorpusFacts | None, metrics: Metrics, chain: Chain | None
+) -> str:  # fmt: skip
     """The page of `run`; `metrics` are the lines of metrics.jsonl."""
     rows = slices(report, record.verdict.comparison)
     curves, once = _training_plots(metrics)
-    drawn = {**curves, **_bits_plot(rows)}
+    drawn = {**curves, **_bits_plot(rows), **_chain_plot(chain)}
     head, body = corpus_rows(corpus) if corpus else ((), [])
     counts: list[Sequence[str]] = [head, *body]
     if len(head) > len(counts):  # many sources: on the longer side
@@ -39,7 +42,7 @@ def page(run: str, record: RunRecord, report: Report, corpus: CorpusFacts | None
     return render(
         "report.html", run=run, record=record, stages=list(record.artifacts), recipe=record.recipe,
         recipe_toml=to_toml(record.recipe), report=report, verdict=record.verdict, slices=rows, drawn=_DRAWN,
-        facts=corpus, counts=counts, trained=bool(metrics), once=once,
+        facts=corpus, counts=counts, trained=bool(metrics), once=once, chain=chain,
         heat=_heat, percent=_percent, unlikely=_unlikely,
         plots={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  # matplotlib escapes text
     )  # fmt: skip
@@ -81,6 +84,27 @@ def _bits_plot(rows: Sequence[Row]) -> dict[str, str]:
         if "model" in values:
             shown.append((row.name, values, (found.model.low, found.model.high) if found else None))
     return {"bits": plots.bits(shown)} if shown else {}
+
+
+def _chain_plot(chain: Chain | None) -> dict[str, str]:
+    """Cost, bits per byte and drift of a chain's nights; those of runs from scratch half a night after the champion."""
+    if not chain:
+        return {}
+    placed = [(night.number + (0.5 if night.cold else 0), night) for night in chain.nights]
+    costs = [(place, cost) for place, night in placed if (cost := night.cost)]
+    new = [(place, night.cold, night.new.bits) for place, night in placed if night.new]
+    return {"chain": plots.chain(
+        [place for place, _ in costs],
+        {label: [cost[part] for _, cost in costs] for part, label in enumerate(("data", "training", "rest"))},
+        {
+            "its own new text": [(place, bits) for place, cold, bits in new if not cold],
+            "the next night’s text": [(place, night.next_day) for place, night in placed if night.next_day],
+            "from scratch": [(place, bits) for place, cold, bits in new if cold],
+        },
+        [(place, *night.cold.drift) for place, night in placed if night.cold and night.cold.drift],
+        [place for place, night in placed if not night.record],
+        chain.runs[0],
+    )}  # fmt: skip
 
 
 def _heat(piece: Piece) -> int:

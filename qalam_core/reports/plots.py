@@ -140,6 +140,56 @@ def history(points: Mapping[str, Sequence[Point]], champions: Sequence[Point]) -
         return _svg(figure, "history", "bits per byte of the runs by time; the tables below have the figures"), above
 
 
+Bars = Mapping[str, Sequence[float]]  # label -> one value for each place
+Span = tuple[float, float, float, float]  # place, value, and the ends of its interval
+
+
+def chain(
+    places: Sequence[float], costs: Bars, bits: Mapping[str, Sequence[tuple[float, float]]], drift: Sequence[Span],
+    missing: Sequence[float], first: str,
+) -> str:  # fmt: skip
+    """The nights of a chain since its run `first`: seconds by kind of work, bits per byte, and drift in percent.
+
+    `places` are where `costs` stand; `missing` are those of nights of which nothing is known.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 6.6 if drift else 4.8), layout="constrained")
+        panels = figure.subplots(3 if drift else 2, sharex=True)
+        base = [0.0] * len(places)
+        for number, (label, values) in enumerate(costs.items()):
+            panels[0].bar(places, values, bottom=base, width=0.42, color=COLOURS[number], label=label)
+            base = [below + value for below, value in zip(base, values, strict=True)]
+        panels[0].set_ylabel("seconds")
+        for number, (label, points) in enumerate(bits.items()):
+            if points:
+                x, y = zip(*points, strict=True)
+                panels[1].plot(
+                    x, y, "osD"[number], linestyle="-" if number == 0 else "", linewidth=1, markersize=4.5, label=label,
+                    color=(COLOURS[0], COLOURS[1], COLOURS[3])[number],
+                )  # fmt: skip
+        panels[1].set_ylabel("bits per byte")
+        if drift:
+            for place, value, low, high in drift:
+                panels[2].errorbar(
+                    place, 100 * value, yerr=[[100 * (value - low)], [100 * (high - value)]], fmt="D",
+                    color=COLOURS[3], markersize=5, capsize=3,
+                )  # fmt: skip
+            panels[2].axhline(0, color=COLOURS[2], linewidth=1, linestyle="--")
+            panels[2].set_ylabel("drift in %")
+        for panel in panels:
+            panel.grid(axis="y", linewidth=0.6)
+            panel.set_axisbelow(True)
+            for place in missing:
+                panel.axvline(place, color=FAINT, linewidth=1.2, linestyle=":")
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(
+                    loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1.0, fontsize=9
+                )
+        panels[-1].set_xlabel(f"nights since run {clipped(printable(first), 40)}")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+        return _svg(figure, "chain", "cost, bits per byte and drift of the nights; the table below has the figures")
+
+
 def _svg(figure: Figure, name: str, label: str = "") -> str:
     """The figure as an element of an HTML page: ids are prefixed by `name`, so that plots do not share them."""
     out = io.StringIO()

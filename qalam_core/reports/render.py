@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from qalam_core.display import printable
 from qalam_core.reports import tables
+from qalam_core.reports.chain import drift_text
 
 
 def render(template: str, **values: Any) -> str:
@@ -33,7 +34,7 @@ def _environment() -> Environment:
     )
     shared = (
         tables.by_source, tables.copied_from, tables.corpus_rows, tables.decided, tables.headline, tables.kept_text,
-        tables.origin_text, tables.provenance, tables.ratio, tables.shown_ancestors, tables.slices,
+        drift_text, tables.origin_text, tables.provenance, tables.ratio, tables.shown_ancestors, tables.slices,
     )  # fmt: skip
     environment.globals.update({function.__name__: function for function in shared})
     return environment

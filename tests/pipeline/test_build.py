@@ -125,8 +125,8 @@ def orphan(trainer):
     print(trainer.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
-if where == "train":
-    at_step(30, lambda trainer: kill())
+if where.startswith("train"):
+    at_step(int(where.partition(" at ")[2] or 30), lambda trainer: kill())
 elif where == "parent":
     at_step(0, orphan)
 elif where == "publish":

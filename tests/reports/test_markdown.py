@@ -29,7 +29,7 @@ SEEN = SeenFacts(own={HOSTILE: 4000}, lineage={HOSTILE: 5000}, gone={HOSTILE: 10
 
 def page(made: Report) -> str:
     kept = record(decide(made, BUDGETS, Requirements(), None), made, SEEN, LINEAGE)
-    return markdown("demo-0123", kept, made, BUDGETS, CORPUS)
+    return markdown("demo-0123", kept, made, BUDGETS, CORPUS, None)
 
 
 def test_report_states_the_figures() -> None:

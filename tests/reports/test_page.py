@@ -183,7 +183,7 @@ def large() -> str:
     kept = record(
         decide(made, BUDGETS, Requirements(), None), made, SeenFacts(own=dict.fromkeys(names, 9), lineage={}, gone={})
     )
-    return page("demo-0123", kept, made, CORPUS.model_copy(update={"sources": counts}), METRICS)
+    return page("demo-0123", kept, made, CORPUS.model_copy(update={"sources": counts}), METRICS, None)
 
 
 def test_a_large_page(large: str) -> None:

@@ -228,6 +228,10 @@ def test_lineage_shows_the_tree(copy: Chain) -> None:
     assert text.count("changed afterwards: the texts alone") == 2
     assert text.count("exception: refused: |first| night") == 1
     assert "deleted" not in text
+    drift = f"How far the chain of 2 nights since run {first} has drifted from a model that was trained from scratch is"
+    assert f"{drift} unknown" in text
+    for name in ("report.md", "report.html"):
+        assert drift in (Runs(copy.store).folder(third) / name).read_text(encoding="utf-8")
     shutil.rmtree(Runs(copy.store).folder(first))
     shown = qalam("lineage", third, "--store", copy.store.root).stdout
     assert shown.count("deleted from the store") == 1
@@ -244,6 +248,7 @@ def test_lineage_as_json(copy: Chain) -> None:
     assert (found["read"], found["own"], found["gone"]) == (record.seen.lineage, record.seen.own, record.seen.gone)
     assert [(one["run"], one["in_store"]) for one in found["ancestors"]] == [(second, True), (first, False)]
     assert found["ancestors"][1]["accepted"] == ["refused: |first| night"]
+    assert "is unknown" in found["drift"]
 
 
 def test_a_cold_run_is_from_scratch(chain: Chain) -> None:
