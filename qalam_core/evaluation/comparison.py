@@ -10,8 +10,9 @@ Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979), for slices
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ MAX_ANCHORS = 400
 _VANISHED = 0.1  # a slice with less of its bytes is gone, if it had this many effective documents
 _SLICE_EFFECTIVE = 10
 _DROPPED, _HARDER, _SURE = 0.1, 0.02, 0.999  # documents that are gone: share, how much harder, how surely
+
+NO_SHARES: Mapping[str, float] = MappingProxyType({})
 
 CURE = 'a person may accept it: qalam promote RUN --accept-new-yardstick --why "..."'
 
@@ -67,6 +70,7 @@ class Champion(Anchor):
     """The champion, and what it passed under."""
 
     gate: Requirements | None = None  # None where that is not to be compared
+    shares: Mapping[str, float] = NO_SHARES  # of model tests, that it had to pass
     exchanged: Exchanged | None = None  # where the reports have too few documents in common
 
 
@@ -378,11 +382,12 @@ _LOOSER = {
 }  # fmt: skip
 
 
-def settings_check(gate: Requirements, before: Requirements) -> Check:
-    """Fails when a model would pass that could not have when the champion did."""
+def settings_check(gate: Requirements, before: Requirements, weaker: Iterable[str] = ()) -> Check:
+    """Fails when a model would pass that could not have when the champion did; `weaker` is what tests require less."""
     old, new = before.model_dump(), gate.model_dump()
     loosened = [f"{key}: {_shown(old[key])} -> {_shown(new[key])}" for key, sign in _LOOSER.items()
                 if sign * new[key] > sign * old[key]]  # fmt: skip
+    loosened += weaker
     message = "No setting of the gate is looser than those that the champion passed under."
     if loosened:
         message = (

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
+from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.evaluation.comparison import Champion, comparable
 from qalam_core.evaluation.gate import decide
+from qalam_core.evaluation.model_tests.cases import suites
 from qalam_core.evaluation.results import Verdict
 from qalam_core.pipeline.build import InPlace, Past, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, measured
@@ -316,9 +318,10 @@ def remeasure(
     record = runs.record(run)
     package, checkpoint = (store.artifact(stage, record.artifacts[stage][0]) for stage in ("export", "train"))
     # measured with the settings of the build, and decided by the current requirements
-    as_built = record.recipe.model_copy(update={"gate": recipe.gate})
+    as_built = record.recipe.model_copy(update={"gate": recipe.gate, "tests": recipe.tests})
+    tests = suites(recipe.tests, NORMALISATIONS[as_built.corpus.normalisation])
     seen = store.artifact("seen", record.artifacts["seen"][0])
-    stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens, seen)
+    stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens, seen, tests)
     with tempfile.TemporaryDirectory(prefix=".measuring-", dir=store.root) as folder:
         # in a temporary store: a cached evaluation would detect nothing
         evaluation = Store(Path(folder)).build(stage, progress)
@@ -326,4 +329,4 @@ def remeasure(
         before = runs.report(run)
         # where the two have too few documents in common, the same package would be compared with itself
         champion = Champion(before) if comparable(report, before) else None
-        return decide(report, budgets, recipe.gate.narrowed(Requirements), champion)
+        return decide(report, budgets, recipe.gate.narrowed(Requirements), champion, shares=recipe.shares)
