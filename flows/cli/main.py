@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "trace": (find.trace, "qalam trace demo-0123456789ab 'قال رسول الله صلى الله عليه وسلم'"),
         "find": (find.find, "qalam find @letter.txt"),
         "show": (packages.show, "qalam show .qalam/runs/demo-0123456789ab/model embedding.weight --row قال"),
-        "test": (testing.test, "qalam test demo-0123456789ab my_cases.jsonl --junit results.xml"),
+        "test": (testing.run_tests, "qalam test demo-0123456789ab my_cases.jsonl --junit results.xml"),
         "generate": (packages.generate, "qalam generate demo-0123456789ab قال --tokens 20 --seed 1"),
     },
     "Champions": {

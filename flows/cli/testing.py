@@ -28,7 +28,7 @@ _SIGNS = {"passed": ".", "failed": "F", "known failure": "x", "unexpectedly pass
 _COLOURS = {"failed": "red", "unexpectedly passed": "yellow"}
 
 
-def test(
+def run_tests(
     model: ModelArgument,
     files: Annotated[
         list[str] | None,
@@ -42,7 +42,7 @@ def test(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:  # fmt: skip
-    """Run tests of a model: which texts it must find likelier, must know, and may not say (exit status 1 on failure)."""
+    """Run tests of a model: what it must find likelier, must know and may not say (exit status 1 on failure)."""
     from qalam_core.evaluation.model_tests.cases import suites
     from qalam_core.evaluation.model_tests.running import Subject, run  # imports torch
     from qalam_core.package.read import read

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,6 @@ MAX_ANCHORS = 400
 _VANISHED = 0.1  # a slice with less of its bytes is gone, if it had this many effective documents
 _SLICE_EFFECTIVE = 10
 _DROPPED, _HARDER, _SURE = 0.1, 0.02, 0.999  # documents that are gone: share, how much harder, how surely
-
-NO_SHARES: Mapping[str, float] = MappingProxyType({})
 
 CURE = 'a person may accept it: qalam promote RUN --accept-new-yardstick --why "..."'
 
@@ -70,7 +67,7 @@ class Champion(Anchor):
     """The champion, and what it passed under."""
 
     gate: Requirements | None = None  # None where that is not to be compared
-    shares: Mapping[str, float] = NO_SHARES  # of model tests, that it had to pass
+    shares: Mapping[str, float] = field(default_factory=dict)  # of model tests, that it had to pass
     exchanged: Exchanged | None = None  # where the reports have too few documents in common
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from qalam_core.evaluation.comparison import (
-    MIN_EFFECTIVE,
-    NO_SHARES,
-    Anchor,
-    Champion,
-    common,
-    compare,
-    settings_check,
-)
+from qalam_core.evaluation.comparison import MIN_EFFECTIVE, Anchor, Champion, common, compare, settings_check
 from qalam_core.evaluation.intervals import effective
 from qalam_core.evaluation.model_tests.judging import checks_of_tests, weakened
 from qalam_core.evaluation.results import Budgets, Check, Contamination, Report, Verdict, rounded
@@ -28,13 +20,14 @@ PER_DOUBLING = 0.065
 
 def decide(
     report: Report, budgets: Budgets, gate: Requirements, champion: Champion | None, anchors: Iterable[Anchor] = (),
-    shares: Mapping[str, float] = NO_SHARES,
+    shares: Mapping[str, float] | None = None,
 ) -> Verdict:  # fmt: skip
     """Check what was measured against the requirements, the champion, and the champions before it, newest first.
     `shares` of the model tests must pass, by their name.
 
     A figure of NaN fails every limit, and a model that cannot be compared with the champion fails "yardstick".
     """
+    shares = shares or {}
     written = report.generation
     comparison, compared = compare(report, champion, anchors, gate) if champion else (None, [_first(report)])
     if champion and champion.gate:

@@ -137,7 +137,7 @@ def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, exe
 
 def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
     """All stages before the verdict; the evaluation is the last."""
-    tests = suites(recipe.tests, NORMALISATIONS[recipe.corpus.normalisation])  # first: a mistake in them is found at once
+    tests = suites(recipe.tests, NORMALISATIONS[recipe.corpus.normalisation])  # first, to find mistakes at once
     documents = ingested(recipe, files, executor)
     start = past.warm_start(recipe, documents)
     corpus, tokenizer, tokens, kept = tokenized(recipe, documents, executor, start.seen if start else None, past=past)

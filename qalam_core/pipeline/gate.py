@@ -142,7 +142,8 @@ class Gate(Stage):
         champion = incumbents.champion
         limits = recipe.gate.narrowed(Requirements)
         return cls(
-            GateSettings(**limits.model_dump(), shares=recipe.shares), evaluation, package, shards_of(corpus, "test"), seen, champion,
+            GateSettings(**limits.model_dump(), shares=recipe.shares), evaluation, package,
+            shards_of(corpus, "test"), seen, champion,
             champion.test if champion else (), champion.seen if champion else None, incumbents.anchors,
             "cpu" if recipe.train.device == "cpu" else "auto",
         )  # fmt: skip

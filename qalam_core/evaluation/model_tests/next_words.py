@@ -77,7 +77,8 @@ def _next(model: PureDynamicTransformer, prompt: Sequence[int], prefixes: Sequen
 
 
 def rank(
-    model: PureDynamicTransformer, borders: WordBorders, prompt: Sequence[int], answers: Sequence[tuple[str, Ids]], k: int
+    model: PureDynamicTransformer, borders: WordBorders, prompt: Sequence[int],
+    answers: Sequence[tuple[str, Ids]], k: int,
 ) -> Ranked:  # fmt: skip
     """The most probable of the answers (text and tokens after the prompt), and up to k other words above it."""
     best = max((_probability(model, borders, prompt, ids) for _, ids in answers), default=-math.inf)
