@@ -402,7 +402,7 @@ class Recipe(Frozen):
     train: Train = Train()
     package: Package = Package()
     gate: Gate = Gate()
-    tests: tuple[ModelTests, ...] = ()
+    tests: tuple[ModelTests, ...] = Field((), description="files of model tests; see docs/testing.md")
 
     @field_validator("tests")
     @classmethod

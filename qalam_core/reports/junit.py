@@ -38,7 +38,8 @@ def junit_xml(results: Sequence[Outcomes], shares: Mapping[str, float]) -> bytes
             elif not case.passed:
                 ElementTree.SubElement(element, "skipped", {"message": "failed, within the share that may"})
     ElementTree.indent(root, " ")
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return content + b"\n"
 
 
 def _text(case: Outcome) -> str:

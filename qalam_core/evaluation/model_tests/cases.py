@@ -53,6 +53,11 @@ class Case(Frozen):
             for name, value in values.items()
         })  # fmt: skip
 
+    def all_texts(self) -> list[str]:
+        """Every text of it."""
+        values = (getattr(self, name) for name in self.texts)
+        return [text for value in values for text in ((value,) if isinstance(value, str) else value)]
+
     def check(self) -> None:
         """Raise ValueError for a case that could not tell models apart."""
 
@@ -241,9 +246,7 @@ def _parsed(line: str, where: str) -> Case:
 
 def _normalised(read: Sequence[tuple[int, Case]], rules: Rules, where: str) -> tuple[Case, ...]:
     """The cases with normalised texts. Raises RecipeError for one that cannot be judged, or that is there twice."""
-    texts: list[str] = []
-    for _, case in read:
-        case.replaced(lambda text: texts.append(text) or text)
+    texts = [text for _, case in read for text in case.all_texts()]
     normal = dict(zip(texts, normalise_array(pa.array(texts, pa.large_string()), rules).to_pylist(), strict=True))
     found: list[Case] = []
     names: dict[str, int] = {}

@@ -123,7 +123,7 @@ class Flips(NamedTuple):
         """
         lost, gained = (sum(flip.after.mark != "known failure" for flip in each) for each in (self.lost, self.gained))
         count = lost + gained
-        return sum(comb(count, k) for k in range(lost, count + 1)) / 2**count
+        return float(sum(comb(count, k) for k in range(lost, count + 1)) / 2**count)
 
 
 def flips(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> list[Flips]:

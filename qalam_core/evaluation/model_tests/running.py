@@ -151,7 +151,7 @@ def _after(prompt: str, ids: Sequence[int], word: str, subject: Subject) -> tupl
 
 def _never(case: Never, scored: Sequence[Scored], subject: Subject) -> Measured:
     written = matches = 0
-    shown = {}
+    shown: dict[str, str] = {}
     for prompt in case.prompts:
         ids = [START, *subject.encode(prompt)]
         if not np.isfinite(subject.writer(np.array([ids[-subject.writer.max_seq_len :]]))[0]).all():
