@@ -117,7 +117,7 @@ def tested(report: Report) -> str:
 
 def group_rows(found: Outcomes) -> list[Sequence[str]]:
     """(group, passed, of, share, interval) by what the cases of a file are about."""
-    rows = []
+    rows: list[Sequence[str]] = []
     for name, group in found.groups().items():
         low, high = group.interval()
         rows.append(

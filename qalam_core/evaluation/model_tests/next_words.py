@@ -64,8 +64,7 @@ class Ranked(NamedTuple):
 @torch.inference_mode()
 def _next(model: PureDynamicTransformer, prompt: Sequence[int], prefixes: Sequence[Ids]) -> NDArray[np.float64]:
     """(N, V) ln P of the token after the prompt and each prefix."""
-    room = max(1, model.max_seq_len - max(map(len, prefixes)))
-    rows = [[*([START, *prompt][-room:]), *prefix] for prefix in prefixes]
+    rows = [[START, *prompt, *prefix][-model.max_seq_len :] for prefix in prefixes]
     ids_NT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)  # causal: padding changes nothing before it
     for row, ids in enumerate(rows):
         ids_NT[row, : len(ids)] = torch.tensor(ids)
