@@ -409,7 +409,7 @@ class Recipe(Frozen):
     def _tests_have_names(cls, tests: tuple[ModelTests, ...]) -> tuple[ModelTests, ...]:
         for place, one in enumerate(tests):
             if one.name in {other.name for other in tests[:place]}:
-                raise ValueError(f'two files of tests have the name "{one.name}"; give one another with `name`')
+                raise ValueError(f'two files of tests have the name "{one.name}"; set another name for one')
         return tests
 
     @property

@@ -49,6 +49,9 @@ def run_tests(
 
     folder = package_folder(model, store)
     chosen = [ModelTests.of(path, 1.0) for path in files] if files else _tests_of(model, store)
+    names = [each.name for each in chosen]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RecipeError(f'two files of tests have the name "{min(twice)}"; rename one')
     if share is not None:
         chosen = [each.model_copy(update={"share": share}) for each in chosen]
     package = read(folder)

@@ -34,6 +34,7 @@ class EvaluateSettings(Frozen):
     confidence: float  # of intervals
     storage: str  # the recipe's storage type of matrices
     normalisation: Rules  # the corpus's
+    tests: tuple[str, ...]  # their names
     sample_bytes: int | None  # of the test split; None: all of it is measured, whatever the limit
 
 
@@ -65,7 +66,7 @@ class Evaluate(Stage):
         settings = EvaluateSettings(
             seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence,
             storage=recipe.package.dtype, normalisation=NORMALISATIONS[recipe.corpus.normalisation],
-            sample_bytes=limit if corpus.facts(CorpusFacts).splits["test"].bytes > limit else None,
+            tests=tuple(suite.name for suite in tests), sample_bytes=limit if corpus.facts(CorpusFacts).splits["test"].bytes > limit else None,
         )  # fmt: skip
         test, train = shards_of(corpus, "test"), shards_of(corpus, "train")
         device = "cpu" if recipe.train.device == "cpu" else "auto"
@@ -77,6 +78,7 @@ class Evaluate(Stage):
         from qalam_core.training.hardware import choose_device
 
         settings = dict(self.settings)
+        assert settings.pop("tests") == tuple(suite.name for suite in self.tests)
         test, counted = held_out_sample([shard.path for shard in self.test], settings.pop("sample_bytes"))
         report, budgets = evaluate(
             self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS, test=test, split_documents=counted.of,

@@ -21,12 +21,12 @@ def junit_xml(results: Sequence[Outcomes], shares: Mapping[str, float]) -> bytes
         failures = {case.case for case in one.failures(shares[one.name])}
         skipped = [case for case in one.cases if not case.passed and case.case not in failures]
         suite = ElementTree.SubElement(root, "testsuite", {
-            "name": printable(one.name), "tests": f"{len(one.cases)}", "failures": f"{len(failures)}", "errors": "0",
+            "name": one.name, "tests": f"{len(one.cases)}", "failures": f"{len(failures)}", "errors": "0",
             "skipped": f"{len(skipped)}",
         })  # fmt: skip
         for case in one.cases:
             element = ElementTree.SubElement(suite, "testcase", {
-                "classname": printable(f"{one.name}.{case.group or case.kind}"), "name": printable(case.case),
+                "classname": _xml(f"{one.name}.{case.group or case.kind}"), "name": _xml(case.case),
             })  # fmt: skip
             if case.case in failures:
                 kind = {"message": "must pass" if case.mark == "must" else "failed", "type": case.kind}
@@ -43,7 +43,12 @@ def junit_xml(results: Sequence[Outcomes], shares: Mapping[str, float]) -> bytes
 
 
 def _text(case: Outcome) -> str:
-    """What is to be shown of a case, without characters that XML does not have."""
+    """What is to be shown of a case."""
     lines = [f"{label}: {text}" for label, text in case.shown.items()]
     figures = [f"{name}: {value:.6g}" for name, value in case.figures.items()]
-    return printable("\n".join((*lines, *figures)), lines=True).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
+    return _xml("\n".join((*lines, *figures)))
+
+
+def _xml(text: str) -> str:
+    """Text without characters that XML 1.0 does not have, and without controls of direction."""
+    return printable(text, lines=True).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
