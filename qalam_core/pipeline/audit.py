@@ -241,7 +241,7 @@ def _basis(record: RunRecord, ancestors: int) -> str:
 
 
 def _check_sources(store: Store, record: RunRecord, run: str) -> None:
-    """Raise CorpusError when a source of `run`, its list of excluded texts, or a file of tests is missing or changed."""
+    """Raise CorpusError when a source of `run`, its list of excluded texts or a file of tests is missing or changed."""
     exclude, excluded, tests = record.recipe.corpus.exclude, None, record.recipe.tests
     try:
         files = resolve(record.recipe.corpus.sources)

@@ -66,7 +66,8 @@ class Evaluate(Stage):
         settings = EvaluateSettings(
             seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence,
             storage=recipe.package.dtype, normalisation=NORMALISATIONS[recipe.corpus.normalisation],
-            tests=tuple(suite.name for suite in tests), sample_bytes=limit if corpus.facts(CorpusFacts).splits["test"].bytes > limit else None,
+            tests=tuple(suite.name for suite in tests),
+            sample_bytes=limit if corpus.facts(CorpusFacts).splits["test"].bytes > limit else None,
         )  # fmt: skip
         test, train = shards_of(corpus, "test"), shards_of(corpus, "train")
         device = "cpu" if recipe.train.device == "cpu" else "auto"

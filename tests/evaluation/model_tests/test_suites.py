@@ -73,7 +73,7 @@ def test_a_model_without_context_passes_half() -> None:
 
 
 def test_shuffled_pairs_are_near_half() -> None:
-    """A rule that sees the texts alone, such as the shorter one or the first in the alphabet, on sides that are drawn."""
+    """A rule that sees the texts alone, such as the shorter or the first in the alphabet, on sides that are drawn."""
     chosen = random.Random(2)
     drawn = [(case.right, case.wrong) if chosen.random() < 0.5 else (case.wrong, case.right) for case in pairs()]
     for rule in (lambda text: (text,), lambda text: (len(text), text)):
