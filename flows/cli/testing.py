@@ -16,7 +16,7 @@ from al_qalam.flows.cli.terminal import bars, out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import RecipeError
 from qalam_core.files import replace_file
-from qalam_core.recipe import SHIPPED, ModelTests
+from qalam_core.recipe import SHIPPED, ModelTests, Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
 
@@ -37,7 +37,8 @@ def run_tests(
     ] = None,
     share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of each file's cases that must pass; "
                      "default: the recipe's, and 1 for files that are named here.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of samples.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of samples; default: the recipe's, and "
+                    "1 for a package.", show_default=False)] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the results to this file, as JUnit's XML.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     store: StoreOption = DEFAULT_STORE,
@@ -48,7 +49,8 @@ def run_tests(
     from qalam_core.package.read import read
 
     folder = package_folder(model, store)
-    chosen = [ModelTests.of(path, 1.0) for path in files] if files else _tests_of(model, store)
+    recipe = None if Path(model).is_dir() else Runs(Store(store)).record(model).recipe
+    chosen = [ModelTests.of(path, 1.0) for path in files] if files else _tests_of(recipe, model)
     names = [each.name for each in chosen]
     if twice := {name for name in names if names.count(name) > 1}:
         raise RecipeError(f'two files of tests have the name "{min(twice)}"; rename one')
@@ -56,7 +58,7 @@ def run_tests(
         chosen = [each.model_copy(update={"share": share}) for each in chosen]
     package = read(folder)
     found = suites(chosen, package.vocabulary.rules)
-    subject = Subject.of(package, seed=seed)
+    subject = Subject.of(package, seed=seed if seed is not None else recipe.seed if recipe else 1)
     results = []
     for suite in found:
         with nullcontext() if json else bars() as terminal:
@@ -82,14 +84,13 @@ def run_tests(
         raise typer.Exit(1)
 
 
-def _tests_of(model: str, store: Path) -> Sequence[ModelTests]:
+def _tests_of(recipe: Recipe | None, run: str) -> Sequence[ModelTests]:
     """The tests of a run's recipe; the shipped suite for a package."""
-    if Path(model).is_dir():
+    if recipe is None:
         return [ModelTests.of(f"{SHIPPED}arabic", 1.0)]
-    tests = Runs(Store(store)).record(model).recipe.tests
-    if not tests:
-        raise RecipeError(f"the recipe of run {model} has no tests; name files of cases, or {SHIPPED}arabic")
-    return tests
+    if not recipe.tests:
+        raise RecipeError(f"the recipe of run {run} has no tests; name files of cases, or {SHIPPED}arabic")
+    return recipe.tests
 
 
 def _print_signs(found: Outcomes) -> None:
@@ -125,17 +126,16 @@ def _print_case(suite: str, case: Outcome) -> None:
 
 def _print_summary(results: Sequence[Outcomes], shares: dict[str, float]) -> None:
     from qalam_core.evaluation.model_tests.judging import score_text
+    from qalam_core.reports.tables import group_rows
 
     for one in results:
-        groups = one.groups()
-        if len(groups) > 1:
+        rows = group_rows(one)
+        if len(rows) > 1:
             table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-            for column in ("group", "passed", "of", "share", "95% interval"):
+            for column in ("group", "passed", "share", "95% interval"):
                 table.add_column(column, justify="left" if column == "group" else "right")
-            for name, group in groups.items():
-                low, high = group.interval()
-                table.add_row(name, f"{group.passed}", f"{len(group.counted)}", f"{group.share:.0%}",
-                              f"{low:.0%} to {high:.0%}")  # fmt: skip
+            for row in rows:
+                table.add_row(*row)
             out.print()
             out.print(table)
     out.print()

@@ -116,13 +116,12 @@ def tested(report: Report) -> str:
 
 
 def group_rows(found: Outcomes) -> list[Sequence[str]]:
-    """(group, passed, of, share, interval) by what the cases of a file are about."""
+    """(group, passed, share, 95% interval) by what the cases of a file are about."""
     rows: list[Sequence[str]] = []
     for name, group in found.groups().items():
         low, high = group.interval()
-        rows.append(
-            (name, f"{group.passed:,}", f"{len(group.counted):,}", f"{group.share:.0%}", f"{low:.0%} to {high:.0%}")
-        )
+        counts = f"{group.passed:,} of {len(group.counted):,}"
+        rows.append((name, counts, f"{group.share:.0%}", f"{low:.0%} to {high:.0%}"))
     return rows
 
 

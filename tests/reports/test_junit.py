@@ -14,7 +14,7 @@ CASES = (
 
 
 def parsed(*cases: Outcome, share: float) -> ElementTree.Element:
-    root = ElementTree.fromstring(junit_xml([Outcomes(name="a", cases=cases)], {"a": share}))  # noqa: S314  # our own
+    root = ElementTree.fromstring(junit_xml([Outcomes(name="a", cases=cases)], {"a": share}))
     (suite,) = root
     assert suite.attrib["tests"] == str(len(cases)) == str(len(suite))
     for key, tag in (("failures", "failure"), ("skipped", "skipped")):

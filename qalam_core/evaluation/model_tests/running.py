@@ -18,7 +18,6 @@ from qalam_core.evaluation.integrity import transformer
 from qalam_core.evaluation.model_tests.cases import Case, Cloze, Invariance, Knows, Never, Pair, Suite
 from qalam_core.evaluation.model_tests.next_words import WordBorders, rank
 from qalam_core.evaluation.model_tests.outcomes import Outcome, Outcomes
-from qalam_core.evaluation.results import rounded
 from qalam_core.evaluation.scoring import HeldOut, score
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.package.read import Package
@@ -90,7 +89,7 @@ def run(suite: Suite, subject: Subject, progress: Progress = no_progress) -> Out
     outcomes = []
     for case in suite.cases:
         found = MEASURES[type(case)](case, [next(scored) for _ in _scored_texts(case)], subject)
-        figures = {name: rounded(value) for name, value in found.figures.items()}
+        figures = {name: float(f"{value:.6g}") for name, value in found.figures.items()}
         shown = {} if found.passed else {label: _clipped(text) for label, text in found.shown.items()}
         outcomes.append(Outcome(
             case=case.name, digest=case.digest, kind=case.canonical()["kind"], group=case.group, mark=case.mark,
@@ -128,7 +127,7 @@ def _scored(texts: Sequence[str], subject: Subject, progress: Progress) -> list[
 def _pair(case: Pair, scored: Sequence[Scored], subject: Subject) -> Measured:
     right, wrong = (one.total for one in scored)
     shown = {"right": case.right, "wrong": case.wrong}
-    return Measured(right < wrong, {"right, nats": right, "wrong, nats": wrong}, shown)
+    return Measured(right < wrong, {"nats of right": right, "nats of wrong": wrong}, shown)
 
 
 def _cloze(case: Cloze, scored: Sequence[Scored], subject: Subject) -> Measured:
@@ -140,7 +139,7 @@ def _cloze(case: Cloze, scored: Sequence[Scored], subject: Subject) -> Measured:
     if not found.decided:
         shown["note"] = "not decided: too many words are likelier, or the model's probabilities are not finite"
     passed = found.decided and found.probability > 0 and len(found.above) < case.k
-    return Measured(passed, {"probability": found.probability, "likelier words": len(found.above)}, shown)
+    return Measured(passed, {"probability": found.probability, "likelier words found": len(found.above)}, shown)
 
 
 def _after(prompt: str, ids: Sequence[int], word: str, subject: Subject) -> tuple[int, ...]:
@@ -189,7 +188,7 @@ def _knows(case: Knows, scored: Sequence[Scored], subject: Subject) -> Measured:
 
 def _invariance(case: Invariance, scored: Sequence[Scored], subject: Subject) -> Measured:
     one, other = (each.total / math.log(2) / len(each.text) for each in scored)
-    figures = {"first, bits per character": one, "second, bits per character": other, "at most": case.max_difference}
+    figures = {"bits per character of the first": one, "of the second": other, "at most": case.max_difference}
     shown = {"first": case.spellings[0], "second": case.spellings[1]}
     return Measured(abs(one - other) <= case.max_difference, figures, shown)
 

@@ -66,7 +66,7 @@ def test_a_cloze_is_the_next_word(subject: Subject, words: list[str], tmp_path: 
     assert after[: len(before)] == before
     tokens = sum(nats_of(subject, f"{words[0]} {words[1]}")[len(before) : len(after)])
     assert 0 < found.figures["probability"] <= math.exp(-tokens) + 1e-9
-    assert found.passed == (found.figures["likelier words"] == 0)
+    assert found.passed == (found.figures["likelier words found"] == 0)
     assert not outcome(subject, tmp_path, {**case, "answers": ["ظ" * 40]}).passed
 
 
@@ -167,13 +167,13 @@ def test_unknown_words_cost_their_spelling(tmp_path: Path) -> None:
     subject = Subject.of(read(made.package))
     found = outcome(subject, tmp_path, {"kind": "pair", "right": known, "wrong": "ظظظظظظظظظظ"})
     assert found.passed
-    assert found.figures["wrong, nats"] > found.figures["right, nats"] + 5
+    assert found.figures["nats of wrong"] > found.figures["nats of right"] + 5
     assert not outcome(subject, tmp_path, {"kind": "cloze", "prompt": known, "answers": ["ظظظظ"], "k": 100}).passed
 
 
 def test_texts_that_spell_special_tokens_are_text(subject: Subject, tmp_path: Path) -> None:
     found = outcome(subject, tmp_path, {"kind": "pair", "right": "كتب <END>", "wrong": "كتب"})
-    assert found.figures["right, nats"] > found.figures["wrong, nats"]
+    assert found.figures["nats of right"] > found.figures["nats of wrong"]
 
 
 def test_an_evaluation_runs_the_suites(exported: Exported, no_import: None, tmp_path: Path) -> None:
