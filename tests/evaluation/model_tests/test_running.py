@@ -169,6 +169,8 @@ def test_unknown_words_cost_their_spelling(tmp_path: Path) -> None:
     assert found.passed
     assert found.figures["nats of wrong"] > found.figures["nats of right"] + 5
     assert not outcome(subject, tmp_path, {"kind": "cloze", "prompt": known, "answers": ["ظظظظ"], "k": 100}).passed
+    tie = {"kind": "pair", "right": f"{known}.", "wrong": f"{known} ."}  # white space is no token of words
+    assert not outcome(subject, tmp_path, tie).passed
 
 
 def test_texts_that_spell_special_tokens_are_text(subject: Subject, tmp_path: Path) -> None:
