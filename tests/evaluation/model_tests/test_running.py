@@ -149,7 +149,11 @@ def test_a_model_without_finite_probabilities_passes_nothing(subject: Subject, t
             tensor.fill_(math.nan)
     config = ModelConfig(model.vocab_size, dim=16, num_heads=2, num_layers=2, max_seq_len=model.max_seq_len)
     broken = dataclasses.replace(subject, model=model, writer=NumpyTransformer(config, weights))
-    assert [case.passed for case in run(load(tmp_path, *CASES), broken).cases] == [False] * len(CASES)
+    found = run(load(tmp_path, *CASES), broken).cases
+    assert [case.passed for case in found] == [False] * len(CASES)
+    notes = {case.kind: case.shown["note"] for case in found if "note" in case.shown}
+    assert set(notes) == {"cloze", "never"}
+    assert all("not finite" in note for note in notes.values())
 
 
 def test_long_texts_are_scored_in_windows_and_shown_in_part(subject: Subject, words: list[str], tmp_path: Path) -> None:
