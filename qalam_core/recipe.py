@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -350,6 +351,39 @@ class Gate(Requirements):
     )
 
 
+SHIPPED = "suite:"  # begins the path of tests that come with Al-Qalam
+
+
+class ModelTests(Frozen):
+    """A file of model tests, which are run on the package after training."""
+
+    path: str = Field(description="file of cases, JSON Lines; suite:arabic for the one that comes with Al-Qalam")
+    name: str = Field("", description="name in reports; the path's stem when empty")
+    share: Share = Field(1.0, description="share of the cases that must pass; 0: reported, not required")
+
+    @classmethod
+    def of(cls, path: str, share: float) -> Self:
+        """A file that is named outside of a recipe. Raises RecipeError."""
+        try:
+            return cls.model_validate({"path": path, "share": share})
+        except ValidationError as error:
+            raise RecipeError(f"{path}: {explain(error, cls)}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("path"), str) and data.get("name", "") == "":
+            return {**data, "name": PurePath(data["path"].removeprefix(SHIPPED)).stem}
+        return data
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[^\W_]([\w .-]{0,38}[^\W_])?", name):
+            raise ValueError("must be 1 to 40 letters and digits, inside also spaces and . - _; set name")
+        return name
+
+
 RecipeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
@@ -368,6 +402,20 @@ class Recipe(Frozen):
     train: Train = Train()
     package: Package = Package()
     gate: Gate = Gate()
+    tests: tuple[ModelTests, ...] = Field((), description="files of model tests; see docs/testing.md")
+
+    @field_validator("tests")
+    @classmethod
+    def _tests_have_names(cls, tests: tuple[ModelTests, ...]) -> tuple[ModelTests, ...]:
+        for place, one in enumerate(tests):
+            if one.name in {other.name for other in tests[:place]}:
+                raise ValueError(f'two files of tests have the name "{one.name}"; set another name for one')
+        return tests
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of cases that must pass, by the name of the tests."""
+        return {tests.name: tests.share for tests in self.tests}
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -388,7 +436,12 @@ class Recipe(Frozen):
         for override in overrides:
             _override(data, override)
         recipe = cls.parse(data, str(path))
-        return recipe.model_copy(update={"corpus": _anchored(recipe.corpus, path.resolve().parent)})
+        folder = path.resolve().parent
+        tests = tuple(
+            each if each.path.startswith(SHIPPED) else each.model_copy(update={"path": str(folder / each.path)})
+            for each in recipe.tests
+        )
+        return recipe.model_copy(update={"corpus": _anchored(recipe.corpus, folder), "tests": tests})
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -396,7 +449,7 @@ class Recipe(Frozen):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(f"{where}: {_explain(error)}") from None
+            raise RecipeError(f"{where}: {explain(error, cls)}") from None
 
 
 def _anchored(corpus: Corpus, folder: Path) -> Corpus:
@@ -430,28 +483,29 @@ def _override(data: dict[str, Any], override: str) -> None:
     data[key] = value
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as one line: the key, what is wrong, and for an unknown key the nearest known one."""
     problem = error.errors()[0]
     place = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        parent = _part_at(problem["loc"][:-1])
+        parent = _part_at(model, problem["loc"][:-1])
         known = "known here: " + ", ".join(sorted(parent.model_fields))
         return f"{place}: unknown key; {did_you_mean(str(problem['loc'][-1]), list(parent.model_fields), known)}"
     if problem["type"] == "missing":
-        return f"{place}: missing; every recipe needs it"
+        return f"{place}: missing; every {'recipe' if model is Recipe else 'one'} needs it"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (it is {problem['input']!r})"
     return f"{place}: {message}{given}" if place else f"{message}{given}"
 
 
-def _part_at(location: tuple[int | str, ...]) -> type[BaseModel]:
-    part: type[BaseModel] = Recipe
+_LISTED: dict[str, type[BaseModel]] = {"sources": Source, "tests": ModelTests}
+
+
+def _part_at(part: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     for step in location:
         if isinstance(step, str):
-            annotation = part.model_fields[step].annotation
-            part = Source if step == "sources" else annotation  # type: ignore[assignment]
+            part = _LISTED.get(step) or part.model_fields[step].annotation  # type: ignore[assignment]
     return part
 
 
@@ -460,12 +514,13 @@ def to_toml(recipe: Recipe) -> str:
     sections: list[tuple[str, Frozen]] = [("", recipe), ("[corpus]", recipe.corpus)]
     sections += [("[[corpus.sources]]", source) for source in recipe.corpus.sources]
     sections += [(f"[{name}]", getattr(recipe, name)) for name in ("tokenizer", "model", "train", "package", "gate")]
+    sections += [("[[tests]]", tests) for tests in recipe.tests]
     lines = []
     for header, part in sections:
         lines += ["", header] if header else []
         for key, field in type(part).model_fields.items():
             value = getattr(part, key)
-            has_section = isinstance(value, Frozen) or key == "sources"
+            has_section = isinstance(value, Frozen) or key in _LISTED
             omitted = key in OF_DATA_SETS and isinstance(part, Source) and not part.path.startswith("hf:")
             if not has_section and not omitted:
                 lines.append(f"{key} = {_toml(value)}  # {field.description}")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qalam_core.errors import RecipeError
 from qalam_core.files import digest
 from qalam_core.package.runtime.rows import MATRIX_TYPES
-from qalam_core.recipe import Recipe, to_toml
+from qalam_core.recipe import ModelTests, Recipe, to_toml
 from tests import ROOT
 from tests.conftest import tiny_recipe
 
@@ -37,6 +37,11 @@ MINIMAL: dict[str, Any] = {"name": "a", "corpus": {"sources": [{"path": "x.txt"}
         ({"corpus": {"sources": [{"path": "hf:some/set"}]}}, "r: corpus.sources.0: hf:some/set needs a revision"),
         ({"corpus": {"sources": [{"path": "x"}], "test": 0}}, "r: corpus: test must be above 0"),
         ({"name": "Not A Name"}, "r: name: "),
+        ({"tests": [{"path": "a.jsonl", "shar": 1}]}, 'r: tests.0.shar: unknown key; did you mean "share"?'),
+        ({"tests": [{"path": "a.jsonl", "share": 2}]}, "r: tests.0.share: "),
+        ({"tests": [{"path": "a.jsonl", "name": "x|y"}]}, "r: tests.0.name: must be 1 to 40 letters and digits"),
+        ({"tests": [{"path": "-"}]}, "r: tests.0.name: must be 1 to 40 letters and digits"),
+        ({"tests": [{"path": "b/a.jsonl"}, {"path": "a.jsonl"}]}, 'r: tests: two files of tests have the name "a"'),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_in_one_line(change: dict[str, Any], message: str) -> None:
@@ -80,8 +85,12 @@ def test_overrides_take_toml_values_and_bare_text(tmp_path: Path) -> None:
 
 def test_relative_sources_are_relative_to_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
-    path.write_text(to_toml(Recipe.parse(MINIMAL)), encoding="utf-8")
-    assert Recipe.load(path).corpus.sources[0].path == str(tmp_path / "x.txt")
+    tests = [{"path": "cases.jsonl"}, {"path": "suite:arabic", "share": 0.5}]
+    path.write_text(to_toml(Recipe.parse({**MINIMAL, "tests": tests})), encoding="utf-8")
+    loaded = Recipe.load(path)
+    assert loaded.corpus.sources[0].path == str(tmp_path / "x.txt")
+    assert [each.path for each in loaded.tests] == [str(tmp_path / "cases.jsonl"), "suite:arabic"]
+    assert loaded.shares == {"cases": 1.0, "arabic": 0.5}
 
 
 @given(steps=st.integers(1, 10**9), rate=st.floats(1e-9, 1e3), prompt=st.text(max_size=20), tied=st.booleans())
@@ -91,7 +100,7 @@ def test_to_toml_and_back(steps: int, rate: float, prompt: str, tied: bool) -> N
         train={"steps": steps, "learning_rate": rate},
         gate={"prompts": [prompt]},
         model={"tied": tied},
-    )
+    ).model_copy(update={"tests": (ModelTests.of("اختبار 1.jsonl", 0.25),)})
     assert Recipe.parse(tomllib.loads(to_toml(recipe))) == recipe
 
 

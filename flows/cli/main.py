@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from al_qalam.flows.cli import build, corpus, find, packages, runs, seeds, serving
+from al_qalam.flows.cli import build, corpus, find, packages, runs, seeds, serving, testing
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "trace": (find.trace, "qalam trace demo-0123456789ab 'قال رسول الله صلى الله عليه وسلم'"),
         "find": (find.find, "qalam find @letter.txt"),
         "show": (packages.show, "qalam show .qalam/runs/demo-0123456789ab/model embedding.weight --row قال"),
+        "test": (testing.run_tests, "qalam test demo-0123456789ab my_cases.jsonl --junit results.xml"),
         "generate": (packages.generate, "qalam generate demo-0123456789ab قال --tokens 20 --seed 1"),
     },
     "Champions": {

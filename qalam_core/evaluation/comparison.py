@@ -10,8 +10,8 @@ Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979), for slices
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class Champion(Anchor):
     """The champion, and what it passed under."""
 
     gate: Requirements | None = None  # None where that is not to be compared
+    shares: Mapping[str, float] = field(default_factory=dict)  # of model tests, that it had to pass
     exchanged: Exchanged | None = None  # where the reports have too few documents in common
 
 
@@ -378,11 +379,12 @@ _LOOSER = {
 }  # fmt: skip
 
 
-def settings_check(gate: Requirements, before: Requirements) -> Check:
-    """Fails when a model would pass that could not have when the champion did."""
+def settings_check(gate: Requirements, before: Requirements, weaker: Iterable[str] = ()) -> Check:
+    """Fails when a model would pass that could not have when the champion did; `weaker` is what tests require less."""
     old, new = before.model_dump(), gate.model_dump()
     loosened = [f"{key}: {_shown(old[key])} -> {_shown(new[key])}" for key, sign in _LOOSER.items()
                 if sign * new[key] > sign * old[key]]  # fmt: skip
+    loosened += weaker
     message = "No setting of the gate is looser than those that the champion passed under."
     if loosened:
         message = (

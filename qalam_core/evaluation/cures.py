@@ -13,7 +13,7 @@ CURES = {
     "character 10-gram": f"{_TRAIN}, or do not require it (gate.beat_characters)",
     "champion": _TRAIN,
     "yardstick": "keep the champion's text among the sources, so that both are measured on it",
-    "gate settings": "set the limits in [gate] that it names back",
+    "gate settings": "set back the limits in [gate], and the tests, that it names",
     "earlier champions": _TRAIN,
     "drift": _TRAIN,
     "slices": "add text like that of the slices that it names, or keep theirs among the sources",
@@ -23,6 +23,8 @@ CURES = {
     "repetition": f"{_TRAIN}; if the text repeats itself as much, set a larger gate.max_repeated",
     "samples": f"{_TRAIN}; if many documents are empty or short, set a larger corpus.min_chars",
     "leak alarm": "leave the test documents' copies out of the sources, or name them in corpus.exclude",
+    "tests": f"{_TRAIN}; `qalam test RUN` shows each case that failed",
+    "tests against the champion": f"{_TRAIN}; `qalam test RUN` shows each case that failed",
     "contamination": "leave the copies of documents out of the sources, or name them in corpus.exclude",
 }
 """By the check's name."""

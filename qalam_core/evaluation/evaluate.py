@@ -21,6 +21,8 @@ from qalam_core.evaluation.baselines import CHARACTER_ORDER, CHARACTERS, TOKEN_O
 from qalam_core.evaluation.contamination import UNKNOWN, contamination
 from qalam_core.evaluation.generation import generation_statistics, no_generation, samples
 from qalam_core.evaluation.integrity import check, hostile, one_line, transformer
+from qalam_core.evaluation.model_tests.cases import Suite
+from qalam_core.evaluation.model_tests.running import Subject, run
 from qalam_core.evaluation.results import (
     Bits,
     Budgets,
@@ -58,6 +60,7 @@ def evaluate(
     normalisation: Rules,
     repetition: Repetition = UNKNOWN,
     split_documents: int | None = None,
+    suites: Sequence[Suite] = (),
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> tuple[Report, Budgets]:
@@ -68,8 +71,8 @@ def evaluate(
     document, and `train_texts` the same documents in the same order, as record batches with the columns `id` and
     `text`; baselines count a sample of them. `seen` is what the model and its ancestors have read, and `repetition` how
     much that repeats itself. `seed` is for samples, `confidence` for intervals, `storage` is the recipe's storage type
-    of matrices, `normalisation` the corpus's rules. The test documents are scored on `device`. `progress` counts scored
-    tokens.
+    of matrices, `normalisation` the corpus's rules. `suites` are model tests. Test documents and tests are scored on
+    `device`. `progress` counts scored tokens.
 
     A package that cannot be read gives a report whose figures are NaN. Raises CorpusError when the test split is empty.
     docs/metrics.md defines every figure.
@@ -89,9 +92,11 @@ def evaluate(
     tokenizer.encode_special_tokens = True  # a text that spells "<END>" is text
     documents = HeldOut.of(test, tokenizer, package.vocabulary)
     nats, hits = score(model.to(device), documents, progress)
+    writer = NumpyTransformer(package.config, package.weights)  # generates several times faster than torch
+    subject = Subject(model, writer, tokenizer, package.vocabulary, normalisation, seed)
+    tested = tuple(run(suite, subject, progress) for suite in suites)
     model.to("cpu")
     finite = bool(np.isfinite(nats).all())
-    writer = NumpyTransformer(package.config, package.weights)  # generates several times faster than torch
     vocab_size = model.vocab_size
     trained = training_sample(train_texts, train_tokens, TEXTS)
     unigram, ngram = Unigram.fit(trained.tokens, vocab_size), KneserNey.fit(trained.tokens, vocab_size, TOKEN_ORDER)
@@ -129,6 +134,7 @@ def evaluate(
         test=_counted(test, split_documents),
         baselines=trained.counted,
         tensors={name: _statistics(tensor) for name, tensor in package.weights.items()},
+        tests=tested,
     )  # fmt: skip
     return report, budgets
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from qalam_core.evaluation.comparison import MIN_EFFECTIVE, Anchor, Champion, common, compare, settings_check
 from qalam_core.evaluation.intervals import effective
+from qalam_core.evaluation.model_tests.judging import checks_of_tests, weakened
 from qalam_core.evaluation.results import Budgets, Check, Contamination, Report, Verdict, rounded
 from qalam_core.recipe import Requirements
 
@@ -18,16 +19,20 @@ PER_DOUBLING = 0.065
 
 
 def decide(
-    report: Report, budgets: Budgets, gate: Requirements, champion: Champion | None, anchors: Iterable[Anchor] = ()
-) -> Verdict:
+    report: Report, budgets: Budgets, gate: Requirements, champion: Champion | None, anchors: Iterable[Anchor] = (),
+    shares: Mapping[str, float] | None = None,
+) -> Verdict:  # fmt: skip
     """Check what was measured against the requirements, the champion, and the champions before it, newest first.
+    `shares` of the model tests must pass, by their name.
 
     A figure of NaN fails every limit, and a model that cannot be compared with the champion fails "yardstick".
     """
+    shares = shares or {}
     written = report.generation
     comparison, compared = compare(report, champion, anchors, gate) if champion else (None, [_first(report)])
     if champion and champion.gate:
-        compared.append(settings_check(gate, champion.gate))
+        weaker = weakened(report.tests, shares, champion.report.tests, champion.shares)
+        compared.append(settings_check(gate, champion.gate, weaker))
     checks = [
         _integrity(report),
         _baseline("unigram", report, gate.beat_unigram, required=True),
@@ -49,6 +54,7 @@ def decide(
         checks.append(_leak_alarm(report, champion.report))
     if (found := report.contamination) is not None:
         checks.append(_contamination(found, gate.max_copied))
+    checks += checks_of_tests(report.tests, shares, champion.report.tests if champion else None)
     checks.append(
         Check(
             name="verbatim copy", value=written.longest_copy, limit=None, passed=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from qalam_core.evaluation.model_tests.outcomes import Outcomes
 from qalam_core.recipe import Frozen
 
 
@@ -212,6 +213,7 @@ class Report(Frozen):
     test: Counted | None = None  # the test documents that were measured; size in bytes of normalised text
     baselines: Baselines | None = None  # None when the package could not be read
     tensors: dict[str, TensorStatistics] = Field(default_factory=dict)  # by name, in the package's order
+    tests: tuple[Outcomes, ...] = ()  # of the files that the recipe names
 
     @property
     def bits_per_byte(self) -> Bits:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
+from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.sources import resolve
-from qalam_core.errors import CorpusError, StoreError
+from qalam_core.errors import CorpusError, RecipeError, StoreError
 from qalam_core.evaluation.comparison import Champion, comparable
 from qalam_core.evaluation.gate import decide
+from qalam_core.evaluation.model_tests.cases import suites
 from qalam_core.evaluation.results import Verdict
 from qalam_core.pipeline.build import InPlace, Past, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, measured
@@ -239,12 +241,13 @@ def _basis(record: RunRecord, ancestors: int) -> str:
 
 
 def _check_sources(store: Store, record: RunRecord, run: str) -> None:
-    """Raise CorpusError when a source of `run`, or its list of excluded texts, is missing or has changed."""
-    exclude, excluded = record.recipe.corpus.exclude, None
+    """Raise CorpusError when a source of `run`, its list of excluded texts or a file of tests is missing or changed."""
+    exclude, excluded, tests = record.recipe.corpus.exclude, None, record.recipe.tests
     try:
         files = resolve(record.recipe.corpus.sources)
         excluded = Excluded.load(Path(exclude)).digest if exclude else None
-    except CorpusError as error:
+        tested = suites(tests, NORMALISATIONS[record.recipe.corpus.normalisation])
+    except (CorpusError, RecipeError) as error:
         raise CorpusError(f"run {run} cannot be built again, a source is missing: {error}") from None
     recorded = [store.reference("ingest", key) for key in record.artifacts["ingest"]]
     if len(files) != len(recorded):
@@ -254,12 +257,15 @@ def _check_sources(store: Store, record: RunRecord, run: str) -> None:
     read = [(str(file.path), file.digest, artifact, "file") for file, artifact in zip(files, recorded, strict=True)]
     if excluded:
         read.append((exclude, excluded, store.reference("prepare", record.artifacts["prepare"][0]), "excluded"))
+    evaluation = store.reference("evaluate", record.artifacts["evaluate"][0])
+    read += [(file.path, suite.digest, evaluation, f"tests-{number:05d}")
+             for number, (file, suite) in enumerate(zip(tests, tested, strict=True))]  # fmt: skip
     for path, now, artifact, name in read:
         # one that was garbage-collected is skipped: the comparison says what differs
         if artifact.exists() and (then := artifact.manifest.inputs[name]) != now:
             raise CorpusError(
                 f"run {run} cannot be built again: {path} has changed since (its sha256 was {then[:12]}, "
-                f"and is {now[:12]}); restore the text of that time"
+                f"and is {now[:12]}); restore what it was then"
             )
 
 
@@ -316,9 +322,10 @@ def remeasure(
     record = runs.record(run)
     package, checkpoint = (store.artifact(stage, record.artifacts[stage][0]) for stage in ("export", "train"))
     # measured with the settings of the build, and decided by the current requirements
-    as_built = record.recipe.model_copy(update={"gate": recipe.gate})
+    as_built = record.recipe.model_copy(update={"gate": recipe.gate, "tests": recipe.tests})
+    tests = suites(recipe.tests, NORMALISATIONS[as_built.corpus.normalisation])
     seen = store.artifact("seen", record.artifacts["seen"][0])
-    stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens, seen)
+    stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens, seen, tests)
     with tempfile.TemporaryDirectory(prefix=".measuring-", dir=store.root) as folder:
         # in a temporary store: a cached evaluation would detect nothing
         evaluation = Store(Path(folder)).build(stage, progress)
@@ -326,4 +333,4 @@ def remeasure(
         before = runs.report(run)
         # where the two have too few documents in common, the same package would be compared with itself
         champion = Champion(before) if comparable(report, before) else None
-        return decide(report, budgets, recipe.gate.narrowed(Requirements), champion)
+        return decide(report, budgets, recipe.gate.narrowed(Requirements), champion, shares=recipe.shares)

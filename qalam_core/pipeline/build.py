@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.sources import SourceFile, resolve
+from qalam_core.evaluation.model_tests.cases import suites
 from qalam_core.pipeline.evaluate import Evaluate
 from qalam_core.pipeline.export import Export
 from qalam_core.pipeline.filter import Filter
@@ -135,13 +137,14 @@ def stages_in_order(recipe: Recipe, files: Sequence[SourceFile], past: Past, exe
 
 def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
     """All stages before the verdict; the evaluation is the last."""
+    tests = suites(recipe.tests, NORMALISATIONS[recipe.corpus.normalisation])  # first, to find mistakes at once
     documents = ingested(recipe, files, executor)
     start = past.warm_start(recipe, documents)
     corpus, tokenizer, tokens, kept = tokenized(recipe, documents, executor, start.seen if start else None, past=past)
     checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start, corpus))
     *fingerprints, seen = read_by(corpus, start, executor)
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start, kept))
-    evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen))
+    evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen, tests))
     text = [*documents.read, *documents.filtered, corpus, tokenizer, *tokens]
     return [*text, checkpoint, *fingerprints, seen, package, evaluation]
 

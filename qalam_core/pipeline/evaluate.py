@@ -11,6 +11,7 @@ from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.spans import Span, spans
 from qalam_core.corpus.splits import read_texts
+from qalam_core.evaluation.model_tests.cases import Suite
 from qalam_core.evaluation.results import Budgets, Copied, Report, Sample
 from qalam_core.evaluation.sampling import held_out_sample
 from qalam_core.pipeline.export import PACKAGE
@@ -33,6 +34,7 @@ class EvaluateSettings(Frozen):
     confidence: float  # of intervals
     storage: str  # the recipe's storage type of matrices
     normalisation: Rules  # the corpus's
+    tests: tuple[str, ...]  # their names
     sample_bytes: int | None  # of the test split; None: all of it is measured, whatever the limit
 
 
@@ -41,7 +43,7 @@ class Evaluate(Stage):
     """Measures the package."""
 
     name = "evaluate"
-    version = 5
+    version = 6
     unit = "tokens"
 
     settings: EvaluateSettings
@@ -51,23 +53,25 @@ class Evaluate(Stage):
     train: tuple[ArtifactFile, ...]  # shards
     tokens: tuple[Artifact, ...]  # of training
     seen: Artifact  # what the model and its ancestors have read
+    tests: tuple[Suite, ...] = ()
     device: str = field(default="auto", metadata=UNHASHED)
 
     @classmethod
     def of(
         cls, recipe: Recipe, package: Artifact, checkpoint: Artifact, corpus: Artifact, tokens: Sequence[Artifact],
-        seen: Artifact,
+        seen: Artifact, tests: tuple[Suite, ...],
     ) -> Evaluate:  # fmt: skip
-        """The stage for an exported package, and the corpus that `tokens` came from."""
+        """The stage for an exported package, the corpus that `tokens` came from, and the recipe's tests."""
         limit = int(recipe.gate.test_mb * 1e6)
         settings = EvaluateSettings(
             seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence,
             storage=recipe.package.dtype, normalisation=NORMALISATIONS[recipe.corpus.normalisation],
+            tests=tuple(suite.name for suite in tests),
             sample_bytes=limit if corpus.facts(CorpusFacts).splits["test"].bytes > limit else None,
         )  # fmt: skip
         test, train = shards_of(corpus, "test"), shards_of(corpus, "train")
         device = "cpu" if recipe.train.device == "cpu" else "auto"
-        return cls(settings, package, checkpoint, test, train, of_split(tokens, "train"), seen, device)
+        return cls(settings, package, checkpoint, test, train, of_split(tokens, "train"), seen, tests, device)
 
     def run(self, out: Path, progress: Progress) -> Frozen:
         """Write report.json and budgets.json."""
@@ -75,13 +79,14 @@ class Evaluate(Stage):
         from qalam_core.training.hardware import choose_device
 
         settings = dict(self.settings)
+        assert settings.pop("tests") == tuple(suite.name for suite in self.tests)
         test, counted = held_out_sample([shard.path for shard in self.test], settings.pop("sample_bytes"))
         report, budgets = evaluate(
             self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS, test=test, split_documents=counted.of,
             train_tokens=[flat(artifact.path / TOKENS) for artifact in self.tokens],
             train_texts=(batch for shard in self.train for batch in read_texts(shard.path)),
             seen=Fingerprints.load(self.seen.path), repetition=self.seen.facts(SeenFacts).repetition,
-            device=choose_device(self.device), progress=progress, **settings,
+            suites=self.tests, device=choose_device(self.device), progress=progress, **settings,
         )  # fmt: skip
         report = report.model_copy(update={"samples": self._traced(report.samples)})
         for name, value in (("report.json", report), ("budgets.json", budgets)):

@@ -108,15 +108,21 @@ def incumbents(recipe: Recipe, evaluation: Artifact, runs: Runs) -> Incumbents:
     return Incumbents(champion, tuple(one for one in anchors if one)[:MAX_ANCHORS])
 
 
+class GateSettings(Requirements):
+    """The limits of the gate's checks, and the shares of model tests that must pass, by their name."""
+
+    shares: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Gate(Stage):
     """Decides whether the model may become champion."""
 
     name = "gate"
-    version = 5
+    version = 6
     unit = "tokens"
 
-    settings: Requirements
+    settings: GateSettings
     evaluation: Artifact
     package: Artifact
     test: tuple[ArtifactFile, ...]  # shards
@@ -134,8 +140,10 @@ class Gate(Stage):
     ) -> Gate:  # fmt: skip
         """The stage for a package that was evaluated on the test split of `corpus`."""
         champion = incumbents.champion
+        limits = recipe.gate.narrowed(Requirements)
         return cls(
-            recipe.gate.narrowed(Requirements), evaluation, package, shards_of(corpus, "test"), seen, champion,
+            GateSettings(**limits.model_dump(), shares=recipe.shares), evaluation, package,
+            shards_of(corpus, "test"), seen, champion,
             champion.test if champion else (), champion.seen if champion else None, incumbents.anchors,
             "cpu" if recipe.train.device == "cpu" else "auto",
         )  # fmt: skip
@@ -144,7 +152,7 @@ class Gate(Stage):
         """Write verdict.json."""
         report, budgets = measured(self.evaluation)
         champion = self._champion(report, progress) if self.incumbent else None
-        verdict = decide(report, budgets, self.settings, champion, self._anchors())
+        verdict = decide(report, budgets, self.settings, champion, self._anchors(), self.settings.shares)
         (out / "verdict.json").write_text(verdict.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return GateFacts(
             passed=verdict.passed, incumbent=self.incumbent.run if self.incumbent else "",
@@ -153,8 +161,9 @@ class Gate(Stage):
 
     def _champion(self, report: Report, progress: Progress) -> Champion:
         assert self.incumbent
-        gate = self.incumbent.record.recipe.gate.narrowed(Requirements)
-        champion = Champion(self.incumbent.report(), self.incumbent.level, gate)
+        recipe = self.incumbent.record.recipe
+        limits = recipe.gate.narrowed(Requirements)
+        champion = Champion(self.incumbent.report(), self.incumbent.level, limits, recipe.shares)
         if comparable(report, champion.report):
             return champion
         return replace(champion, exchanged=self._exchanged(report, champion.report, progress))

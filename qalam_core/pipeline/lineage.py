@@ -239,6 +239,7 @@ def _changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
             ("tokenizer", "regrow"),
         ):
             del values[section][key]
+        values["tests"] = {tests["name"]: tests["share"] for tests in values["tests"]}
         corpus = values["corpus"]
         corpus["exclude"] = bool(corpus["exclude"])
         corpus["sources"] = [

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from qalam_core.corpus.prepare import CorpusFacts, SliceCounts
+from qalam_core.evaluation.model_tests.judging import score_text
+from qalam_core.evaluation.model_tests.outcomes import Outcome, Outcomes
 from qalam_core.evaluation.results import Compared, Comparison, Copied, Report, Slice, Verdict
 from qalam_core.runs import Ancestor, KeptTokenizer, RunRecord, SeenFacts, states
 from qalam_core.tokens.fit import ENOUGH_BYTES
@@ -102,6 +104,31 @@ def slices(report: Report, comparison: Comparison | None) -> list[Row]:
     if len(report.sources) > 1:
         rows += [Row(name, part, compared.get(name)) for name, part in report.sources.items()]
     return rows
+
+
+_FAILURES = 20
+"""Cases of a file of tests that are shown in full; `qalam test` shows all."""
+
+
+def tested(report: Report) -> str:
+    """What became of the model tests, in a sentence for each file; "" where there are none."""
+    return " ".join(f"{score_text(found)}." for found in report.tests)
+
+
+def group_rows(found: Outcomes) -> list[Sequence[str]]:
+    """(group, passed, share, 95% interval) by what the cases of a file are about."""
+    rows: list[Sequence[str]] = []
+    for name, group in found.groups().items():
+        low, high = group.interval()
+        counts = f"{group.passed:,} of {len(group.counted):,}"
+        rows.append((name, counts, f"{group.share:.0%}", f"{low:.0%} to {high:.0%}"))
+    return rows
+
+
+def shown_failures(found: Outcomes) -> list[Outcome]:
+    """The cases that are shown: those that must pass first, and those that unexpectedly passed last."""
+    failed = [*found.missed, *(case for case in found.state("failed") if case.mark != "must")]
+    return [*failed, *found.state("unexpectedly passed")][:_FAILURES]
 
 
 _NOTED = {

@@ -8,14 +8,15 @@ from qalam_core.evaluation.comparison import Anchor, Champion
 from qalam_core.evaluation.cures import CURES, cures
 from qalam_core.evaluation.gate import decide
 from qalam_core.recipe import Recipe, Requirements
+from tests.evaluation.model_tests.test_outcomes import outcomes
 from tests.evaluation.small_report import BUDGETS, report
 
 
 def test_every_check_that_can_fail_has_a_cure() -> None:
+    made = report(model=1.95, unknown=0.9).model_copy(update={"tests": (outcomes(True),)})
     verdict = decide(
-        report(model=1.95, unknown=0.9), BUDGETS, Requirements(), Champion(report(), 1.0, Requirements()),
-        [Anchor(report(), 1.0)] * 5,
-    )  # fmt: skip
+        made, BUDGETS, Requirements(), Champion(report(), 1.0, Requirements()), [Anchor(report(), 1.0)] * 5, {"a": 1.0}
+    )
     assert {check.name for check in verdict.checks} - {"verbatim copy"} == set(CURES)
     failed = [check.name for check in verdict.checks if not check.passed]
     assert {"unigram", "unknown words"} <= set(failed)

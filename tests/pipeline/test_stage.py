@@ -134,7 +134,7 @@ def test_a_limit_beyond_the_test_split_is_not_hashed(built: Built) -> None:
     def stage(megabytes: float) -> Evaluate:
         gate = built.recipe.gate.model_copy(update={"test_mb": megabytes})
         recipe = built.recipe.model_copy(update={"gate": gate})
-        return Evaluate.of(recipe, made["export"], made["train"], made["prepare"], tokens, made["seen"])
+        return Evaluate.of(recipe, made["export"], made["train"], made["prepare"], tokens, made["seen"], ())
 
     assert stage(1.0).identity == stage(500.0).identity
     small = stage(0.0005)
