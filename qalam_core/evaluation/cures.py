@@ -23,6 +23,7 @@ CURES = {
     "repetition": f"{_TRAIN}; if the text repeats itself as much, set a larger gate.max_repeated",
     "samples": f"{_TRAIN}; if many documents are empty or short, set a larger corpus.min_chars",
     "leak alarm": "leave the test documents' copies out of the sources, or name them in corpus.exclude",
+    "lineage": "propose an edit of a package that a run of this store has exported",
     "contamination": "leave the copies of documents out of the sources, or name them in corpus.exclude",
 }
 """By the check's name."""

@@ -217,7 +217,8 @@ class Reasons:
 def _last_run(runs: Runs, name: str) -> tuple[str, RunRecord | None]:
     for run in runs.newest_of(name):
         with suppress(DamagedError):  # a damaged record must not prevent a build
-            return run, runs.record(run)
+            if not (record := runs.record(run)).proposal:
+                return run, record
     return "", None
 
 
