@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -163,6 +164,11 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
         record.seen.model_copy(update={"own": {}}), None if proposal.unknown else seen,
         _of_run(runs, record, "prepare") if same else None, tokenizer, record.tokenizer if tokenizer else None,
     )  # fmt: skip
+
+
+def proposer(who: str) -> str:
+    """The name in one line; of an empty one the name of the user."""
+    return " ".join(who.split()) or getpass.getuser()
 
 
 def parent_of(runs: Runs, provenance: Mapping[str, str]) -> str | None:
