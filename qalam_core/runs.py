@@ -447,7 +447,9 @@ class Runs:
         is the champion, a new run with another package (its card's figures, its code) takes the place of the one that
         was promoted; an earlier run, and one whose package is the champion's byte for byte, do not.
         """
-        promotion = Promotion(run=run, model=self.model(run), when=when, why="passed the gate", who="gate")
+        proposal = self.record(run).proposal
+        why = f"passed the gate, proposed by {proposal.who}: {proposal.why}" if proposal else "passed the gate"
+        promotion = Promotion(run=run, model=self.model(run), when=when, why=why, who="gate")
         with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
             earlier = self.promotions(name)
             before = [line for line in earlier if line.model == promotion.model]

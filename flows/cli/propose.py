@@ -54,7 +54,7 @@ def propose(
     if markdown:
         from qalam_core.reports.comment import comment
 
-        _write(markdown, comment(published.run, published.record, published.decision))
+        _write(markdown, comment(published.run, published.record, published.champion, published.held))
     if as_json:
         print_json(_as_json(published))
         if not published.verdict.passed:
@@ -75,7 +75,7 @@ def _published(found: Candidate, recipe: Recipe | None, store: Store) -> Publish
             str(found.package.path), found.proposal.why, found.proposal.who, recipe, str(store.root), return_state=True
         )
 
-    with bars(store, found.recipe) as terminal:
+    with bars() as terminal:
         made = None if server_may_be_configured() else _from_store(found, store)
         return made or by_flow(found.recipe.name, store, terminal, flow)
 

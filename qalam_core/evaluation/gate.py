@@ -96,7 +96,7 @@ def _integrity(report: Report) -> Check:
             "The package verifies, loads with and without execution, and its logits differ from the checkpoint's by "
             f"{shown} (limit {limit:.3g})."
         )
-    return Check(name="integrity", value=difference, limit=None if difference is None else limit, passed=found.intact, message=message)
+    return Check(name="integrity", value=difference, limit=limit, passed=found.intact, message=message)
 
 
 def _baseline(figure: str, report: Report, share: float, required: bool) -> Check:

@@ -70,8 +70,8 @@ class WarmStart:
 
     @classmethod
     def recorded(cls, runs: Runs, record: RunRecord) -> WarmStart | None:
-        """What the training of `record` began with; the parent may have been deleted since."""
-        if not record.lineage:
+        """What the training of `record` began with; the parent may have been deleted since. A proposal has none."""
+        if record.proposal or not record.lineage:
             return None
         parent = record.lineage[0]
         path = runs.store.root / "runs" / parent.run / "model"

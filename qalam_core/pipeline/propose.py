@@ -152,7 +152,7 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
     )  # fmt: skip
     ancestor = Ancestor(
         run=parent, package=runs.package(parent).package, corpus=record.artifacts["prepare"][0],
-        seen=seen.digest if seen else "", documents=record.seen.own,
+        seen=record.artifacts.get("seen", ("",))[0], documents=record.seen.own,
         changes=tuple(f"edited: {line}" for line in proposal.edits or proposal.changes), accepted=runs.accepted(parent),
     )  # fmt: skip
     tokenizer = _of_run(runs, record, "vocab")

@@ -122,7 +122,9 @@ def _fill(
     if candidate:
         made, package = last[Propose.name].facts(ProposedFacts), last[Propose.name].path / PACKAGE
         seen, lineage, kept, proposal = candidate.read, candidate.lineage, candidate.kept, candidate.proposal
-        metrics, provenance[PROVENANCE] = [], last[Propose.name].digest
+        origin = f"run {lineage[0].run}, package {lineage[0].package}" if lineage else "unknown"
+        provenance = {PROVENANCE: last[Propose.name].digest, "ancestors": f"{len(lineage)}", "initial_weights": origin}
+        metrics = []
     else:
         made, package, exported = last["train"].facts(TrainFacts), last["export"].path / PACKAGE, last["export"]
         facts = exported.facts(ExportFacts)

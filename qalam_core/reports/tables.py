@@ -40,17 +40,19 @@ def headline(run: str, record: RunRecord) -> str:
 
 def provenance(record: RunRecord) -> list[tuple[str, str]]:
     """(label, text): when and where a run was built, and from what."""
-    machine, own = record.machine, record.seen.own
+    machine, proposal = record.machine, record.proposal
+    own = record.seen.lineage if proposal else record.seen.own
     tokenizer = [("tokenizer", kept_text(record.tokenizer))] if record.tokenizer else []
-    origin = record.origin if record.proposal else f"training {record.origin}"
-    proposal = [("proposed", proposed_text(record.proposal))] if record.proposal else []
+    origin = record.origin if proposal else f"training {record.origin}"
+    proposed = [("proposed", proposed_text(proposal))] if proposal else []
+    unknown = f"not known: {proposal.unknown}" if proposal and proposal.unknown else ""
     most = {clipped(name, 40): own[name] for name in sorted(own, key=lambda name: -own[name])[:3]}
     return [
         ("built", f"{record.created[:16].replace('T', ' ')} UTC by Al-Qalam {record.code}, on {machine['system']} "
                   f"{machine['processor']} with {machine['cores']} cores"),
         ("from", f"recipe {record.recipe.name}, seed {record.recipe.seed}; {origin}"),
-        *proposal,
-        ("read", f"{sum(own.values()):,} documents: {by_source(most)}"
+        *proposed,
+        ("read", unknown or f"{sum(own.values()):,} documents: {by_source(most)}"
                  + (f", and {len(own) - len(most)} more sources" if len(own) > len(most) else "")),
         *tokenizer,
     ]  # fmt: skip
