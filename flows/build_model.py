@@ -50,7 +50,9 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
 
 @flow(name="propose_model", flow_run_name=run_name("propose {package}"), persist_result=False)
 @supervised
-def propose_model(package: str, why: str, who: str = "", recipe: Recipe | None = None, store: str = ".qalam") -> Any:
+def propose_model(
+    package: str, why: str, who: str = "", recipe: Recipe | None = None, store: str = ".qalam", promote: bool = True
+) -> Any:  # fmt: skip
     """Measure an edited, imported or merged package and publish it as a run; Failed when the gate refuses it.
 
     Args:
@@ -59,11 +61,12 @@ def propose_model(package: str, why: str, who: str = "", recipe: Recipe | None =
         who: who proposes it; empty: the user of the process
         recipe: its name selects the champion, its gate decides; empty: that of the run that exported the package
         store: folder of artifacts and runs, on the machine that runs the flow
+        promote: make it champion if it passes; false: only judge it
     """
     store = confined(store)
     report_base()
     home = Store(Path(store))
-    found = candidate(Runs(home), Path(package), why, proposer(who), recipe)
+    found = replace(candidate(Runs(home), Path(package), why, proposer(who), recipe), only_judged=not promote)
     files = [] if found.corpus else stages.resolve(found.recipe.corpus)
     with workers(found.recipe.runner) as pool:
         executor = AsTasks(store, pool, found.recipe)

@@ -67,14 +67,17 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
     finish(_built(parsed, target), target)
 
 
-def finish(published: Published, store: Store) -> None:
-    """Print what a build or a proposal ended with; exit status 1 where the gate did not pass it.
+def finish(published: Published, store: Store, as_json: dict[str, object] | None = None) -> None:
+    """Print what a build or a proposal ended with, or `as_json`; exit status 1 where the gate did not pass it.
 
     Raises QalamError when the server has not got the notice of it.
     """
-    summary(published)
+    if as_json:
+        print_json(as_json)
+    else:
+        summary(published)
     if not published.verdict.passed:
-        if not published.waits:
+        if not (published.waits or as_json):
             from qalam_core.evaluation.cures import cures
             from qalam_core.runs import exceptions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from al_qalam.flows.cli.build import by_flow, finish
 from al_qalam.flows.cli.options import SetOption, StoreOption
 from al_qalam.flows.cli.packages import PackageArgument
-from al_qalam.flows.cli.terminal import bars, err, print_json, reused
+from al_qalam.flows.cli.terminal import bars, err, reused
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.prefect_env import server_may_be_configured
 from qalam_core.display import printable
@@ -34,13 +35,16 @@ def propose(
         str, typer.Option(help="Its name has the champion, its [gate] decides; default: the recipe of its parent.")
     ] = "",
     set_: SetOption = None,
+    no_promote: Annotated[
+        bool, typer.Option("--no-promote", help="Only judge it: the champion stays, also if it passes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[
         Path | None, typer.Option(help="Also write the decision to this file, as a comment on a pull request.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Measure a sealed package, and make it champion if it passes the gate (exit status 1: it did not)."""
+    """Measure a sealed package that was edited, imported or merged, and make it champion if it passes the gate."""
     from qalam_core.pipeline.propose import candidate, proposer
     from qalam_core.runs import Runs
 
@@ -49,20 +53,15 @@ def propose(
     if set_ and not recipe:
         raise QalamError("--set: changes a recipe; name it with --recipe")
     parsed = Recipe.load(recipe_path(recipe), set_ or ()) if recipe else None
-    found = candidate(Runs(target), package, why, proposer(who), parsed)
+    found = replace(candidate(Runs(target), package, why, proposer(who), parsed), only_judged=no_promote)
     published = _published(found, parsed, target)
     if markdown:
         from qalam_core.reports.comment import comment
 
         _write(markdown, comment(published.run, published.record, published.champion, published.held))
-    if as_json:
-        print_json(_as_json(published))
-        if not published.verdict.passed:
-            raise typer.Exit(1)
-        return
     if (first := published.record.proposal) and (first.why, first.who) != (found.proposal.why, found.proposal.who):
         err.print(f"this package was proposed before, by {printable(first.who)}: {printable(first.why)}", soft_wrap=True)
-    finish(published, target)
+    finish(published, target, _as_json(published) if as_json else None)
 
 
 def _published(found: Candidate, recipe: Recipe | None, store: Store) -> Published:
@@ -72,8 +71,9 @@ def _published(found: Candidate, recipe: Recipe | None, store: Store) -> Publish
         from al_qalam.flows.build_model import propose_model
 
         return propose_model(
-            str(found.package.path), found.proposal.why, found.proposal.who, recipe, str(store.root), return_state=True
-        )
+            str(found.package.path), found.proposal.why, found.proposal.who, recipe, str(store.root),
+            not found.only_judged, return_state=True,
+        )  # fmt: skip
 
     with bars() as terminal:
         made = None if server_may_be_configured() else _from_store(found, store)

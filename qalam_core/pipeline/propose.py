@@ -94,6 +94,7 @@ class Candidate:
     corpus: Artifact | None  # whose test split it is measured on; None: the recipe's is prepared
     tokenizer: Artifact | None  # its parent's; None: its words were edited, or it has no parent
     kept: KeptTokenizer | None  # of its parent
+    only_judged: bool = False  # the champion stays, whatever the verdict
 
     @classmethod
     def recorded(cls, runs: Runs, record: RunRecord) -> Candidate:

@@ -82,10 +82,16 @@ class Published:
 def publish(
     runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None = None
 ) -> Published:  # fmt: skip
-    """All artifacts of a build, or of a proposal -> a run, which becomes champion if it passed the gate (Runs.offer)."""
+    """All artifacts of a build, or of a proposal -> a run, which becomes champion if it passed the gate (Runs.offer), and
+    is no candidate that is only to be judged."""
     run = create_run(runs, recipe, artifacts, candidate)
     record, before = runs.record(run), runs.champion(recipe.name)
-    held = runs.offer(recipe.name, run, _now()) if record.verdict.passed else ""
+    held = ""
+    if record.verdict.passed and candidate and candidate.only_judged:
+        if before is None or runs.model(before) != runs.model(run):
+            held = f"it was only to be judged; `qalam promote {run}` makes it champion"
+    elif record.verdict.passed:
+        held = runs.offer(recipe.name, run, _now())
     champion = runs.champion(recipe.name)
     same = champion if record.verdict.passed and champion and champion != run and not held else ""
     return Published(
