@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,26 +70,25 @@ def test_the_decision_for_programs_and_people(mine: Built, passing: Path, tmp_pa
 def test_what_was_only_judged_waits(mine: Built, tmp_path: Path) -> None:
     package = edited(mine, tmp_path / "package", 1.001)
     found = candidate(mine.runs, package, "why", "amal")
-    assert qalam("propose", package, "--why", "x", "--recipe", "none.toml").returncode == 2
-    done = process("propose", package, "--why", "why", "--no-promote", "--markdown", tmp_path / "c.md",
-                   "--store", mine.store.root)  # fmt: skip
+    propose(replace(found, only_judged=True), mine.store)
+    command = ("propose", package, "--why", "why", "--who", "amal", "--store", mine.store.root)
+    done = qalam(*command, "--no-promote", "--markdown", tmp_path / "c.md")
     assert done.returncode == 0, done.stderr
     assert "passed, but not promoted: it was only to be judged" in done.stdout
     assert "It passed the gate, and is not champion yet" in (tmp_path / "c.md").read_text(encoding="utf-8")
     assert mine.runs.champion("tiny") == mine.published.run
-    again = qalam("propose", package, "--why", "why", "--store", mine.store.root)
-    assert again.returncode == 0
+    assert qalam(*command).returncode == 0
     champion = mine.runs.champion("tiny")
-    assert champion != mine.published.run
-    assert mine.runs.record(str(champion)).proposal == found.proposal.model_copy(
-        update={"who": mine.runs.record(str(champion)).proposal.who}  # type: ignore[union-attr]
-    )
+    assert champion
+    assert mine.runs.record(champion).proposal == found.proposal
+    assert "is the champion" not in (tmp_path / "c.md").read_text(encoding="utf-8")
+    assert "same model" not in qalam(*command, "--no-promote").stdout  # it is the champion, and stays
 
 
-@pytest.mark.usefixtures("processes")
 def test_a_refused_edit_has_status_1(mine: Built, tmp_path: Path) -> None:
     package = edited(mine, tmp_path / "package", 30.0)
-    done = process("propose", package, "--why", "why", "--store", mine.store.root, "--markdown", tmp_path / "c.md")
+    propose(candidate(mine.runs, package, "why", "amal"), mine.store)
+    done = qalam("propose", package, "--why", "why", "--store", mine.store.root, "--markdown", tmp_path / "c.md")
     assert done.returncode == 1
     assert "the gate refused" in done.stdout
     assert "or       accept it as it is: qalam promote" in done.stdout
