@@ -60,7 +60,9 @@ def propose(
 
         _write(markdown, comment(published.run, published.record, published.champion, published.held))
     if (first := published.record.proposal) and (first.why, first.who) != (found.proposal.why, found.proposal.who):
-        err.print(f"this package was proposed before, by {printable(first.who)}: {printable(first.why)}", soft_wrap=True)
+        err.print(
+            f"this package was proposed before, by {printable(first.who)}: {printable(first.why)}", soft_wrap=True
+        )
     finish(published, target, _as_json(published) if as_json else None)
 
 

@@ -66,9 +66,10 @@ def evaluate(
     `checkpoint` is the safetensors file that the package was written from, None for one that was edited or imported.
     `test` are (slice, normalised text) pairs, all of the split or a sample of its `split_documents`. `train_tokens` are
     1-D id arrays, START ids END for each document, and `train_texts` the same documents in the same order, as record
-    batches with the columns `id` and `text`; baselines count a sample of them. `seen` is what the model and its ancestors have read, and `repetition` how
-    much that repeats itself; None where that is not recorded, and contamination is not measured. `seed` is for samples, `confidence` for intervals, `storage` is the recipe's storage type
-    of matrices, `normalisation` the corpus's rules. The test documents are scored on `device`. `progress` counts scored
+    batches with the columns `id` and `text`; baselines count a sample of them. `seen` is what the model and its
+    ancestors have read, and `repetition` how much that repeats itself; None where that is not known: contamination is
+    not measured. `seed` is for samples, `confidence` for intervals, `storage` is the recipe's storage type of
+    matrices, `normalisation` the corpus's rules. The test documents are scored on `device`. `progress` counts scored
     tokens.
 
     A package that cannot be read gives a report whose figures are NaN. Raises CorpusError when the test split is empty.

@@ -114,11 +114,11 @@ def reproduce(
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
     A warm start begins with the weights that its parent has in `store`; with `lineage`, all its ancestors are built
-    again as well, oldest first, each from the one before. No recipe gives the weights of a proposal: its package and its
-    corpus are taken from `store`, and it is measured again. The runs that the gate compared it with are read in `store`.
-    `progress` counts training steps. Files with times (metrics.jsonl, budgets.json, verdict.json) are compared without
-    them. Raises CorpusError, before anything is built, when a source of a run is missing or has changed; and StoreError
-    when `fresh` is not empty or a run that the build needs was deleted.
+    again as well, oldest first, each from the one before. No recipe gives the weights of a proposal: its package and
+    its corpus are taken from `store`, and it is measured again. The runs that the gate compared it with are read in
+    `store`. `progress` counts training steps. Files with times (metrics.jsonl, budgets.json, verdict.json) are compared
+    without them. Raises CorpusError, before anything is built, when a source of a run is missing or has changed; and
+    StoreError when `fresh` is not empty or a run that the build needs was deleted.
     """
     runs, there = Runs(store), Runs(fresh)
     record = runs.record(run)

@@ -159,7 +159,13 @@ def proposed(candidate: Candidate, files: Sequence[SourceFile], past: Past, exec
     tokens = executor.map(Tokenize.all_of(corpus, candidate.tokenizer or package))
     evaluation = executor.run(Evaluate.of(recipe, package, None, corpus, tokens, seen))
     decision = executor.run(Gate.of(recipe, corpus, seen, package, evaluation, past.incumbents(recipe, evaluation)))
-    text = [*documents.read, *documents.filtered, corpus, *([candidate.tokenizer] if candidate.tokenizer else ()), *tokens]
+    text = [
+        *documents.read,
+        *documents.filtered,
+        corpus,
+        *([candidate.tokenizer] if candidate.tokenizer else ()),
+        *tokens,
+    ]
     return [*text, *([seen] if seen else ()), package, evaluation, decision]
 
 

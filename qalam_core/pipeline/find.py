@@ -249,7 +249,8 @@ def find(runs: Runs, text: str, shown: int = SHOWN, progress: Progress = no_prog
     )
     known = [records[run] for run in chain if run in records]
     found = [
-        runs.store.reference("ingest", key) for key in dict.fromkeys(k for r in known for k in r.artifacts.get("ingest", ()))
+        runs.store.reference("ingest", key)
+        for key in dict.fromkeys(k for r in known for k in r.artifacts.get("ingest", ()))
     ]
     kept = [artifact for artifact in found if artifact.exists()]
     places = list(_places(own, kept, progress))

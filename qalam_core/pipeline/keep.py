@@ -24,7 +24,11 @@ def earlier_tokenizer(recipe: Recipe, corpus: Artifact, runs: Runs) -> EarlierTo
     if not recipe.tokenizer.keep:
         return None
     for run, record in runs.champions(recipe.name):
-        if not record.proposal and record.artifacts["prepare"] == (corpus.digest,) and _settings(record.recipe) == _settings(recipe):
+        if (
+            not record.proposal
+            and record.artifacts["prepare"] == (corpus.digest,)
+            and _settings(record.recipe) == _settings(recipe)
+        ):
             return recorded_tokenizer(runs.store, record)
         found = _of(runs, run, record, recipe, corpus)
         if isinstance(found, str):

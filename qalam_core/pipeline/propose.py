@@ -1,4 +1,4 @@
-"""Stage: a package that a person edited, imported or merged -> a verified copy of it; and what is known of its model."""
+"""Stage: a package that a person edited, imported or merged -> a verified copy; and what is known of its model."""
 
 from __future__ import annotations
 
@@ -175,15 +175,14 @@ def proposer(who: str) -> str:
 def parent_of(runs: Runs, provenance: Mapping[str, str]) -> str | None:
     """The run that exported a package with this provenance, the champion or else the newest of several; None for an
     imported package, or where the run was deleted."""
-    built = {stage: provenance[key] for key, stage in _STAGES.items() if provenance.get(key)}
+    built = {stage: (provenance.get(key),) for key, stage in _STAGES.items()}
     exported: list[str] = []
     proposed: list[str] = []
     for run, record in runs.records().items():
         if PROVENANCE in provenance and record.artifacts.get(Propose.name) == (provenance[PROVENANCE],):
             proposed.append(run)
-        elif len(built) == len(_STAGES) and not record.proposal:
-            if all(record.artifacts.get(stage) == (key,) for stage, key in built.items()):
-                exported.append(run)
+        elif not record.proposal and all(record.artifacts.get(stage) == keys for stage, keys in built.items()):
+            exported.append(run)
     found = proposed or exported
     champions = [run for run in found if runs.champion(runs.record(run).recipe.name) == run]
     newest = champions or found
@@ -200,7 +199,9 @@ def _sealed(folder: Path) -> Package:
             "and propose it then"
         )
     if package.unlisted:
-        raise PackageError(f"{folder}: {package.unlisted[0]} is not part of the package; delete it, or move it elsewhere")
+        raise PackageError(
+            f"{folder}: {package.unlisted[0]} is not part of the package; delete it, or move it elsewhere"
+        )
     return package
 
 

@@ -82,8 +82,8 @@ class Published:
 def publish(
     runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None = None
 ) -> Published:  # fmt: skip
-    """All artifacts of a build, or of a proposal -> a run, which becomes champion if it passed the gate (Runs.offer), and
-    is no candidate that is only to be judged."""
+    """All artifacts of a build, or of a proposal -> a run, which becomes champion if it passed the gate (Runs.offer),
+    unless the candidate is only to be judged."""
     run = create_run(runs, recipe, artifacts, candidate)
     record, before = runs.record(run), runs.champion(recipe.name)
     held = ""

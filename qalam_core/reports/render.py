@@ -33,7 +33,7 @@ def _environment() -> Environment:
     )
     shared = (
         tables.by_source, tables.copied_from, tables.corpus_rows, tables.decided, tables.headline, tables.kept_text,
-        tables.origin_text, tables.proposed_text, tables.provenance, tables.ratio, tables.shown_ancestors, tables.slices,
+        tables.origin_text, tables.provenance, tables.ratio, tables.shown_ancestors, tables.slices,
     )  # fmt: skip
     environment.globals.update({function.__name__: function for function in shared})
     return environment

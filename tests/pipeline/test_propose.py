@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qalam_core.corpus.exclusion import Excluded
+from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import PackageError, StoreError, TrainingError
 from qalam_core.package.editing.rows import add_token, scale_row
 from qalam_core.package.editing.seal import seal
@@ -19,6 +21,8 @@ from qalam_core.pipeline.audit import remeasure, reproduce
 from qalam_core.pipeline.build import build, propose
 from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.find import find, trace
+from qalam_core.pipeline.lineage import last_without, readers
+from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.propose import Candidate, Propose, candidate, parent_of
 from qalam_core.pipeline.publish import Published
 from qalam_core.recipe import Recipe
@@ -167,13 +171,15 @@ def test_what_is_not_sealed_or_not_an_edit_is_one_line(mine: Built, tmp_path: Pa
     with pytest.raises(PackageError, match=rf"the model of run {mine.published.run}, without an edit; `qalam promote"):
         candidate(mine.runs, package, "why", "who")
     scale_row(package, "embedding.weight", WORD, 1.5)
-    with pytest.raises(PackageError, match=r"not sealed: embedding\.weight: 1 of 320 rows .* `qalam seal \S+ --note TEXT`"):
+    with pytest.raises(
+        PackageError, match=r"not sealed: embedding\.weight: 1 of 320 rows .* `qalam seal \S+ --note TEXT`"
+    ):
         candidate(mine.runs, package, "why", "who")
     seal(package, "louder")
     with pytest.raises(PackageError, match="--why is blank"):
         candidate(mine.runs, package, " \n ", "who")
     (package / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(PackageError, match="notes.txt is not part of the package; delete it"):
+    with pytest.raises(PackageError, match=r"notes\.txt is not part of the package; delete it"):
         candidate(mine.runs, package, "why", "who")
     assert len(mine.runs.ids()) == 1
 
@@ -356,6 +362,24 @@ def test_what_an_edit_has_read_is_what_its_parent_has(after: Built) -> None:
     traced = trace(after.runs, after.published.run, text)
     assert traced.searched == (after.published.record.parent,)
     assert traced.covered == len(text.split())
+
+
+def test_what_is_forgotten_starts_before_the_edit_or_from_it(after: Built, tmp_path: Path) -> None:
+    """The edit is kept where its parent has not read the text, and lost, with its parent, where it has."""
+    entries = tmp_path / "exclude.txt"
+    record, corpus = (
+        after.published.record,
+        after.store.artifact("prepare", after.published.record.artifacts["prepare"][0]),
+    )
+    shards = shards_of(corpus, "train")
+    read_ = next(batch.column("text")[0].as_py() for shard in shards for batch in read_texts(shard.path))
+    for text, start, count in ((read_, "", 2), (sentences(1, seed=99)[0] * 2, after.published.run, 0)):
+        entries.write_text(text + "\n", encoding="utf-8")
+        excluded = Excluded.load(entries)
+        assert last_without(after.recipe, excluded, after.runs) == start
+        assert [run for run in (record.parent, after.published.run) if run in readers(after.runs, excluded)] == [
+            record.parent, after.published.run,
+        ][:count]  # fmt: skip
 
 
 def test_garbage_collection_keeps_what_was_proposed(after: Built) -> None:

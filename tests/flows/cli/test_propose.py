@@ -56,8 +56,13 @@ def test_the_decision_for_programs_and_people(mine: Built, passing: Path, tmp_pa
     run, record = found["run"], mine.runs.record(found["run"])
     assert record.proposal
     assert record.proposal.why == " ".join(HOSTILE.split())
-    pages = [text, *((mine.runs.folder(run) / name).read_text(encoding="utf-8") for name in ("report.md", "report.html"))]
-    shown = [qalam(*command, *where).stdout for command in (("runs",), ("show", run), ("lineage", run), ("history", "tiny"))]
+    pages = [
+        text,
+        *((mine.runs.folder(run) / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")),
+    ]
+    shown = [
+        qalam(*command, *where).stdout for command in (("runs",), ("show", run), ("lineage", run), ("history", "tiny"))
+    ]
     for output in (*pages, *shown, done.stderr):
         assert "\x1b" not in output
         assert "\u202e" not in output
@@ -122,9 +127,9 @@ def test_a_killed_proposal_is_finished_by_the_next(mine: Built, tmp_path: Path) 
             env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         home, until = mine.store.root / "artifacts" / wait, time.monotonic() + 120
-        known = set(os.listdir(home)) if home.exists() else set()
+        known = set(home.iterdir()) if home.exists() else set()
         while child.poll() is None and time.monotonic() < until:
-            if home.exists() and set(os.listdir(home)) - known:
+            if home.exists() and set(home.iterdir()) - known:
                 break
             time.sleep(0.005)
         assert child.poll() is None, "it ended before it could be killed"
