@@ -32,7 +32,7 @@ PROVENANCE = "proposal"
 """Key of the provenance of a published proposal: the digest of its artifact."""
 
 _SHOWN = 20  # lines of changes, and of sealed edits, that are recorded
-_LENGTH = 500  # characters of one
+_LENGTH = 500  # characters of one, and of a reason
 
 _STAGES = {"corpus": "prepare", "tokenizer": "vocab", "checkpoint": "train", "seen": "seen"}
 """Key of an exported package's provenance -> the stage whose artifact it names."""
@@ -121,6 +121,8 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
     """
     if not (why := " ".join(why.split())):
         raise PackageError("--why is blank; say in one line why the edit should become champion")
+    if max(len(why), len(who)) > _LENGTH:
+        raise PackageError(f"--why and --who have at most {_LENGTH} characters; say more in the note of `qalam seal`")
     package = _sealed(folder)
     digest = sha256_file(folder / "manifest.json")
     parent = parent_of(runs, package.manifest["provenance"])
@@ -139,6 +141,8 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
             _described(recipe, package), Folder(folder, digest), proposal, (), nothing, None, None, None, None
         )
     record, home = runs.record(parent), runs.folder(parent) / PACKAGE
+    if folder.resolve() == home.resolve():
+        raise PackageError(f"{folder}: the package of run {parent} itself; copy it elsewhere, and edit the copy")
     if model_digest(home) == model_digest(folder):
         raise PackageError(
             f"{folder}: the model of run {parent}, without an edit; `qalam promote {parent}` makes it champion"

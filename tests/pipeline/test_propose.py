@@ -22,6 +22,7 @@ from qalam_core.pipeline.build import build, propose
 from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.find import find, trace
 from qalam_core.pipeline.lineage import last_without, readers
+from qalam_core.pipeline.plan import plan
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.propose import Candidate, Propose, candidate, parent_of
 from qalam_core.pipeline.publish import Published
@@ -178,6 +179,10 @@ def test_what_is_not_sealed_or_not_an_edit_is_one_line(mine: Built, tmp_path: Pa
     seal(package, "louder")
     with pytest.raises(PackageError, match="--why is blank"):
         candidate(mine.runs, package, " \n ", "who")
+    with pytest.raises(PackageError, match="at most 500 characters"):
+        candidate(mine.runs, package, "x" * 501, "who")
+    with pytest.raises(PackageError, match=r"the package of run \S+ itself; copy it elsewhere"):
+        candidate(mine.runs, mine.published.folder / "model", "why", "who")
     (package / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(PackageError, match=r"notes\.txt is not part of the package; delete it"):
         candidate(mine.runs, package, "why", "who")
@@ -336,6 +341,12 @@ def test_a_night_after_a_promoted_edit_keeps_the_edit(
     found = reproduce(after.store, night.run, Store(after.store.root.parent / "fresh"), lineage=True)
     assert found.matches, [row for row in found.rows if not row.matches]
     assert any("is a proposal: its package and its corpus were copied" in note for note in found.notes)
+
+
+def test_the_plan_after_an_edit_counts_all_steps(after: Built) -> None:
+    """Its weights alone are taken, so that nothing is continued."""
+    planned = plan(starting(after.recipe, "continue", steps=61), after.store)
+    assert [part.amount for part in planned.work if part.stage == "train"] == [61]
 
 
 def test_a_proposal_is_measured_again(after: Built, tmp_path: Path) -> None:
