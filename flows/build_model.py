@@ -1,5 +1,5 @@
-"""The flows `build_model`, from a corpus to a versioned package, and `train_model`, training alone, for a work pool of
-its own. The order of the stages is in qalam_core.pipeline.build.
+"""The flows `build_model`, from a corpus to a versioned package, `propose_model`, from an edited package to a run, and
+`train_model`, training alone, for a work pool of its own. The order of the stages is in qalam_core.pipeline.build.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from al_qalam.tasks.links import report_base
 from al_qalam.tasks.outcome import RefusedError, supervised
 from al_qalam.tasks.policy import confined, run_name
 from al_qalam.tasks.runners import workers
-from qalam_core.pipeline.build import History, stages_in_order
+from qalam_core.pipeline.build import History, proposed, stages_in_order
 from qalam_core.pipeline.lineage import WarmStart
+from qalam_core.pipeline.propose import candidate, proposer
+from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
@@ -43,7 +45,36 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
     with workers(recipe.runner) as pool:
         executor = AsTasks(store, pool, recipe, training)
         artifacts = stages_in_order(recipe, files, History(Runs(Store(Path(store)))), executor)
-    published = stages.publish(store, recipe, artifacts)
+    return _ended(stages.publish(store, recipe, artifacts), store)
+
+
+@flow(name="propose_model", flow_run_name=run_name("propose {package}"), persist_result=False)
+@supervised
+def propose_model(
+    package: str, why: str, who: str = "", recipe: Recipe | None = None, store: str = ".qalam", promote: bool = True
+) -> Any:  # fmt: skip
+    """Measure an edited, imported or merged package and publish it as a run; Failed when the gate refuses it.
+
+    Args:
+        package: folder of the sealed package, on the machine that runs the flow
+        why: why it should become champion, for the run and the history
+        who: who proposes it; empty: the user of the process
+        recipe: its name selects the champion, its gate decides; empty: that of the run that exported the package
+        store: folder of artifacts and runs, on the machine that runs the flow
+        promote: make it champion if it passes; false: only judge it
+    """
+    store = confined(store)
+    report_base()
+    home = Store(Path(store))
+    found = replace(candidate(Runs(home), Path(package), why, proposer(who), recipe), only_judged=not promote)
+    files = [] if found.corpus else stages.resolve(found.recipe.corpus)
+    with workers(found.recipe.runner) as pool:
+        executor = AsTasks(store, pool, found.recipe)
+        artifacts = proposed(found, files, History(Runs(home)), executor)
+    return _ended(stages.publish(store, found.recipe, artifacts, found), store)
+
+
+def _ended(published: Published, store: str) -> Any:
     message = "; ".join(filter(None, [published.decision, deliver(Store(Path(store)))]))
     if not published.verdict.passed:
         return Failed(message=message, data=RefusedError(published.decision, published))

@@ -38,7 +38,8 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
     if run is None:
         return Completed(message=f"{recipe.name} has no champion yet")
     files = stages.resolve(recipe.corpus)
-    seen = WarmStart.of(runs, run, recipe).seen
+    proposal = runs.record(run).proposal
+    seen = None if proposal and proposal.unknown else WarmStart.of(runs, run, recipe).seen
     with workers(recipe.runner) as pool:
         executor = AsTasks(store, pool, recipe)
         text = tokenized(recipe, ingested(recipe, files, executor), executor, seen, tasks.tokenizer(store, run))

@@ -86,6 +86,25 @@ class TrainFacts(Frozen):
     warm_start: Parent | None
 
 
+class ProposedFacts(Frozen):
+    """The size of a proposed package."""
+
+    parameters: int
+    bytes: int
+    files: int
+
+
+class Proposal(Frozen):
+    """A package that a person edited, imported or merged, and proposed: no training of this store made its weights."""
+
+    package: str  # sha256 of its manifest, as proposed
+    why: str
+    who: str
+    edits: tuple[str, ...]  # as its card lists them: number, note, changes
+    changes: tuple[str, ...]  # against the package of its parent, as `qalam diff` prints them
+    unknown: str  # why it is not known what its model has read; "" where it has read what its parent has
+
+
 class Built(Frozen):
     """What a build did of a stage, rather than reuse it."""
 
@@ -103,9 +122,10 @@ class RunRecord(Frozen):
     built: dict[str, Built] = Field(default_factory=dict)  # by stage; without what was reused
     incumbent: str  # the run that the gate compared it with, "" for none
     anchors: tuple[str, ...]  # earlier champions that the gate compared it with as well
-    lineage: tuple[Ancestor, ...]  # the run whose weights training began with, then that run's, and so on; () for none
+    lineage: tuple[Ancestor, ...]  # the run whose weights it began with, then that run's, and so on; () for none
     seen: SeenFacts
     tokenizer: KeptTokenizer | None = None  # None: one was trained, whatever the champion has
+    proposal: Proposal | None = None  # None: it was built
     verdict: Verdict
     bits_per_byte: Bits
     package_mb: float
@@ -116,12 +136,14 @@ class RunRecord(Frozen):
 
     @property
     def parent(self) -> str:
-        """The run whose weights training began with, "" for none."""
+        """The run whose weights training or an edit began with, "" for none."""
         return self.lineage[0].run if self.lineage else ""
 
     @property
     def origin(self) -> str:
-        """What training began with, in a few words."""
+        """What the weights come from, in a few words."""
+        if self.proposal:
+            return f"an edit of run {self.parent}" if self.parent else "a package that no run of this store exported"
         return f"begun from run {self.parent}" if self.parent else "from scratch"
 
     def needed_runs(self) -> tuple[str, ...]:
@@ -135,6 +157,13 @@ class Name(BaseModel):
     name: RecipeName
 
 
+class Why(Frozen, extra="ignore"):
+    """The part of a proposal that lists of runs show."""
+
+    why: str
+    who: str
+
+
 class Summary(Frozen, extra="ignore"):
     """The part of run.json that lists of runs show; a lineage of years is skipped, not read."""
 
@@ -144,6 +173,7 @@ class Summary(Frozen, extra="ignore"):
     bits_per_byte: Bits
     package_mb: float
     parameters: int
+    proposal: Why | None = None
 
 
 class Promotion(Frozen):
@@ -168,7 +198,7 @@ accepted once a person has promoted it. A champion may be replaced, or rolled ba
 
 _LIMIT = 1 << 30  # bytes of a file of a run that is read at once
 
-ACCEPTABLE = {"yardstick": "new-yardstick", "gate settings": "looser-gate"}
+ACCEPTABLE = {"yardstick": "new-yardstick", "gate settings": "looser-gate", "lineage": "unknown-lineage"}
 """Check -> the exception for a model that failed it. These checks find no fault: they say that a person must judge."""
 
 
@@ -417,7 +447,9 @@ class Runs:
         is the champion, a new run with another package (its card's figures, its code) takes the place of the one that
         was promoted; an earlier run, and one whose package is the champion's byte for byte, do not.
         """
-        promotion = Promotion(run=run, model=self.model(run), when=when, why="passed the gate", who="gate")
+        proposal = self.record(run).proposal
+        why = f"passed the gate, proposed by {proposal.who}: {proposal.why}" if proposal else "passed the gate"
+        promotion = Promotion(run=run, model=self.model(run), when=when, why=why, who="gate")
         with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
             earlier = self.promotions(name)
             before = [line for line in earlier if line.model == promotion.model]

@@ -21,9 +21,11 @@ from qalam_core.store import Artifact, Store
 
 @task(name="tokenizer", task_run_name="tokenizer of {run}", **POLICY)
 def tokenizer(store: str, run: str) -> Artifact:
-    """The tokenizer artifact of a run."""
+    """The artifact with the tokenizer of a run: a proposal may have one of its own."""
     home = Store(Path(store))
-    return home.artifact("vocab", Runs(home).record(run).artifacts["vocab"][0])
+    artifacts = Runs(home).record(run).artifacts
+    stage = "vocab" if "vocab" in artifacts else "propose"
+    return home.artifact(stage, artifacts[stage][0])
 
 
 @task(name="remeasure", task_run_name="measure {run} again", **POLICY)

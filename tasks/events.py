@@ -30,6 +30,7 @@ CORPUS_UPDATED = "qalam.corpus.updated"
 GATE_REFUSED = "qalam.gate.refused"
 WAITING = "qalam.champion.waiting"
 PROMOTED = "qalam.champion.promoted"
+PROPOSED = "qalam.proposal.decided"
 
 DELAYS = (1, 2, 4)
 """Seconds between the attempts to send: a server that restarts responds again within them."""
@@ -37,17 +38,23 @@ DELAYS = (1, 2, 4)
 
 def announce(store: Store, published: Published, name: str) -> None:
     """Put an event into the outbox when this run of recipe `name` has become champion, when only a person may make it
-    champion, or when the gate refused it."""
-    if published.verdict.passed and not published.promoted and not published.held:
-        return
+    champion, or when the gate refused it; and one for each decision on a proposal."""
+    proposal = published.record.proposal
     event = PROMOTED if published.promoted else WAITING if published.held or published.waits else GATE_REFUSED
-    payload = {
+    same = published.verdict.passed and not published.promoted and not published.held
+    events = [*([] if same else [event]), *([PROPOSED] if proposal else [])]
+    payload: dict[str, object] = {
         "run": published.run, "recipe": name, "bits_per_byte": published.record.bits_per_byte.model,
         "report": report_link(published.run), "path": str(published.folder / "report.html"),
         # a webhook's receiver may show them in a terminal or a chat
         "reasons": printable(" ".join(published.verdict.reasons())), "decision": printable(published.decision),
     }  # fmt: skip
-    if server_address():
+    if proposal:
+        payload |= {
+            "passed": published.verdict.passed, "parent": published.record.parent,
+            "who": printable(proposal.who), "why": printable(proposal.why),
+        }  # fmt: skip
+    for event in events if server_address() else ():
         waiting = _event(event, f"qalam.recipe.{name}", name, payload)
         with store.disk_errors("publish"):
             replace_file(_outbox(store) / f"{waiting.id}.json", waiting.model_dump_json(indent=1).encode())

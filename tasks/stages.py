@@ -20,6 +20,7 @@ from al_qalam.tasks.policy import POLICY, RETRIES, training_slot
 from al_qalam.tasks.progress import shown, watch
 from qalam_core.corpus.sources import SourceFile
 from qalam_core.corpus.sources import resolve as resolve_sources
+from qalam_core.pipeline.propose import Candidate
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.publish import publish as publish_run
 from qalam_core.pipeline.stage import Stage, throughput, waits
@@ -69,10 +70,12 @@ def task_of(kind: type[Stage]) -> Task[..., Any]:
 
 
 @task(name="publish", task_run_name="publish", **POLICY)
-def publish(store: str, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
+def publish(
+    store: str, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None = None
+) -> Published:  # fmt: skip
     """Create the run, promote it if the gate passed, show the report in Prefect, and leave an event for automations."""
     home = Store(Path(store))
-    published = publish_run(Runs(home), recipe, artifacts)
+    published = publish_run(Runs(home), recipe, artifacts, candidate)
     announce(home, published, recipe.name)  # at once: what follows needs the server
     report = (published.folder / "report.md").read_text(encoding="utf-8")
     create_markdown_artifact(report, key="report", description=published.run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,10 +64,20 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
     parsed = Recipe.load(recipe_path(recipe), set_ or ())
     target = Store(store)
     target.ensure_writable()
-    published = _built(parsed, target)
-    summary(published)
+    finish(_built(parsed, target), target)
+
+
+def finish(published: Published, store: Store, as_json: dict[str, object] | None = None) -> None:
+    """Print what a build or a proposal ended with, or `as_json`; exit status 1 where the gate did not pass it.
+
+    Raises QalamError when the server has not got the notice of it.
+    """
+    if as_json:
+        print_json(as_json)
+    else:
+        summary(published)
     if not published.verdict.passed:
-        if not published.waits:
+        if not (published.waits or as_json):
             from qalam_core.evaluation.cures import cures
             from qalam_core.runs import exceptions
 
@@ -80,9 +90,9 @@ def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetO
     if server_may_be_configured():
         from al_qalam.tasks.events import undelivered
 
-        if waiting := undelivered(target):
+        if waiting := undelivered(store):
             raise QalamError(
-                f"{published.run} is published, but {waiting} of the notices in {target.root / 'outbox'} could not be "
+                f"{published.run} is published, but {waiting} of the notices in {store.root / 'outbox'} could not be "
                 "delivered to the Prefect server; the next build or `qalam watch` with this store sends them"
             )
 
@@ -187,9 +197,25 @@ def _from_store(recipe: Recipe, store: Store, files: Sequence[SourceFile]) -> Pu
 
 
 def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[SourceFile] = ()) -> Published:
-    """Run the flow, with the server of $PREFECT_API_URL if set, else with Prefect embedded in this process.
+    """Run the flow of a build. `files` are those of the sources, when they are known already."""
 
-    `files` are those of the sources, when they are known already.
+    def flow() -> State[Any]:
+        from al_qalam.flows.build_model import build_model
+        from al_qalam.tasks.stages import known
+
+        known[:] = files
+        try:
+            return build_model(recipe, str(store.root), return_state=True)
+        finally:
+            known.clear()
+
+    return by_flow(recipe.name, store, terminal, flow)
+
+
+def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[Any]]) -> Published:
+    """Run a flow, with the server of $PREFECT_API_URL if set, else with Prefect embedded in this process.
+
+    `flow` imports Prefect, which takes seconds; `name` is that of the recipe.
     """
     home = store.root / "prefect"
     if not os.environ.get("PREFECT_API_URL") and not os.environ.get("PREFECT_HOME"):
@@ -202,17 +228,15 @@ def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[Sourc
     from httpx import HTTPError
     from prefect import tags
 
-    from al_qalam.flows.build_model import build_model  # takes seconds, and reads the settings above
+    # reads the settings above
     from al_qalam.tasks.outcome import RefusedError
     from al_qalam.tasks.policy import tag_of
     from al_qalam.tasks.progress import watchers
-    from al_qalam.tasks.stages import known
 
     watchers.append(terminal)
-    known[:] = files
     try:
-        with tags(tag_of(recipe.name)):
-            state: State[Any] = build_model(recipe, str(store.root), return_state=True)
+        with tags(tag_of(name)):
+            state = flow()
     except KeyboardInterrupt:
         err.print("stopped; what is finished is kept, and the same command resumes the build")
         raise typer.Exit(130) from None
@@ -221,7 +245,6 @@ def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[Sourc
         raise _prefect_failed(error, home) from None
     finally:
         watchers.remove(terminal)
-        known.clear()
     result: Any = state.result(raise_on_failure=False)
     if isinstance(result, RefusedError):
         result = result.result

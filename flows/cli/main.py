@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from al_qalam.flows.cli import build, corpus, find, packages, runs, seeds, serving, testing
+from al_qalam.flows.cli import build, corpus, find, packages, propose, runs, seeds, serving, testing
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "generate": (packages.generate, "qalam generate demo-0123456789ab قال --tokens 20 --seed 1"),
     },
     "Champions": {
+        "propose": (propose.propose, "qalam propose my_model --why 'the row of قال, scaled by 1.5'"),
         "history": (runs.history, "qalam history demo"),
         "promote": (runs.promote, "qalam promote demo-0123456789ab --why 'better on poetry'"),
         "rollback": (runs.rollback, "qalam rollback demo --why 'wrong dates in the news'"),

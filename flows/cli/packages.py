@@ -93,7 +93,8 @@ def _show_package(folder: Path) -> None:
         out.print(f"{key:<14}{value}")
     if origin := found.manifest["provenance"].get("initial_weights"):
         began = "random weights" if origin == "random" else f"the weights of {origin}"
-        out.print(f"training began with {began}", soft_wrap=True)
+        what = "an edit" if "proposal" in found.manifest["provenance"] else "training"
+        out.print(f"{what} began with {began}", soft_wrap=True)
     table = Table("tensor", "shape", "mean", "std", "min", "max", "", box=None)
     for name, values in found.weights.items():
         edited = "edited" if name in found.edited else ""

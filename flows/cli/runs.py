@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import tempfile
 import webbrowser
 from collections.abc import Sequence
@@ -66,23 +67,29 @@ def _as_json(run: str, summary: Summary, states: Sequence[State]) -> dict[str, o
         "states": states, "failed": summary.verdict.failed(), "reasons": summary.verdict.reasons(),
         "bits_per_byte": summary.bits_per_byte.canonical(), "parameters": summary.parameters,
         "package_mb": summary.package_mb,
+        "proposal": summary.proposal.canonical() if summary.proposal else None,
     }  # fmt: skip
 
 
 def _print_runs(chosen: Sequence[tuple[str, Summary, Sequence[State]]]) -> None:
     """Each in one line, which no terminal cuts: a table of rich would lose the ends of names."""
+    from qalam_core.reports.tables import clipped
+
     rows = [("", "run", "created (UTC)", "params", "bits/byte", "MB", "result")]
     for run, one, states in chosen:
         mark, time = "*" if "champion" in states else "", f"{one.created.astimezone(UTC):%Y-%m-%d %H:%M}"
         figures = f"{one.parameters:,}", f"{one.bits_per_byte.model:.3f}", f"{one.package_mb:.1f}"
-        rows.append((mark, printable(run), time, *figures, printable(outcome(one.verdict, states))))
+        result = outcome(one.verdict, states)
+        if one.proposal:
+            result += f"; proposed by {clipped(one.proposal.who, 40)}: {clipped(one.proposal.why, 120)}"
+        rows.append((mark, printable(run), time, *figures, printable(result)))
     colours = {"refused": "red", "waiting": "yellow", "accepted": "yellow"}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         left = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
         right = [cell.rjust(width) for cell, width in zip(row[3:-1], widths[3:], strict=False)]
-        result = Text(row[-1], colours.get(row[-1].partition(":")[0], ""))
-        out.print(Text.assemble(" ".join((*left, *right, "")), result), soft_wrap=True)
+        coloured = Text(row[-1], colours.get(re.split("[:;]", row[-1], maxsplit=1)[0], ""))
+        out.print(Text.assemble(" ".join((*left, *right, "")), coloured), soft_wrap=True)
     if any(row[0] for row in rows):
         out.print("* champion of its recipe", style="dim")
 
@@ -125,10 +132,17 @@ def lineage(
             "read": seen.lineage, "own": seen.own, "gone": seen.gone, "ancestors": ancestors,
             "tokenizer": record.tokenizer.canonical() if record.tokenizer else None,
             "drift": drift_text(chain, record.recipe) if chain else None,
+            "proposal": record.proposal.canonical() if record.proposal else None,
         }  # fmt: skip
         print_json(found)
         return
     out.print(f"{run}: {record.origin}", soft_wrap=True)
+    if record.proposal:
+        from qalam_core.reports.tables import proposed_text
+
+        out.print(f"proposed {printable(proposed_text(record.proposal))}", soft_wrap=True)
+    if record.proposal and record.proposal.unknown:
+        out.print(f"what it has read is not known: {printable(record.proposal.unknown)}", soft_wrap=True)
     read = sum(seen.lineage.values())
     out.print(f"has read {read:,} distinct documents: {by_source(seen.lineage)}", soft_wrap=True)
     if seen.gone:
@@ -138,18 +152,20 @@ def lineage(
         out.print(f"its tokenizer was {kept_text(record.tokenizer)}", soft_wrap=True)
     if chain:
         out.print(printable(drift_text(chain, record.recipe)), soft_wrap=True)
-    tree = Tree(_branch(run, package, corpus, by_source(seen.own)))
+    trained = "measured on the test split of that corpus" if record.proposal else f"trained on {by_source(seen.own)}"
+    tree = Tree(_branch(run, package, corpus, trained))
     for ancestor in record.lineage:
-        documents = by_source(ancestor.documents)
-        label = _branch(ancestor.run, ancestor.package, ancestor.corpus, documents, ancestor)
+        trained = f"trained on {by_source(ancestor.documents)}" if ancestor.documents else "not trained: an edit"
+        label = _branch(ancestor.run, ancestor.package, ancestor.corpus, trained, ancestor)
         # all below the run, and not each below its child: a year of nights would leave the terminal at the right
         tree.add(label if ancestor.run in home else label.append("\ndeleted from the store", "red"))
     out.print(tree, soft_wrap=True)
 
 
-def _branch(run: str, package: str, corpus: str, documents: str, ancestor: Ancestor | None = None) -> Text:
-    lines = [run, f"package {package[:12]}, corpus {corpus[:12]}", f"trained on {documents}"]
+def _branch(run: str, package: str, corpus: str, trained: str, ancestor: Ancestor | None = None) -> Text:
+    lines = [run, f"package {package[:12]}, corpus {corpus[:12]}", trained]
     if ancestor:
+        lines += ["its training was continued" if ancestor.state else "its weights alone were taken"]
         lines.append(f"changed afterwards: {'; '.join(ancestor.changes) or 'the texts alone'}")
         lines += [f"exception: {' '.join(line.split())}" for line in ancestor.accepted]
     return Text("\n".join(map(printable, lines)))
@@ -212,13 +228,17 @@ def promote(
     rolled_back: Annotated[
         bool, typer.Option("--accept-rolled-back", help="Although a person rolled this model back.")
     ] = False,
+    unknown_lineage: Annotated[
+        bool, typer.Option("--accept-unknown-lineage", help="Although it is not known what it has read.")
+    ] = False,
 ) -> None:
     """Make an earlier run the champion of its recipe."""
     home = Runs(Store(store))
     name = home.record(run).recipe.name
     if home.champion(name) != run:
         flags = {
-            "new-yardstick": new_yardstick, "looser-gate": looser_gate, "refused": refused, "rolled-back": rolled_back
+            "new-yardstick": new_yardstick, "looser-gate": looser_gate, "refused": refused,
+            "rolled-back": rolled_back, "unknown-lineage": unknown_lineage,
         }  # fmt: skip
         accepted = [flag for flag, given in flags.items() if given]
         needed = home.exceptions(run)

@@ -25,6 +25,7 @@ CURES = {
     "leak alarm": "leave the test documents' copies out of the sources, or name them in corpus.exclude",
     "tests": f"{_TRAIN}; `qalam test RUN` shows each case that failed",
     "tests against the champion": f"{_TRAIN}; `qalam test RUN` shows each case that failed",
+    "lineage": "propose an edit of a package that a run of this store has exported",
     "contamination": "leave the copies of documents out of the sources, or name them in corpus.exclude",
 }
 """By the check's name."""

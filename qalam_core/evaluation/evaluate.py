@@ -47,12 +47,12 @@ TEXTS = 8  # documents on which the package's own tokenizer is tested
 
 def evaluate(
     package_folder: Path,
-    checkpoint: Path,
+    checkpoint: Path | None,
     test: Sequence[tuple[str, str]],
     train_tokens: Sequence[NDArray[Any]],
     train_texts: Iterable[pa.RecordBatch],
     *,
-    seen: Fingerprints,
+    seen: Fingerprints | None,
     seed: int,
     prompts: Sequence[str],
     confidence: float,
@@ -66,13 +66,14 @@ def evaluate(
 ) -> tuple[Report, Budgets]:
     """Measure a package; -> a report that is the same on every run, and budgets that depend on the machine.
 
-    `checkpoint` is the safetensors file that the package was written from. `test` are (slice, normalised text) pairs,
-    all of the split or a sample of its `split_documents`. `train_tokens` are 1-D id arrays, START ids END for each
-    document, and `train_texts` the same documents in the same order, as record batches with the columns `id` and
-    `text`; baselines count a sample of them. `seen` is what the model and its ancestors have read, and `repetition` how
-    much that repeats itself. `seed` is for samples, `confidence` for intervals, `storage` is the recipe's storage type
-    of matrices, `normalisation` the corpus's rules. `suites` are model tests. Test documents and tests are scored on
-    `device`. `progress` counts scored tokens.
+    `checkpoint` is the safetensors file that the package was written from, None for one that was edited or imported.
+    `test` are (slice, normalised text) pairs, all of the split or a sample of its `split_documents`. `train_tokens` are
+    1-D id arrays, START ids END for each document, and `train_texts` the same documents in the same order, as record
+    batches with the columns `id` and `text`; baselines count a sample of them. `seen` is what the model and its
+    ancestors have read, and `repetition` how much that repeats itself; None where that is not known: contamination is
+    not measured. `seed` is for samples, `confidence` for intervals, `storage` is the recipe's storage type of
+    matrices, `normalisation` the corpus's rules. `suites` are model tests. Test documents and tests are scored
+    on `device`. `progress` counts scored tokens.
 
     A package that cannot be read gives a report whose figures are NaN. Raises CorpusError when the test split is empty.
     docs/metrics.md defines every figure.
@@ -130,7 +131,7 @@ def evaluate(
         document_character_nats=tuple(rounded(value) for value in per_document[3]),
         document_digests=tuple(digest_of([text])[:12] for _, text in test),
         document_slices=tuple(slice_of.tolist()),
-        contamination=contamination([text for _, text in test], seen, repetition),
+        contamination=contamination([text for _, text in test], seen, repetition) if seen else None,
         test=_counted(test, split_documents),
         baselines=trained.counted,
         tensors={name: _statistics(tensor) for name, tensor in package.weights.items()},

@@ -54,6 +54,8 @@ def decide(
         checks.append(_leak_alarm(report, champion.report))
     if (found := report.contamination) is not None:
         checks.append(_contamination(found, gate.max_copied))
+    elif report.integrity.loads_without_execution:  # else there are no figures at all
+        checks.append(_unknown_lineage())
     checks += checks_of_tests(report.tests, shares, champion.report.tests if champion else None)
     checks.append(
         Check(
@@ -69,12 +71,13 @@ def _integrity(report: Report) -> Check:
     """The message names the first fault, because later ones often follow from it."""
     found = report.integrity
     difference, limit = found.checkpoint_difference, found.checkpoint_limit
+    shown = "" if difference is None else f"{difference:.3g}"
     faults = {
         "The package cannot be read without executing it": not found.loads_without_execution,
         "The package does not verify: it differs from its manifest": not found.verifies,
-        f"The package's logits differ from the checkpoint's by {difference:.3g}; at most {limit:.3g} is allowed":
-            not difference <= limit,
-        "The package's tensors differ from the checkpoint's": not found.tensors_agree,
+        f"The package's logits differ from the checkpoint's by {shown}; at most {limit:.3g} is allowed":
+            difference is not None and not difference <= limit,
+        "The package's tensors differ from the checkpoint's": found.is_the_checkpoint is False,
         "The package does not load by plain import": not found.loads_by_import,
         f"The imported model's logits differ from the reader's by {found.import_difference:.3g}; they must be equal":
             found.import_difference != 0,
@@ -89,10 +92,15 @@ def _integrity(report: Report) -> Check:
     message = next((fault for fault, is_there in faults.items() if is_there), "")
     if message:
         message += f" ({found.problem})." if found.problem else "."
+    elif difference is None:
+        message = (
+            "The package verifies, and loads with and without execution; it was not trained by this run, and its "
+            "comparison with a checkpoint does not apply."
+        )
     else:
         message = (
             "The package verifies, loads with and without execution, and its logits differ from the checkpoint's by "
-            f"{difference:.3g} (limit {limit:.3g})."
+            f"{shown} (limit {limit:.3g})."
         )
     return Check(name="integrity", value=difference, limit=limit, passed=found.intact, message=message)
 
@@ -146,6 +154,13 @@ def _first(report: Report) -> Check:
     return Check(
         name="champion", value=report.bits_per_byte.model, limit=None, passed=True,
         message="There is no champion yet to compare with.",
+    )  # fmt: skip
+
+
+def _unknown_lineage() -> Check:
+    return Check(
+        name="lineage", value=None, limit=0, passed=False,
+        message="What the model has read is not recorded, so that nothing shows that the test documents are new to it.",
     )  # fmt: skip
 
 

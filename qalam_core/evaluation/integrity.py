@@ -41,7 +41,7 @@ NONE: Logits = np.empty(0, np.float32)
 @torch.inference_mode()
 def check(
     package: Package,
-    checkpoint: Path,
+    checkpoint: Path | None,
     model: PureDynamicTransformer,
     stream: NDArray[np.int64],
     tokenized: Mapping[str, Sequence[int]],
@@ -54,22 +54,13 @@ def check(
     `model` is `transformer` of the package; logits are compared on the beginning of `stream`; `tokenized` are texts
     with their ids by tokenizer.json; `storage` is the recipe's storage type of matrices. The package's matrices must be
     the checkpoint's, rounded to the storage type, and its logits may differ by what that rounding changes: nothing for
-    f32.
+    f32. Without a checkpoint (an edited or imported package) that comparison does not apply.
     """
-    stored = load_file(checkpoint)
-    if package.config.tied:
-        stored.pop("lm_head.weight", None)
-    stored_as = MATRIX_TYPES[package.manifest["dtype"]]
-    rounded = {
-        name: torch.from_numpy(stored_as.rounded(tensor.numpy())) if tensor.dim() > 1 else tensor
-        for name, tensor in stored.items()
-    }
     # the beginning of the stream, repeated when it does not fill one context
     rows = max(1, min(PROBES, len(stream) // model.max_seq_len))
     probe_BT = torch.from_numpy(np.resize(stream, (rows, model.max_seq_len)))
     logits = model(probe_BT)[0].numpy()
-    trained = _logits(package.config, stored, probe_BT)
-    limit = _difference(_logits(package.config, rounded, probe_BT), trained)
+    agree, difference, limit = _against(checkpoint, package, logits, probe_BT) if checkpoint else (None, None, 0.0)
     changed = _changes(package)
     imported = _import(package.path, probe_BT, list(tokenized))
     numpy_difference = _difference(imported.numpy, imported.torch)
@@ -77,10 +68,9 @@ def check(
     return Integrity(
         verifies=not changed,
         loads_without_execution=True,
-        tensors_agree=package.weights.keys() == rounded.keys()
-        and all(np.array_equal(values, rounded[name].numpy()) for name, values in package.weights.items()),
+        tensors_agree=agree,
         loads_by_import=not imported.problem,
-        checkpoint_difference=_difference(logits, trained),
+        checkpoint_difference=difference,
         checkpoint_limit=limit,
         import_difference=_difference(imported.torch, logits),
         # to one digit: the order of numpy's sums depends on the processor, and a report should not
@@ -92,6 +82,24 @@ def check(
         normalisation_agrees=normalisation_agrees,
         problem="; ".join([*changed[:1], *([imported.problem] if imported.problem else [])]),
     )
+
+
+def _against(checkpoint: Path, package: Package, logits: Logits, probe_BT: Tensor) -> tuple[bool, float, float]:
+    """Whether the package's tensors are the checkpoint's, by how much its logits differ, and by how much they may."""
+    stored = load_file(checkpoint)
+    if package.config.tied:
+        stored.pop("lm_head.weight", None)
+    stored_as = MATRIX_TYPES[package.manifest["dtype"]]
+    rounded = {
+        name: torch.from_numpy(stored_as.rounded(tensor.numpy())) if tensor.dim() > 1 else tensor
+        for name, tensor in stored.items()
+    }
+    agree = package.weights.keys() == rounded.keys() and all(
+        np.array_equal(values, rounded[name].numpy()) for name, values in package.weights.items()
+    )
+    trained = _logits(package.config, stored, probe_BT)
+    limit = _difference(_logits(package.config, rounded, probe_BT), trained)
+    return agree, _difference(logits, trained), limit
 
 
 _MARKS = "\u064e\u064b\u0650\u0652\u0651\u064f\u0670\u0653\u064c\u064d"  # vowel marks, shadda, dagger alef, madda

@@ -133,9 +133,9 @@ class Integrity(Frozen):
 
     verifies: bool  # every file and tensor is what the manifest says
     loads_without_execution: bool
-    tensors_agree: bool  # each is the checkpoint's, rounded to the storage type
+    tensors_agree: bool | None  # each is the checkpoint's, rounded to the storage type; None without a checkpoint
     loads_by_import: bool  # in a fresh interpreter without this project
-    checkpoint_difference: float  # the reader's logits against the checkpoint's
+    checkpoint_difference: float | None  # the reader's logits against the checkpoint's; None without a checkpoint
     checkpoint_limit: float  # 0 for an exact storage type; else what rounding the checkpoint to it changes
     import_difference: float  # the imported torch model's logits against the reader's
     numpy_difference: float  # the imported numpy model's logits against the imported torch model's
@@ -148,13 +148,12 @@ class Integrity(Frozen):
 
     @property
     def intact(self) -> bool:
-        """Whether every condition holds; a difference of NaN fails."""
+        """Whether every condition that applies holds; a difference of NaN fails."""
         return (
             self.verifies
             and self.loads_without_execution
-            and self.tensors_agree
+            and self.is_the_checkpoint is not False
             and self.loads_by_import
-            and self.checkpoint_difference <= self.checkpoint_limit
             and self.import_difference == 0
             and self.numpy_backend_agrees
             and self.tokenizer_agrees
@@ -162,6 +161,13 @@ class Integrity(Frozen):
             and self.storage_agrees
             and self.normalisation_agrees
         )
+
+    @property
+    def is_the_checkpoint(self) -> bool | None:
+        """Whether the package is the model that was trained; None where there is no checkpoint to compare with."""
+        if self.checkpoint_difference is None:
+            return None if self.tensors_agree is None else False
+        return bool(self.tensors_agree) and self.checkpoint_difference <= self.checkpoint_limit
 
 
 class TensorStatistics(Frozen):

@@ -93,13 +93,15 @@ def write(
     (folder / "manifest.json").write_bytes(json_bytes(manifest))
 
 
-def replace_card(folder: Path, card: str) -> None:
-    """Replace a package's card and its digest in the manifest; all other bytes stay."""
+def replace_card(folder: Path, card: str, provenance: Mapping[str, str] | None = None) -> None:
+    """Replace a package's card and its digest in the manifest, which also gets entries of `provenance`; all other bytes
+    stay."""
     if reason := card_error(card):
         raise PackageError(f"MODEL_CARD.md:0: {reason}")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     (folder / "MODEL_CARD.md").write_bytes(text := with_newline(card).encode())
     manifest["files"]["MODEL_CARD.md"] = sha256_bytes(text)
+    manifest["provenance"] |= provenance or {}
     (folder / "manifest.json").write_bytes(json_bytes(manifest))
 
 

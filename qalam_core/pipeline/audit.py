@@ -18,13 +18,14 @@ from qalam_core.evaluation.comparison import Champion, comparable
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.model_tests.cases import suites
 from qalam_core.evaluation.results import Verdict
-from qalam_core.pipeline.build import InPlace, Past, stages_in_order
+from qalam_core.pipeline.build import InPlace, Past, proposed, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, measured
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.gate import Incumbent, Incumbents
 from qalam_core.pipeline.keep import recorded_tokenizer
 from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.prepare import Documents
+from qalam_core.pipeline.propose import Candidate, Propose
 from qalam_core.pipeline.publish import create_run
 from qalam_core.pipeline.vocab import EarlierTokenizer
 from qalam_core.progress import Progress, no_progress
@@ -32,6 +33,7 @@ from qalam_core.recipe import Recipe, Requirements
 from qalam_core.runs import RunRecord, Runs
 from qalam_core.store import Artifact, Store
 
+_MADE = (Propose.name, "export", "train", "seen")  # what a package is measured again from
 _MEASURED = {"tokens_per_second", "memory_mb", "mfu"}  # keys of metrics.jsonl that depend on the machine
 
 
@@ -114,10 +116,11 @@ def reproduce(
     """Build `run`'s recorded recipe again in the empty store `fresh`, and compare artifact by artifact.
 
     A warm start begins with the weights that its parent has in `store`; with `lineage`, all its ancestors are built
-    again as well, oldest first, each from the one before. The runs that the gate compared it with are read in `store`.
-    `progress` counts training steps. Files with times (metrics.jsonl, budgets.json, verdict.json) are compared without
-    them. Raises CorpusError, before anything is built, when a source of a run is missing or has changed; and StoreError
-    when `fresh` is not empty or a run that the build needs was deleted.
+    again as well, oldest first, each from the one before. No recipe gives the weights of a proposal: its package and
+    its corpus are taken from `store`, and it is measured again. The runs that the gate compared it with are read in
+    `store`. `progress` counts training steps. Files with times (metrics.jsonl, budgets.json, verdict.json) are compared
+    without them. Raises CorpusError, before anything is built, when a source of a run is missing or has changed; and
+    StoreError when `fresh` is not empty or a run that the build needs was deleted.
     """
     runs, there = Runs(store), Runs(fresh)
     record = runs.record(run)
@@ -128,7 +131,10 @@ def reproduce(
         ancestors = reversed(record.lineage)
         chain = {**{one.run: _ancestor(runs, run, one.run) for one in ancestors}, **chain}
     for name, one in chain.items():
-        _check_sources(store, one, name)
+        if one.proposal:
+            _check_proposal(runs, one, name)
+        else:
+            _check_sources(store, one, name)
     if not lineage:
         _check_parent(runs, record, run)
     for name, one in chain.items():
@@ -147,11 +153,15 @@ def reproduce(
                 notes.append(f"run {start.parent.run} differs, so that run {name}, which began with it, was not built")
                 return Reproduction(run, "", tuple(rows), _basis(record, len(chain) - 1), tuple(notes))
             start = replace(start, path=there.folder(rebuilt[0]) / PACKAGE, seen=there_seen, state=state)
-        earlier = recorded_tokenizer(fresh, one)
+        earlier = None if one.proposal else recorded_tokenizer(fresh, one)
         if earlier and not (earlier.file.artifact.exists() and earlier.seen.exists()):
             earlier = recorded_tokenizer(store, one)
             notes.append(f"the tokenizer that run {name} was to keep was copied from the store")
-        again, found = _again(runs, name, one, there, start, earlier, progress)
+        if one.proposal:
+            again, found = _measured_again(runs, name, one, there, progress)
+            notes.append(f"run {name} is a proposal: its package and its corpus were copied from the store")
+        else:
+            again, found = _again(runs, name, one, there, start, earlier, progress)
         rebuilt = again, there.package(again).package
         rows += found
         notes += [*_deleted(runs, name, one), *_circumstances(one, there.record(again))]
@@ -173,13 +183,26 @@ def _check_parent(runs: Runs, record: RunRecord, run: str) -> None:
             )
 
 
+def _check_proposal(runs: Runs, record: RunRecord, run: str) -> None:
+    """Raise StoreError when what a proposal is measured again from is not in the store."""
+    found = Candidate.recorded(runs, record)
+    for what, there in (
+        ("package as it was proposed", found.package.path.exists()),
+        ("corpus", found.corpus is None or found.corpus.exists()),
+        ("tokenizer", found.tokenizer is None or found.tokenizer.exists()),
+        ("record of what it has read", found.seen is None or found.seen.exists()),
+    ):
+        if not there:
+            raise StoreError(f"run {run} cannot be measured again: it is a proposal, whose {what} was deleted")
+
+
 def _training(runs: Runs, run: str) -> Artifact:
     return runs.store.reference("train", runs.record(run).artifacts["train"][0])
 
 
 def _check_tokenizer(runs: Runs, record: RunRecord, run: str, chain: Mapping[str, RunRecord]) -> None:
     """Raise StoreError when the tokenizer that `run` was to keep is neither in the store nor built again."""
-    earlier = recorded_tokenizer(runs.store, record)
+    earlier = None if record.proposal else recorded_tokenizer(runs.store, record)
     if earlier and earlier.run not in chain and not (earlier.file.artifact.exists() and earlier.seen.exists()):
         raise StoreError(
             f"run {run} cannot be built again: it was to keep the tokenizer of run {earlier.run}, which was deleted"
@@ -205,6 +228,23 @@ def _again(
         record.recipe, resolve(record.recipe.corpus.sources), past, InPlace(there.store, progress)
     )
     again = create_run(there, record.recipe, artifacts)
+    return again, _compared(runs, run, record, there, again)
+
+
+def _measured_again(
+    runs: Runs, run: str, record: RunRecord, there: Runs, progress: Progress
+) -> tuple[str, list[Row]]:  # fmt: skip
+    """Measure a proposal in the fresh store, as it was then; -> its id there, and the comparison."""
+    found, past = Candidate.recorded(runs, record), AsRecorded(runs, record, None, None)
+    artifacts = proposed(found, (), past, InPlace(there.store, progress))
+    again = create_run(there, record.recipe, artifacts, found)
+    rows = _compared(runs, run, record, there, again)
+    made = {artifact.stage for artifact in artifacts if artifact.path.is_relative_to(there.store.root)}
+    return again, [row for row in rows if row.stage in (*made, "run")]
+
+
+def _compared(runs: Runs, run: str, record: RunRecord, there: Runs, again: str) -> list[Row]:
+    """A run, and the one that was made of it in the fresh store."""
     now = there.record(again)
     decided = not _deleted(runs, run, record)
     rows = [
@@ -216,7 +256,7 @@ def _again(
     names = {path.name for folder in (kept, built) for path in (folder / PACKAGE).iterdir()}
     files = ["tokenizer.json", "report.json", *(f"{PACKAGE}/{name}" for name in sorted(names))]
     differing = tuple(name for name in files if _stable(kept / name) != _stable(built / name))
-    return again, [*rows, Row("run", run, again, differing, decided=decided)]
+    return [*rows, Row("run", run, again, differing, decided=decided)]
 
 
 def _deleted(runs: Runs, run: str, record: RunRecord) -> list[str]:
@@ -229,6 +269,8 @@ def _deleted(runs: Runs, run: str, record: RunRecord) -> list[str]:
 
 
 def _basis(record: RunRecord, ancestors: int) -> str:
+    if record.proposal:
+        return "no recipe gives the weights of a proposal: the package was measured again as it was proposed"
     if not record.parent:
         return "the model was built again from text alone"
     if ancestors:
@@ -273,7 +315,7 @@ def _row(store: Store, fresh: Store, stage: str, then: str | None, now: str | No
     if then is None or now is None or not decided:
         return Row(stage, then or "", now or "", (), decided=decided)
     before, after = store.reference(stage, then), fresh.reference(stage, now)
-    if not before.exists():
+    if not before.exists() or not after.exists():
         return Row(stage, then, now, (), compared=False)
     old, new = before.manifest.files, after.manifest.files
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
@@ -320,12 +362,12 @@ def remeasure(
     """
     runs = Runs(store)
     record = runs.record(run)
-    package, checkpoint = (store.artifact(stage, record.artifacts[stage][0]) for stage in ("export", "train"))
+    made = {stage: store.artifact(stage, keys[0]) for stage, keys in record.artifacts.items() if stage in _MADE}
+    package = made[Propose.name if record.proposal else "export"]
     # measured with the settings of the build, and decided by the current requirements
     as_built = record.recipe.model_copy(update={"gate": recipe.gate, "tests": recipe.tests})
     tests = suites(recipe.tests, NORMALISATIONS[as_built.corpus.normalisation])
-    seen = store.artifact("seen", record.artifacts["seen"][0])
-    stage = Evaluate.of(as_built, package, checkpoint, corpus, tokens, seen, tests)
+    stage = Evaluate.of(as_built, package, made.get("train"), corpus, tokens, made.get("seen"), tests)
     with tempfile.TemporaryDirectory(prefix=".measuring-", dir=store.root) as folder:
         # in a temporary store: a cached evaluation would detect nothing
         evaluation = Store(Path(folder)).build(stage, progress)

@@ -18,6 +18,7 @@ from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.keep import earlier_tokenizer, kept_tokenizer
 from qalam_core.pipeline.lineage import WarmStart, warm_start
 from qalam_core.pipeline.prepare import Documents, Prepare
+from qalam_core.pipeline.propose import Candidate, Propose
 from qalam_core.pipeline.publish import Published, publish
 from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.stage import Stage
@@ -149,6 +150,24 @@ def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor:
     return [*text, checkpoint, *fingerprints, seen, package, evaluation]
 
 
+def proposed(candidate: Candidate, files: Sequence[SourceFile], past: Past, executor: Executor) -> list[Artifact]:
+    """All stages from a package to the verdict; -> their artifacts, in order.
+
+    `files` are those of the recipe's sources, needed where the candidate has no corpus.
+    """
+    recipe, seen = candidate.recipe, candidate.seen
+    tests = suites(recipe.tests, NORMALISATIONS[recipe.corpus.normalisation])
+    package = executor.run(Propose.of(candidate.package))
+    documents = Documents([], []) if candidate.corpus else ingested(recipe, files, executor)
+    corpus = candidate.corpus or executor.run(Prepare.of(recipe, documents, seen))
+    tokens = executor.map(Tokenize.all_of(corpus, candidate.tokenizer or package))
+    evaluation = executor.run(Evaluate.of(recipe, package, None, corpus, tokens, seen, tests))
+    decision = executor.run(Gate.of(recipe, corpus, seen, package, evaluation, past.incumbents(recipe, evaluation)))
+    tokenizer = [candidate.tokenizer] if candidate.tokenizer else []
+    text = [*documents.read, *documents.filtered, corpus, *tokenizer, *tokens]
+    return [*text, *([seen] if seen else ()), package, evaluation, decision]
+
+
 @dataclass(frozen=True)
 class InPlace(Executor):
     """Runs stages sequentially in this process; `progress` counts training steps."""
@@ -181,6 +200,18 @@ class Reuse(Executor):
             raise NotBuiltError(stage.label)
         self.found.append((stage.label, artifact))
         return artifact
+
+
+def propose(candidate: Candidate, store: Store, progress: Progress = no_progress) -> Published:
+    """Measure a proposed package, and publish it, in this process, without Prefect. Raises QalamError."""
+    runs = Runs(store)
+    artifacts = proposed(candidate, sources_of(candidate), History(runs), InPlace(store, progress))
+    return publish(runs, candidate.recipe, artifacts, candidate)
+
+
+def sources_of(candidate: Candidate) -> list[SourceFile]:
+    """The files that a candidate's corpus is prepared from; none where it has one."""
+    return [] if candidate.corpus else resolve(candidate.recipe.corpus.sources)
 
 
 def build(recipe: Recipe, store: Store, progress: Progress = no_progress) -> Published:

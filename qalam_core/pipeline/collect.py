@@ -82,7 +82,9 @@ def _bytes(path: Path) -> int:
 def _lost(run: str, record: RunRecord, deleted: Set[str]) -> Iterator[str]:
     """How a run can no longer be built again when some runs are deleted."""
     before = [ancestor.run for ancestor in record.lineage if ancestor.run in deleted]
-    if record.parent in deleted:
+    if record.proposal:  # it is kept as it was proposed
+        pass
+    elif record.parent in deleted:
         yield f"{run}: not from its parent's weights, nor from text: it began from {record.parent}"
     elif before:
         yield f"{run}: from its parent's weights, and not from text: {_named(before)} came before it"

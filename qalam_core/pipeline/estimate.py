@@ -67,7 +67,9 @@ def last_records(runs: Runs, name: str) -> list[RunRecord]:
     found = []
     for run in islice(runs.newest_of(name), _RUNS):
         with suppress(DamagedError):
-            found.append(runs.record(run))
+            record = runs.record(run)
+            if not record.proposal:  # which was only measured
+                found.append(record)
     return found
 
 

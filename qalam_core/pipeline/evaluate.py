@@ -12,7 +12,7 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.corpus.spans import Span, spans
 from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.model_tests.cases import Suite
-from qalam_core.evaluation.results import Budgets, Copied, Report, Sample
+from qalam_core.evaluation.results import Budgets, Copied, Repetition, Report, Sample
 from qalam_core.evaluation.sampling import held_out_sample
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.prepare import shards_of
@@ -48,20 +48,20 @@ class Evaluate(Stage):
 
     settings: EvaluateSettings
     package: Artifact
-    checkpoint: Artifact
+    checkpoint: Artifact | None  # None: the package was edited or imported
     test: tuple[ArtifactFile, ...]  # shards
     train: tuple[ArtifactFile, ...]  # shards
     tokens: tuple[Artifact, ...]  # of training
-    seen: Artifact  # what the model and its ancestors have read
+    seen: Artifact | None  # what the model and its ancestors have read; None where that is not recorded
     tests: tuple[Suite, ...] = ()
     device: str = field(default="auto", metadata=UNHASHED)
 
     @classmethod
     def of(
-        cls, recipe: Recipe, package: Artifact, checkpoint: Artifact, corpus: Artifact, tokens: Sequence[Artifact],
-        seen: Artifact, tests: tuple[Suite, ...],
+        cls, recipe: Recipe, package: Artifact, checkpoint: Artifact | None, corpus: Artifact,
+        tokens: Sequence[Artifact], seen: Artifact | None, tests: tuple[Suite, ...],
     ) -> Evaluate:  # fmt: skip
-        """The stage for an exported package, the corpus that `tokens` came from, and the recipe's tests."""
+        """The stage for an exported or proposed package, the corpus that `tokens` came from, and the recipe's tests."""
         limit = int(recipe.gate.test_mb * 1e6)
         settings = EvaluateSettings(
             seed=recipe.seed, prompts=recipe.gate.prompts, confidence=recipe.gate.confidence,
@@ -82,10 +82,12 @@ class Evaluate(Stage):
         assert settings.pop("tests") == tuple(suite.name for suite in self.tests)
         test, counted = held_out_sample([shard.path for shard in self.test], settings.pop("sample_bytes"))
         report, budgets = evaluate(
-            self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS, test=test, split_documents=counted.of,
+            self.package.path / PACKAGE, self.checkpoint.path / WEIGHTS if self.checkpoint else None, test=test,
+            split_documents=counted.of,
             train_tokens=[flat(artifact.path / TOKENS) for artifact in self.tokens],
             train_texts=(batch for shard in self.train for batch in read_texts(shard.path)),
-            seen=Fingerprints.load(self.seen.path), repetition=self.seen.facts(SeenFacts).repetition,
+            seen=Fingerprints.load(self.seen.path) if self.seen else None,
+            repetition=self.seen.facts(SeenFacts).repetition if self.seen else Repetition(),
             suites=self.tests, device=choose_device(self.device), progress=progress, **settings,
         )  # fmt: skip
         report = report.model_copy(update={"samples": self._traced(report.samples)})

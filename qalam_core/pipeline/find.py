@@ -84,7 +84,8 @@ def trace(
     """
     words = _words(text)
     record = runs.record(run)
-    corpora = {run: record.artifacts["prepare"][0], **{one.run: one.corpus for one in record.lineage}}
+    own = {} if record.proposal else {run: record.artifacts["prepare"][0]}
+    corpora = {**own, **{one.run: one.corpus for one in record.lineage}}
     shards: dict[Rules, dict[str, tuple[str, ArtifactFile]]] = {}  # of each normalisation: digest -> nearest run, shard
     usable: dict[str, bool] = {}  # digest of a shard -> whether it has its bytes
     missing = []
@@ -100,6 +101,8 @@ def trace(
         of_rules = shards.setdefault(_rules(corpus), {})
         for file in files:
             of_rules.setdefault(file.digest, (name, file))
+    if record.proposal and record.proposal.unknown:
+        raise StoreError(f"run {run}: it is not known what its model has read: {record.proposal.unknown}")
     if run in missing:
         raise StoreError(
             f"run {run}: its training text, prepare {corpora[run][:12]}, was deleted or is damaged; build its recipe "
@@ -246,7 +249,8 @@ def find(runs: Runs, text: str, shown: int = SHOWN, progress: Progress = no_prog
     )
     known = [records[run] for run in chain if run in records]
     found = [
-        runs.store.reference("ingest", key) for key in dict.fromkeys(k for r in known for k in r.artifacts["ingest"])
+        runs.store.reference("ingest", key)
+        for key in dict.fromkeys(k for r in known for k in r.artifacts.get("ingest", ()))
     ]
     kept = [artifact for artifact in found if artifact.exists()]
     places = list(_places(own, kept, progress))

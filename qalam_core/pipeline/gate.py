@@ -126,7 +126,7 @@ class Gate(Stage):
     evaluation: Artifact
     package: Artifact
     test: tuple[ArtifactFile, ...]  # shards
-    seen: Artifact  # what the model and its ancestors have read
+    seen: Artifact | None  # what the model and its ancestors have read; None where that is not recorded
     incumbent: Incumbent | None
     incumbent_test: tuple[ArtifactFile, ...]
     incumbent_seen: Artifact | None
@@ -135,7 +135,7 @@ class Gate(Stage):
 
     @classmethod
     def of(
-        cls, recipe: Recipe, corpus: Artifact, seen: Artifact, package: Artifact, evaluation: Artifact,
+        cls, recipe: Recipe, corpus: Artifact, seen: Artifact | None, package: Artifact, evaluation: Artifact,
         incumbents: Incumbents,
     ) -> Gate:  # fmt: skip
         """The stage for a package that was evaluated on the test split of `corpus`."""

@@ -24,7 +24,11 @@ def earlier_tokenizer(recipe: Recipe, corpus: Artifact, runs: Runs) -> EarlierTo
     if not recipe.tokenizer.keep:
         return None
     for run, record in runs.champions(recipe.name):
-        if record.artifacts["prepare"] == (corpus.digest,) and _settings(record.recipe) == _settings(recipe):
+        if (
+            not record.proposal
+            and record.artifacts["prepare"] == (corpus.digest,)
+            and _settings(record.recipe) == _settings(recipe)
+        ):
             return recorded_tokenizer(runs.store, record)
         found = _of(runs, run, record, recipe, corpus)
         if isinstance(found, str):
@@ -62,6 +66,8 @@ def _settings(recipe: Recipe) -> object:
 
 def _of(runs: Runs, run: str, record: RunRecord, recipe: Recipe, corpus: Artifact) -> EarlierTokenizer | str:
     """The tokenizer of a champion, or why it cannot be kept."""
+    if "vocab" not in record.artifacts:
+        return "it is an edit of a tokenizer, which was not trained on a text that new text could be compared with"
     try:
         (key,) = record.artifacts["vocab"]
         tokenizer = runs.store.artifact("vocab", key)

@@ -70,8 +70,8 @@ class WarmStart:
 
     @classmethod
     def recorded(cls, runs: Runs, record: RunRecord) -> WarmStart | None:
-        """What the training of `record` began with; the parent may have been deleted since."""
-        if not record.lineage:
+        """What the training of `record` began with; the parent may have been deleted since. A proposal has none."""
+        if record.proposal or not record.lineage:
             return None
         parent = record.lineage[0]
         path = runs.store.root / "runs" / parent.run / "model"
@@ -105,9 +105,10 @@ def warm_start(recipe: Recipe, documents: Documents, runs: Runs) -> WarmStart | 
             return None
         start = _checked(WarmStart.of(runs, run, recipe), recipe, runs)
         if requested == "continue" and not start.state:
+            why = "is an edit, and not a training" if record.proposal else "left no state of its training"
             log.warning(
-                "run %s left no state of its training that can be continued: the weights alone are taken, for %d steps "
-                "on all text", run, recipe.train.steps,
+                "run %s %s that can be continued: its weights alone are taken, for %d steps on all text",
+                run, why, recipe.train.steps,
             )  # fmt: skip
         return start
     log.info("there is no champion under %s yet: the weights start at random", recipe.name)
@@ -158,7 +159,9 @@ def seen_of(runs: Runs, record: RunRecord) -> Artifact | None:
 
 
 def _state_of(runs: Runs, record: RunRecord) -> ArtifactFile | None:
-    """The undamaged state of a run's training."""
+    """The undamaged state of a run's training; a proposal was not trained."""
+    if record.proposal:
+        return None
     try:
         training = runs.store.artifact("train", record.artifacts["train"][0])
     except DamagedError:
@@ -186,7 +189,12 @@ def _cold_is_due(recipe: Recipe, runs: Runs, champion: str, record: RunRecord) -
 
 
 def _is_trained_so(record: RunRecord, start: WarmStart | None, recipe: Recipe, documents: Documents) -> bool:
-    """Whether `recipe` would train as the run of `record` was, which began with `start`, and on the same text."""
+    """Whether `recipe` would train as the run of `record` was, which began with `start`, and on the same text.
+
+    No recipe gives the weights of a proposal: a training begins with them, or their edit would be lost.
+    """
+    if record.proposal:
+        return False
     continued = bool(start and start.state)
     if _training(record.recipe, continued) != _training(recipe, continued):
         return False

@@ -80,7 +80,7 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     kept, new = kept_share(runs, records), amounts.get(Ingest.name, 0)  # about as much of the text is kept as before
     if Prepare.name in stages:  # its shards are not known
         amounts[Tokenize.name] = round(kept * (new if planner.keeps_tokenizer else sum(planner.texts.values())))
-    if Train.name in stages and recipe.train.start == "continue":
+    if Train.name in stages and recipe.train.start == "continue" and planner.continues:
         amounts[Train.name] = continued_steps(runs, records, recipe, kept * new)
     return Plan(tuple(planner.rows), reasons.against, work(stages, amounts, records))
 
@@ -111,6 +111,7 @@ class _Planner(Executor):
     texts: dict[str, int] = field(default_factory=dict)  # bytes of each source file, by the digest of its documents
     amounts: Counter[str] = field(default_factory=Counter)  # of stages in UNITS that are to be built
     keeps_tokenizer: bool = False
+    continues: bool = True  # False where training takes weights alone, such as those of an edit
     _new: dict[str, str] = field(default_factory=dict)  # digest -> stage, of what is to be built
 
     def run(self, stage: Stage) -> Artifact:
@@ -125,6 +126,8 @@ class _Planner(Executor):
             if isinstance(stage, Ingest):
                 self.texts[artifact.digest] = text_bytes(artifact)
             return artifact
+        if isinstance(stage, Train):
+            self.continues = stage.settings.continuing is not None
         key, why = stage.identity.digest, self.reasons.why(stage, rebuilt)
         self.rows.append(Row(stage.name, stage.label, "build", why, "" if rebuilt else key))
         if isinstance(stage, Ingest):
@@ -217,7 +220,8 @@ class Reasons:
 def _last_run(runs: Runs, name: str) -> tuple[str, RunRecord | None]:
     for run in runs.newest_of(name):
         with suppress(DamagedError):  # a damaged record must not prevent a build
-            return run, runs.record(run)
+            if not (record := runs.record(run)).proposal:
+                return run, record
     return "", None
 
 

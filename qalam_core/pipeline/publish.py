@@ -25,12 +25,13 @@ from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
 from qalam_core.pipeline.export import PACKAGE, ExportFacts
 from qalam_core.pipeline.gate import GateFacts, verdict_of
+from qalam_core.pipeline.propose import PROVENANCE, Candidate, Propose
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.reports.chain import chain_of
 from qalam_core.reports.markdown import markdown
-from qalam_core.runs import RunRecord, Runs, SeenFacts, TrainFacts, exceptions
+from qalam_core.runs import ProposedFacts, RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
 
 DEPENDENCIES = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
@@ -79,11 +80,19 @@ class Published:
         return all(artifact.cached for artifact in self.artifacts)
 
 
-def publish(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> Published:
-    """All artifacts of a build -> a run, which becomes champion if it passed the gate (Runs.offer)."""
-    run = create_run(runs, recipe, artifacts)
+def publish(
+    runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None = None
+) -> Published:  # fmt: skip
+    """All artifacts of a build, or of a proposal -> a run, which becomes champion if it passed the gate (Runs.offer),
+    unless the candidate is only to be judged."""
+    run = create_run(runs, recipe, artifacts, candidate)
     record, before = runs.record(run), runs.champion(recipe.name)
-    held = runs.offer(recipe.name, run, _now()) if record.verdict.passed else ""
+    held = ""
+    if record.verdict.passed and candidate and candidate.only_judged:
+        if before is None or runs.model(before) != runs.model(run):
+            held = f"it was only to be judged; `qalam promote {run}` makes it champion"
+    elif record.verdict.passed:
+        held = runs.offer(recipe.name, run, _now())
     champion = runs.champion(recipe.name)
     same = champion if record.verdict.passed and champion and champion != run and not held else ""
     return Published(
@@ -91,11 +100,12 @@ def publish(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> Publis
     )
 
 
-def create_run(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> str:
-    """All artifacts of a build -> the id of the run, which is created if it does not exist."""
+def create_run(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None = None) -> str:
+    """All artifacts of a build, or of a proposal -> the id of the run, which is created if it does not exist."""
     last = {artifact.stage: artifact for artifact in artifacts}
-    run = runs.run_id(recipe.name, digest({"package": last["export"].digest, "verdict": last["gate"].digest}))
-    runs.publish(run, lambda folder: _fill(folder, runs, run, recipe, artifacts, _now()))
+    package = last[Propose.name if candidate else "export"].digest
+    run = runs.run_id(recipe.name, digest({"package": package, "verdict": last["gate"].digest}))
+    runs.publish(run, lambda folder: _fill(folder, runs, run, recipe, artifacts, candidate, _now()))
     return run
 
 
@@ -104,7 +114,8 @@ def _now() -> str:
 
 
 def _fill(
-    folder: Path, runs: Runs, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str
+    folder: Path, runs: Runs, run: str, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None,
+    created: str,
 ) -> None:  # fmt: skip
     """Write a run's folder."""
     from qalam_core.reports.page import page  # imports matplotlib, which a cached build does not need
@@ -113,11 +124,20 @@ def _fill(
     for artifact in artifacts:
         by_stage.setdefault(artifact.stage, []).append(artifact)
     last = {stage: made[-1] for stage, made in by_stage.items()}
-    package, evaluation = last["export"].path / PACKAGE, last["evaluate"]
-    corpus, training = last["prepare"].facts(CorpusFacts), last["train"].facts(TrainFacts)
-    seen, gate = last["seen"].facts(SeenFacts), last["gate"].facts(GateFacts)
-    exported = last["export"].facts(ExportFacts)
-    lineage, kept = exported.lineage, exported.kept
+    corpus, gate, evaluation = last["prepare"].facts(CorpusFacts), last["gate"].facts(GateFacts), last["evaluate"]
+    made: TrainFacts | ProposedFacts
+    provenance: dict[str, str] = {}
+    if candidate:
+        made, package = last[Propose.name].facts(ProposedFacts), last[Propose.name].path / PACKAGE
+        seen, lineage, kept, proposal = candidate.read, candidate.lineage, candidate.kept, candidate.proposal
+        origin = f"run {lineage[0].run}, package {lineage[0].package}" if lineage else "unknown"
+        provenance = {PROVENANCE: last[Propose.name].digest, "ancestors": f"{len(lineage)}", "initial_weights": origin}
+        metrics = []
+    else:
+        made, package, exported = last["train"].facts(TrainFacts), last["export"].path / PACKAGE, last["export"]
+        facts = exported.facts(ExportFacts)
+        seen, lineage, kept, proposal = last["seen"].facts(SeenFacts), facts.lineage, facts.kept, None
+        metrics = _metrics(last["train"].path)
     report, budgets = measured(evaluation)
     record = RunRecord(
         created=created,
@@ -130,10 +150,11 @@ def _fill(
         lineage=lineage,
         seen=seen,
         tokenizer=kept,
+        proposal=proposal,
         verdict=verdict_of(last["gate"]),
         bits_per_byte=report.bits_per_byte,
         package_mb=budgets.package_mb,
-        parameters=training.parameters,
+        parameters=made.parameters,
         code=metadata.version("al-qalam"),
         machine={
             "system": platform.system(),
@@ -146,14 +167,15 @@ def _fill(
     (folder / PACKAGE).mkdir()
     for file in package.iterdir():  # not copytree, whose error has no errno for the store
         shutil.copy(file, folder / PACKAGE)
-    replace_card(folder / PACKAGE, model_card(recipe, corpus, training, lineage, seen, report, kept))
+    card = model_card(recipe, corpus, made, lineage, seen, report, kept, proposal)
+    replace_card(folder / PACKAGE, card, provenance)
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
     chain = chain_of(runs, run, record, report)
     text = markdown(run, record, report, budgets, corpus, chain)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    html = page(run, record, report, corpus, _metrics(last["train"].path), chain)
+    html = page(run, record, report, corpus, metrics, chain)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -162,11 +184,12 @@ def render_page(runs: Runs, run: str) -> str:
     from qalam_core.reports.page import page
 
     record, report = runs.record(run), runs.report(run)
-    corpus, training = (runs.store.reference(stage, record.artifacts[stage][0]) for stage in ("prepare", "train"))
+    corpus = runs.store.reference("prepare", record.artifacts["prepare"][0])
+    trained = [runs.store.reference("train", key) for key in record.artifacts.get("train", ())]
     return page(
         run, record, report,
         corpus.facts(CorpusFacts) if corpus.exists() else None,
-        _metrics(training.path) if training.exists() else (),
+        [line for training in trained if training.exists() for line in _metrics(training.path)],
         chain_of(runs, run, record, report),
     )  # fmt: skip
 

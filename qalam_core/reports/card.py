@@ -9,12 +9,12 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Report
 from qalam_core.recipe import Recipe, Source
 from qalam_core.reports.render import render
-from qalam_core.runs import Ancestor, KeptTokenizer, SeenFacts, TrainFacts
+from qalam_core.runs import Ancestor, KeptTokenizer, Proposal, ProposedFacts, SeenFacts, TrainFacts
 
 
 def model_card(
-    recipe: Recipe, corpus: CorpusFacts, train: TrainFacts, lineage: Sequence[Ancestor], seen: SeenFacts,
-    report: Report | None = None, kept: KeptTokenizer | None = None,
+    recipe: Recipe, corpus: CorpusFacts, made: TrainFacts | ProposedFacts, lineage: Sequence[Ancestor],
+    seen: SeenFacts, report: Report | None = None, kept: KeptTokenizer | None = None, proposal: Proposal | None = None,
 ) -> str:  # fmt: skip
     """MODEL_CARD.md. Without a `report` it is the card of a package that was not measured yet, and says so."""
     # slice names as in the report: where there is none, the last part of the path
@@ -23,8 +23,8 @@ def model_card(
         for source in recipe.corpus.sources
     ]
     return render(
-        "card.md", recipe=recipe, sources=sources, corpus=corpus, facts=train, lineage=lineage, seen=seen,
-        kept=kept, report=report,
+        "card.md", recipe=recipe, sources=sources, corpus=corpus, facts=made, lineage=lineage, seen=seen,
+        kept=kept, report=report, proposal=proposal,
     )  # fmt: skip
 
 

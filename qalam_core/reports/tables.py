@@ -10,7 +10,7 @@ from qalam_core.corpus.prepare import CorpusFacts, SliceCounts
 from qalam_core.evaluation.model_tests.judging import score_text
 from qalam_core.evaluation.model_tests.outcomes import Outcome, Outcomes
 from qalam_core.evaluation.results import Compared, Comparison, Copied, Report, Slice, Verdict
-from qalam_core.runs import Ancestor, KeptTokenizer, RunRecord, SeenFacts, states
+from qalam_core.runs import Ancestor, KeptTokenizer, Proposal, RunRecord, SeenFacts, states
 from qalam_core.tokens.fit import ENOUGH_BYTES
 
 _DECIDED = {"passed": "passed", "waiting": "waits for a person", "refused": "refused"}
@@ -42,17 +42,28 @@ def headline(run: str, record: RunRecord) -> str:
 
 def provenance(record: RunRecord) -> list[tuple[str, str]]:
     """(label, text): when and where a run was built, and from what."""
-    machine, own = record.machine, record.seen.own
+    machine, proposal = record.machine, record.proposal
+    own = record.seen.lineage if proposal else record.seen.own
     tokenizer = [("tokenizer", kept_text(record.tokenizer))] if record.tokenizer else []
+    origin = record.origin if proposal else f"training {record.origin}"
+    proposed = [("proposed", proposed_text(proposal))] if proposal else []
+    unknown = f"not known: {proposal.unknown}" if proposal and proposal.unknown else ""
     most = {clipped(name, 40): own[name] for name in sorted(own, key=lambda name: -own[name])[:3]}
     return [
         ("built", f"{record.created[:16].replace('T', ' ')} UTC by Al-Qalam {record.code}, on {machine['system']} "
                   f"{machine['processor']} with {machine['cores']} cores"),
-        ("from", f"recipe {record.recipe.name}, seed {record.recipe.seed}; training {record.origin}"),
-        ("read", f"{sum(own.values()):,} documents: {by_source(most)}"
+        ("from", f"recipe {record.recipe.name}, seed {record.recipe.seed}; {origin}"),
+        *proposed,
+        ("read", unknown or f"{sum(own.values()):,} documents: {by_source(most)}"
                  + (f", and {len(own) - len(most)} more sources" if len(own) > len(most) else "")),
         *tokenizer,
     ]  # fmt: skip
+
+
+def proposed_text(proposal: Proposal) -> str:
+    """Who proposed a package, why, and what was edited, in a few words."""
+    edited = "; ".join(proposal.edits or proposal.changes)
+    return f"by {proposal.who}: {proposal.why}" + (f" ({edited})" if edited else "")
 
 
 def kept_text(kept: KeptTokenizer) -> str:
@@ -160,8 +171,11 @@ def shown_ancestors(lineage: Sequence[Ancestor]) -> list[Ancestor]:
     return [ancestor for place, ancestor in enumerate(lineage) if place < _SHOWN or ancestor.accepted]
 
 
-def origin_text(lineage: Sequence[Ancestor], seen: SeenFacts) -> str:
-    """What a training began with, and what the model has read in all: one paragraph, with source names as they are."""
+def origin_text(lineage: Sequence[Ancestor], seen: SeenFacts, proposal: Proposal | None = None) -> str:
+    """What a training or an edit began with, and what the model has read in all: one paragraph, with source names as
+    they are."""
+    if proposal:
+        return _proposed_origin(lineage, seen, proposal)
     own = f"{sum(seen.own.values()):,}"
     if not lineage:
         return (
@@ -180,6 +194,15 @@ def origin_text(lineage: Sequence[Ancestor], seen: SeenFacts) -> str:
         f"read, and not only the texts of its own corpus: {sum(seen.lineage.values()):,} distinct documents in all, "
         f"{own} of them in its own training. {gone}"
     )
+
+
+def _proposed_origin(lineage: Sequence[Ancestor], seen: SeenFacts, proposal: Proposal) -> str:
+    weights = f"Its weights are an edit of those of run {lineage[0].run}" if lineage else "Its weights were imported"
+    text = f"{weights}; no training was run. Proposed {proposed_text(proposal)}."
+    if proposal.unknown:
+        return f"{text} What the model has read is not known: {proposal.unknown}. It may have read the test documents."
+    before = f", and the {len(lineage) - 1} before it," if len(lineage) > 1 else ""
+    return f"{text} It has read what that run{before} had read: {sum(seen.lineage.values()):,} distinct documents."
 
 
 def by_source(counts: Mapping[str, int]) -> str:

@@ -27,6 +27,7 @@ REPORTS = "https://models.example.org/runs"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 BUILD, ON_NEW_CORPUS = "build_model/nightly-build-daily", "build_model/on-new-corpus-daily"
 EVALUATE, REPRODUCE = "evaluate_champion/evaluate-champion-daily", "reproduce_champion/reproduce-champion-daily"
+PROPOSE = "propose_model/propose-daily"
 LONG = 1_500  # training steps, about eight seconds on a free core
 T = TypeVar("T")
 

@@ -19,6 +19,7 @@ from al_qalam.tasks import events
 from qalam_core.errors import QalamError
 from qalam_core.evaluation.results import Check, Verdict
 from qalam_core.pipeline.publish import Published
+from qalam_core.runs import Proposal
 from qalam_core.store import Store
 from tests.conftest import Built, sentences, tiny_recipe
 
@@ -93,6 +94,26 @@ def test_what_became_of_a_run(
     events.announce(store, published, "tiny")
     assert [left["event"] for left in outbox(store)] == ([event] if event else [])
     assert all(left["payload"]["decision"] == published.decision for left in outbox(store))
+
+
+@pytest.mark.parametrize(
+    ("failed", "promoted", "before"),
+    [((), True, events.PROMOTED), (("champion",), False, events.GATE_REFUSED), ((), False, None)],
+)
+@pytest.mark.usefixtures("server")
+def test_every_decision_on_a_proposal(
+    built: Built, tmp_path: Path, failed: tuple[str, ...], promoted: bool, before: str | None
+) -> None:
+    """Also of one that was decided before: whoever proposed it waits for an answer."""
+    made, store = outcome(built, *failed, promoted=promoted), Store(tmp_path)
+    proposal = Proposal(package="0" * 64, why="x\x1b", who="amal", edits=(), changes=(), unknown="")
+    published = replace(made, record=made.record.model_copy(update={"proposal": proposal}))
+    events.announce(store, published, "tiny")
+    left = {one["event"]: one["payload"] for one in outbox(store)}
+    assert left.keys() == {events.PROPOSED, before} - {None}
+    decided = left[events.PROPOSED]
+    assert (decided["who"], decided["passed"], decided["parent"]) == ("amal", not failed, "")
+    assert "\x1b" not in decided["why"]
 
 
 @pytest.mark.parametrize(

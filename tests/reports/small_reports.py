@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from qalam_core.corpus.prepare import CorpusFacts, SliceCounts, SplitCounts
 from qalam_core.evaluation.results import (
     Bits,
+    Contamination,
     Generation,
+    Overlap,
     Report,
     Sample,
     Slice,
@@ -78,6 +80,9 @@ def report(text: str = "البيت", model: float = 1.5) -> Report:
         integrity=INTACT,
         document_nats=(1.0, 2.0),
         document_bytes=(1, 2),
+        contamination=Contamination(
+            documents=2, words_8=Overlap(copied=0.0, covered=0.01), words_13=Overlap(copied=0.0, covered=0.01)
+        ),
     )
 
 

@@ -58,6 +58,12 @@ def seal(folder: Path, note: str) -> list[str]:
     return changed
 
 
+def edits(card: str) -> tuple[str, ...]:
+    """The lines that `seal` has added to a card since the export: number, note, changes."""
+    _, _, below = card.partition(f"\n{HEADING}\n")
+    return tuple(line for line in below.splitlines() if _NUMBERED.match(line))
+
+
 def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
     """The weights files whose statistics comments are outdated, with new comments."""
     contents = {}

@@ -18,7 +18,19 @@ from al_qalam.tasks.policy import TRAINING_SLOTS
 from tests import ROOT
 from tests.conftest import sentences, tiny_recipe
 from tests.flows.processes import RefusedError, call, clean_environment, qalam, said_once, write_recipe
-from tests.flows.stack import BUILD, ENDED, EVALUATE, ON_NEW_CORPUS, REPORTS, REPRODUCE, SECRET, Stack, steps, until
+from tests.flows.stack import (
+    BUILD,
+    ENDED,
+    EVALUATE,
+    ON_NEW_CORPUS,
+    PROPOSE,
+    REPORTS,
+    REPRODUCE,
+    SECRET,
+    Stack,
+    steps,
+    until,
+)
 
 pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 
@@ -26,7 +38,7 @@ pytestmark = pytest.mark.timeout(900)  # minutes on a busy machine
 
 
 def test_the_deployments_on_the_server(stack: Stack) -> None:
-    for name in (BUILD, ON_NEW_CORPUS, EVALUATE, REPRODUCE, "train_model/train"):
+    for name in (BUILD, ON_NEW_CORPUS, EVALUATE, REPRODUCE, PROPOSE, "train_model/train"):
         deployment = stack.deployment(name)
         assert "qalam" in deployment["tags"]
         assert deployment["version"]
@@ -68,7 +80,7 @@ def test_deploying_again_changes_nothing(stack: Stack) -> None:
     done = qalam("deploy", stack.recipe_file, cwd=stack.folder, **deploying)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if not line.endswith("unchanged)")] == []
-    assert done.stdout.count("\ndeployment ") == 5
+    assert done.stdout.count("\ndeployment ") == 6
     assert of_server(stack) == before
 
 
@@ -141,7 +153,7 @@ def test_prefects_own_command_deploys_the_file(stack: Stack, tmp_path: Path) -> 
         env=environment, capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("successfully created") == 5
+    assert done.stdout.count("successfully created") == 6
 
 
 def test_an_invalid_recipe_is_not_deployed(stack: Stack, tmp_path: Path) -> None:
