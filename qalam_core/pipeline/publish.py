@@ -7,6 +7,7 @@ the manifest, differ between the two.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -19,18 +20,25 @@ from typing import Any
 
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Verdict
-from qalam_core.files import digest
+from qalam_core.files import NOT_THERE, digest, read_bytes
 from qalam_core.package.write import replace_card
 from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
 from qalam_core.pipeline.export import PACKAGE, ExportFacts
 from qalam_core.pipeline.gate import GateFacts, verdict_of
+from qalam_core.pipeline.review import Side, review
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.reports.markdown import markdown
+from qalam_core.reports.review import NO_CHAMPION, review_page
+from qalam_core.review.summary import Review
 from qalam_core.runs import RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
+
+log = logging.getLogger(__name__)
+
+REVIEW, REVIEW_PAGE = "review.json", "review.html"
 
 DEPENDENCIES = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
 """Distributions whose versions are recorded."""
@@ -94,7 +102,7 @@ def create_run(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact]) -> str
     """All artifacts of a build -> the id of the run, which is created if it does not exist."""
     last = {artifact.stage: artifact for artifact in artifacts}
     run = runs.run_id(recipe.name, digest({"package": last["export"].digest, "verdict": last["gate"].digest}))
-    runs.publish(run, lambda folder: _fill(folder, run, recipe, artifacts, _now()))
+    runs.publish(run, lambda folder: _fill(folder, runs, run, recipe, artifacts, _now()))
     return run
 
 
@@ -102,7 +110,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str) -> None:
+def _fill(
+    folder: Path, runs: Runs, run: str, recipe: Recipe, artifacts: Sequence[Artifact], created: str
+) -> None:  # fmt: skip
     """Write a run's folder."""
     from qalam_core.reports.page import page  # imports matplotlib, which a cached build does not need
 
@@ -147,10 +157,40 @@ def _fill(folder: Path, run: str, recipe: Recipe, artifacts: Sequence[Artifact],
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
-    text = markdown(run, record, report, budgets, corpus)
+    found = _review(folder, runs, run, record)
+    text = markdown(run, record, report, budgets, corpus, found)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    html = page(run, record, report, corpus, _metrics(last["train"].path))
+    html = page(run, record, report, corpus, _metrics(last["train"].path), found)
     (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def _review(folder: Path, runs: Runs, run: str, record: RunRecord) -> Review | str:
+    """Write the review against the champion; -> it, or why there is none.
+
+    No stage: nothing is built from it, and a build does not fail by what its review finds missing.
+    """
+    if not record.incumbent:
+        return NO_CHAMPION
+    try:
+        found = review(Side.recorded(runs, record.incumbent), Side(run, folder / PACKAGE, runs, run, record))
+        html = review_page(found)
+    except Exception as error:  # the model is built and judged, whatever is wrong with its review
+        problem = f"The review against {record.incumbent} failed ({type(error).__name__}: {error})."
+        log.warning("%s", problem, exc_info=True)
+        return problem
+    (folder / REVIEW).write_bytes(found.to_json())
+    (folder / REVIEW_PAGE).write_text(html, encoding="utf-8")
+    return found
+
+
+def _written_review(folder: Path, record: RunRecord) -> Review | str:
+    """The review that was written into a run's folder, or why there is none."""
+    if not record.incumbent:
+        return NO_CHAMPION
+    try:
+        return Review.model_validate_json(read_bytes(folder / REVIEW))
+    except (*NOT_THERE, ValueError):
+        return f"There is no readable review; `qalam review {record.incumbent} {folder.name}` makes one."
 
 
 def render_page(runs: Runs, run: str) -> str:
@@ -162,7 +202,7 @@ def render_page(runs: Runs, run: str) -> str:
     return page(
         run, record, runs.report(run),
         corpus.facts(CorpusFacts) if corpus.exists() else None,
-        _metrics(training.path) if training.exists() else (),
+        _metrics(training.path) if training.exists() else (), _written_review(runs.folder(run), record),
     )  # fmt: skip
 
 

@@ -6,12 +6,17 @@ from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.recipe import to_toml
 from qalam_core.reports.render import render
+from qalam_core.reports.review import NO_CHAMPION
+from qalam_core.review.summary import Review
 from qalam_core.runs import RunRecord
 
 
-def markdown(run: str, record: RunRecord, report: Report, budgets: Budgets, corpus: CorpusFacts) -> str:
-    """The report of `run` in GitHub's Markdown."""
+def markdown(
+    run: str, record: RunRecord, report: Report, budgets: Budgets, corpus: CorpusFacts,
+    review: Review | str = NO_CHAMPION,
+) -> str:  # fmt: skip
+    """The report of `run` in GitHub's Markdown, with its review or a sentence why there is none."""
     return render(
         "report.md", run=run, record=record, recipe_toml=to_toml(record.recipe), report=report, budgets=budgets,
-        verdict=record.verdict, corpus=corpus,
+        verdict=record.verdict, corpus=corpus, review=review,
     )  # fmt: skip

@@ -14,7 +14,9 @@ from qalam_core.evaluation.results import Piece, Report, Sample
 from qalam_core.recipe import to_toml
 from qalam_core.reports import plots
 from qalam_core.reports.render import render
+from qalam_core.reports.review import NO_CHAMPION
 from qalam_core.reports.tables import Row, corpus_rows, slices
+from qalam_core.review.summary import Review
 from qalam_core.runs import RunRecord
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -24,8 +26,11 @@ _UNLIKELY = 5  # words of a sample whose probability is written out
 _LEVELS = (0.01, 0.05, 0.2, 0.5)  # probabilities from which a word's line is thicker
 
 
-def page(run: str, record: RunRecord, report: Report, corpus: CorpusFacts | None, metrics: Metrics) -> str:
-    """The page of `run`; `metrics` are the lines of metrics.jsonl."""
+def page(
+    run: str, record: RunRecord, report: Report, corpus: CorpusFacts | None, metrics: Metrics,
+    review: Review | str = NO_CHAMPION,
+) -> str:  # fmt: skip
+    """The page of `run`; `metrics` are the lines of metrics.jsonl, `review` is a sentence where there is none."""
     rows = slices(report, record.verdict.comparison)
     curves, once = _training_plots(metrics)
     drawn = {**curves, **_bits_plot(rows)}
@@ -40,7 +45,7 @@ def page(run: str, record: RunRecord, report: Report, corpus: CorpusFacts | None
         "report.html", run=run, record=record, stages=list(record.artifacts), recipe=record.recipe,
         recipe_toml=to_toml(record.recipe), report=report, verdict=record.verdict, slices=rows, drawn=_DRAWN,
         facts=corpus, counts=counts, trained=bool(metrics), once=once,
-        heat=_heat, percent=_percent, unlikely=_unlikely,
+        review=review, heat=_heat, percent=_percent, unlikely=_unlikely,
         plots={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  # matplotlib escapes text
     )  # fmt: skip
 
