@@ -57,12 +57,13 @@ class DocumentChange(Frozen):
 class PartChange(Frozen):
     """Bits per byte of a part of the texts: a slice, or a range of positions in the context."""
 
-    name: str  # of the slice; "0-31" of positions
+    name: str  # of the slice; "0-31" of positions, whose change is relative to that of all of them
     documents: int
     bytes: int
     old: float  # bits per byte
     new: float
     z: float | None  # of the change, against the noise of documents and of seeds; None where there is too little text
+    alarm: bool = False  # surely dearer, by more than a margin
 
     @property
     def change(self) -> float:
@@ -71,12 +72,13 @@ class PartChange(Frozen):
 
 
 class WordShare(Frozen):
-    """How much a model says a word: its probability, averaged over all positions of the texts."""
+    """How much a model says a token: its probability, averaged over all positions of the texts."""
 
     word: str
     old: float
     new: float
-    ratio: float  # new / old, both with a small share added, so that unseen words do not stand out
+    written: float  # the share that it has in the texts; a model that predicts well is near it
+    ratio: float  # new / old, both with half a token added, so that words that are never said do not stand out
     z: float  # of log(ratio), against other words that are said as often
     alarm: bool = False
 
@@ -115,6 +117,7 @@ class TextChange(Frozen):
     dearer: tuple[WordCost, ...]
     frequent_ratio: float  # of words said at least once in a thousand: 99% have a ratio within this and 1 / this
     by_first_token: bool  # whether shares are of first tokens of words, because the tokenizers differ
+    alarm: bool = False  # surely dearer, by more than a margin
 
     @property
     def change(self) -> float:
