@@ -207,8 +207,8 @@ def _excerpt(begins: Ids, ends: Ids, change: Floats) -> tuple[int, int]:
 
 
 def _alarms(change: TextChange) -> Iterator[Alarm]:
-    def alarm(section: str, message: str) -> Alarm:
-        return Alarm(section=section, severity="high", message=message)
+    def alarm(message: str) -> Alarm:
+        return Alarm(section="behaviour", severity="high", message=message)
 
     if change.alarm:
         yield alarm(
@@ -216,17 +216,17 @@ def _alarms(change: TextChange) -> Iterator[Alarm]:
         )
     for part in change.slices:
         if part.alarm:
-            yield alarm("behaviour", f"Slice {quote(part.name)} of the {change.name} costs {part.change:+.1%}.")
+            yield alarm(f"Slice {quote(part.name)} of the {change.name} costs {part.change:+.1%}.")
     for part in change.positions:
         if part.alarm:
-            yield alarm("behaviour", f"Positions {part.name} of the context cost {part.change:+.1%} ({change.name}).")
+            yield alarm(f"Positions {part.name} of the context cost {part.change:+.1%} ({change.name}).")
     for word in (*change.more, *change.less):
         if word.alarm:
             verb = f"{word.ratio:.3g} times as often" if word.ratio > 1 else f"{1 / word.ratio:.3g} times less often"
-            yield alarm("words", f"The new model says {quote(word.word)} {verb} ({change.name}).")
+            yield alarm(f"The new model says {quote(word.word)} {verb} ({change.name}).")
     for cost in change.dearer:
         if cost.alarm:
-            yield alarm("words", f"{quote(cost.word)} costs {cost.change:+.1f} nats each time ({change.name}).")
+            yield alarm(f"{quote(cost.word)} costs {cost.change:+.1f} nats each time ({change.name}).")
 
 
 def _prompt_alarms(prompts: Sequence[PromptChange]) -> Iterator[Alarm]:
@@ -234,6 +234,6 @@ def _prompt_alarms(prompts: Sequence[PromptChange]) -> Iterator[Alarm]:
         if prompt.divergence >= DIVERGENCE:
             after = f"after {quote(prompt.prompt)}" if prompt.prompt else "at the beginning of a document"
             yield Alarm(
-                section="prompts", severity="high",
+                section="behaviour", severity="high",
                 message=f"The next words {after} are others ({prompt.divergence:.2f} of 1 bit).",
             )  # fmt: skip

@@ -18,7 +18,7 @@ Severity = Literal["high", "low"]
 class Alarm(Frozen):
     """A change that a person should look at; two honest trainings of one recipe raise none."""
 
-    section: str  # "behaviour", "words", "weights", "tokenizer", "data", "recipe"
+    section: str  # "recipe", "data", "tokenizer", "behaviour", "weights"
     severity: Severity  # "low": the models behave the same, or the change may well be meant
     message: str  # one sentence; it may quote words of the text, so escape it
 

@@ -45,9 +45,7 @@ def tokenizer_changes(old: Package, new: Package, texts: Mapping[str, Sequence[s
         normalisation_changed=first.rules != second.rules,
         texts=measured,
         alarms=tuple(_alarms(old, new, measured)),
-        unavailable=tuple(
-            f"The {name} is empty, so its tokens were not counted." for name in texts if not any(texts[name])
-        ),
+        unavailable=tuple(f"The {name} is empty, so its tokens were not counted." for name in empty),
     )
 
 
