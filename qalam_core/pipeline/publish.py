@@ -81,6 +81,11 @@ class Published:
         return f"waits for a person (qalam promote {self.run} {flags} --why REASON): {reasons}"
 
     @property
+    def review(self) -> Review | str:
+        """The review against the champion, or why there is none."""
+        return written_review(self.folder, self.record)
+
+    @property
     def cached(self) -> bool:
         """Whether nothing had to be built."""
         return all(artifact.cached for artifact in self.artifacts)
@@ -183,7 +188,7 @@ def _review(folder: Path, runs: Runs, run: str, record: RunRecord) -> Review | s
     return found
 
 
-def _written_review(folder: Path, record: RunRecord) -> Review | str:
+def written_review(folder: Path, record: RunRecord) -> Review | str:
     """The review that was written into a run's folder, or why there is none."""
     if not record.incumbent:
         return NO_CHAMPION
@@ -202,7 +207,7 @@ def render_page(runs: Runs, run: str) -> str:
     return page(
         run, record, runs.report(run),
         corpus.facts(CorpusFacts) if corpus.exists() else None,
-        _metrics(training.path) if training.exists() else (), _written_review(runs.folder(run), record),
+        _metrics(training.path) if training.exists() else (), written_review(runs.folder(run), record),
     )  # fmt: skip
 
 

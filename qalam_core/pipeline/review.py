@@ -6,28 +6,39 @@ reason: what was not looked at has not passed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings
+from qalam_core.corpus.readers import DOCUMENTS
+from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import QalamError, StoreError
+from qalam_core.evaluation.sampling import HeldOutSample, held_out_sample
 from qalam_core.files import disk_problem, read_bytes, sha256_bytes
 from qalam_core.package import read
+from qalam_core.package.read import Package
 from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.prepare import shards_of
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe
-from qalam_core.review.data import DataChanges, Prepared, data_changes
+from qalam_core.review.data import Prepared, data_changes
 from qalam_core.review.recipe import recipe_changes
+from qalam_core.review.results import Behaviour
 from qalam_core.review.summary import Decision, Model, Review, reviewed
+from qalam_core.review.tokenizer import tokenizer_changes
+from qalam_core.review.weights import weight_changes
 from qalam_core.runs import RunRecord, Runs, states
 from qalam_core.store import Artifact
 
-HELD_OUT_BYTES = 300_000
-"""Held-out text that is measured, and as much of the training text."""
+TEXT_BYTES = 200_000
+"""Of the held-out text, and of the training text, that are measured."""
 
-_RAW_BYTES = 100_000  # of text as it was read
+RAW = "raw text"
+_RAW_FILES, _RAW_DOCUMENTS, _RAW_CHARACTERS = 20, 200, 1000  # of text as it was read
 SEED = 20_120_823
 """Of samples; not the recipe's, so that two reviews of a model show the same documents."""
 
@@ -73,6 +84,14 @@ class Side:
         if not artifact.exists():
             raise StoreError(f"the corpus of run {self.run} was deleted from the store")
         return artifact
+
+    @property
+    def has_corpus(self) -> bool:
+        """Whether its prepared corpus is in the store."""
+        try:
+            return self.corpus.exists()
+        except StoreError:
+            return False
 
     @property
     def recipe(self) -> Recipe:
@@ -135,15 +154,74 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
         return None
 
     recipe = section("recipe", lambda: recipe_changes(old.recipe, new.recipe, old.versions, new.versions))
-    data = section("data", lambda: _data(old, new))
+    data = section("data", lambda: data_changes(old.prepared, new.prepared, SEED))
+    source = next((side for side in (new, old) if side.has_corpus), new)
+    packages = section("weights", lambda: (read(old.folder), read(new.folder)))
+    texts = section("behaviour", lambda: _samples(source))
+    tokenizer = behaves = weights = None
+    if packages:
+        tokenizer = section("tokenizer", lambda: tokenizer_changes(*packages, _texts(source, texts)))
+        weights = section("weights", lambda: weight_changes(*packages))
+        if texts:
+            behaves = section("behaviour", lambda: _behaviour(source, packages, texts, progress))
+    else:
+        missing |= dict.fromkeys(("tokenizer", "behaviour"), missing["weights"])
     return reviewed(
-        old.model, new.model, new.decision, recipe=recipe, data=data, tokenizer=None, behaviour=None, weights=None,
-        missing=missing | dict.fromkeys(("tokenizer", "behaviour", "weights"), "it is not measured"),
+        old.model, new.model, new.decision, recipe=recipe, data=data, tokenizer=tokenizer, behaviour=behaves,
+        weights=weights, missing=missing,
     )  # fmt: skip
 
 
-def _data(old: Side, new: Side) -> DataChanges:
-    return data_changes(old.prepared, new.prepared, SEED)
+def _behaviour(
+    source: Side, packages: tuple[Package, Package], texts: Mapping[str, HeldOutSample], progress: Progress
+) -> Behaviour:
+    from qalam_core.review.behaviour import behaviour  # imports torch
+
+    gate = source.recipe.gate
+    found = behaviour(
+        *packages, {name: sample.documents for name, sample in texts.items()}, gate.prompts, seed=SEED,
+        seed_sd=gate.seed_sd, progress=progress,
+    )  # fmt: skip
+    counted = {text.name: text.counted.model_copy(update={"of": texts[text.name].counted.of}) for text in found.texts}
+    measured = (text.model_copy(update={"counted": counted[text.name]}) for text in found.texts)
+    return found.model_copy(update={"texts": tuple(measured)})
+
+
+def _samples(source: Side) -> dict[str, HeldOutSample]:
+    """The texts that are measured, by name."""
+    splits = {"held-out text": "test", "training text": "train"}
+    return {
+        name: held_out_sample([shard.path for shard in shards_of(source.corpus, split)], TEXT_BYTES)
+        for name, split in splits.items()
+    }
+
+
+def _texts(source: Side, samples: Mapping[str, HeldOutSample] | None) -> dict[str, list[str]]:
+    """What is tokenized, by name; nothing where the store has no text of either model."""
+    if not samples:
+        return {"held-out text": [], RAW: []}
+    return {"held-out text": [text for _, text in samples["held-out text"].documents], RAW: _raw(source)}
+
+
+def _raw(source: Side) -> list[str]:
+    """Some documents as they were read, with all marks, spread evenly over the source files and over each file."""
+    store, corpus = source.runs.store, source.corpus
+    keys = [key for name, key in sorted(corpus.manifest.inputs.items()) if name.startswith("documents-")]
+    chosen = [keys[place] for place in _spread(len(keys), _RAW_FILES)]
+    found: list[str] = []
+    for artifact in (store.reference("ingest", key) for key in chosen):
+        if artifact.exists():
+            batches = list(read_texts(artifact.path / DOCUMENTS))  # mapped, not read
+            ends = np.cumsum([0, *map(len, batches)])
+            for row in _spread(int(ends[-1]), max(1, _RAW_DOCUMENTS // len(chosen))):
+                at = int(np.searchsorted(ends, row, side="right")) - 1
+                found.append(batches[at].column("text")[row - int(ends[at])].as_py()[:_RAW_CHARACTERS])
+    return found
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places of `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []
 
 
 def _exported_by(runs: Runs, provenance: dict[str, str]) -> str:

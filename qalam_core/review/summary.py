@@ -104,7 +104,8 @@ def _verdict(review: Review, decided: Decision | None) -> str:
     }[review.gate]  # fmt: skip
     if review.gate == "none" and decided:
         result = "passed" if decided.state == "passed" else "did not pass"
-        gate = f"The gate {result} {name}, compared with {decided.against or 'no champion'}, not {review.old.name}"
+        against = decided.against or "no champion"
+        gate = f"The gate {result} {name}, which it compared with {against}, and not with {review.old.name}"
     high = sum(alarm.severity == "high" for alarm in review.alarms)
     alarms = f"{_counted(len(review.alarms), 'alarm')}" + (f", {high} of them high" if high else "")
     unseen = review.unseen()
@@ -221,7 +222,8 @@ def _first(alarms: Sequence[Alarm]) -> str:
     """The first alarm, as a part of a sentence."""
     high = sorted(alarms, key=lambda alarm: alarm.severity != "high")
     more = f" (and {_counted(len(high) - 1, 'further alarm')})" if len(high) > 1 else ""
-    return f"{high[0].message.rstrip('.')}{more}" if high else ""
+    text = high[0].message.rstrip(".") if high else ""
+    return f"{text[:1].lower() if text[:4] == 'The ' else text[:1]}{text[1:]}{more}"
 
 
 def _sentence(parts: Sequence[str]) -> str:
