@@ -67,7 +67,7 @@ class RuleDocuments(Frozen):
 class Samples(Frozen):
     """Some documents, drawn by the seed, of `count`."""
 
-    what: str  # "added", "gone", "moved", or the rule that rejected them
+    what: str  # "added", "gone", "moved", or "rejected as too short"
     count: int
     documents: tuple[Excerpt, ...]
 
@@ -289,5 +289,5 @@ def _rejected(new: Prepared, rules: Sequence[RuleDocuments]) -> list[Samples]:
             texts = read_rejects(new.folder, rule, 2)
             total = new.facts.rejected.get(rule, 0)
             documents = tuple(_excerpt(source, "", text[:HEAD], "") for source, text in texts)
-            found.append(Samples(what=rule.replace("_", " "), count=total, documents=documents))
+            found.append(Samples(what=f"rejected as {rule.replace('_', ' ')}", count=total, documents=documents))
     return found

@@ -8,10 +8,11 @@ from typing import Any
 
 from qalam_core.corpus.sources import slice_name
 from qalam_core.evaluation.comparison import loosened
-from qalam_core.recipe import Frozen, Recipe, Requirements
+from qalam_core.recipe import Frozen, Recipe, Requirements, Source
 from qalam_core.review.results import Alarm
 
 _LENGTH = 300  # characters of a value
+_SOURCE = {key: field.default for key, field in Source.model_fields.items()}
 _ELSEWHERE = ("package:", "hf:")  # sources that have the same path on every machine
 
 
@@ -94,6 +95,7 @@ def _portable(path: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):  # a source that was added or removed
-        value = ", ".join(f"{key} {_shown(each)}" for key, each in value.items() if each not in ("", [], {}))
+        other = {key: each for key, each in value.items() if each != _SOURCE.get(key, "")}
+        value = ", ".join(f"{key} {_shown(each)}" for key, each in other.items())
     text = "absent" if value is None else '""' if value == "" else " ".join(str(value).split())
     return text if len(text) <= _LENGTH else f"{text[: _LENGTH - 1]}…"

@@ -223,7 +223,7 @@ def _first(alarms: Sequence[Alarm]) -> str:
     high = sorted(alarms, key=lambda alarm: alarm.severity != "high")
     more = f" (and {_counted(len(high) - 1, 'further alarm')})" if len(high) > 1 else ""
     text = high[0].message.rstrip(".") if high else ""
-    return f"{text[:1].lower() if text[:4] == 'The ' else text[:1]}{text[1:]}{more}"
+    return f"{text[:1].lower()}{text[1:]}{more}"
 
 
 def _sentence(parts: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ def test_the_rule_that_rejects_what_is_gone(tmp_path: Path) -> None:
     assert [(row.rule, row.old, row.new) for row in found.rules] == [("too_short", 0, short)]
     gone, rejected = found.samples
     assert {one.note for one in gone.documents} == {"too short"}
-    assert rejected.what == "too short" and rejected.count == short and rejected.documents[0].text in TEXTS
+    assert rejected.what == "rejected as too short" and rejected.count == short and rejected.documents[0].text in TEXTS
 
 
 def test_moved_between_splits(tmp_path: Path) -> None:
