@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from qalam_core.arabic import Rules, normalise_array
 from qalam_core.corpus.filtered import REJECTS
+from qalam_core.corpus.filters import REASONS
 from qalam_core.corpus.fingerprints import id_numbers
 from qalam_core.corpus.prepare import CorpusFacts, read_rejects
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
@@ -31,6 +32,11 @@ _SAMPLES = 6  # documents of a kind
 _SOURCES = 200  # that are listed, those with the most changes first
 _RULES = 4  # whose documents are shown
 _FEWER, _ENOUGH = 0.2, 20  # a source that loses this share of its documents, of at least so many, is an alarm
+_WAYS = [f"{old} -> {new}" for old in SPLITS for new in SPLITS]
+_UNKNOWN = (
+    f"not among the rejected documents: it is not in the sources, its text changed, or it is longer than {HEAD:,}"
+)
+_NOT_SOUGHT = "unknown: it was not looked for among the rejected documents, which are too many"
 _REJECTS_BYTES = 64_000_000  # of a file of rejected documents in which gone documents are looked for
 
 
@@ -121,55 +127,35 @@ def data_changes(old: Prepared, new: Prepared, seed: int) -> DataChanges:
     unmatched = ""
     if old.normalisation != new.normalisation:
         unmatched = "the texts were normalised otherwise, and a document's id is the digest of its normalised text"
-        found = {what: np.zeros(0, np.int64) for what in ("added", "gone", "moved")}
-        places = np.zeros(0, np.int64)
+        added = moved = _Chosen.documents(after, np.zeros(0, np.int64))
+        gone = _Chosen.documents(before, np.zeros(0, np.int64))
     else:
-        place = _places(before.ids, after.ids)
-        moved = np.flatnonzero((place >= 0) & (after.splits != before.splits[place]))
-        places = place[moved]
-        found = {
-            "added": np.flatnonzero(place < 0), "gone": np.flatnonzero(_places(after.ids, before.ids) < 0),
-            "moved": moved,
-        }  # fmt: skip
-    of = {"added": after, "gone": before, "moved": after}
-    counts = {what: np.bincount(of[what].sources[rows], minlength=len(names)) for what, rows in found.items()}
-    kept = [np.bincount(side.sources, minlength=len(names)) for side in (before, after)]
-    rows = [
-        SourceDocuments(name=name, old=int(kept[0][number]), new=int(kept[1][number]),
-                        **{what: int(counts[what][number]) for what in counts})
-        for number, name in enumerate(names)
-    ]  # fmt: skip
+        place = _finder(before.ids)(after.ids)
+        at = np.flatnonzero((place >= 0) & (after.splits != before.splits[place]))
+        moved = _Chosen(after, at, before.splits[place[at]] * len(SPLITS) + after.splits[at], _WAYS)
+        added = _Chosen.documents(after, np.flatnonzero(place < 0))
+        left = np.flatnonzero(_finder(after.ids)(before.ids) < 0)
+        gone = _Chosen(before, left, *_why_gone(before, left, names, new))
+    rules = _rules(old.facts, new.facts)
+    rows = list(_by_source(names, before, after, {"added": added, "gone": gone, "moved": moved}))
     changed = [row for row in rows if row.added or row.gone or row.moved or row.old != row.new]
     changed.sort(key=lambda row: (-max(row.added + row.gone + row.moved, abs(row.new - row.old)), row.name))
-    directions = [f"{SPLITS[a]} -> {SPLITS[b]}" for a, b in zip(
-        before.splits[places].tolist(), after.splits[found["moved"]].tolist(), strict=True)]  # fmt: skip
-    gone = before.ids[found["gone"]]
-    because = _why_gone(gone, before.sources[found["gone"]], names, new) if len(gone) else {}
-    rules = _rules(old.facts, new.facts)
-    notes = {"added": dict[int, str](), "gone": because,
-             "moved": dict(zip(after.ids[found["moved"]].tolist(), directions, strict=True))}  # fmt: skip
-    folders = {"added": new.folder, "gone": old.folder, "moved": new.folder}
+    kinds = (("added", new.folder, added), ("gone", old.folder, gone), ("moved", new.folder, moved))
     samples = [
-        Samples(what=what, count=len(rows_of), documents=_sample(
-            folders[what], of[what], rows_of, seed, notes[what]))
-        for what, rows_of in found.items() if len(rows_of)
-    ]  # fmt: skip
-    samples += _rejected(new, rules)
+        Samples(what=what, count=len(some.rows), documents=_sample(folder, some, seed))
+        for what, folder, some in kinds
+        if len(some.rows)
+    ]
     return DataChanges(
         overall=SourceDocuments(
-            name="all", old=len(before.ids), new=len(after.ids),
-            **{what: len(rows_of) for what, rows_of in found.items()},
+            name="all", old=len(before.ids), new=len(after.ids), added=len(added.rows), gone=len(gone.rows),
+            moved=len(moved.rows),
         ),
         sources=tuple(changed[:_SOURCES]), sources_changed=len(changed), unmatched=unmatched,
-        splits={split: tuple(_in_split(side.facts, split) for side in (old, new)) for split in SPLITS},
-        moves=dict(sorted(Counter(directions).items())),
-        gone_because=_counted(because.get(number, _UNKNOWN) for number in gone.tolist()),
-        rules=rules, samples=tuple(samples),
+        splits={split: (_in_split(old.facts, split), _in_split(new.facts, split)) for split in SPLITS},
+        moves=moved.counts(), gone_because=gone.counts(), rules=rules, samples=(*samples, *_rejected(new, rules)),
         emptied=tuple(row.name for row in rows if row.old and not row.new),
     )  # fmt: skip
-
-
-_UNKNOWN = "not among the rejected documents: it is not in the sources, or its text changed"
 
 
 class _Documents(NamedTuple):
@@ -203,41 +189,72 @@ def _batches(folder: Path, *splits: str) -> Iterator[pa.RecordBatch]:
     return (batch for split in splits or SPLITS for shard in read_split(folder, split) for batch in read_texts(shard))
 
 
-def _places(known: Hashes, wanted: Hashes) -> NDArray[np.int64]:
-    """The place in `known` of each of `wanted`, -1 where it is not there."""
-    if not len(known):
-        return np.full(len(wanted), -1, np.int64)
+class _Chosen(NamedTuple):
+    """Some documents of a corpus, each with a label."""
+
+    of: _Documents
+    rows: NDArray[np.int64]
+    label: NDArray[np.int8]  # index into `labels` of each
+    labels: Sequence[str]
+
+    @classmethod
+    def documents(cls, of: _Documents, rows: NDArray[np.int64]) -> _Chosen:
+        return cls(of, rows, np.zeros(len(rows), np.int8), ("",))
+
+    def counts(self) -> dict[str, int]:
+        """Label -> how many have it, the most frequent first."""
+        found = zip(self.labels, np.bincount(self.label, minlength=len(self.labels)).tolist(), strict=True)
+        return dict(sorted(((label, count) for label, count in found if count), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _by_source(
+    names: Sequence[str], before: _Documents, after: _Documents, chosen: Mapping[str, _Chosen]
+) -> Iterator[SourceDocuments]:
+    counts = {what: np.bincount(some.of.sources[some.rows], minlength=len(names)) for what, some in chosen.items()}
+    counts |= {"old": np.bincount(before.sources, minlength=len(names))}
+    counts |= {"new": np.bincount(after.sources, minlength=len(names))}
+    for number, name in enumerate(names):
+        yield SourceDocuments(name=name, **{what: int(found[number]) for what, found in counts.items()})
+
+
+def _finder(known: Hashes) -> Callable[[Hashes], NDArray[np.int64]]:
+    """A function that gives the place of ids in `known`, -1 where they are not there."""
     order = np.argsort(known)
-    at = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
-    return np.where(known[at] == wanted, at, -1)
+
+    def find(wanted: Hashes) -> NDArray[np.int64]:
+        if not len(known):
+            return np.full(len(wanted), -1, np.int64)
+        at = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
+        return np.where(known[at] == wanted, at, -1)
+
+    return find
 
 
 def _in_split(facts: CorpusFacts, split: str) -> int:
     return facts.splits[split].documents if split in facts.splits else 0
 
 
-def _counted(values: Iterator[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _why_gone(gone: Hashes, sources: NDArray[np.int32], names: Sequence[str], new: Prepared) -> dict[int, str]:
-    """Id -> why a document is not in the new corpus, where that is known: its source is not, or a rule rejected it."""
-    found = {
-        number: "its source is not in the recipe"
-        for number, source in zip(gone.tolist(), sources.tolist(), strict=True)
-        if names[source] not in new.facts.sources
-    }
+def _why_gone(
+    gone: _Documents, rows: NDArray[np.int64], names: Sequence[str], new: Prepared
+) -> tuple[NDArray[np.int8], list[str]]:
+    """Why documents are not in the new corpus, as labels: their source is not, or a rule rejects them."""
+    labels = [_UNKNOWN, "its source is not in the recipe", *(rule.replace("_", " ") for rule in REASONS)]
+    absent = np.array([name not in new.facts.sources for name in names], np.bool_)
+    label = absent[gone.sources[rows]].astype(np.int8)
     rejects = new.folder / REJECTS
-    if len(found) == len(gone) or rejects.stat().st_size > _REJECTS_BYTES:
-        return found
-    wanted = set(gone.tolist()) - found.keys()
+    if label.all():
+        return label, labels
+    if rejects.stat().st_size > _REJECTS_BYTES:
+        return label, [_NOT_SOUGHT, *labels[1:]]
+    find = _finder(gone.ids[rows])
     for batch in read_texts(rejects):
         texts = normalise_array(batch.column("text"), new.normalisation).to_pylist()
-        for text, reason in zip(texts, batch.column("reason").to_pylist(), strict=True):
-            number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-            if number in wanted:
-                found.setdefault(number, reason.replace("_", " "))
-    return found
+        heads = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
+        at = find(np.frombuffer(heads, ">u8").astype(np.uint64))
+        for row in np.flatnonzero(at >= 0).tolist():
+            if not label[at[row]]:
+                label[at[row]] = 2 + REASONS.index(batch.column("reason")[row].as_py())
+    return label, labels
 
 
 def _rules(old: CorpusFacts, new: CorpusFacts) -> tuple[RuleDocuments, ...]:
@@ -252,26 +269,24 @@ def _rules(old: CorpusFacts, new: CorpusFacts) -> tuple[RuleDocuments, ...]:
     return tuple(found[:_SOURCES])
 
 
-def _sample(
-    folder: Path, documents: _Documents, rows: NDArray[np.int64], seed: int, notes: Mapping[int, str]
-) -> tuple[Excerpt, ...]:
-    """Documents of `rows`, drawn by hashes of (seed, id): one of each source in turn, the most frequent first."""
-    drawn = mixed(documents.ids[rows] + np.uint64(seed))
-    sources = documents.sources[rows]
+def _sample(folder: Path, some: _Chosen, seed: int) -> tuple[Excerpt, ...]:
+    """Documents drawn by hashes of (seed, id): one of each source in turn, the most frequent first."""
+    ids, sources = some.of.ids[some.rows], some.of.sources[some.rows]
+    drawn = mixed(ids + np.uint64(seed))
     order = np.lexsort((drawn, sources))
-    turn = np.arange(len(rows)) - np.searchsorted(sources[order], sources[order])
+    turn = np.arange(len(order)) - np.searchsorted(sources[order], sources[order])
     often = np.bincount(sources)[sources[order]]
-    chosen = rows[order[np.lexsort((drawn[order], -often, turn))[:_SAMPLES]]]
-    wanted = set(documents.ids[chosen].tolist())
+    chosen = order[np.lexsort((drawn[order], -often, turn))[:_SAMPLES]]
+    notes = {int(ids[at]): some.labels[int(some.label[at])] for at in chosen}
     found: dict[int, Excerpt] = {}
     for batch in _batches(folder):
         numbers = id_numbers(batch.column("id").to_pylist()).tolist()
-        for at in (at for at, number in enumerate(numbers) if number in wanted):
+        for at in (at for at, number in enumerate(numbers) if number in notes):
             row = batch.slice(at, 1).to_pylist()[0]
-            found[numbers[at]] = _excerpt(row["source"], row["id"], row["text"], notes.get(numbers[at], ""))
-        if len(found) == len(wanted):
+            found[numbers[at]] = _excerpt(row["source"], row["id"], row["text"], notes[numbers[at]])
+        if len(found) == len(notes):
             break
-    return tuple(found[number] for number in documents.ids[chosen].tolist())
+    return tuple(found[number] for number in notes)
 
 
 def _excerpt(source: str, id_: str, text: str, note: str) -> Excerpt:
