@@ -89,8 +89,9 @@ class Texts:
     @cached_property
     def bytes_up_to(self) -> Ids:
         """(places + 1,) the bytes in UTF-8 of everything before each place on the axis; an end has none."""
-        codes = np.frombuffer("\0".join((*self.texts, "")).encode("utf-32-le", "replace"), np.uint32)
-        sizes = (codes > 0) * (1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF))
+        codes = np.frombuffer(" ".join((*self.texts, "")).encode("utf-32-le", "replace"), np.uint32)
+        sizes = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+        sizes[self.borders[1:] - 1] = 0
         return np.concatenate([[0], np.cumsum(sizes)])
 
 
