@@ -17,6 +17,7 @@ from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings
 from qalam_core.corpus.readers import DOCUMENTS
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import QalamError, StoreError
+from qalam_core.evaluation.results import Counted
 from qalam_core.evaluation.sampling import HeldOutSample, held_out_sample
 from qalam_core.files import disk_problem, read_bytes, sha256_bytes
 from qalam_core.package import read
@@ -157,7 +158,7 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
     data = section("data", lambda: data_changes(old.prepared, new.prepared, SEED))
     source = next((side for side in (new, old) if side.has_corpus), new)
     packages = section("weights", lambda: (read(old.folder), read(new.folder)))
-    texts = section("behaviour", lambda: _samples(source))
+    texts = section("behaviour", lambda: _samples(new, old))
     tokenizer = behaves = weights = None
     if packages:
         tokenizer = section("tokenizer", lambda: tokenizer_changes(*packages, _texts(source, texts)))
@@ -187,13 +188,19 @@ def _behaviour(
     return found.model_copy(update={"texts": tuple(measured)})
 
 
-def _samples(source: Side) -> dict[str, HeldOutSample]:
-    """The texts that are measured, by name."""
-    splits = {"held-out text": "test", "training text": "train"}
-    return {
-        name: held_out_sample([shard.path for shard in shards_of(source.corpus, split)], TEXT_BYTES)
-        for name, split in splits.items()
-    }
+def _samples(new: Side, old: Side) -> dict[str, HeldOutSample]:
+    """The texts that are measured, by name: of both corpora, so that what one model alone has read is among them."""
+    if not new.has_corpus and not old.has_corpus:
+        raise StoreError(f"the store has the text of neither {new.name} nor {old.name}")
+    corpora = {side.corpus.digest: side.corpus for side in (new, old) if side.has_corpus}.values()
+    samples = {}
+    for name, split in {"held-out text": "test", "training text": "train"}.items():
+        parts = [held_out_sample([shard.path for shard in shards_of(each, split)], TEXT_BYTES) for each in corpora]
+        documents = list(dict.fromkeys(pair for part in parts for pair in part.documents))
+        most = max(len(documents), *(part.counted.of for part in parts))
+        size = sum(len(text.encode()) for _, text in documents)
+        samples[name] = HeldOutSample(documents, Counted(documents=len(documents), of=most, size=size))
+    return samples
 
 
 def _texts(source: Side, samples: Mapping[str, HeldOutSample] | None) -> dict[str, list[str]]:
