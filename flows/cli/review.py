@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -14,9 +14,11 @@ from al_qalam.flows.cli.terminal import bars, out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import QalamError
 from qalam_core.files import replace_file
-from qalam_core.review.summary import Review
 from qalam_core.runs import Runs
 from qalam_core.store import DEFAULT_STORE, Store
+
+if TYPE_CHECKING:
+    from qalam_core.review.summary import Review
 
 _ALARMS = 10  # lines
 

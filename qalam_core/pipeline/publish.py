@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Verdict
@@ -26,15 +26,16 @@ from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
 from qalam_core.pipeline.export import PACKAGE, ExportFacts
 from qalam_core.pipeline.gate import GateFacts, verdict_of
-from qalam_core.pipeline.review import Side, review
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.reports.markdown import markdown
-from qalam_core.reports.review import NO_CHAMPION, review_page
-from qalam_core.review.summary import Review
+from qalam_core.reports.tables import NO_CHAMPION
 from qalam_core.runs import RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
+
+if TYPE_CHECKING:
+    from qalam_core.review.summary import Review
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +177,9 @@ def _review(folder: Path, runs: Runs, run: str, record: RunRecord) -> Review | s
     """
     if not record.incumbent:
         return NO_CHAMPION
+    from qalam_core.pipeline.review import Side, review  # a cached build needs none of this
+    from qalam_core.reports.review import review_page
+
     try:
         found = review(Side.recorded(runs, record.incumbent), Side(run, folder / PACKAGE, runs, run, record))
         html = review_page(found)
@@ -192,6 +196,8 @@ def written_review(folder: Path, record: RunRecord) -> Review | str:
     """The review that was written into a run's folder, or why there is none."""
     if not record.incumbent:
         return NO_CHAMPION
+    from qalam_core.review.summary import Review
+
     try:
         return Review.model_validate_json(read_bytes(folder / REVIEW))
     except (*NOT_THERE, ValueError):

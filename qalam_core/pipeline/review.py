@@ -19,7 +19,7 @@ from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import QalamError, StoreError
 from qalam_core.evaluation.results import Counted
 from qalam_core.evaluation.sampling import HeldOutSample, held_out_sample
-from qalam_core.files import disk_problem, read_bytes, sha256_bytes
+from qalam_core.files import read_bytes, sha256_bytes
 from qalam_core.package import read
 from qalam_core.package.read import Package
 from qalam_core.pipeline.export import PACKAGE
@@ -75,8 +75,9 @@ class Side:
         folder = runs.store.root / "runs" / run / PACKAGE
         try:
             return cls(run, folder, runs, run, runs.record(run))
-        except StoreError as error:
-            return cls(run, folder, runs, problem=str(error))
+        except StoreError:  # whose message has a path of this machine
+            problem = f"the record of run {run} is damaged" if run in runs else f"run {run} was deleted from the store"
+            return cls(run, folder, runs, problem=problem)
 
     @property
     def corpus(self) -> Artifact:
@@ -147,11 +148,9 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
         try:
             return make()
         except QalamError as error:
-            missing[name] = str(error)
+            missing[name] = _without_paths(str(error), old, new)
         except OSError as error:
-            missing[name] = (
-                disk_problem(error) or f"{Path(error.filename or '').name} cannot be read ({error.strerror})"
-            )
+            missing[name] = f"{Path(error.filename or '').name or 'a file'} cannot be read ({error.strerror})"
         return None
 
     recipe = section("recipe", lambda: recipe_changes(old.recipe, new.recipe, old.versions, new.versions))
@@ -167,10 +166,21 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
             behaves = section("behaviour", lambda: _behaviour(source, packages, texts, progress))
     else:
         missing |= dict.fromkeys(("tokenizer", "behaviour"), missing["weights"])
+    if behaves:
+        why = tuple(_without_paths(each, old, new) for each in behaves.unavailable)
+        behaves = behaves.model_copy(update={"unavailable": why})
     return reviewed(
         old.model, new.model, new.decision, recipe=recipe, data=data, tokenizer=tokenizer, behaviour=behaves,
         weights=weights, missing=missing,
     )  # fmt: skip
+
+
+def _without_paths(message: str, *sides: Side) -> str:
+    """A message without the places of this machine, on which a review must not depend."""
+    for side in sides:
+        message = message.replace(f"{side.folder}/", "").replace(str(side.folder), side.name)
+        message = message.replace(str(side.runs.store.root), "the store")
+    return message
 
 
 def _behaviour(

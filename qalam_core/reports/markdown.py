@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.recipe import to_toml
 from qalam_core.reports.render import render
-from qalam_core.reports.review import NO_CHAMPION
-from qalam_core.review.summary import Review
+from qalam_core.reports.tables import NO_CHAMPION
 from qalam_core.runs import RunRecord
+
+if TYPE_CHECKING:
+    from qalam_core.review.summary import Review
 
 
 def markdown(

@@ -14,8 +14,7 @@ from qalam_core.evaluation.results import Piece, Report, Sample
 from qalam_core.recipe import to_toml
 from qalam_core.reports import plots
 from qalam_core.reports.render import render
-from qalam_core.reports.review import NO_CHAMPION
-from qalam_core.reports.tables import Row, corpus_rows, slices
+from qalam_core.reports.tables import NO_CHAMPION, Row, corpus_rows, slices
 from qalam_core.review.summary import Review
 from qalam_core.runs import RunRecord
 

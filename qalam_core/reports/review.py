@@ -6,8 +6,6 @@ from qalam_core.reports.render import render
 from qalam_core.review.results import DocumentChange, PieceChange
 from qalam_core.review.summary import SECTIONS, Review
 
-NO_CHAMPION = "There was no champion to review it against."
-
 OPEN_ROWS = 12
 """Longer tables are closed at first."""
 

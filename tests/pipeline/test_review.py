@@ -16,7 +16,7 @@ from qalam_core.pipeline.build import build
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.review import Side, review
-from qalam_core.reports.review import NO_CHAMPION
+from qalam_core.reports.tables import NO_CHAMPION
 from qalam_core.review.summary import SECTIONS, Review
 from qalam_core.runs import Runs
 from qalam_core.store import Store
@@ -129,6 +129,7 @@ def test_a_damaged_package_is_not_available(pair: Pair, copy: Runs) -> None:
     found = between(copy, pair)
     assert set(found.missing) == {"tokenizer", "behaviour", "weights"}
     assert found.recipe and found.data
+    assert str(copy.store.root) not in found.to_json().decode(), "a review does not depend on the machine"
 
 
 @pytest.mark.parametrize("damage", ["package", "run", "error"])
@@ -143,7 +144,7 @@ def test_a_build_publishes_whatever_is_wrong_with_its_review(
     elif damage == "run":
         monkeypatch.setattr(publish, "create_run", lambda *arguments: _without(copy, pair.old.run, before, *arguments))
     else:
-        monkeypatch.setattr(publish, "review", lambda *_: 1 / 0)
+        monkeypatch.setattr("qalam_core.pipeline.review.review", lambda *_: 1 / 0)
     again = build(pair.changed, copy.store)
     assert again.run == pair.new.run
     assert (again.folder / "report.html").exists()
@@ -154,6 +155,7 @@ def test_a_build_publishes_whatever_is_wrong_with_its_review(
         found = written(again)
         assert {"tokenizer", "behaviour", "weights"} <= set(found.missing)
         assert ("recipe" in found.missing) == (damage == "run")
+        assert str(copy.store.root) not in found.to_json().decode()
 
 
 def _without(runs: Runs, run: str, create: Callable[..., Any], *arguments: object) -> object:
