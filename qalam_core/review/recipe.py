@@ -39,7 +39,7 @@ class RecipeChanges(Frozen):
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """A setting of the gate under which more models pass."""
-        messages = (f"{one.key} of the gate is looser: {one.old} -> {one.new}." for one in self.looser)
+        messages = (f"{one.key} is looser: {one.old} -> {one.new}." for one in self.looser)
         return tuple(Alarm(section="recipe", severity="high", message=message) for message in messages)
 
 

@@ -107,7 +107,8 @@ def _verdict(review: Review, decided: Decision | None) -> str:
         against = decided.against or "no champion"
         gate = f"The gate {result} {name}, which it compared with {against}, and not with {review.old.name}"
     high = sum(alarm.severity == "high" for alarm in review.alarms)
-    alarms = f"{_counted(len(review.alarms), 'alarm')}" + (f", {high} of them high" if high else "")
+    of_them = "" if not high else ", high" if high == len(review.alarms) else f", {high} of them high"
+    alarms = _counted(len(review.alarms), "alarm") + of_them
     unseen = review.unseen()
     if not review.alarms:
         alarms = "no alarm in what was looked at" if unseen else "no alarm"
