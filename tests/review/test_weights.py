@@ -51,7 +51,7 @@ def test_the_same_weights_show_nothing() -> None:
     assert found.unchanged == len(OLD.weights)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(1, 10_000), share=st.floats(0.0, 0.8))
 def test_movement_raises_no_alarm(seed: int, share: float) -> None:
     assert messages(package(seed)) == []
