@@ -26,9 +26,9 @@ LISTED = 12
 HALF = 0.5  # tokens, added to how often a word is said
 SHARE_Z, SHARE_WIDTH, SHARE_EXCESS = 8.0, 0.2, 4.0
 """A word's share raises an alarm when log(ratio) has this z, its noise being at least the second, and when the model
-says it this many times as often as texts have it (or texts have it as many times as often). On 0.11 MB of news, 24 pairs
-of models of 200 steps, retrained with other days or continued by a day, reached z = 6.5 at most; a word said 43 times as
-often in a retrained model had 12. In a continued night that moved other words by up to 20 times it had 4.6, and none."""
+says it this many times as often as texts have it (or texts have it as many times as often). On 0.11 MB of news, 24
+pairs of models of 200 steps, retrained with other days or continued by a day, reached z = 6.5 at most; a word said 43
+times as often in a retrained model had 12. In a continued night in which others moved by 20 times, it had 4.6."""
 COST_Z, COST_WIDTH, COST_NATS = 7.0, 0.15, 4.0
 """The same of a word's cost in nats. The same pairs reached z = 5.9, where days of text were removed, else 5.1."""
 LEAST_COUNT = 4  # of a word whose cost is compared
