@@ -36,7 +36,9 @@ FREQUENT = 1e-3
 _BIN = 200  # words of about the same frequency
 _TAIL, _TAIL_SD = 0.02, 2.326  # so many of a normal distribution are further away than so many standard deviations
 _TO_SD = 1.4826  # the median absolute deviation of a normal distribution is its standard deviation divided by this
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(
+    "(?:[^\\W_]|[\u0300-\u036f\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u08ca-\u08ff])+"
+)  # and marks
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

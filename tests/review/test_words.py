@@ -9,7 +9,7 @@ import pytest
 
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.review.reading import Model, Reading, Texts, read_texts
-from qalam_core.review.words import COST_NATS, against_others, comparable, costs, shares
+from qalam_core.review.words import COST_NATS, _words, against_others, comparable, costs, shares
 from tests.review.small_models import VOCABULARY, WORDS, package, pairs, texts
 
 TEXTS = Texts.of(pairs(a=texts(100)))
@@ -83,6 +83,16 @@ def test_words_that_became_dearer() -> None:
     back = costs(some, dearer, old)
     assert (back[0][0].word, back[0][0].alarm) == (word, False)  # it was learnt
     assert not any(one.alarm for one in (*cheap, *dear[1:], *back[1]))
+
+
+def test_words_keep_their_marks() -> None:
+    some = Texts.of(pairs(a=["كَتَبَ الوَلَدُ، «كَتَبَ» 12"]))
+    begins, ends, numbers, names = _words(some)
+    assert names == ["كَتَبَ", "الوَلَدُ", "12"]
+    assert numbers.tolist() == [0, 1, 0, 2]
+    assert [some.texts[0][begin:end] for begin, end in zip(begins, ends, strict=True)] == [
+        "كَتَبَ", " الوَلَدُ", "كَتَبَ", " 12",
+    ]  # fmt: skip
 
 
 def test_texts_without_a_word_have_no_costs() -> None:
