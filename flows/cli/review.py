@@ -67,10 +67,10 @@ def _print(review: Review) -> None:
     style = "green" if review.clean else "red" if review.gate == "refused" else "yellow"
     out.print(Text(printable(review.verdict), style), soft_wrap=True)
     for reason in review.reasons:
-        out.print(f"  {reason}", soft_wrap=True)
+        out.print(printable(f"  {reason}"), soft_wrap=True)
     out.print()
     for number, (section, sentence) in enumerate(review.sentences.items(), 1):
-        out.print(f"{number}. {section}: {sentence}", soft_wrap=True)
+        out.print(printable(f"{number}. {section}: {sentence}"), soft_wrap=True)
     if review.alarms:
         out.print("\nalarms")
     for alarm in review.alarms[:_ALARMS]:
@@ -82,4 +82,4 @@ def _print(review: Review) -> None:
     if len(review.alarms) > _ALARMS:
         out.print(f"  and {len(review.alarms) - _ALARMS} more, in the page")
     for why in review.unseen():
-        out.print(f"not looked at: {why}", soft_wrap=True)
+        out.print(printable(f"not looked at: {why}"), soft_wrap=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from qalam_core.reports.review import review_page
 from qalam_core.review.results import Alarm
 from qalam_core.review.summary import SECTIONS
-from tests.reports.test_page import HOSTILE, Parsed
+from tests.reports.test_page import CHROMIUM, HOSTILE, LONG, Parsed
 from tests.review.small_review import LOOSER, behaviour, data, review, tokenizer, weights
 
 BIDI = "\u202eعكس\u2066 \x1b[31m"
@@ -70,3 +72,37 @@ def test_long_tables_are_closed_with_their_count() -> None:
     many = tuple(row.model_copy(update={"name": f"source {number}"}) for number in range(40))
     text = review_page(review(data=data().model_copy(update={"sources": many, "sources_changed": 90})))
     assert "<summary>40 sources changed</summary>" in text and "50 more sources changed" in text
+
+
+PROBE = """<script>
+const opened = [...document.querySelectorAll("details")].map(each => each.open = true).length;
+const overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+const background = getComputedStyle(document.body).backgroundColor;
+document.body.dataset.found = [opened > 5, overflow <= 0, background].join(" ");
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+@pytest.mark.usefixtures("processes")
+def test_a_browser_shows_it(tmp_path: Path, width: int, dark: bool) -> None:
+    """Nothing that is long makes the page scroll sideways, also where everything is open."""
+    long = LONG + "ك" * 300
+    alarm = Alarm(section="words", severity="low", message=long)
+    found = review(
+        recipe=LOOSER, data=data(long, long), tokenizer=tokenizer(long), behaviour=behaviour(long, long, (alarm,)),
+        weights=weights(long),
+    )  # fmt: skip
+    text = review_page(found)
+    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", PROBE + "</body>")
+    (tmp_path / "page.html").write_text(probed, encoding="utf-8")
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--enable-logging=stderr", f"--window-size={width},900", "--virtual-time-budget=2000",
+         f"--blink-settings=preferredColorScheme={int(not dark)}", "--dump-dom", (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    match = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert match, done.stdout[:500]
+    assert match[1] == f"true true {'rgb(23, 22, 20)' if dark else 'rgb(253, 252, 249)'}"
+    assert "CONSOLE" not in done.stderr
