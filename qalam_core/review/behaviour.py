@@ -86,8 +86,12 @@ def behaviour(
         more, less, frequent = words.shares(before, after, old.vocabulary, new.vocabulary, np.max(written, axis=0))
         cheaper, dearer = words.costs(chosen, before, after)
         gained, lost = _documents(chosen, before, after)
+        if not len(words.comparable(old.vocabulary, new.vocabulary)[0]):
+            unavailable.append(f"The tokenizers have no comparable word, so none was counted in the {name}.")
         per_document = _per_document(chosen, before, after)
         whole = _part(name, per_document, seed_sd, MARGIN)
+        if whole.z is None:
+            unavailable.append(f"The {name} has too few documents ({len(chosen.texts)}) to tell a change from noise.")
         changes.append(TextChange(
             name=name, counted=counted, old=whole.old, new=whole.new, z=whole.z, gained=gained, lost=lost,
             slices=_slices(chosen, per_document, seed_sd), positions=_positions(chosen, before, after, seed_sd),

@@ -46,6 +46,11 @@ Floats = NDArray[np.float64]
 
 def weight_changes(old: Package, new: Package) -> WeightChanges:
     """Compare the tensors that both have, rows of tokens by word. Memory: one tensor of each in float64."""
+    if broken := [*_not_finite(old, "old"), *_not_finite(new, "new")]:
+        return WeightChanges(
+            tensors=(), layers=(), unchanged=0, rows=(), heads=(), shift=0, neighbours=(), alarms=tuple(broken),
+            unavailable=("Weights that are not finite cannot be compared.",),
+        )  # fmt: skip
     longest = max(len(tensor) for tensor in new.weights.values())
     found = diff(old, new, shown=longest)
     comparable = _same_shape(old, new)
@@ -199,6 +204,13 @@ def _alarms(heads: Sequence[HeadMoved], shift: int, rows: Sequence[RowMovement])
             section="weights", severity="high",
             message=f"Row {which} moved {row.moved:.3g} of {row.before:.3g}, {row.times:.3g} times the median row.",
         )  # fmt: skip
+
+
+def _not_finite(package: Package, which: str) -> Iterator[Alarm]:
+    for name, tensor in package.weights.items():
+        if not math.isfinite(float(np.abs(tensor).max())):
+            message = f"{name} of the {which} model has values that are not finite."
+            yield Alarm(section="weights", severity="high", message=message)
 
 
 def _unavailable(found: Difference, comparable: bool) -> Iterator[str]:

@@ -103,4 +103,12 @@ def test_few_documents_have_no_z() -> None:
     text = reviewed(package(1), given={"held-out text": pairs(a=texts(2), b=texts(1))}).texts[0]
     assert text.z is None
     assert [part.z for part in text.slices] == [None, None]
+    assert "too few documents (3)" in reviewed(package(1), given={"held-out text": pairs(a=texts(3))}).unavailable[0]
     assert not text.alarm
+
+
+def test_words_that_cannot_be_compared_are_said() -> None:
+    found = reviewed(package(1, bpe(300).vocabulary))
+    assert (found.texts[0].more, found.texts[0].less) == ((), ())
+    assert "no comparable word" in found.unavailable[0]
+    assert found.texts[0].by_first_token

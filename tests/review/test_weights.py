@@ -113,3 +113,12 @@ def test_other_shapes_and_words_are_compared_as_far_as_possible() -> None:
     assert found.alarms == ()
     renamed = package(1, VOCABULARY._replace(words=(*WORDS[:4], *(word + "ب" for word in WORDS[4:]))))
     assert weight_changes(OLD, renamed).neighbours == ()
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    for broken in (np.nan, np.inf):
+        table = OLD.weights["embedding.weight"].copy()
+        table[30, 2] = broken
+        found = weight_changes(OLD, edited("embedding.weight", table))
+        assert found.alarms[0].message == "embedding.weight of the new model has values that are not finite."
+        assert found.unavailable
