@@ -70,7 +70,7 @@ def behaviour(
     Of each, about TEXT_BYTES are measured, drawn with the seed. `seed_sd` is the standard deviation of bits per byte
     over seeds, as a share. `progress` counts scored tokens, of one model and one kind of text at a time.
     """
-    models = Model.of(old), Model.of(new)
+    models = Model.of(old, "old"), Model.of(new, "new")
     changes, unavailable, read = list[TextChange](), list[str](), list[_Read]()
     for name, pairs in texts.items():
         chosen, counted = Texts.sample(pairs, TEXT_BYTES, seed)
@@ -80,7 +80,10 @@ def behaviour(
         try:
             read.append(_Read(name, chosen, counted, *(read_texts(model, chosen, progress) for model in models)))
         except PackageError as error:
-            return Behaviour(texts=(), prompts=(), alarms=(), unavailable=(str(error),))
+            alarm = Alarm(section="behaviour", severity="high", message=str(error))
+            return Behaviour(
+                texts=(), prompts=(), alarms=(alarm,), unavailable=("Nothing could be measured on texts.",)
+            )
     written = [each.new.written / each.new.positions for each in read]
     for name, chosen, counted, before, after in read:
         more, less, frequent = words.shares(before, after, old.vocabulary, new.vocabulary, np.max(written, axis=0))

@@ -35,17 +35,18 @@ from qalam_core.progress import Progress, no_progress
 class Model:
     """A package, ready to compute."""
 
+    name: str  # "old" or "new"
     package: Package
     tokenizer: Tokenizer
     transformer: PureDynamicTransformer
 
     @classmethod
-    def of(cls, package: Package) -> Model:
+    def of(cls, package: Package, name: str = "new") -> Model:
         """The weights are shared with the package, not copied."""
         tokenizer = Tokenizer.from_str(package.tokenizer_json)
         tokenizer.encode_special_tokens = True  # a text that spells "<END>" is text
         tensors = {name: torch.from_numpy(array) for name, array in package.weights.items()}
-        return cls(package, tokenizer, transformer(package.config, tensors))
+        return cls(name, package, tokenizer, transformer(package.config, tensors))
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,6 @@ def read_texts(model: Model, texts: Texts, progress: Progress = no_progress) -> 
         columns[place_N] = column_N
         mass_V += log_NV.exp().sum(0).double().cpu()
     if not math.isfinite(nats.sum()):
-        raise PackageError(f"{model.package.path}: some probabilities are not finite; compare the weights alone")
+        raise PackageError(f"The {model.name} model gives probabilities that are not finite.")
     written_V = np.bincount(held_out.stream[columns >= 0], minlength=len(mass_V))
     return Reading(ends, nats + held_out.spelling, columns, mass_V.numpy(), written_V)

@@ -87,8 +87,8 @@ def test_what_is_not_there_is_said() -> None:
     assert len(found.unavailable) == 2
     positions = np.full((CONFIG.max_seq_len, CONFIG.dim), np.inf, np.float32)
     found = reviewed(package(tensors={"pos_embedding": positions}))
-    assert (found.texts, found.prompts, found.alarms) == ((), (), ())
-    assert "not finite" in found.unavailable[0]
+    assert (found.texts, found.prompts, len(found.unavailable)) == ((), (), 1)
+    assert [alarm.message for alarm in found.alarms] == ["The new model gives probabilities that are not finite."]
 
 
 def test_text_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
