@@ -40,10 +40,12 @@ def test_a_notice_has_the_link_or_the_command(link: str, shown: str | None) -> N
 
 
 def test_a_notice_has_the_review() -> None:
-    payload = {"run": "demo-1", "report": "https://e.org/report.html", "bits_per_byte": 1.5, "reasons": "r",
-               "decision": "d", "review": "https://e.org/review.html", "changes": "The gate passed it; 2 alarms."}  # fmt: skip
-    bodies = [action.body for one in automations("demo", uuid4()) for action in one.actions
-              if isinstance(action, SendNotification) and "payload" in action.body]  # fmt: skip
+    payload = {
+        "run": "demo-1", "report": "https://e.org/report.html", "bits_per_byte": 1.5, "reasons": "r", "decision": "d",
+        "review": "https://e.org/review.html", "changes": "The gate passed it; 2 alarms.",
+    }  # fmt: skip
+    actions = [action for one in automations("demo", uuid4()) for action in one.actions]
+    bodies = [action.body for action in actions if isinstance(action, SendNotification) and "payload" in action.body]
     for body in bodies:
         text = render_user_template_sync(body, {"event": {"payload": payload}})
         assert "The gate passed it; 2 alarms. Review: https://e.org/review.html Report: " in text
