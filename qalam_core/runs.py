@@ -1,7 +1,8 @@
 """Runs, which builds publish, and champions.
 
 Layout:
-    <store>/runs/<run id>/                 run.json, tokenizer.json, model/, report.json, report.md, report.html
+    <store>/runs/<run id>/                 run.json, tokenizer.json, model/, report.json, report.md, report.html;
+                                           with a champion to compare with, review.json and review.html
     <store>/champions/<recipe name>.jsonl  one line for each promotion; the last line is the champion
 
 A run id contains the verdict, so that one model may have several runs. What was decided about a model, its rollback or

@@ -17,7 +17,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
-from al_qalam.tasks.links import report_link
+from al_qalam.tasks.links import report_link, review_link
 from qalam_core.display import printable
 from qalam_core.errors import QalamError
 from qalam_core.files import replace_file
@@ -41,11 +41,14 @@ def announce(store: Store, published: Published, name: str) -> None:
     champion, or when the gate refused it; and one for each decision on a proposal."""
     proposal = published.record.proposal
     event = PROMOTED if published.promoted else WAITING if published.held or published.waits else GATE_REFUSED
+    review = published.review
     same = published.verdict.passed and not published.promoted and not published.held
     events = [*([] if same else [event]), *([PROPOSED] if proposal else [])]
     payload: dict[str, object] = {
         "run": published.run, "recipe": name, "bits_per_byte": published.record.bits_per_byte.model,
         "report": report_link(published.run), "path": str(published.folder / "report.html"),
+        "review": "" if isinstance(review, str) else review_link(published.run),
+        "changes": printable(review if isinstance(review, str) else review.verdict),
         # a webhook's receiver may show them in a terminal or a chat
         "reasons": printable(" ".join(published.verdict.reasons())), "decision": printable(published.decision),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Addresses at which people find a run's report, who do not see the disk of the machine that built it."""
+"""Addresses at which people find a run's report and review, who do not see the disk of the machine that built it."""
 
 from __future__ import annotations
 
@@ -28,5 +28,14 @@ def report_base() -> str:
 
 def report_link(run: str) -> str:
     """The address of a run's report.html, "" where $QALAM_REPORT_URL is not set. Raises QalamError."""
+    return _link(run, "report.html")
+
+
+def review_link(run: str) -> str:
+    """The address of a run's review against its champion, "" where $QALAM_REPORT_URL is not set. Raises QalamError."""
+    return _link(run, "review.html")
+
+
+def _link(run: str, page: str) -> str:
     base = report_base()
-    return f"{base}/{quote(run, safe='')}/report.html" if base else ""
+    return f"{base}/{quote(run, safe='')}/{page}" if base else ""

@@ -14,7 +14,7 @@ from prefect import Task, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from al_qalam.tasks.events import announce
-from al_qalam.tasks.links import report_link
+from al_qalam.tasks.links import report_link, review_link
 from al_qalam.tasks.outcome import without_tracebacks
 from al_qalam.tasks.policy import POLICY, RETRIES, training_slot
 from al_qalam.tasks.progress import shown, watch
@@ -81,6 +81,8 @@ def publish(
     create_markdown_artifact(report, key="report", description=published.run)
     if link := report_link(published.run):
         create_link_artifact(link, "the full report", key="report-page", description=published.run)
+    if not isinstance(published.review, str) and (link := review_link(published.run)):
+        create_link_artifact(link, "the review against the champion", key="review-page", description=published.run)
     create_table_artifact([_row(artifact) for artifact in artifacts], key="stages", description=published.run)
     return published
 

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from al_qalam.flows.cli import build, corpus, find, packages, propose, runs, seeds, serving, testing
+from al_qalam.flows.cli import build, corpus, find, packages, propose, review, runs, seeds, serving, testing
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
     "Look": {
         "runs": (runs.runs, "qalam runs"),
         "report": (runs.report, "qalam report demo-0123456789ab --open"),
+        "review": (review.review, "qalam review demo-0123456789ab demo-ba9876543210 --html review.html"),
         "lineage": (runs.lineage, "qalam lineage demo-0123456789ab --json"),
         "corpus": (corpus.corpus, "qalam corpus --rejects min_words --count 3"),
         "trace": (find.trace, "qalam trace demo-0123456789ab 'قال رسول الله صلى الله عليه وسلم'"),

@@ -253,6 +253,9 @@ def summary(published: Published) -> None:
     out.print("\nrun      ", Text(published.run, "bold"), "  (champion)" if published.champion else "", sep="")
     out.print(f"package  {published.folder / 'model'}", soft_wrap=True)
     out.print(f"report   {published.folder / 'report.html'}", soft_wrap=True)
+    if not isinstance(review := published.review, str):
+        out.print(f"review   {published.folder / 'review.html'}", soft_wrap=True)
+        out.print(printable(f"changes  {review.verdict}"), soft_wrap=True)
     style = "yellow" if published.held or published.waits else "green" if published.verdict.passed else "red"
     out.print("result   ", Text(printable(published.decision), style), sep="", soft_wrap=True)
 

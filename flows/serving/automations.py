@@ -132,16 +132,18 @@ def automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
     of_recipe = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
     link = "{{ event.payload.report or 'qalam show ' ~ event.payload.run }}"
     bits = "{{ event.payload.bits_per_byte }} bits per byte"
+    review = "{% if event.payload.changes %} {{ event.payload.changes }}{% endif %}"
+    review += "{% if event.payload.review %} Review: {{ event.payload.review }}{% endif %}"
     return [
         *found,
         _notice(f"qalam: notify when the gate refuses {recipe}", of_recipe, GATE_REFUSED, target,
                 f"{recipe}: the gate refused {{{{ event.payload.run }}}}",
-                f"{bits}. {{{{ event.payload.reasons }}}} The champion is unchanged. Report: {link}"),
+                f"{bits}. {{{{ event.payload.reasons }}}} The champion is unchanged.{review} Report: {link}"),
         _notice(f"qalam: notify when a person must decide about {recipe}", of_recipe, WAITING, target,
                 f"{recipe}: {{{{ event.payload.run }}}} waits for a person",
-                f"{bits}. {{{{ event.payload.decision }}}} The champion is unchanged. Report: {link}"),
+                f"{bits}. {{{{ event.payload.decision }}}} The champion is unchanged.{review} Report: {link}"),
         _notice(f"qalam: notify when {recipe} has a new champion", of_recipe, PROMOTED, target,
-                f"{recipe}: {{{{ event.payload.run }}}} is champion", f"{bits}. Report: {link}"),
+                f"{recipe}: {{{{ event.payload.run }}}} is champion", f"{bits}.{review} Report: {link}"),
         _notice(f"qalam: notify when a run of {recipe} crashes", every, "prefect.flow-run.Crashed", target,
                 "{{ flow.name }}: {{ flow_run.name }} crashed",
                 "{{ flow_run.state.message }} A new run reuses what is finished. {{ flow_run|ui_url }}",

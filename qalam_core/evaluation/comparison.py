@@ -379,20 +379,25 @@ _LOOSER = {
 }  # fmt: skip
 
 
+def loosened(gate: Requirements, before: Requirements) -> list[str]:
+    """The settings that are looser in `gate` than they were before."""
+    return [key for key, sign in _LOOSER.items() if sign * getattr(gate, key) > sign * getattr(before, key)]
+
+
 def settings_check(gate: Requirements, before: Requirements, weaker: Iterable[str] = ()) -> Check:
     """Fails when a model would pass that could not have when the champion did; `weaker` is what tests require less."""
-    old, new = before.model_dump(), gate.model_dump()
-    loosened = [f"{key}: {_shown(old[key])} -> {_shown(new[key])}" for key, sign in _LOOSER.items()
-                if sign * new[key] > sign * old[key]]  # fmt: skip
-    loosened += weaker
+    looser = [
+        f"{key}: {_shown(getattr(before, key))} -> {_shown(getattr(gate, key))}" for key in loosened(gate, before)
+    ]
+    looser += weaker
     message = "No setting of the gate is looser than those that the champion passed under."
-    if loosened:
+    if looser:
         message = (
-            f"Settings of the gate are looser than those that the champion passed under ({', '.join(loosened)}); "
+            f"Settings of the gate are looser than those that the champion passed under ({', '.join(looser)}); "
             'a person may accept it: qalam promote RUN --accept-looser-gate --why "...".'
         )
     return Check(
-        name="gate settings", value=float(len(loosened)), limit=0.0, passed=not loosened, message=message
+        name="gate settings", value=float(len(looser)), limit=0.0, passed=not looser, message=message
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class HeldOutSample(NamedTuple):
 def held_out_sample(shards: Sequence[Path], limit: int | None) -> HeldOutSample:
     """Documents of about `limit` bytes at most, in the corpus's order; all of them for None.
 
-    Every slice keeps its share, at least one document, and small ones more than that (`_budgets`). Memory: the sample,
+    Every slice keeps its share, at least one document, and small ones more than that (`budgets`). Memory: the sample,
     and 20 bytes per document of the split.
     """
     names: dict[str, int] = {}
@@ -55,13 +55,13 @@ def held_out_sample(shards: Sequence[Path], limit: int | None) -> HeldOutSample:
     drawn_D, sizes_D, slice_D = np.concatenate(drawn), np.concatenate(sizes), np.concatenate(slices)
     chosen_D = np.ones(len(sizes_D), np.bool_)
     if limit is not None and sizes_D.sum() > limit:
-        budgets = _budgets(np.bincount(slice_D, sizes_D).astype(np.int64), limit)
-        for number, budget in enumerate(budgets.tolist()):
+        shares = budgets(np.bincount(slice_D, sizes_D).astype(np.int64), limit)
+        for number, budget in enumerate(shares.tolist()):
             members = np.flatnonzero(slice_D == number)
             # one that is larger than the budget is passed over, unless all are
             members = members[sizes_D[members] <= max(budget, int(sizes_D[members].min()))]
             chosen_D[slice_D == number] = False
-            chosen_D[members] = _lowest(drawn_D[members], sizes_D[members], budget)
+            chosen_D[members] = lowest(drawn_D[members], sizes_D[members], budget)
     documents: list[tuple[str, str]] = []
     place = 0
     for batch in _batches(shards):
@@ -76,7 +76,7 @@ def _batches(shards: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     return (batch for shard in shards for batch in read_texts(shard))
 
 
-def _budgets(sizes: Sizes, limit: int) -> Sizes:
+def budgets(sizes: Sizes, limit: int) -> Sizes:
     """The bytes that are drawn from each slice.
 
     Half of the limit is divided evenly; what small slices leave of it, and the other half, by size. So a slice that
@@ -88,7 +88,7 @@ def _budgets(sizes: Sizes, limit: int) -> Sizes:
     return shares
 
 
-def _lowest(drawn: Draws, sizes: Sizes, limit: int) -> Chosen:
+def lowest(drawn: Draws, sizes: Sizes, limit: int) -> Chosen:
     """Which documents are drawn: in the order of their draws, until the next one does not fit; at least one."""
     order = np.argsort(drawn, kind="stable")
     chosen = np.zeros(len(sizes), np.bool_)
@@ -129,7 +129,7 @@ def training_sample(
     assert len(sizes_D) == len(drawn_D), "texts and tokens are not of the same documents"
     chosen_D = np.ones(len(drawn_D), np.bool_)
     if sizes_D.sum() > limit:
-        chosen_D = _lowest(drawn_D, sizes_D, limit)
+        chosen_D = lowest(drawn_D, sizes_D, limit)
     borders = np.cumsum([0, *map(len, lengths)])
     counted = Baselines(
         tokens=Counted(documents=int(chosen_D.sum()), of=len(drawn_D), size=int(sizes_D[chosen_D].sum())),
@@ -181,7 +181,7 @@ class _Characters:
     def cut(self) -> None:
         """Drop what does not fit."""
         if self.sizes.sum() > self._limit:
-            chosen = _lowest(self.drawn, self.sizes, self._limit)
+            chosen = lowest(self.drawn, self.sizes, self._limit)
             self._threshold = self.drawn[~chosen].min()
             self._parts = [self.texts.filter(pa.array(chosen))]
             self.drawn, self.sizes = self.drawn[chosen], self.sizes[chosen]

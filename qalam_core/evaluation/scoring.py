@@ -9,13 +9,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from qalam_core.evaluation.baselines import Speller
 from qalam_core.evaluation.intervals import intervals
@@ -119,14 +119,21 @@ def _windows(length: int, context: int) -> Iterator[tuple[int, int]]:
         start = min(start + max(1, context // 2), max(0, length - context))
 
 
-@torch.inference_mode()
-def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> tuple[Floats, Flags]:
-    """Per position of the stream: nats, and whether the token has the largest logit (0 and False at START).
+class Predictions(NamedTuple):
+    """The logits of N scored positions."""
 
-    Computed in float32 on the device that the model is on.
+    places: Ids  # (N,) in the stream
+    columns: Ids  # (N,) in the context: the row of the position embedding that the input before it had
+    logits: Tensor  # (N, V) float32, on the model's device
+    targets: Tensor  # (N,)
+
+
+@torch.inference_mode()
+def predictions(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> Iterator[Predictions]:
+    """The logits of every position of the stream except START, each once, at most LOGITS_PER_CHUNK at a time.
+
+    Computed in float32 on the device that the model is on. `progress` counts scored positions.
     """
-    nats = np.zeros(len(documents.stream))
-    hits = np.zeros(len(documents.stream), np.bool_)
     windows = []  # (length, position of its first input, how many of its first positions are not scored)
     for offset, document in zip(documents.starts, documents, strict=True):
         length = len(document) - 1
@@ -142,20 +149,28 @@ def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress)
         batch, windows = windows[:rows], windows[rows:]
         ids_BT = torch.zeros(len(batch), T, dtype=torch.int64)  # causal: padding changes nothing before it
         scored_BT = torch.zeros(len(batch), T, dtype=torch.bool)
-        places = []
+        places, columns = [], []
         for row, (length, place, known) in enumerate(batch):
             ids_BT[row, :length] = stream[place : place + length]
             scored_BT[row, known:length] = True
             places.append(np.arange(place + known + 1, place + length + 1))
+            columns.append(np.arange(known, length))
         features_NC = model.features(ids_BT.to(device))[scored_BT.to(device)]
-        place_N = np.concatenate(places)
+        place_N, column_N = np.concatenate(places), np.concatenate(columns)
         for chunk in range(0, len(place_N), max(1, LOGITS_PER_CHUNK // model.vocab_size)):
             part = slice(chunk, chunk + max(1, LOGITS_PER_CHUNK // model.vocab_size))
-            logits_NV = model.lm_head(features_NC[part])
             target_N = stream[place_N[part]].to(device)
-            cost_N = nn.functional.cross_entropy(logits_NV, target_N, reduction="none")
-            nats[place_N[part]] = cost_N.double().cpu().numpy()
-            hits[place_N[part]] = (logits_NV.argmax(-1) == target_N).cpu().numpy()
+            yield Predictions(place_N[part], column_N[part], model.lm_head(features_NC[part]), target_N)
         done += len(place_N)
         progress(done, total)
+
+
+def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> tuple[Floats, Flags]:
+    """Per position of the stream: nats, and whether the token has the largest logit (0 and False at START)."""
+    nats = np.zeros(len(documents.stream))
+    hits = np.zeros(len(documents.stream), np.bool_)
+    for place_N, _, logits_NV, target_N in predictions(model, documents, progress):
+        cost_N = nn.functional.cross_entropy(logits_NV, target_N, reduction="none")
+        nats[place_N] = cost_N.double().cpu().numpy()
+        hits[place_N] = (logits_NV.argmax(-1) == target_N).cpu().numpy()
     return nats, hits

@@ -39,8 +39,7 @@ def header_comment(figures: tuple[float, float, float, float]) -> str:
 def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
     """The text of knowledge_map.py; `words` are in order of frequency."""
     embedding_VC, words = embedding_VC[:NEIGHBOUR_RANGE], words[:NEIGHBOUR_RANGE]
-    ordinary = (index for index, word in enumerate(words) if index > 3 and _ordinary(word))
-    chosen = list(islice(ordinary, NEIGHBOUR_WORDS))
+    chosen = frequent_words(words)
     facts = [f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)})," for name, four in measured.items()]
     neighbours = [
         f"    {quote(word)}: ({' '.join(f'({quote(other)}, {cosine:.3f}),' for other, cosine in nearest)}),"
@@ -54,6 +53,12 @@ def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words:
         *("NEIGHBOURS = {", *neighbours, "}", ""),
     ]
     return f"{KNOWLEDGE_MAGIC}\n{PREAMBLE}" + "\n".join(lines)
+
+
+def frequent_words(words: tuple[str, ...]) -> list[int]:
+    """The ids of the first NEIGHBOUR_WORDS of `words`, in order of frequency, that are words of letters."""
+    ordinary = (index for index, word in enumerate(words) if index > 3 and _ordinary(word))
+    return list(islice(ordinary, NEIGHBOUR_WORDS))
 
 
 def nearest_tokens(

@@ -7,6 +7,7 @@ the manifest, differ between the two.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -15,11 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Verdict
-from qalam_core.files import digest
+from qalam_core.files import NOT_THERE, digest, read_bytes
 from qalam_core.package.write import replace_card
 from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
@@ -31,8 +32,16 @@ from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.reports.chain import chain_of
 from qalam_core.reports.markdown import markdown
+from qalam_core.reports.tables import NO_CHAMPION
 from qalam_core.runs import ProposedFacts, RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
+
+if TYPE_CHECKING:
+    from qalam_core.review.summary import Review
+
+log = logging.getLogger(__name__)
+
+REVIEW, REVIEW_PAGE = "review.json", "review.html"
 
 DEPENDENCIES = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
 """Distributions whose versions are recorded."""
@@ -73,6 +82,11 @@ class Published:
             return f"the gate refused: {reasons}"
         flags = " ".join(f"--accept-{name}" for name in exceptions(self.verdict))
         return f"waits for a person (qalam promote {self.run} {flags} --why REASON): {reasons}"
+
+    @property
+    def review(self) -> Review | str:
+        """The review against the champion, or why there is none."""
+        return written_review(self.folder, self.record)
 
     @property
     def cached(self) -> bool:
@@ -172,11 +186,45 @@ def _fill(
     shutil.copy(package / TOKENIZER, folder)
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
-    chain = chain_of(runs, run, record, report)
-    text = markdown(run, record, report, budgets, corpus, chain)
+    chain, found = chain_of(runs, run, record, report), _review(folder, runs, run, record)
+    text = markdown(run, record, report, budgets, corpus, chain, found)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    html = page(run, record, report, corpus, metrics, chain)
+    html = page(run, record, report, corpus, metrics, chain, found)
     (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def _review(folder: Path, runs: Runs, run: str, record: RunRecord) -> Review | str:
+    """Write the review against the champion; -> it, or why there is none.
+
+    No stage: nothing is built from it, and a build does not fail by what its review finds missing.
+    """
+    if not record.incumbent:
+        return NO_CHAMPION
+    from qalam_core.pipeline.review import Side, review  # a cached build needs none of this
+    from qalam_core.reports.review import review_page
+
+    try:
+        found = review(Side.recorded(runs, record.incumbent), Side(run, folder / PACKAGE, runs, run, record))
+        html = review_page(found)
+    except Exception as error:  # the model is built and judged, whatever is wrong with its review
+        problem = f"The review against {record.incumbent} failed ({type(error).__name__}: {error})."
+        log.warning("%s", problem, exc_info=True)
+        return problem
+    (folder / REVIEW).write_bytes(found.to_json())
+    (folder / REVIEW_PAGE).write_text(html, encoding="utf-8")
+    return found
+
+
+def written_review(folder: Path, record: RunRecord) -> Review | str:
+    """The review that was written into a run's folder, or why there is none."""
+    if not record.incumbent:
+        return NO_CHAMPION
+    from qalam_core.review.summary import Review
+
+    try:
+        return Review.model_validate_json(read_bytes(folder / REVIEW))
+    except (*NOT_THERE, ValueError):
+        return f"There is no readable review; `qalam review {record.incumbent} {folder.name}` makes one."
 
 
 def render_page(runs: Runs, run: str) -> str:
@@ -191,6 +239,7 @@ def render_page(runs: Runs, run: str) -> str:
         corpus.facts(CorpusFacts) if corpus.exists() else None,
         [line for training in trained if training.exists() for line in _metrics(training.path)],
         chain_of(runs, run, record, report),
+        written_review(runs.folder(run), record),
     )  # fmt: skip
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Budgets, Report
 from qalam_core.recipe import to_toml
 from qalam_core.reports.chain import Chain
 from qalam_core.reports.render import render
+from qalam_core.reports.tables import NO_CHAMPION
 from qalam_core.runs import RunRecord
+
+if TYPE_CHECKING:
+    from qalam_core.review.summary import Review
 
 
 def markdown(
-    run: str, record: RunRecord, report: Report, budgets: Budgets, corpus: CorpusFacts, chain: Chain | None
+    run: str, record: RunRecord, report: Report, budgets: Budgets, corpus: CorpusFacts, chain: Chain | None,
+    review: Review | str = NO_CHAMPION,
 ) -> str:  # fmt: skip
-    """The report of `run` in GitHub's Markdown."""
+    """The report of `run` in GitHub's Markdown, with its review or a sentence why there is none."""
     return render(
         "report.md", run=run, record=record, recipe_toml=to_toml(record.recipe), report=report, budgets=budgets,
-        verdict=record.verdict, corpus=corpus, chain=chain,
+        verdict=record.verdict, corpus=corpus, chain=chain, review=review,
     )  # fmt: skip

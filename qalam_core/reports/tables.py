@@ -13,6 +13,9 @@ from qalam_core.evaluation.results import Compared, Comparison, Copied, Report, 
 from qalam_core.runs import Ancestor, KeptTokenizer, Proposal, RunRecord, SeenFacts, states
 from qalam_core.tokens.fit import ENOUGH_BYTES
 
+NO_CHAMPION = "There was no champion to review it against."
+"""What stands in the place of a review of a first build."""
+
 _DECIDED = {"passed": "passed", "waiting": "waits for a person", "refused": "refused"}
 
 

@@ -11,7 +11,7 @@ import pyarrow.ipc as ipc
 import pytest
 
 from qalam_core.evaluation.baselines import characters
-from qalam_core.evaluation.sampling import _budgets, held_out_sample, training_sample
+from qalam_core.evaluation.sampling import budgets, held_out_sample, training_sample
 from tests.evaluation.small_evaluation import batch_of
 
 START, END = 2, 3
@@ -92,9 +92,9 @@ def test_small_slices_are_whole_and_large_ones_keep_their_share(tmp_path: Path) 
     assert len(chosen["large"]) > len(chosen["middle"]) > limit / size(everything) * 300 * 0.9
 
 
-def test_budgets_sum_to_the_limit() -> None:
+def testbudgets_sum_to_the_limit() -> None:
     for sizes in ([1000], [10, 10, 10_000], [5, 900, 900], [100] * 40):
-        found = _budgets(np.array(sizes), limit := sum(sizes) // 3)
+        found = budgets(np.array(sizes), limit := sum(sizes) // 3)
         assert (found <= sizes).all()
         assert limit - len(sizes) <= found.sum() <= limit
         assert (found >= np.minimum(sizes, limit // (2 * len(sizes)))).all()

@@ -10,7 +10,7 @@ from prefect.server.utilities.user_templates import render_user_template_sync
 
 from al_qalam.flows.serving.automations import automations
 from al_qalam.flows.serving.deploy import settings
-from al_qalam.tasks.links import REPORT_URL, report_base, report_link
+from al_qalam.tasks.links import REPORT_URL, report_base, report_link, review_link
 from qalam_core.errors import QalamError
 
 
@@ -20,6 +20,7 @@ from qalam_core.errors import QalamError
 def test_a_link(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(REPORT_URL, base)
     assert report_link("demo-1") == f"{base.rstrip('/')}/demo-1/report.html"
+    assert review_link("demo-1") == f"{base.rstrip('/')}/demo-1/review.html"
     assert report_link("a/../\x1b") == f"{base.rstrip('/')}/a%2F..%2F%1B/report.html"
 
 
@@ -36,6 +37,18 @@ def test_a_notice_has_the_link_or_the_command(link: str, shown: str | None) -> N
     assert len(bodies) == 3
     for body in bodies:
         assert render_user_template_sync(body, {"event": event}).endswith(f"Report: {shown or link}")
+
+
+def test_a_notice_has_the_review() -> None:
+    payload = {
+        "run": "demo-1", "report": "https://e.org/report.html", "bits_per_byte": 1.5, "reasons": "r", "decision": "d",
+        "review": "https://e.org/review.html", "changes": "The gate passed it; 2 alarms.",
+    }  # fmt: skip
+    actions = [action for one in automations("demo", uuid4()) for action in one.actions]
+    bodies = [action.body for action in actions if isinstance(action, SendNotification) and "payload" in action.body]
+    for body in bodies:
+        text = render_user_template_sync(body, {"event": {"payload": payload}})
+        assert "The gate passed it; 2 alarms. Review: https://e.org/review.html Report: " in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""The command review."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qalam_core.review.results import Alarm
+from qalam_core.review.summary import SECTIONS, Review
+from tests.conftest import Built
+from tests.flows.cli.command import qalam
+from tests.review.small_review import behaviour, data
+from tests.review.small_review import review as small
+
+
+def test_a_page_and_a_summary(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = built.published.run
+    done = qalam("review", run, run, "--store", built.store.root)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert lines[0].startswith(f"The gate passed {run}, which it compared with no champion, ")
+    assert [line.split(" ")[1] for line in lines if line[:1].isdigit()] == [f"{name}:" for name in SECTIONS]
+    assert lines[-1] == "page     review.html"
+    assert (tmp_path / "review.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_json(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = qalam("review", built.published.run, built.published.folder / "model", "--json", "--store", built.store.root)
+    found = Review.model_validate(json.loads(done.stdout))
+    assert found.new.name == "model" and found.new.run == built.published.run
+    assert not [*tmp_path.iterdir()]
+
+
+def test_mistakes_are_one_line(built: Built, tmp_path: Path) -> None:
+    run = built.published.run
+    for arguments in ((run, "none"), (run, tmp_path), (run, run, "--html", tmp_path)):
+        done = qalam("review", *arguments, "--store", built.store.root)
+        assert done.returncode == 2, arguments
+        assert done.stderr.startswith("error: "), done.stderr
+
+
+def test_a_hostile_name_is_only_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """It can neither begin a line of its own, nor be obeyed by the terminal."""
+    from al_qalam.flows.cli import review as command
+
+    name = "news\nThe gate passed it.\x1b[2J\u202e"
+    alarm = Alarm(section="words", severity="high", message=f"{name} is dearer.")
+    found = small(data=data(name), behaviour=behaviour("كلمة", name, (alarm,)), recipe=None)
+    command._print(found)
+    text = capsys.readouterr().out
+    assert "\nThe gate passed it" not in text and "\x1b" not in text and "\u202e" not in text
+    assert "\\u000aThe gate passed it.\\u001b[2J\\u202e" in text

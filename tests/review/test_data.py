@@ -1,0 +1,101 @@
+"""What changed between two corpora: real preparations of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qalam_core.arabic import NORMALISATIONS
+from qalam_core.corpus.readers import DOCUMENTS, ingest
+from qalam_core.corpus.sources import resolve
+from qalam_core.recipe import Corpus
+from qalam_core.review.data import EXCERPT, DataChanges, Prepared, data_changes
+from tests.conftest import sentences
+from tests.corpus.preparing import prepare_files
+
+TEXTS = sentences(120)
+
+
+def prepared(folder: Path, texts: dict[str, list[str]], **settings: Any) -> Prepared:
+    """A corpus of sources; a document is a line."""
+    folder.mkdir()
+    sources = []
+    for number, (name, lines) in enumerate(texts.items()):
+        path = folder / f"{number}.txt"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        sources.append({"path": str(path), "name": name})
+    corpus = Corpus.model_validate(
+        {"sources": sources, "test": 0.1, "validation": 0.1, "filters": "none", "near_duplicates": False} | settings
+    )
+    files = []
+    for number, file in enumerate(resolve(corpus.sources)):
+        ingest(file, folder / f"read-{number}")
+        files.append((file.settings.name, folder / f"read-{number}" / DOCUMENTS))
+    facts = prepare_files(files, corpus, folder / "out")
+    return Prepared(folder / "out", facts, NORMALISATIONS[corpus.normalisation])
+
+
+def compared(tmp_path: Path, old: dict[str, list[str]], new: dict[str, list[str]], **settings: Any) -> DataChanges:
+    return data_changes(prepared(tmp_path / "old", old), prepared(tmp_path / "new", new, **settings), 1)
+
+
+def test_the_same_corpus(tmp_path: Path) -> None:
+    found = compared(tmp_path, {"a": TEXTS}, {"a": TEXTS})
+    assert (found.overall.added, found.overall.gone, found.overall.moved) == (0, 0, 0)
+    assert found.overall.old == found.overall.new == 120
+    assert not (found.sources or found.rules or found.samples or found.emptied or found.gone_because or found.moves)
+
+
+def test_added_and_gone_by_source(tmp_path: Path) -> None:
+    found = compared(tmp_path, {"a": TEXTS[:60], "b": TEXTS[60:80]}, {"a": TEXTS[:55], "c": TEXTS[80:]})
+    assert [(row.name, row.old, row.new, row.added, row.gone) for row in found.sources] == [
+        ("c", 0, 40, 40, 0), ("b", 20, 0, 0, 20), ("a", 60, 55, 0, 5),
+    ]  # fmt: skip
+    assert found.emptied == ("b",) and found.overall.added == 40 and found.overall.gone == 25
+    because = {reason.split(":")[0]: count for reason, count in found.gone_because.items()}
+    assert because == {"its source is not in the recipe": 20, "not among the rejected documents": 5}
+    added, gone = found.samples
+    assert (added.what, added.count, gone.what, gone.count) == ("added", 40, "gone", 25)
+    assert {one.source for one in added.documents} == {"c"} and all(one.text in TEXTS for one in added.documents)
+    assert {one.source for one in gone.documents[:2]} == {"a", "b"}  # each source in turn
+
+
+def test_the_rule_that_rejects_what_is_gone(tmp_path: Path) -> None:
+    limit = sorted(map(len, TEXTS))[30]
+    found = compared(tmp_path, {"a": TEXTS}, {"a": TEXTS}, min_chars=limit)
+    short = sum(len(text) < limit for text in TEXTS)
+    assert found.gone_because == {"too short": short}
+    assert [(row.rule, row.old, row.new) for row in found.rules] == [("too_short", 0, short)]
+    gone, rejected = found.samples
+    assert {one.note for one in gone.documents} == {"too short"}
+    assert rejected.what == "rejected as too short" and rejected.count == short and rejected.documents[0].text in TEXTS
+
+
+def test_moved_between_splits(tmp_path: Path) -> None:
+    found = compared(tmp_path, {"a": TEXTS}, {"a": TEXTS}, test=0.3)
+    assert found.overall.moved == sum(found.moves.values()) > 0
+    assert set(found.moves) <= {"train -> test", "train -> validation", "validation -> test"}
+    (moved,) = found.samples
+    assert {one.note for one in moved.documents} <= set(found.moves)
+    assert found.splits["test"][0] < found.splits["test"][1]
+
+
+def test_another_normalisation_cannot_be_matched(tmp_path: Path) -> None:
+    found = compared(tmp_path, {"a": TEXTS}, {"a": TEXTS[:100]}, normalisation="search")
+    assert "normalised otherwise" in found.unmatched and found.overall.added == found.overall.gone == 0
+    assert [(row.old, row.new) for row in found.sources] == [(120, 100)]
+
+
+def test_samples_do_not_depend_on_the_order_of_documents(tmp_path: Path) -> None:
+    old, new = {"a": TEXTS[:40]}, {"a": TEXTS}
+    forwards = data_changes(prepared(tmp_path / "1", old), prepared(tmp_path / "2", new), 1)
+    backwards = data_changes(prepared(tmp_path / "3", old), prepared(tmp_path / "4", {"a": TEXTS[::-1]}), 1)
+    assert forwards == backwards
+    assert data_changes(prepared(tmp_path / "5", old), prepared(tmp_path / "6", new), 2).samples != forwards.samples
+
+
+def test_excerpts_are_bounded(tmp_path: Path) -> None:
+    text = " ".join(TEXTS[:20])
+    found = compared(tmp_path, {"a": TEXTS}, {"a": [*TEXTS, text]})
+    (one,) = found.samples[0].documents
+    assert len(one.text) == EXCERPT < one.characters == len(text)
