@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from al_qalam.flows.cli import build, corpus, find, packages, runs, seeds, serving
+from al_qalam.flows.cli import build, corpus, find, git, packages, runs, seeds, serving
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
@@ -50,6 +50,8 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "edit": (packages.edit, "qalam edit my_model --row قال --scale 1.5"),
         "diff": (packages.diff, "qalam diff demo-0123456789ab my_model --prompt قال"),
         "seal": (packages.seal, "qalam seal my_model --note 'scaled the row of قال by 1.5'"),
+        "merge": (git.merge, "qalam merge base ours theirs --out united"),
+        "git": (git.git, "qalam git install"),
         "export": (packages.export, "qalam export demo-0123456789ab small_model --dtype q8"),
         "import": (packages.import_, "qalam import old_model my_model --from original"),
         "wheel": (packages.wheel, "qalam wheel my_model --name my_model"),
