@@ -96,7 +96,9 @@ def merge(
     take_mean: Annotated[bool, typer.Option("--mean", help="In conflicts, take the mean of both rows.")] = False,
     row: Annotated[
         list[str] | None,
-        typer.Option(metavar="'TENSOR ROW=SIDE'", help="Decide one conflict: ours, theirs or mean, of a word or number."),
+        typer.Option(
+            metavar="'TENSOR ROW=SIDE'", help="Decide one conflict: ours, theirs or mean, of a word or number."
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
@@ -116,6 +118,7 @@ def merge(
         raise PackageError(f"{target}: exists; name another folder")
     if not _unite(three, target, choices):
         raise typer.Exit(1)
+    out.print(printable(str(target)) if target else "no conflict; write the result with --out", soft_wrap=True)
 
 
 def _choices(*, ours: bool, theirs: bool, mean: bool, rows: list[str]) -> Choices:
@@ -142,7 +145,8 @@ def _unite(three: list[Package], target: Path | None, choices: Choices) -> bool:
     if (whole := unchanged_side(*three)) is not None:
         if choices.rows:
             raise PackageError("--row: only one side changed, so nothing is in conflict; leave it out")
-        out.print(f"only one side changed: the result is {printable(str(whole.path))}", soft_wrap=True)
+        side = next(name for name, package in zip(("base", "ours", "theirs"), three, strict=True) if package is whole)
+        out.print(f"only one side changed: the result is {side}", soft_wrap=True)
         if target is not None:
             target.mkdir(parents=True)
             for name in (*whole.manifest["files"], "manifest.json"):
@@ -152,12 +156,13 @@ def _unite(three: list[Package], target: Path | None, choices: Choices) -> bool:
     for conflict in merged.conflicts:
         out.print(f"conflict: {printable(str(conflict))}", soft_wrap=True)
     if merged.conflicts:
-        out.print(f"{len(merged.conflicts)} conflicts; decide with --ours, --theirs, --mean or --row; nothing is written")
+        out.print(
+            f"{len(merged.conflicts)} conflicts; decide with --ours, --theirs, --mean or --row; nothing is written"
+        )
         return False
     _show(merged)
     if target is not None:
         write_merged(target, merged, *three)
-        out.print(str(target), soft_wrap=True)
     return True
 
 

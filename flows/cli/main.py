@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from al_qalam.flows.cli import build, corpus, find, git, packages, runs, seeds, serving
+from al_qalam.flows.cli import blame, build, corpus, find, git, packages, runs, seeds, serving
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "corpus": (corpus.corpus, "qalam corpus --rejects min_words --count 3"),
         "trace": (find.trace, "qalam trace demo-0123456789ab 'قال رسول الله صلى الله عليه وسلم'"),
         "find": (find.find, "qalam find @letter.txt"),
+        "blame": (blame.blame, "qalam blame demo-0123456789ab embedding.weight --row قال"),
         "show": (packages.show, "qalam show .qalam/runs/demo-0123456789ab/model embedding.weight --row قال"),
         "generate": (packages.generate, "qalam generate demo-0123456789ab قال --tokens 20 --seed 1"),
     },

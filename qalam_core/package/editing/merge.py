@@ -17,7 +17,7 @@ from qalam_core.files import digest, sha256_file
 from qalam_core.package.comments import TOKEN_TENSORS
 from qalam_core.package.editing.lines import Position, new_line, save, tensor_parts
 from qalam_core.package.editing.seal import seal
-from qalam_core.package.read import Package
+from qalam_core.package.read import Package, changes
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.data_reader import quote
 from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
@@ -274,7 +274,7 @@ def write_merged(folder: Path, merged: Merged, base: Package, ours: Package, the
             _set_rows(folder, name, dict(zip(map(int, numbers), merged.weights[name][numbers], strict=True)))
     card = with_newline((folder / "MODEL_CARD.md").read_text(encoding="utf-8"))
     save(folder, {"MODEL_CARD.md": (card + _section(merged, packages, cards)).encode()})
-    seal(folder, f"merged, as the section \"{HEADING[3:]}\" says")
+    seal(folder, f'merged, as the section "{HEADING[3:]}" says')
 
 
 def unchanged_side(base: Package, ours: Package, theirs: Package) -> Package | None:
@@ -342,6 +342,7 @@ def _section(merged: Merged, packages: Mapping[str, Package], cards: Sequence[st
     known = set(cards[0].split("\n")) | set(_one(cards).split("\n"))
     notes = [line for line in cards[2].split("\n") if _NUMBERED.match(line) and line not in known]
     lines = [f"- {name}: model `{model(package)}`" for name, package in packages.items()]
+    lines += [f"- {name}, not sealed: {change}" for name, package in packages.items() for change in changes(package)]
     lines += [f"- from theirs: {count} rows of `{name}`" for name, count in merged.theirs.items()]
     lines += _words("words added to ours", merged.added) + _words("words removed from ours", merged.removed)
     lines += [f"- both sides changed {line}" for line in merged.resolved]

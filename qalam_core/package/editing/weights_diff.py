@@ -74,6 +74,8 @@ def _parts(lines: Lines, size: int) -> Iterator[tuple[str, Part]]:
         if lines.content() != END_OF_TENSOR:
             lines.refuse(f'"{name}" should end here with "{END_OF_TENSOR.strip()}"')
         yield name, Part(int(first), int(total), dtype, values)
+    if lines.line() is not None:
+        lines.refuse('unexpected text after the closing "}"')
 
 
 def changes_of(
