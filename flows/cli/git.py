@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -113,10 +113,10 @@ def merge(
         return
     if not theirs:
         raise PackageError("give three packages, BASE OURS THEIRS, or --git in a merge that git began")
-    three = [read(package_folder(name, store)) for name in (base, ours, theirs)]
+    old, one, other = (read(package_folder(name, store)) for name in (base, ours, theirs))
     if target is not None and target.exists():
         raise PackageError(f"{target}: exists; name another folder")
-    if not _unite(three, target, choices):
+    if not _unite((old, one, other), target, choices):
         raise typer.Exit(1)
     out.print(printable(str(target)) if target else "no conflict; write the result with --out", soft_wrap=True)
 
@@ -137,7 +137,7 @@ def _choices(*, ours: bool, theirs: bool, mean: bool, rows: list[str]) -> Choice
     return Choices(given[0] if given else None, sides)
 
 
-def _unite(three: list[Package], target: Path | None, choices: Choices) -> bool:
+def _unite(three: tuple[Package, Package, Package], target: Path | None, choices: Choices) -> bool:
     """Merge and write; say what came of it. -> whether there is no conflict."""
     from qalam_core.package.editing.merge import merge as merge_packages
     from qalam_core.package.editing.merge import unchanged_side, write_merged
@@ -196,9 +196,9 @@ def _merge_of_git(choices: Choices) -> None:
         with tempfile.TemporaryDirectory() as name:
             temporary = Path(name)
             sides = (("base", base), ("ours", ours), ("theirs", theirs))
-            three = [read(_checked_out(top, commit, folder, temporary / side)) for side, commit in sides]
+            old, one, other = (read(_checked_out(top, commit, folder, temporary / side)) for side, commit in sides)
             out.print(f"{printable(folder)}:", soft_wrap=True)
-            if _unite(three, temporary / "merged", choices):
+            if _unite((old, one, other), temporary / "merged", choices):
                 _replace(top, folder, temporary / "merged")
             else:
                 clean = False
@@ -235,8 +235,8 @@ def _checked_out(top: Path, commit: str, folder: str, target: Path) -> Path:
         raise PackageError(f"{folder}: no package in {commit[:12]}; check the three out, and run qalam merge on them")
     target.mkdir()
     index = {"GIT_INDEX_FILE": str(target.with_suffix(".index"))}
-    _git("read-tree", f"{commit}:{'' if folder == '.' else folder}", cwd=top, **index)
-    _git("checkout-index", "--all", "--quiet", f"--prefix={target}/", cwd=top, **index)
+    _git("read-tree", f"{commit}:{'' if folder == '.' else folder}", cwd=top, environment=index)
+    _git("checkout-index", "--all", "--quiet", f"--prefix={target}/", cwd=top, environment=index)
     return target
 
 
@@ -254,11 +254,13 @@ def _replace(top: Path, folder: str, merged: Path) -> None:
     _git("add", "--", *names, "manifest.json", *sorted(gone), cwd=target)
 
 
-def _git(*arguments: str, cwd: Path | None = None, check: bool = True, **environment: str) -> str:
+def _git(
+    *arguments: str, cwd: Path | None = None, check: bool = True, environment: Mapping[str, str] | None = None
+) -> str:
     """What git prints. With `check`, an error of git is one of ours."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=cwd, capture_output=True, check=False, env={**os.environ, **environment}
+            ["git", *arguments], cwd=cwd, capture_output=True, check=False, env={**os.environ, **(environment or {})}
         )
     except FileNotFoundError:
         raise PackageError("git is not installed") from None
@@ -280,7 +282,7 @@ def _diff(path: str, old: str, old_hex: str, _mode: str, new: str, new_hex: str,
         if not is_weights(Path(old)) and not is_weights(Path(new)):
             raise PackageError("not a weights file")
         words = [_words_of(path, name, blob) for name, blob in ((old, old_hex), (new, new_hex))]
-        lines = changes_of(read_parts(Path(old)), read_parts(Path(new)), *words)
+        lines = changes_of(read_parts(Path(old)), read_parts(Path(new)), words[0], words[1])
     except PackageError as error:
         _say(f"  shown as text: {printable(str(error))}")
         subprocess.run(["git", "diff", "--no-index", "--no-ext-diff", "--no-textconv", "--", old, new], check=False)
@@ -376,4 +378,5 @@ def _one_line() -> Iterator[None]:
 
 if __name__ == "__main__":
     with _one_line():
-        {"diff": _diff, "text": _text, "merge": _conflict}[sys.argv[1]](*sys.argv[2:])
+        programs: dict[str, Callable[..., None]] = {"diff": _diff, "text": _text, "merge": _conflict}
+        programs[sys.argv[1]](*sys.argv[2:])

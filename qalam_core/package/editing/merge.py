@@ -166,15 +166,16 @@ def _one(three: Sequence[T], by: Sequence[object] = ()) -> T:
 
 
 def _vocabulary(base: Package, ours: Package, theirs: Package, decisions: _Decisions) -> Vocabulary:
-    words = [package.vocabulary.words for package in (base, ours, theirs)]
-    merges = [package.vocabulary.merges for package in (base, ours, theirs)]
-    rules = [package.vocabulary.rules for package in (base, ours, theirs)]
+    old, one, other = base.vocabulary, ours.vocabulary, theirs.vocabulary
+    rules = [old.rules, one.rules, other.rules]
     chosen = _one(rules)
     if rules[1] != rules[2] and rules[0] not in rules[1:]:
         conflict = Conflict("vocab.py", "NORMALISE", "both sides changed it")
         chosen = rules[2] if decisions.on(conflict, (Side.ours, Side.theirs)) is Side.theirs else rules[1]
     kept = _kept(base, ours, theirs, decisions)
-    united = Vocabulary(base.vocabulary.algorithm, _united(*words, kept), _united(*merges, set()), chosen)
+    words = _united(old.words, one.words, other.words, kept)
+    merges = _united(old.merges, one.merges, other.merges, set())
+    united = Vocabulary(old.algorithm, words, merges, chosen)
     try:
         Tokenizer(united)
     except ValueError as error:
@@ -244,7 +245,8 @@ def _rows(
 def _differs(some: Floats, other: Floats) -> NDArray[np.bool_]:
     """Which rows differ in a bit."""
     left, right = (np.ascontiguousarray(values).view(np.uint32) for values in (some, other))
-    return (left != right).reshape(len(left), -1).any(1)
+    differs: NDArray[np.bool_] = (left != right).reshape(len(left), -1).any(1)
+    return differs
 
 
 def _same(some: Floats, other: Floats) -> bool:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def git(*arguments: str, status: int = 0) -> str:
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: None) -> Iterator[Path]:
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: None) -> Path:
     """A package in a fresh repository, which is the current folder, with a bare remote; `qalam git install` was run."""
     repository = tmp_path / "my work"
     export(repository / FOLDER, dtype="q8")
@@ -48,7 +47,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: None) -> I
     git("add", "-A")
     git("commit", "-qm", "base")
     git("push", "-q", "origin", "main")
-    yield repository / FOLDER
+    return repository / FOLDER
 
 
 def commit(model: Path, branch: str, *, word: str, factor: float, token: str = "") -> None:
@@ -99,7 +98,7 @@ def test_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
 def test_diffs_name_words(model: Path) -> None:
     set_value(model, EMBEDDING, "القط", 2, 0.75)
     old = "column 2 0.0634997 -> 0.75"
-    assert f'embedding.weight "القط": moved' in git("diff")
+    assert 'embedding.weight "القط": moved' in git("diff")
     assert old in git("diff")
     git("add", "-A")
     assert old in git("diff", "--cached")

@@ -153,9 +153,9 @@ def test_other_architectures_and_normalisations(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="NUM_HEADS is 1"):
         merge(base, base, other)
     rules = [vocabulary(rules=((letter, "ا"),)) for letter in "أإآ"]
-    three = [Package(Path(), CONFIG, words, "", BASE, base.manifest, ()) for words in rules]
-    assert [str(found) for found in merge(*three).conflicts] == ['vocab.py "NORMALISE": both sides changed it']
-    assert merge(*three, Choices(Side.theirs)).vocabulary.rules == rules[2].rules
+    old, one, two = (Package(Path(), CONFIG, words, "", BASE, base.manifest, ()) for words in rules)
+    assert [str(found) for found in merge(old, one, two).conflicts] == ['vocab.py "NORMALISE": both sides changed it']
+    assert merge(old, one, two, Choices(Side.theirs)).vocabulary.rules == rules[2].rules
 
 
 def copies(folder: Path, dtype: str) -> tuple[Path, Path, Path]:
@@ -166,7 +166,7 @@ def copies(folder: Path, dtype: str) -> tuple[Path, Path, Path]:
 @pytest.mark.parametrize("dtype", [*MATRIX_TYPES])
 def test_a_written_merge_keeps_every_row_to_the_bit_and_verifies(tmp_path: Path, dtype: str) -> None:
     """Also edited rows, whose values the storage type cannot hold, and that no sealing noted."""
-    folders = base, ours, theirs = copies(tmp_path, dtype)
+    folders = _, ours, theirs = copies(tmp_path, dtype)
     set_value(ours, EMBEDDING, "القط", 3, 0.1)
     add_token(ours, "قلم")
     seal(ours, "of ours")
@@ -174,7 +174,7 @@ def test_a_written_merge_keeps_every_row_to_the_bit_and_verifies(tmp_path: Path,
     set_value(theirs, "ln_out.bias", 2, 0, 0.7)
     set_row(theirs, "blocks.1.fc1.weight", 3, [1e6, *[1e-7] * 7])
     add_token(theirs, "كتاب", ["القط", "في"])
-    packages = [*map(read, folders)]
+    packages = read(folders[0]), read(folders[1]), read(folders[2])
     merged = merge(*packages)
     write_merged(tmp_path / "merged", merged, *packages)
     assert verify(tmp_path / "merged") == []
@@ -197,7 +197,7 @@ def test_means_are_rounded_to_the_storage_type(tmp_path: Path) -> None:
     folders = copies(tmp_path, "q8")
     scale_row(folders[1], EMBEDDING, "القط", 2)
     scale_row(folders[2], EMBEDDING, "القط", 3)
-    packages = [*map(read, folders)]
+    packages = read(folders[0]), read(folders[1]), read(folders[2])
     with pytest.raises(PackageError, match="choose a side"):
         write_merged(tmp_path / "merged", merge(*packages), *packages)
     assert not (tmp_path / "merged").exists()
@@ -211,11 +211,11 @@ def test_means_are_rounded_to_the_storage_type(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=3)
 @given(st.sampled_from(["ours", "theirs", "both"]))
 def test_a_package_that_one_side_changed_is_taken_whole(tmp_path_factory: pytest.TempPathFactory, who: str) -> None:
-    base, ours, theirs = folders = copies(tmp_path_factory.mktemp("merge"), "f32")
+    _, ours, theirs = folders = copies(tmp_path_factory.mktemp("merge"), "f32")
     for folder in folders[1:]:
         if who in (folder.name, "both"):
             scale_row(folder, EMBEDDING, "القط", 2)
-    packages = [*map(read, folders)]
+    packages = read(folders[0]), read(folders[1]), read(folders[2])
     whole = unchanged_side(*packages)
     assert whole is not None
     assert contents(whole.path) == contents(theirs if who == "theirs" else ours)
