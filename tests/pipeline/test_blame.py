@@ -33,7 +33,8 @@ def night(folder: Path, number: int, **changes: object) -> Version:
 def chain(tmp_path: Path) -> list[Version]:
     """Four nights, newest first: all rows move by noise, and in the third one that of القط by much more."""
     noise = np.random.default_rng(5)
-    values, found = weights(), []
+    values = weights()
+    found: list[Version] = []
     for number in (1, 2, 3, 4):
         values = {
             name: tensor + noise.normal(0, 0.01, tensor.shape).astype(np.float32) for name, tensor in values.items()
@@ -174,5 +175,5 @@ def test_a_package_in_git_is_followed_by_its_commits(tmp_path: Path) -> None:
 
 def test_what_is_no_package_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PackageError, match="no manifest.json"):
+    with pytest.raises(PackageError, match=r"no manifest\.json"):
         versions(Runs(Store(tmp_path / "store")), str(tmp_path / "empty"), tmp_path, 1)
