@@ -6,14 +6,17 @@ import ast
 import base64
 import importlib.util
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qalam_core.arabic import NORMALISATIONS
-from qalam_core.package import ModelConfig, Vocabulary, read, read_tensor_rows, write
+from qalam_core.package import ModelConfig, Vocabulary, comments, read, read_tensor_rows, seek, write
+from qalam_core.package.editing import rows
 from qalam_core.package.releases import code_files
 from qalam_core.package.runtime import weights_reader as reader
 from qalam_core.package.runtime.rows import MATRIX_TYPES
@@ -21,6 +24,7 @@ from qalam_core.package.statistics import statistics
 from qalam_core.package.write import _shard_text, _shards
 from tests import GOLDEN
 
+writer = sys.modules["qalam_core.package.write"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 CONFIG = ModelConfig(vocab_size=12, dim=8, num_heads=2, num_layers=2, max_seq_len=10)
@@ -101,7 +105,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 def shard_texts(values: dict[str, np.ndarray], dtype: str) -> list[bytes]:
     """The content of weights.py, weights_001.py, ..."""
     row_type, measured = MATRIX_TYPES[dtype], {name: statistics(tensor) for name, tensor in values.items()}
-    return [b"".join(_shard_text(values, row_type, measured, shard)) for shard in _shards(values, row_type)]
+    words = tuple(f"كلمة{row}" for row in range(max(map(len, values.values()))))
+    return [b"".join(_shard_text(values, row_type, measured, words, shard)) for shard in _shards(values, row_type)]
+
+
+@contextmanager
+def named_rows(count: int) -> Iterator[None]:
+    """Groups of so many rows below the comments that name them: small tensors have several then."""
+    modules = reader, seek, comments, writer, rows
+    before = reader.NAMED_ROWS
+    for module in modules:
+        module.NAMED_ROWS = count  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.NAMED_ROWS = before  # type: ignore[attr-defined]
 
 
 def save_shards(folder: Path, texts: list[bytes]) -> None:

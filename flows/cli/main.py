@@ -14,7 +14,20 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from al_qalam.flows.cli import build, corpus, find, packages, propose, review, runs, seeds, serving, testing
+from al_qalam.flows.cli import (
+    blame,
+    build,
+    corpus,
+    find,
+    git,
+    packages,
+    propose,
+    review,
+    runs,
+    seeds,
+    serving,
+    testing,
+)
 from al_qalam.flows.cli.terminal import err, out
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, TrainingError
@@ -38,6 +51,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "corpus": (corpus.corpus, "qalam corpus --rejects min_words --count 3"),
         "trace": (find.trace, "qalam trace demo-0123456789ab 'قال رسول الله صلى الله عليه وسلم'"),
         "find": (find.find, "qalam find @letter.txt"),
+        "blame": (blame.blame, "qalam blame demo-0123456789ab embedding.weight --row قال"),
         "show": (packages.show, "qalam show .qalam/runs/demo-0123456789ab/model embedding.weight --row قال"),
         "test": (testing.run_tests, "qalam test demo-0123456789ab my_cases.jsonl --junit results.xml"),
         "generate": (packages.generate, "qalam generate demo-0123456789ab قال --tokens 20 --seed 1"),
@@ -53,6 +67,8 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "edit": (packages.edit, "qalam edit my_model --row قال --scale 1.5"),
         "diff": (packages.diff, "qalam diff demo-0123456789ab my_model --prompt قال"),
         "seal": (packages.seal, "qalam seal my_model --note 'scaled the row of قال by 1.5'"),
+        "merge": (git.merge, "qalam merge base ours theirs --out united"),
+        "git": (git.git, "qalam git install"),
         "export": (packages.export, "qalam export demo-0123456789ab small_model --dtype q8"),
         "import": (packages.import_, "qalam import old_model my_model --from original"),
         "wheel": (packages.wheel, "qalam wheel my_model --name my_model"),

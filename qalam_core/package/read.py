@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qalam_core.errors import PackageError
 from qalam_core.files import TEXT_LIMIT, json_object, read_bytes, sha256_bytes, sha256_file
 from qalam_core.package.bytecode import is_own_cache
+from qalam_core.package.comments import TOKEN_TENSORS
 from qalam_core.package.releases import CODE, changed_code
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.data_reader import FORMAT, quote, read_config, read_knowledge, read_vocabulary
@@ -26,9 +27,6 @@ from qalam_core.package.runtime.weights_reader import WINDOWS, FormatError, Thre
 from qalam_core.package.seek import check_regular, read_rows
 from qalam_core.package.vocabulary import says_the_same, tokenizer_json
 from qalam_core.package.write import GITATTRIBUTES, card_error, provenance_error, row_checksums, tensor_digest
-
-TOKEN_TENSORS = ("embedding.weight", "lm_head.weight")
-"""Tensors with one row per token."""
 
 _DATA = (".gitattributes", "MODEL_CARD.md", "config.py", "knowledge_map.py", "rows.json", "tokenizer.json",
          "vocab.py", "weights.py")  # fmt: skip

@@ -16,12 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError, did_you_mean
+from qalam_core.package.comments import lines_of
 from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
-from qalam_core.package.runtime.weights_reader import BLOCK, END_OF_TENSOR, HEADER, FormatError, Lines, weight_files
+from qalam_core.package.runtime.weights_reader import (
+    BLOCK,
+    COMMENT_START,
+    END_OF_TENSOR,
+    HEADER,
+    NAMED_ROWS,
+    FormatError,
+    Lines,
+    weight_files,
+)
 from qalam_core.package.runtime.weights_reader import read_rows as decode_rows
 from qalam_core.package.runtime.weights_reader import read_values as decode_values
 
 _HEADER = re.compile(b"^" + HEADER.pattern.encode() + b"\n", re.MULTILINE)
+_MARK = b"\n" + COMMENT_START
 _LONGEST_VALUE = 25  # bytes of a vector's value on its line, as exported
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,7 +47,7 @@ class _Extent(NamedTuple):
     first: int
     rows: int
     matrix: RowType | None
-    regular: bool  # has as many bytes as exported, so that row numbers give offsets
+    lines: int | None  # as many as exported, all of the same length, so that row numbers give offsets; else None
 
 
 def check_regular(path: Path) -> None:
@@ -111,10 +122,12 @@ def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -
         position = match.end()
         shape = shapes.get(here, ())
         matrix = MATRIX_TYPES.get(dtype) if len(shape) == 2 else None
-        end = position + rows * matrix.width(shape[1]) if matrix is not None else -1
-        regular = matrix is not None and text[end : end + len(closing)] == closing
-        if not regular:  # an unedited matrix is skipped by its size; in any other tensor its end is searched for
-            end = _end(text, position, rows, closing)
+        end, lines = -1, None
+        if matrix is not None:  # an unedited matrix is skipped by its size; in any other tensor its end is searched for
+            lines = lines_of(rows) if text[position : position + len(COMMENT_START)] == COMMENT_START else rows
+            end = position + lines * matrix.width(shape[1])
+        if text[end : end + len(closing)] != closing:
+            end, lines = _end(text, position, rows, closing), None
         if here == name and first <= row < first + rows:
             refused = f'{path.name}:0: "{name}"'
             if stated != shape:
@@ -123,11 +136,18 @@ def _find_in(text: mmap.mmap, path: Path, shapes: Shapes, name: str, row: int) -
                 raise FormatError(f'{refused} cannot be stored as "{dtype[:80]}"')
             if first + rows > shape[0]:
                 raise FormatError(f"{refused} has {shape[0]} rows, not {first} + {rows}")
-            return _Extent(path, position, end if end >= 0 else len(text), first, rows, matrix, regular)
+            return _Extent(path, position, end if end >= 0 else len(text), first, rows, matrix, lines)
         if end < 0:
             break
         position = end
     return None
+
+
+def _named(part: _Extent, width: int) -> bool:
+    """Whether every comment of a part stands where the exporter writes it, so that all its other lines are rows."""
+    places = range(part.start, part.end, (1 + NAMED_ROWS) * width)
+    with part.path.open("rb", buffering=0) as file:  # reading a few bytes is faster than mapping their page
+        return all(os.pread(file.fileno(), len(_MARK), at - 1) == _MARK for at in places)
 
 
 def _end(text: mmap.mmap, position: int, rows: int, closing: bytes) -> int:
@@ -137,9 +157,13 @@ def _end(text: mmap.mmap, position: int, rows: int, closing: bytes) -> int:
 
 def _decode(part: _Extent, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
     """Rows `start` to `stop` of a part, decoded by the package reader's functions."""
-    if part.regular and part.matrix is not None and (start, stop) != (0, part.rows):
+    if part.lines is not None and part.matrix is not None and start < stop and (start, stop) != (0, part.rows):
         width = part.matrix.width(shape[0])
-        near = part._replace(start=part.start + start * width, end=part.start + stop * width, rows=stop - start)
+        named = part.lines > part.rows
+        if named and not _named(part, width):  # somebody moved them
+            return _decode(part._replace(lines=None), shape, start, stop)
+        begin, end = ((lines_of(row + 1) - 1 if named else row) * width for row in (start, stop - 1))
+        near = part._replace(start=part.start + begin, end=part.start + end + width, rows=stop - start)
         try:
             return _decode(near, shape, 0, near.rows)
         except FormatError:

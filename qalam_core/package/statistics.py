@@ -1,4 +1,4 @@
-"""Statistics of a model's weights: knowledge_map.py, and the comment above each tensor."""
+"""Statistics of a model's weights, and knowledge_map.py."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]
     mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / len(flat)
     squares = sum(float(np.square(block - np.float64(mean)).sum()) for block in blocks)
     return mean, float(np.sqrt(squares / len(flat))), float(flat.min()), float(flat.max())
-
-
-def header_comment(figures: tuple[float, float, float, float]) -> str:
-    """The comment above a tensor in a weights file, from its `statistics`."""
-    mean, std, low, high = figures
-    return f"# mean={mean:.3e} std={std:.3e} min={low:.3e} max={high:.3e} (as exported)"
 
 
 def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError
 from qalam_core.files import WRONG_PLACE, is_unicode, sha256_bytes
+from qalam_core.package.comments import header_comment, is_named, lines_of, rows_in, word_comment
 from qalam_core.package.releases import code_files
 from qalam_core.package.runtime.architecture import SPECIALS, ModelConfig
 from qalam_core.package.runtime.data_reader import CONFIG_MAGIC, FORMAT, INVERSE, VOCAB_MAGIC, quote, rules_error
 from qalam_core.package.runtime.rows import MATRIX_TYPES, RowType, shortest
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
-from qalam_core.package.runtime.weights_reader import MAGIC, Threads, weight_file
-from qalam_core.package.statistics import PREAMBLE, Measured, header_comment, knowledge_text, statistics
+from qalam_core.package.runtime.weights_reader import MAGIC, NAMED_ROWS, Threads, weight_file
+from qalam_core.package.statistics import PREAMBLE, Measured, knowledge_text, statistics
 from qalam_core.package.vocabulary import tokenizer_json
 
 SHARD_LIMIT = 16_000_000
@@ -72,7 +73,7 @@ def write(
         except WRONG_PLACE as error:
             raise PackageError(f"{folder}: cannot be created ({error.strerror}); name another folder") from None
         measured = dict(zip(values, pool.map(statistics, values.values()), strict=True))
-        weight_files = _write_weights(pool, folder, values, row_type, measured)
+        weight_files = _write_weights(pool, folder, values, row_type, measured, vocabulary.words)
         digests = pool.map(tensor_digest, values.values())
         texts = {
             **code_files(),
@@ -218,7 +219,7 @@ def _quote_rule(text: str) -> str:
 
 
 def _write_weights(
-    pool: Threads, folder: Path, values: Weights, row_type: RowType, measured: Measured
+    pool: Threads, folder: Path, values: Weights, row_type: RowType, measured: Measured, words: tuple[str, ...]
 ) -> Iterator[tuple[str, str]]:
     """Write weights.py, weights_001.py, ..., each at most SHARD_LIMIT bytes; yields names and digests."""
 
@@ -227,7 +228,7 @@ def _write_weights(
         name = weight_file(number)
         digest = hashlib.sha256()
         with (folder / name).open("wb", buffering=0) as file:
-            for text in _shard_text(values, row_type, measured, shard):
+            for text in _shard_text(values, row_type, measured, words, shard):
                 file.write(text)
                 digest.update(text)
         return name, digest.hexdigest()
@@ -247,7 +248,8 @@ def _shards(values: Weights, row_type: RowType) -> Iterator[list[_Rows]]:
         # 24 bytes suffice for the longest float32 with its line, 512 for the headers and the comment
         width = row_type.width(tensor.shape[1]) if tensor.ndim == 2 else 24
         while first < rows:
-            fitting = min((free - 512) // width, rows - first)
+            lines = (free - 512) // width
+            fitting = min(rows_in(lines) if is_named(name, width) else lines, rows - first)
             if fitting <= 0 and shard:
                 yield shard
                 shard, free = [], SHARD_LIMIT
@@ -255,12 +257,12 @@ def _shards(values: Weights, row_type: RowType) -> Iterator[list[_Rows]]:
             fitting = max(1, fitting)
             shard.append((name, first, fitting))
             first += fitting
-            free -= 512 + fitting * width
+            free -= 512 + (lines_of(fitting) if is_named(name, width) else fitting) * width
     yield shard
 
 
 def _shard_text(
-    values: Weights, row_type: RowType, measured: Measured, shard: list[_Rows]
+    values: Weights, row_type: RowType, measured: Measured, words: tuple[str, ...], shard: list[_Rows]
 ) -> Iterator[bytes | memoryview]:
     yield f"{MAGIC}\n{PREAMBLE}WEIGHTS = {{\n".encode()
     for name, first, rows in shard:
@@ -271,8 +273,17 @@ def _shard_text(
         yield f'    "{name}": ("{kind}", {tensor.shape}, {first}, {rows}, (\n'.encode()
         part = tensor[first : first + rows]
         if tensor.ndim == 2:
-            step = max(1, _BLOCK // row_type.width(tensor.shape[1]))
-            yield from (row_type.encode(part[start : start + step]).data for start in range(0, rows, step))
+            width = row_type.width(tensor.shape[1])
+            step = -(-_BLOCK // width // NAMED_ROWS) * NAMED_ROWS
+            for start in range(0, rows, step):
+                lines = row_type.encode(part[start : start + step])
+                if not is_named(name, width):
+                    yield lines.data
+                    continue
+                for at in range(0, len(lines), NAMED_ROWS):
+                    group, row = lines[at : at + NAMED_ROWS], first + start + at
+                    yield word_comment(row, words[row : row + len(group)], width)
+                    yield group.data
         else:
             yield "".join(f"        {text},\n" for text in shortest(part)).encode()
         yield b"    )),\n"

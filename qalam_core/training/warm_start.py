@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import TrainingError
-from qalam_core.package.read import TOKEN_TENSORS, Package
+from qalam_core.package.comments import TOKEN_TENSORS
+from qalam_core.package.read import Package
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
 

@@ -62,8 +62,9 @@ def test_a_new_type_is_written_and_read(tmp_path: Path, new: RowType) -> None:
     again = export(tmp_path / "again", dtype=new.name, weights=package.weights)
     assert contents(again) == contents(folder)
     if isinstance(new, Floating):
-        line = (folder / "weights.py").read_text(encoding="utf-8").split(f'("{new.name}", (12, 8), 0, 12, (\n')[1]
-        stored = np.frombuffer(base64.b64decode(line.split('"')[1]), new.coding.dtype)
+        text = (folder / "weights.py").read_text(encoding="utf-8").split(f'("{new.name}", (12, 8), 0, 12, (\n')[1]
+        row = next(line for line in text.split("\n") if "#" not in line)
+        stored = np.frombuffer(base64.b64decode(row.split('"')[1]), new.coding.dtype)
         assert np.array_equal(stored, package.weights[EMBEDDING][0])
 
 

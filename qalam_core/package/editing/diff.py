@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qalam_core.package.comments import TOKEN_TENSORS
 from qalam_core.package.inference import generate
-from qalam_core.package.read import TOKEN_TENSORS, Package
+from qalam_core.package.read import Package
 from qalam_core.package.runtime.data_reader import quote
 
 Floats = NDArray[np.float32]

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.errors import PackageError, did_you_mean
-from qalam_core.package.editing.lines import Position, find_row_line, new_line, save, tensor_parts
-from qalam_core.package.read import TOKEN_TENSORS, Package, read
+from qalam_core.package.comments import TOKEN_TENSORS, is_named, word_comment
+from qalam_core.package.editing.lines import Position, TensorPart, find_row_line, new_line, save, tensor_parts
+from qalam_core.package.read import Package, read
 from qalam_core.package.runtime.architecture import SPECIALS, UNK
 from qalam_core.package.runtime.data_reader import quote
+from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
+from qalam_core.package.runtime.weights_reader import NAMED_ROWS
 from qalam_core.package.vocabulary import tokenizer_json
 
 Row = NDArray[np.float32]
@@ -223,7 +226,8 @@ def _append(
         start, stop, end = part.header.start + shift, part.header.stop + shift, part.end + shift
         rows = raw[stop:end]
         if last:
-            number = raw.count(b"\n", 0, end) + 1
+            rows = _named(rows, tensor, part, (*package.vocabulary.words, word))
+            number = raw.count(b"\n", 0, stop) + rows.count(b"\n") + 1
             position = Position(part, slice(end, end), '        "",', number)
             if len(like) == 1:
                 literal = _literal(folder, position, tensor, like[0])
@@ -232,6 +236,19 @@ def _append(
             change = Change(name, number, tensor, count, word, float(np.linalg.norm(wanted.astype(np.float64))))
         contents[name] = raw[:start] + header.encode() + rows + raw[end:]
     return change
+
+
+def _named(rows: bytes, tensor: str, part: TensorPart, words: tuple[str, ...]) -> bytes:
+    """The lines of a tensor's last part, with the comment that names the row of the last word, which is to follow."""
+    width, count = MATRIX_TYPES[part.dtype].width(part.shape[1]), len(words) - 1
+    if not is_named(tensor, width):
+        return rows
+    first = count - part.rows % NAMED_ROWS
+    named = word_comment(first, words[first:], width)
+    if first == count:
+        return rows + named
+    before, old, after = rows.rpartition(word_comment(first, words[first:count], width))
+    return before + named + after if old else rows  # a comment that somebody rewrote stays
 
 
 def _vocab(folder: Path, vocabulary: Vocabulary, readable: str, pair: tuple[str, str] | None) -> bytes:

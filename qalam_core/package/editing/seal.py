@@ -7,10 +7,11 @@ from pathlib import Path
 
 from qalam_core.errors import PackageError
 from qalam_core.files import sha256_bytes
+from qalam_core.package.comments import TOKEN_TENSORS, header_comment, renamed
 from qalam_core.package.editing.lines import save
 from qalam_core.package.read import Package, changes, read
-from qalam_core.package.runtime.weights_reader import HEADER, HIDDEN, weight_files
-from qalam_core.package.statistics import Measured, header_comment, knowledge_text, statistics
+from qalam_core.package.runtime.weights_reader import END_OF_TENSOR, HEADER, HIDDEN, weight_files
+from qalam_core.package.statistics import Measured, knowledge_text, statistics
 from qalam_core.package.write import json_bytes, rows_json, tensor_digest, with_newline
 
 HEADING = "## Edited since export"
@@ -24,9 +25,10 @@ _NUMBERED = re.compile(r"[0-9]+\. ")
 def seal(folder: Path, note: str) -> list[str]:
     """Make the current content the reference of `verify`; -> the changes since the last one.
 
-    Updates the digests in manifest.json and rows.json, the statistics in knowledge_map.py and in the comments, and
-    tokenizer.json, and adds a numbered line with the note and the changes to MODEL_CARD.md. The provenance in
-    manifest.json, which is written last, counts the edits, because the recipe alone no longer determines the weights.
+    Updates the digests in manifest.json and rows.json, the statistics in knowledge_map.py, the statistics and words in
+    the comments, and tokenizer.json, and adds a numbered line with the note and the changes to MODEL_CARD.md. The
+    provenance in manifest.json, which is written last, counts the edits, because the recipe alone no longer determines
+    the weights.
     """
     folder = Path(folder)
     if not note.strip() or re.search(f"[{HIDDEN}]", note):
@@ -65,7 +67,7 @@ def edits(card: str) -> tuple[str, ...]:
 
 
 def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
-    """The weights files whose statistics comments are outdated, with new comments."""
+    """The weights files whose comments as exported are outdated, with new ones."""
     contents = {}
     for path in weight_files(package.path):
         raw = path.read_bytes()
@@ -75,6 +77,10 @@ def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
             return f"    {header_comment(measured[name])}".encode() if name in package.edited else found[0]
 
         text = _COMMENT.sub(current, raw)
+        for name in TOKEN_TENSORS:
+            if start := text.find(f'\n    "{name}": ('.encode()) + 1:
+                end = text.index(f"\n{END_OF_TENSOR}\n".encode(), start)
+                text = text[:start] + renamed(text[start:end], package.vocabulary.words) + text[end:]
         if text != raw:
             contents[path.name] = text
     return contents

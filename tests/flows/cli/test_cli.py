@@ -287,7 +287,7 @@ def test_the_groups_and_the_order_of_the_commands() -> None:
         "Build": ["init", "plan", "build", "forget", "seeds", "reproduce", "gc"],
         "Look": ["runs", "report", "review", "lineage", "corpus", "trace", "find", "show", "test", "generate"],
         "Champions": ["history", "promote", "rollback"],
-        "Package": ["verify", "edit", "diff", "seal", "export", "import", "wheel", "sign"],
+        "Package": ["verify", "edit", "diff", "seal", "merge", "git", "export", "import", "wheel", "sign"],
         "Serve and deploy": ["up", "down", "deploy", "watch"],
     }
     help_text = qalam("--help").stdout

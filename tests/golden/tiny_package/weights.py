@@ -4,6 +4,7 @@
 WEIGHTS = {
     # mean=-5.269e-04 std=2.887e-01 min=-5.000e-01 max=4.990e-01 (as exported)
     "embedding.weight": ("f32", (300, 16), 0, 300, (
+        # rows 0 to 63: "<PAD>" "<UNK>" "<START>" "<END>" "!" "\"" "#" "$" "%" "&" "'" "(" ...    #
         "AAAAv9xcsj5xc0k+pbQ4PTwy2r2zL4S+19LRvgaK4D7i5pI+fIcKPlz2hbwTBSy+raWjvtFI8b4LFME+z+FmPg==",
         "DjeXPYFVn70I8Wq+qBvDvjVB7z4RnqE+2vUnPib5Sjy1lg6+fu6UvqKR4r46y88+FiiCPsoT0j2K8Ui9qoJNvg==",
         "eWS0vmP4/T5AVbA+OGRFPsF3KD2vUOK9TzeGvnPa075pgt4+Rd+QPkN4Bj4lcKa8TBQwvkqtpb5uUPO+bwy/Pg==",
@@ -68,6 +69,7 @@ WEIGHTS = {
         "Y/j9vnlktD6qgk0+ivFIPcoT0r0WKIK+OsvPvqKR4j5+7pQ+tZYOPib5Srza9Se+EZ6hvjVB776oG8M+CPFqPg==",
         "gVWfPQ43l73P4Wa+CxTBvtFI8T6tpaM+EwUsPlz2hTx8hwq+4uaSvgaK4L7X0tE+sy+EPjwy2j2ltDi9cXNJvg==",
         "3FyyvgAAAL/cXLI+cXNJPqW0OD08Mtq9sy+EvtfS0b4GiuA+4uaSPnyHCj5c9oW8EwUsvq2lo77RSPG+CxTBPg==",
+        # rows 64 to 127: "]" "^" "_" "`" "a" "b" "c" "d" "e" "f" "g" "h" "i" "j" "k" "l" "m" ... #
         "z+FmPg43lz2BVZ+9CPFqvqgbw741Qe8+EZ6hPtr1Jz4m+Uo8tZYOvn7ulL6ikeK+OsvPPhYogj7KE9I9ivFIvQ==",
         "qoJNvnlktL5j+P0+QFWwPjhkRT7Bdyg9r1DivU83hr5z2tO+aYLePkXfkD5DeAY+JXCmvEwUML5KraW+blDzvg==",
         "bwy/PpbSYj6cGI8983OnvUEAb75EI8W+mDntPnSWnz6h5iM+lQUKPO6lEr4b9pa+P5nkvp7DzT56IIA+WPXJPQ==",
@@ -132,6 +134,7 @@ WEIGHTS = {
         "CPFqPoFVnz0ON5e9z+FmvgsUwb7RSPE+raWjPhMFLD5c9oU8fIcKvuLmkr4GiuC+19LRPrMvhD48Mto9pbQ4vQ==",
         "cXNJvtxcsr4AAAC/3FyyPnFzST6ltDg9PDLavbMvhL7X0tG+BorgPuLmkj58hwo+XPaFvBMFLL6tpaO+0Ujxvg==",
         "CxTBPs/hZj4ON5c9gVWfvQjxar6oG8O+NUHvPhGeoT7a9Sc+JvlKPLWWDr5+7pS+opHivjrLzz4WKII+yhPSPQ==",
+        # rows 128 to 191: "\\xc0" "\\xc1" "\\xc2" "\\xc3" "\\xc4" "\\xc5" "\\xc6" "\\xc7" ...    #
         "ivFIvaqCTb55ZLS+Y/j9PkBVsD44ZEU+wXcoPa9Q4r1PN4a+c9rTvmmC3j5F35A+Q3gGPiVwprxMFDC+Sq2lvg==",
         "blDzvm8Mvz6W0mI+nBiPPfNzp71BAG++RCPFvpg57T50lp8+oeYjPpUFCjzupRK+G/aWvj+Z5L6ew80+eiCAPg==",
         "WPXJPW4uWb3jkVG+FWy2vsfw+z6jTa4+/1RBPt06GD0hb+q97D6IvhDi1b7Metw+qdeOPgppAj7t6ca8hSM0vg==",
@@ -196,6 +199,7 @@ WEIGHTS = {
         "pbQ4vXFzSb7cXLK+AAAAv9xcsj5xc0k+pbQ4PTwy2r2zL4S+19LRvgaK4D7i5pI+fIcKPlz2hbwTBSy+raWjvg==",
         "0UjxvgsUwT7P4WY+DjeXPYFVn70I8Wq+qBvDvjVB7z4RnqE+2vUnPib5Sjy1lg6+fu6UvqKR4r46y88+FiiCPg==",
         "yhPSPYrxSL2qgk2+eWS0vmP4/T5AVbA+OGRFPsF3KD2vUOK9TzeGvnPa075pgt4+Rd+QPkN4Bj4lcKa8TBQwvg==",
+        # rows 192 to 255: "\u0000" "\u0001" "\u0002" "\u0003" "\u0004" "\u0005" "\u0006" ...     #
         "Sq2lvm5Q875vDL8+ltJiPpwYjz3zc6e9QQBvvkQjxb6YOe0+dJafPqHmIz6VBQo87qUSvhv2lr4/meS+nsPNPg==",
         "eiCAPlj1yT1uLlm945FRvhVstr7H8Ps+o02uPv9UQT7dOhg9IW/qvew+iL4Q4tW+zHrcPqnXjj4KaQI+7enGvA==",
         "hSM0vua0p74KWPW+0gS9Pl3DXj4q+oY9ZZKvvXoPc77hKse++zHrPtiOnT5o1x8+BySSOye1Fr63/Zi+26Dmvg==",
@@ -260,6 +264,7 @@ WEIGHTS = {
         "raWjvtFI8b4LFME+z+FmPg43lz2BVZ+9CPFqvqgbw741Qe8+EZ6hPtr1Jz4m+Uo8tZYOvn7ulL6ikeK+OsvPPg==",
         "FiiCPsoT0j2K8Ui9qoJNvnlktL5j+P0+QFWwPjhkRT7Bdyg9r1DivU83hr5z2tO+aYLePkXfkD5DeAY+JXCmvA==",
         "TBQwvkqtpb5uUPO+bwy/PpbSYj6cGI8983OnvUEAb75EI8W+mDntPnSWnz6h5iM+lQUKPO6lEr4b9pa+P5nkvg==",
+        # rows 256 to 299: "\\x9e" "\\x9f" "\\xa0" "\\xad" " \\xd8" "ل" "\\xa7ل" " ال" ...    #
         "nsPNPnoggD5Y9ck9bi5ZveORUb4VbLa+x/D7PqNNrj7/VEE+3ToYPSFv6r3sPoi+EOLVvsx63D6p144+CmkCPg==",
         "7enGvIUjNL7mtKe+Clj1vtIEvT5dw14+KvqGPWWSr716D3O+4SrHvvsx6z7Yjp0+aNcfPgckkjsntRa+t/2Yvg==",
         "26DmvgG8yz66MXw+5tbBPVJrab0coVW+snO4virp+T4HRqw+xkU9Pvj9Bz2TjfK9iEaKvqzp174wc9o+DNCMPg==",
