@@ -271,7 +271,10 @@ class Continuing(Frozen):
     """What a training reads that goes on from the state of an earlier one, which decides how long it is."""
 
     epochs_of_new: PositiveFloat = Field(1.0, description="continue: passes over the new text, which decide the steps")
-    replay: Fraction = Field(0.3, description="continue: share of the tokens that is drawn from what was read before")
+    replay: Fraction = Field(0.15, description="continue: share of the tokens that is drawn from what was read before")
+    constant: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="continue: learning rate of the new text, as a share of the peak, until it decays"
+    )
 
 
 class Train(Continuing, Monitoring, Optimisation):

@@ -14,7 +14,7 @@ from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import DamagedError, TrainingError
 from qalam_core.files import digest
 from qalam_core.pipeline.prepare import Documents, Prepare
-from qalam_core.recipe import Optimisation, Recipe
+from qalam_core.recipe import Continuing, Optimisation, Recipe
 from qalam_core.runs import Ancestor, Parent, RunRecord, Runs
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.training.spec import STATE
@@ -207,7 +207,7 @@ def _training(recipe: Recipe, continued: bool) -> object:
     it was to keep."""
     train = recipe.train
     validate_every = train.validate_every if train.patience else None
-    reading = (train.epochs_of_new, train.replay) if continued else ()
+    reading = train.narrowed(Continuing) if continued else None
     tokenizer = recipe.tokenizer.model_dump(exclude={"keep", "regrow"})
     return recipe.seed, tokenizer, recipe.model, train.narrowed(Optimisation), validate_every, reading
 

@@ -67,21 +67,21 @@ def test_the_draw_and_its_order_follow_the_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.1, 0.3, 0.45, 0.9])
-def test_all_is_read_at_the_peak_and_the_decay_comes_on_top(decay: float) -> None:
+def test_all_is_read_at_the_constant_rate_and_the_decay_comes_on_top(decay: float) -> None:
     settings = Optimisation(steps=1000, batch_size=8, learning_rate=1.0, decay=decay)
     for tokens in (1, 1000, 10_001, 123_456):
-        found = schedule(settings, Continuing(epochs_of_new=2.0), tokens, context=16)
+        found = schedule(settings, Continuing(epochs_of_new=2.0, constant=0.25), tokens, context=16)
         before = steps_before_decay(found)
         assert before == -(-2 * tokens // 128)
         assert found.steps - before == max(1, round(before * decay / (1 - decay)))
         rates = [learning_rate(found, number) for number in range(found.steps)]
-        assert rates[:before] == [1.0] * before
-        assert rates[-1] < 1.0 or found.steps - before == 1
+        assert rates[:before] == [0.25] * before
+        assert rates[-1] < 0.25 or found.steps - before == 1
 
 
 def test_cosine_warms_up_again_within_the_passes() -> None:
     settings = Optimisation(batch_size=8, learning_rate=1.0, schedule="cosine", warmup=0.1)
-    found = schedule(settings, Continuing(epochs_of_new=0.5), 25_600, context=16)
+    found = schedule(settings, Continuing(epochs_of_new=0.5, constant=1.0), 25_600, context=16)
     assert found.steps == steps_before_decay(found) == 100
     assert [learning_rate(found, number) for number in (0, 9)] == pytest.approx([0.1, 1.0])
 
