@@ -58,7 +58,9 @@ def propose(
     if markdown:
         from qalam_core.reports.comment import comment
 
-        _write(markdown, comment(published.run, published.record, published.champion, published.held))
+        review = published.review
+        says = [review] if isinstance(review, str) else [review.verdict, *review.sentences.values()]
+        _write(markdown, comment(published.run, published.record, published.champion, published.held, says))
     if (first := published.record.proposal) and (first.why, first.who) != (found.proposal.why, found.proposal.who):
         err.print(
             f"this package was proposed before, by {printable(first.who)}: {printable(first.why)}", soft_wrap=True
@@ -98,7 +100,7 @@ def _from_store(found: Candidate, store: Store) -> Published | None:
 
 
 def _as_json(published: Published) -> dict[str, object]:
-    record, verdict = published.record, published.verdict
+    record, verdict, review = published.record, published.verdict, published.review
     comparison = verdict.comparison
     assert record.proposal
     return {
@@ -108,6 +110,7 @@ def _as_json(published: Published) -> dict[str, object]:
         "proposal": record.proposal.canonical(), "bits_per_byte": record.bits_per_byte.canonical(),
         "against_champion": comparison.overall.canonical() if comparison else None,
         "report": str(published.folder / "report.html"),
+        "review": None if isinstance(review, str) else {"verdict": review.verdict, "sentences": review.sentences},
     }  # fmt: skip
 
 

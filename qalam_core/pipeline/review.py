@@ -17,6 +17,7 @@ from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings
 from qalam_core.corpus.readers import DOCUMENTS
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import QalamError, StoreError
+from qalam_core.evaluation.model_tests.outcomes import Outcomes
 from qalam_core.evaluation.results import Counted
 from qalam_core.evaluation.sampling import HeldOutSample, held_out_sample
 from qalam_core.files import read_bytes, sha256_bytes
@@ -24,9 +25,11 @@ from qalam_core.package import read
 from qalam_core.package.read import Package
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.prepare import shards_of
+from qalam_core.pipeline.propose import parent_of
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe
 from qalam_core.review.data import Prepared, data_changes
+from qalam_core.review.model_tests import model_test_flips
 from qalam_core.review.recipe import recipe_changes
 from qalam_core.review.results import Behaviour
 from qalam_core.review.summary import Decision, Model, Review, reviewed
@@ -64,7 +67,7 @@ class Side:
         if not folder.is_dir():
             return cls(what, runs.folder(what) / PACKAGE, runs, what, runs.record(what))
         name = folder.resolve().name
-        run = _exported_by(runs, read(folder).manifest["provenance"])
+        run = parent_of(runs, read(folder).manifest["provenance"])
         if not run:
             return cls(name, folder, runs, problem=f"the package {name} is not of a run in the store")
         return cls(name, folder, runs, run, runs.record(run))
@@ -133,6 +136,15 @@ class Side:
         return Decision(state, self.record.incumbent, tuple(verdict.reasons()))
 
     @property
+    def outcomes(self) -> tuple[Outcomes, ...]:
+        """Of the tests that its recipe names. Raises StoreError for a package that is not a run's own."""
+        if self.record is None or self.run != self.name:
+            raise StoreError(
+                self.problem or f"{self.name} is not a run, and its tests are not recorded; see `qalam test`"
+            )
+        return self.runs.report(self.run).tests
+
+    @property
     def prepared(self) -> Prepared:
         """Its prepared corpus. Raises StoreError."""
         corpus = self.corpus
@@ -156,6 +168,7 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
     recipe = section("recipe", lambda: recipe_changes(old.recipe, new.recipe, old.versions, new.versions))
     data = section("data", lambda: data_changes(old.prepared, new.prepared, SEED))
     source = next((side for side in (new, old) if side.has_corpus), new)
+    tests = section("tests", lambda: model_test_flips(old.outcomes, new.outcomes))
     packages = section("weights", lambda: (read(old.folder), read(new.folder)))
     texts = section("behaviour", lambda: _samples(new, old))
     tokenizer = behaves = weights = None
@@ -171,7 +184,7 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
         behaves = behaves.model_copy(update={"unavailable": why})
     return reviewed(
         old.model, new.model, new.decision, recipe=recipe, data=data, tokenizer=tokenizer, behaviour=behaves,
-        weights=weights, missing=missing,
+        tests=tests, weights=weights, missing=missing,
     )  # fmt: skip
 
 
@@ -239,11 +252,3 @@ def _raw(source: Side) -> list[str]:
 def _spread(count: int, most: int) -> list[int]:
     """At most so many places of `count`, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []
-
-
-def _exported_by(runs: Runs, provenance: dict[str, str]) -> str:
-    """The newest run whose package has this provenance, "" for none."""
-    wanted = [provenance.get(name) for name in ("corpus", "checkpoint")]
-    stages = ("prepare", "train")
-    found = [run for run, record in runs.records().items() if [record.artifacts[s][0] for s in stages] == wanted]
-    return found[-1] if found else ""

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from qalam_core.recipe import Frozen
 from qalam_core.review.data import DataChanges
+from qalam_core.review.model_tests import ModelTestFlips
 from qalam_core.review.recipe import RecipeChanges
 from qalam_core.review.results import Alarm, Behaviour, TextChange, TokenizerChanges, WeightChanges
 
@@ -51,6 +52,7 @@ class Review(Frozen):
     data: DataChanges | None
     tokenizer: TokenizerChanges | None
     behaviour: Behaviour | None
+    tests: ModelTestFlips | None
     weights: WeightChanges | None
 
     @property
@@ -72,17 +74,17 @@ class Review(Frozen):
 
 def reviewed(
     old: Model, new: Model, decided: Decision | None, *, recipe: RecipeChanges | None, data: DataChanges | None,
-    tokenizer: TokenizerChanges | None, behaviour: Behaviour | None, weights: WeightChanges | None,
-    missing: Mapping[str, str],
+    tokenizer: TokenizerChanges | None, behaviour: Behaviour | None, tests: ModelTestFlips | None,
+    weights: WeightChanges | None, missing: Mapping[str, str],
 ) -> Review:  # fmt: skip
     """The record of a review; `decided` is None where no gate has judged the new model."""
-    parts = {"recipe": recipe, "data": data, "tokenizer": tokenizer, "behaviour": behaviour, "weights": weights}
-    alarms = [alarm for part in parts.values() if part for alarm in part.alarms]
+    parts = (recipe, data, tokenizer, behaviour, tests, weights)
+    alarms = [alarm for part in parts if part for alarm in part.alarms]
     alarms.sort(key=lambda alarm: alarm.severity != "high")
     says = {
         "recipe": _recipe(recipe) if recipe else "", "data": _data(data) if data else "",
         "tokenizer": _tokenizer(tokenizer) if tokenizer else "",
-        "behaviour": _behaviour(behaviour) if behaviour else "", "weights": _weights(weights) if weights else "",
+        "behaviour": _behaviour(behaviour, tests) if behaviour else "", "weights": _weights(weights) if weights else "",
     }  # fmt: skip
     same = decided is not None and decided.against == old.name
     found = Review(
@@ -90,7 +92,7 @@ def reviewed(
         reasons=decided.reasons if decided and same else (),
         verdict="", sentences={name: says[name] or f"Not available: {missing[name]}." for name in SECTIONS},
         alarms=tuple(alarms), missing=dict(missing), recipe=recipe, data=data, tokenizer=tokenizer,
-        behaviour=behaviour, weights=weights,
+        behaviour=behaviour, tests=tests, weights=weights,
     )  # fmt: skip
     return found.model_copy(update={"verdict": _verdict(found, decided)})
 
@@ -186,7 +188,7 @@ def _tokenizer(found: TokenizerChanges) -> str:
     return _sentence(parts)
 
 
-def _behaviour(found: Behaviour) -> str:
+def _behaviour(found: Behaviour, tests: ModelTestFlips | None) -> str:
     if not found.texts:
         return _first(found.alarms) or "No text was measured."
     held_out = found.texts[0]
@@ -194,7 +196,7 @@ def _behaviour(found: Behaviour) -> str:
         f"on {_counted(held_out.counted.documents, 'document')} of {held_out.name} the new model needs "
         f"{held_out.new:.4f} bits per byte, where the old one needs {held_out.old:.4f} ({_percent(held_out.change)})"
     ]
-    parts += filter(None, [_first(found.alarms) or _most(held_out)])
+    parts += filter(None, [_first(found.alarms) or _most(held_out), tests.sentence if tests else ""])
     return _sentence(parts)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from qalam_core.evaluation.results import Counted
 from qalam_core.review.data import DataChanges, Excerpt, RuleDocuments, Samples, SourceDocuments
+from qalam_core.review.model_tests import ModelTestFlips, SuiteFlips
 from qalam_core.review.recipe import RecipeChanges, ValueChange
 from qalam_core.review.results import (
     Alarm,
@@ -87,6 +88,14 @@ def behaviour(word: str = "كلمة", name: str = "news", alarms: tuple[Alarm, .
     )
 
 
+def model_tests(name: str = "agreement", alarms: tuple[Alarm, ...] = ()) -> ModelTestFlips:
+    """Two tests that fail now, one that passes."""
+    suite = SuiteFlips(
+        name=name, lost=("dual-1", "dual-2"), lost_count=2, gained=("gender-7",), gained_count=1, same=97, uncompared=3
+    )
+    return ModelTestFlips(suites=(suite,), alarms=alarms)
+
+
 def weights(word: str = "كلمة", alarms: tuple[Alarm, ...] = ()) -> WeightChanges:
     """Two heads swapped, positions shifted, a row that moved."""
     moved = TensorMovement(name="embedding.weight", moved=3.0, before=0.0)
@@ -103,7 +112,8 @@ def weights(word: str = "كلمة", alarms: tuple[Alarm, ...] = ()) -> WeightCha
 def review(**parts: Any) -> Review:
     """A review; `parts` replace sections, None ones are missing."""
     sections: dict[str, Any] = {
-        "recipe": RECIPE, "data": data(), "tokenizer": tokenizer(), "behaviour": behaviour(), "weights": weights(),
+        "recipe": RECIPE, "data": data(), "tokenizer": tokenizer(), "behaviour": behaviour(),
+        "tests": model_tests(), "weights": weights(),
     } | {name: part for name, part in parts.items() if name != "decided"}  # fmt: skip
     missing = {name: "the corpus of run demo-old was deleted" for name, part in sections.items() if part is None}
     return reviewed(OLD, NEW, parts.get("decided", PASSED), **sections, missing=missing)

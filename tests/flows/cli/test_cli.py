@@ -285,7 +285,19 @@ def test_the_groups_and_the_order_of_the_commands() -> None:
     """Adding, renaming or moving a command is a decision, so the test fails."""
     assert {group: list(commands) for group, commands in GROUPS.items()} == {
         "Build": ["init", "plan", "build", "forget", "seeds", "reproduce", "gc"],
-        "Look": ["runs", "report", "review", "lineage", "corpus", "trace", "find", "show", "test", "generate"],
+        "Look": [
+            "runs",
+            "report",
+            "review",
+            "lineage",
+            "corpus",
+            "trace",
+            "find",
+            "blame",
+            "show",
+            "test",
+            "generate",
+        ],
         "Champions": ["history", "promote", "rollback"],
         "Package": ["verify", "edit", "diff", "seal", "merge", "git", "export", "import", "wheel", "sign"],
         "Serve and deploy": ["up", "down", "deploy", "watch"],
