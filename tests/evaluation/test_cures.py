@@ -14,10 +14,11 @@ from tests.evaluation.small_report import BUDGETS, report
 
 def test_every_check_that_can_fail_has_a_cure() -> None:
     made = report(model=1.95, unknown=0.9).model_copy(update={"tests": (outcomes(True),)})
-    verdict = decide(
-        made, BUDGETS, Requirements(), Champion(report(), 1.0, Requirements()), [Anchor(report(), 1.0)] * 5, {"a": 1.0}
-    )
-    assert {check.name for check in verdict.checks} - {"verbatim copy"} == set(CURES)
+    champion, anchors = Champion(report(), 1.0, Requirements()), [Anchor(report(), 1.0)] * 5
+    unknown = made.model_copy(update={"contamination": None})  # what the model has read is not recorded
+    verdicts = [decide(each, BUDGETS, Requirements(), champion, anchors, {"a": 1.0}) for each in (made, unknown)]
+    names = {check.name for verdict in verdicts for check in verdict.checks}
+    assert names - {"verbatim copy"} == set(CURES)
     failed = [check.name for check in verdict.checks if not check.passed]
     assert {"unigram", "unknown words"} <= set(failed)
     assert [cure.partition(": ")[0] for cure in cures(verdict)] == failed

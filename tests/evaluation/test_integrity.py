@@ -35,6 +35,7 @@ def test_a_sound_package_is_intact(report: Report) -> None:
 def test_a_storage_type_is_bound_by_its_rounding(dtype: str, tmp_path: Path) -> None:
     found = build(tmp_path, dtype=dtype, tied=False).evaluate(storage=dtype).integrity
     assert found.intact, found
+    assert found.checkpoint_difference is not None
     assert 0 < found.checkpoint_difference <= found.checkpoint_limit < 0.1
 
 
@@ -118,6 +119,7 @@ def test_a_corrupted_tensor_fails_integrity(exported: Exported, tmp_path: Path) 
     assert found.import_difference == 0
     assert not found.verifies
     assert not found.tensors_agree
+    assert found.checkpoint_difference is not None
     assert found.checkpoint_difference > 0
     assert "embedding.weight" in found.problem
     verdict = decide(report, budgets, Requirements(), None)
@@ -134,6 +136,7 @@ def test_a_package_of_another_model_fails_integrity(exported: Exported, tmp_path
     found = exported.evaluate(package_folder=tmp_path / "other").integrity
     assert found.verifies
     assert not found.tensors_agree
+    assert found.checkpoint_difference is not None
     assert found.checkpoint_difference > found.checkpoint_limit == 0
 
 
@@ -143,6 +146,7 @@ def test_another_shape_fails_integrity(exported: Exported, tmp_path: Path) -> No
     save_file(wider, tmp_path / "c.safetensors")
     found = exported.evaluate(checkpoint=tmp_path / "c.safetensors").integrity
     assert not found.tensors_agree
+    assert found.checkpoint_difference is not None
     assert math.isnan(found.checkpoint_difference)
     assert not found.intact
 

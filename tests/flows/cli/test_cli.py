@@ -298,7 +298,7 @@ def test_the_groups_and_the_order_of_the_commands() -> None:
             "test",
             "generate",
         ],
-        "Champions": ["history", "promote", "rollback"],
+        "Champions": ["propose", "history", "promote", "rollback"],
         "Package": ["verify", "edit", "diff", "seal", "merge", "git", "export", "import", "wheel", "sign"],
         "Serve and deploy": ["up", "down", "deploy", "watch"],
     }
