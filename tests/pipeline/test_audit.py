@@ -320,7 +320,7 @@ def test_where_no_state_is_left_the_weights_are_taken_and_it_is_said(
     assert state_for(start="champion", seed=8) is None
     assert not caplog.records
     assert state_for(optimizer="adamw") is None
-    message = f"run {last} left no state of its training that can be continued: the weights alone are taken, for 15"
+    message = f"run {last} left no state of its training that can be continued: its weights alone are taken, for 15"
     assert message in caplog.text
     caplog.clear()
     (training,) = runs.record(last).artifacts["train"]
