@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from qalam_core.corpus.fingerprints import Fingerprints
-from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.corpus.prepare import HELD_OUT, CorpusFacts
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import CorpusError, TrainingError
@@ -103,9 +103,10 @@ def test_the_control_is_of_documents_that_no_ancestor_has_read(tmp_path: Path, s
     new = sentences(1200)[600:]
 
     def child(name: str, texts: list[str]) -> Artifact:
-        corpus, executor = prepared(store, tiny_recipe(write(tmp_path / name, texts))), InPlace(store)
+        corpus, executor = prepared(store, tiny_recipe(write(tmp_path / name, texts)), parent), InPlace(store)
         prints = tuple(executor.map(Fingerprint.all_of(corpus)))
-        return executor.run(Seen(SeenSettings(), prints, shards_of(corpus, "train"), (), parent))
+        held_out = corpus.file(HELD_OUT)
+        return executor.run(Seen(SeenSettings(), prints, shards_of(corpus, "train"), held_out, parent))
 
     own = parent.facts(SeenFacts).repetition
     assert 20 < own.documents < 90  # about a tenth
