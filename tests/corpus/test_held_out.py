@@ -17,6 +17,7 @@ from qalam_core.corpus.held_out import FOLDED, HeldOut, fold_documents
 from qalam_core.corpus.prepare import HELD_OUT, PrepareSettings
 from qalam_core.corpus.splits import below, read_split, read_texts
 from qalam_core.errors import CorpusError
+from tests.conftest import sentences
 from tests.corpus.preparing import prepare_files
 from tests.corpus.test_fingerprints import MARKED, read
 from tests.corpus.test_fingerprints import text as texts
@@ -62,7 +63,7 @@ def prepared(folder: Path, found: list[str], seen: Fingerprints, fold: bool, sha
     return facts, content(folder)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(documents, documents, st.sampled_from([(0.3, 0.4), (0.0, 0.5), (0.001, 0.001)]))
 def test_a_corpus_is_the_same_with_and_without_folds(
     found: list[str], before: list[str], shares: tuple[float, float]
@@ -74,7 +75,7 @@ def test_a_corpus_is_the_same_with_and_without_folds(
 
 
 def test_the_hashes_of_what_is_held_out_are_written(tmp_path: Path) -> None:
-    found = [f"{MARKED} {number}" for number in range(200)]
+    found = sentences(200)
     with_folds = prepared(tmp_path, found, read(*found[:40]), True, (0.2, 0.2))
     assert not isinstance(with_folds, str), with_folds
     held_out = [
