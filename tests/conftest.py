@@ -18,13 +18,17 @@ import pytest
 from hypothesis import settings
 
 from qalam_core.files import try_lock
-from qalam_core.pipeline.build import build
+from qalam_core.pipeline.build import STAGES, build
+from qalam_core.pipeline.fold import Fold
 from qalam_core.pipeline.publish import Published
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from qalam_core.training import process
 from tests.forks import Trainer, run_import
+
+COLD = tuple(kind for kind in STAGES if kind is not Fold)
+"""The stages of a build that begins with random weights, in order."""
 
 # Tests run in parallel, so one thread each. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -58,7 +58,7 @@ class KnownDigests:
 
 def band_keys(words: Words) -> tuple[NDArray[np.bool_], Hashes]:
     """Which documents have GRAM words or more, and their band keys, (documents, BANDS)."""
-    starts, borders = ngrams(words, GRAM)
+    starts, borders = ngrams(words.borders, GRAM)
     long = np.diff(borders) > 0
     if not long.any():
         return long, np.zeros((0, BANDS), np.uint64)

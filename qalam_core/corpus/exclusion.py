@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qalam_core.corpus.duplicates import Digests
-from qalam_core.corpus.fingerprints import SHORT, Fingerprints, Met, document_hashes, folded, id_numbers, known
+from qalam_core.corpus.fingerprints import SHORT, Fingerprints, Hashed, Met, document_hashes, folded, id_numbers, known
 from qalam_core.corpus.splits import half
 from qalam_core.corpus.words import Hashes, Words, ngrams
 from qalam_core.errors import CorpusError
@@ -71,7 +71,7 @@ class Excluded:
         if not self.texts:
             return found
         words = folded(texts)
-        met = self._fingerprints.meets_folded(words)
+        met = self._fingerprints.meets_hashed(Hashed.of(words))
         found |= _related(met) | known(self._lines[0], document_hashes(words))
         if self._contained:
             candidates = np.flatnonzero((met.short > 0) & ~found)
@@ -112,7 +112,7 @@ class Excluded:
         found = folded(pa.array(self.texts, pa.large_string()))
         hashes, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
         for size in range(SHORT, RUN):
-            starts, _ = ngrams(found, size)
+            starts, _ = ngrams(found.borders, size)
             ids = found.ids[starts[:, None] + np.arange(size)].reshape(-1)
             runs = Words(ids, np.arange(len(starts) + 1) * size, found.distinct)
             hashes.append(document_hashes(runs))

@@ -16,7 +16,7 @@ Source: Brown et al., Language Models are Few-Shot Learners (2020), appendix C, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +94,42 @@ def id_numbers(ids: Sequence[str]) -> Hashes:
     return np.array([int(digits[:16], 16) for digits in ids], np.uint64)
 
 
+@dataclass(frozen=True)
+class Hashed:
+    """All of D texts that is looked up in fingerprints."""
+
+    documents: Hashes
+    first_lines: NDArray[np.int64]  # (D + 1,) where each document's lines begin
+    lines: Hashes
+    line_sizes: NDArray[np.int64]  # words of each line
+    long: NDArray[np.bool_]  # (D,) which have band keys
+    bands: Hashes  # (long ones, BANDS)
+    ngrams: Hashes  # the kept bits of the 8-grams' hashes, document by document
+
+    @classmethod
+    def of(cls, found: Folded) -> Hashed:
+        """Of texts that `folded` has split."""
+        by_line = found.by_line()
+        lines = document_hashes(by_line)
+        long, bands = _band_keys(found)
+        return cls(document_hashes(found), found.first_lines, lines, by_line.sizes, long, bands, _hashes(found))
+
+    @cached_property
+    def borders(self) -> NDArray[np.int64]:
+        """(D + 1,) where each document's words begin."""
+        return np.concatenate([[0], np.cumsum(self.line_sizes)])[self.first_lines]
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(D,) words of each document."""
+        return np.diff(self.borders)
+
+    @cached_property
+    def of_words(self) -> NDArray[np.int64]:
+        """(N,) the document of each word."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+
 class Met(NamedTuple):
     """How D texts meet fingerprints; shares are NaN for texts that are shorter than the n-gram."""
 
@@ -144,22 +180,26 @@ class Fingerprints:
             bands.add(_band_keys(found)[1].reshape(-1))
             by_line = found.by_line()
             lines.add(document_hashes(by_line)[(by_line.sizes >= MIN_LINE) & (by_line.sizes < SHORT)])
-            kept.add(_hashes(found)[0])
+            kept.add(_hashes(found))
         hashes, first = np.unique(np.concatenate(documents), return_index=True)
         of_first = np.concatenate(ids)[first], np.concatenate(sources)[first]
         return cls(hashes, *of_first, tuple(names), bands.values(), lines.values(), *_bucketed(kept.values()))
 
     @classmethod
-    def union(cls, parts: Sequence[Fingerprints]) -> Fingerprints:
-        """All together; of equal documents the first one's id and source are kept."""
+    def union(cls, parts: Sequence[Fingerprints], sets: Sequence[Fingerprints] | None = None) -> Fingerprints:
+        """All together; of equal documents the first one's id and source are kept.
+
+        `sets` are those whose sets of band keys, lines and 8-grams have what all of `parts` have, if these are fewer.
+        """
+        sets = parts if sets is None else sets
         names = tuple(dict.fromkeys(name for part in parts for name in part.names))
         sources = [np.array([names.index(name) for name in part.names], np.uint16)[part.sources] for part in parts]
         hashes, first = np.unique(np.concatenate([part.documents for part in parts]), return_index=True)
         ids = np.concatenate([part.ids for part in parts])[first]
-        bands, lines = (_distinct(np.concatenate([getattr(part, name) for part in parts])) for name in _SETS[:2])
+        bands, lines = (_united([getattr(part, name) for part in sets], np.uint64) for name in _SETS[:2])
         # bucket by bucket, which are small enough for the processor's cache
         buckets = [
-            _distinct(np.concatenate([part.ngrams[part.buckets[n] : part.buckets[n + 1]] for part in parts]))
+            _united([part.ngrams[part.buckets[n] : part.buckets[n + 1]] for part in sets], np.uint32)
             for n in range(2**_BUCKET_BITS)
         ]
         borders = np.concatenate([[0], np.cumsum([len(bucket) for bucket in buckets])]).astype(np.int64)
@@ -181,6 +221,14 @@ class Fingerprints:
         source = documents.column("source")
         sets = [_mapped(folder / f"{name}.arrow").column(name).to_numpy() for name in _SETS]
         return cls(hashes, ids, source.indices.to_numpy(), tuple(source.dictionary.to_pylist()), *sets)
+
+    def common(self, other: Fingerprints) -> Fingerprints:
+        """The documents, and of each set what `other` has as well: what its texts meet here, and no more."""
+        ngrams = np.repeat(np.arange(len(other.buckets) - 1, dtype=np.uint64), np.diff(other.buckets)) << np.uint64(32)
+        ngrams |= other.ngrams
+        bands, lines = other.bands[known(self.bands, other.bands)], other.lines[known(self.lines, other.lines)]
+        kept, buckets = _bucketed(ngrams[self._known_ngrams(ngrams)])
+        return replace(self, bands=bands, lines=lines, ngrams=kept, buckets=buckets)
 
     def counts(self) -> dict[str, int]:
         """Distinct documents by source."""
@@ -207,27 +255,25 @@ class Fingerprints:
 
     def meets(self, texts: pa.Array) -> Met:
         """How each text, raw or normalised, meets what was read."""
-        return self.meets_folded(folded(texts))
+        return self.meets_hashed(Hashed.of(folded(texts)))
 
-    def meets_folded(self, found: Folded) -> Met:
-        """The same of texts that `folded` has split."""
-        exactly = known(self.documents, document_hashes(found)) & (found.sizes > 0)
-        by_line = found.by_line()
-        line_hashes, long_enough = document_hashes(by_line), by_line.sizes >= MIN_LINE
-        line_is_document = known(self.documents, line_hashes) & long_enough
-        line_is_known = line_is_document | (known(self.lines, line_hashes) & long_enough)
+    def meets_hashed(self, found: Hashed) -> Met:
+        """The same of texts that are folded and hashed."""
+        exactly = known(self.documents, found.documents) & (found.sizes > 0)
+        long_enough = found.line_sizes >= MIN_LINE
+        line_is_document = known(self.documents, found.lines) & long_enough
+        line_is_known = line_is_document | (known(self.lines, found.lines) & long_enough)
         nearly = np.zeros(len(exactly), np.bool_)
-        long, keys = _band_keys(found)
-        nearly[long] = known(self.bands, keys.reshape(-1)).reshape(-1, BANDS).any(1)
-        hashes, starts, borders = _hashes(found)
-        short_hits = self._known_ngrams(hashes)
-        documents = found.documents[starts]
+        nearly[found.long] = known(self.bands, found.bands.reshape(-1)).reshape(-1, BANDS).any(1)
+        starts, borders = ngrams(found.borders, SHORT)
+        short_hits = self._known_ngrams(found.ngrams)
+        documents = found.of_words[starts]
         step = LONG - SHORT + 1  # 8-grams in one of 13 words
         hits = np.concatenate([[0], np.cumsum(short_hits)])
         ends = np.minimum(np.arange(len(starts)) + step, len(starts))
         in_document = borders[1:][documents] >= np.arange(len(starts)) + step
         long_hits = in_document & (hits[ends] - hits[:-1] == step)
-        covered = _covered(found, starts[short_hits], SHORT) | np.repeat(line_is_known, by_line.sizes)
+        covered = _covered(found, starts[short_hits], SHORT) | np.repeat(line_is_known, found.line_sizes)
         short, long_ = (
             np.where((found.sizes >= size) | (counts > 0), counts / np.maximum(found.sizes, 1), np.nan)
             for size, counts in (
@@ -239,7 +285,7 @@ class Fingerprints:
         # a document may have no lines
         longest_line = np.zeros(len(exactly), np.int64)
         of_line = np.repeat(np.arange(len(exactly)), np.diff(found.first_lines))
-        np.maximum.at(longest_line, of_line, np.where(line_is_document, by_line.sizes, 0))
+        np.maximum.at(longest_line, of_line, np.where(line_is_document, found.line_sizes, 0))
         return Met(exactly, nearly, short, long_, found.sizes, stretch, longest_line)
 
     def _known_ngrams(self, hashes: Hashes) -> NDArray[np.bool_]:
@@ -289,17 +335,20 @@ def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
 
+def _united(parts: Sequence[NDArray[Any]], kind: type) -> NDArray[Any]:
+    return _distinct(np.concatenate([np.zeros(0, kind), *parts]))
+
+
 def _band_keys(found: Words) -> tuple[NDArray[np.bool_], Hashes]:
     """As band_keys, with distinct keys for the same value in different bands."""
     long, keys = band_keys(found)
     return long, keys ^ mixed(np.arange(1, BANDS + 1, dtype=np.uint64))
 
 
-def _hashes(found: Words) -> tuple[Hashes, NDArray[np.int64], NDArray[np.int64]]:
-    """The kept bits of the 8-grams' hashes, where each begins, and where those of each document begin."""
-    starts, borders = ngrams(found, SHORT)
-    hashes = mixed(hash_ngrams(found.hashes, starts, SHORT)) >> np.uint64(64 - _KEPT_BITS)
-    return hashes, starts, borders
+def _hashes(found: Words) -> Hashes:
+    """The kept bits of the 8-grams' hashes."""
+    starts, _ = ngrams(found.borders, SHORT)
+    return mixed(hash_ngrams(found.hashes, starts, SHORT)) >> np.uint64(64 - _KEPT_BITS)
 
 
 def _bucketed(values: Hashes) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
@@ -315,14 +364,14 @@ def known(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
     return found
 
 
-def _counts(found: Words, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _counts(found: Hashed, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(D,) chosen words of each document."""
-    return np.bincount(found.documents[chosen], minlength=len(found.sizes))
+    return np.bincount(found.of_words[chosen], minlength=len(found.sizes))
 
 
-def _covered(found: Words, starts: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+def _covered(found: Hashed, starts: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
     """(N,) which words are in n-grams of `size` words that begin at `starts`."""
-    edges = np.zeros(len(found.ids) + 1, np.int64)
+    edges = np.zeros(len(found.of_words) + 1, np.int64)
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + size, -1)
     inside: NDArray[np.bool_] = np.cumsum(edges[:-1]) > 0

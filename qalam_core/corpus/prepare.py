@@ -20,15 +20,19 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from qalam_core.arabic import NORMALISATIONS, Rules
-from qalam_core.corpus.duplicates import Clusters, KnownDigests
+from qalam_core.corpus.duplicates import Clusters, Digests, KnownDigests
 from qalam_core.corpus.filtered import REJECTED, REJECTS, TEXTS, FilterFacts, batches, read_keys, reject
 from qalam_core.corpus.filters import REASONS, FilterSettings, Reasons
 from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.held_out import HeldOut
 from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, read_texts, required_splits
+from qalam_core.corpus.words import Hashes
 from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Corpus, Frozen
+
+HELD_OUT = "held_out.arrow"
 
 
 class PrepareSettings(Shares):
@@ -90,6 +94,7 @@ class CorpusFacts(SliceCounts):
 def prepare(
     files: Sequence[FilteredFiles], settings: PrepareSettings, filters: FilterSettings, out: Path,
     progress: Progress = no_progress, read: Sequence[tuple[str, IngestFacts]] = (), seen: Fingerprints | None = None,
+    folds: Sequence[Path] = (),
 ) -> CorpusFacts:  # fmt: skip
     """Deduplicate and split the documents of `files`, in their order, into `out`; -> counts.
 
@@ -99,6 +104,9 @@ def prepare(
     temporary disk space. Progress is in bytes of the files.
 
     `seen` is what the ancestors of the model have read: what would be held out and meets it goes to training instead.
+    Texts of which `fold_documents` wrote the hashes into a folder of `folds` are not folded for that. With `seen`, also
+    writes held_out.arrow (hash: those of the folded documents that are held out, sorted).
+
     `read` has the slice and the facts of each file that was read, for the counts; `filters` are the settings of the
     filters, for errors. Raises CorpusError when a slice, or a split with a share, would be empty.
     """
@@ -119,6 +127,8 @@ def prepare(
     shutil.rmtree(spool)
     split = np.full(len(kept_digests), -1, np.int8)
     split[~near] = assign(kept_digests[~near], settings)
+    held_out = HeldOut.of(seen, folds) if seen else None
+    hashes = [np.zeros(0, np.uint64)]
     row, done, place = 0, 0, iter(fresh)
     with ipc.new_file(out / REJECTS, REJECTED) as rejects:
         for batch, _ in batches([file.folder / REJECTS for file in files]):
@@ -133,8 +143,10 @@ def prepare(
                 counts.reject(batch.column("source"), reasons)
                 reject(rejects, batch.column("text"), batch.column("source"), reasons, np.flatnonzero(reasons != ""))
                 batch = batch if new.all() else batch.filter(pa.array(new))
-                if seen is not None:
-                    counts.count("seen_by_ancestor", _to_training(split[rows], batch, seen))
+                if held_out:
+                    to_training, of_others = _to_training(split[rows], kept_digests[rows], batch, held_out)
+                    counts.count("seen_by_ancestor", to_training)
+                    hashes.append(of_others)
                 for index, shard in enumerate(shards):
                     own = split[rows] == index
                     text, source = (_selected(batch.column(name), own) for name in ("text", "source"))
@@ -143,6 +155,10 @@ def prepare(
                 progress(min(done, total), total)
     for shard in shards:
         shard.close()
+    if held_out:
+        written = pa.record_batch({"hash": np.unique(np.concatenate(hashes))})
+        with ipc.new_file(out / HELD_OUT, written.schema) as file:
+            file.write_batch(written)
     facts = counts.facts(shards)
     _check(facts, settings, filters)
     progress(total, total)
@@ -160,15 +176,15 @@ def read_rejects(folder: Path, reason: str, count: int) -> Iterator[tuple[str, s
         yield row["source"], row["text"]
 
 
-def _to_training(split: NDArray[np.int8], batch: pa.RecordBatch, seen: Fingerprints) -> pa.Array:
-    """Reassign held-out documents that meet `seen`, in place; -> their slices."""
-    held_out = np.flatnonzero(split > 0)
-    if not len(held_out):
-        return batch.column("source").slice(0, 0)
-    chosen = batch.take(pa.array(held_out))
-    read = seen.meets(chosen.column("text")).read
-    split[held_out[read]] = 0
-    return chosen.column("source").filter(pa.array(read))
+def _to_training(
+    split: NDArray[np.int8], digests: Digests, batch: pa.RecordBatch, held_out: HeldOut
+) -> tuple[pa.Array, Hashes]:
+    """Reassign held-out documents that count as read, in place; -> their slices, and the hashes of the others."""
+    rows = np.flatnonzero(split > 0)
+    chosen = batch.take(pa.array(rows))
+    hashes, read = held_out.look_up(digests[rows], chosen.column("text"))
+    split[rows[read]] = 0
+    return chosen.column("source").filter(pa.array(read)), hashes[~read]
 
 
 def _selected(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:

@@ -79,15 +79,20 @@ def required_splits(shares: Shares) -> list[int]:
     return [index for index, share in enumerate((1.0, shares.validation, shares.test)) if share > 0]
 
 
+def below(digests: Digests, share: float) -> NDArray[np.bool_]:
+    """Which digests are in the lowest `share` of all possible ones, by their first 8 bytes."""
+    found: NDArray[np.bool_] = half(digests, 0) / 2.0**64 < share
+    return found
+
+
 def assign(digests: Digests, shares: Shares) -> NDArray[np.int8]:
     """The split of each document, an index into SPLITS, by its digest's first 8 bytes: test takes the lowest.
 
     A required split that is empty by chance, in a small corpus, gets the smallest digest of the largest split.
     """
-    share = half(digests, 0) / 2.0**64
     train, validation, test = range(len(SPLITS))
-    held_out = np.where(share < shares.test, test, validation)
-    split = np.where(share < shares.test + shares.validation, held_out, train).astype(np.int8)
+    held_out = np.where(below(digests, shares.test), test, validation)
+    split = np.where(below(digests, shares.test + shares.validation), held_out, train).astype(np.int8)
     needed = required_splits(shares)
     counts = np.bincount(split, minlength=len(SPLITS))[needed]
     if counts.all() or counts.sum() < len(needed):

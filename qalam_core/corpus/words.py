@@ -60,12 +60,14 @@ def words(texts: pa.Array) -> Words:
     return Words(found, borders, coded.dictionary)
 
 
-def ngrams(words: Words, n: int) -> tuple[Numbers, Numbers]:
-    """Where each `n`-gram within one document begins, and (D + 1,) where each document's n-grams begin."""
-    counts = np.maximum(words.sizes - n + 1, 0)
-    borders = np.concatenate([[0], np.cumsum(counts)])
-    starts = np.repeat(words.borders[:-1] - borders[:-1], counts) + np.arange(borders[-1])
-    return starts, borders
+def ngrams(borders: Numbers, n: int) -> tuple[Numbers, Numbers]:
+    """Where each `n`-gram within one document begins, and (D + 1,) where each document's n-grams begin.
+
+    `borders` (D + 1,) are where each document's words begin.
+    """
+    counts = np.maximum(np.diff(borders) - n + 1, 0)
+    first = np.concatenate([[0], np.cumsum(counts)])
+    return np.repeat(borders[:-1] - first[:-1], counts) + np.arange(first[-1]), first
 
 
 def hash_ngrams(values: Hashes, starts: Numbers, n: int) -> Hashes:

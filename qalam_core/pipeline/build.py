@@ -13,6 +13,7 @@ from qalam_core.pipeline.evaluate import Evaluate
 from qalam_core.pipeline.export import Export
 from qalam_core.pipeline.filter import Filter
 from qalam_core.pipeline.fingerprint import Fingerprint
+from qalam_core.pipeline.fold import Fold
 from qalam_core.pipeline.gate import Gate, Incumbents, incumbents
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.keep import earlier_tokenizer, kept_tokenizer
@@ -33,6 +34,7 @@ from qalam_core.store import Artifact, Store
 STAGES: tuple[type[Stage], ...] = (
     Ingest,
     Filter,
+    Fold,
     Prepare,
     Vocab,
     Tokenize,
@@ -43,7 +45,7 @@ STAGES: tuple[type[Stage], ...] = (
     Evaluate,
     Gate,
 )
-"""Every kind of stage, in order."""
+"""Every kind of stage, in order; `Fold` is only in builds that begin with another run's weights."""
 
 
 class Executor(Protocol):
@@ -141,12 +143,14 @@ def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor:
     tests = suites(recipe.tests, NORMALISATIONS[recipe.corpus.normalisation])  # first, to find mistakes at once
     documents = ingested(recipe, files, executor)
     start = past.warm_start(recipe, documents)
+    if start:
+        documents = documents._replace(folds=executor.map(Fold.all_of(recipe, documents.filtered)))
     corpus, tokenizer, tokens, kept = tokenized(recipe, documents, executor, start.seen if start else None, past=past)
     checkpoint = executor.run(Train.of(recipe, tokenizer, tokens, start, corpus))
     *fingerprints, seen = read_by(corpus, start, executor)
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start, kept))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen, tests))
-    text = [*documents.read, *documents.filtered, corpus, tokenizer, *tokens]
+    text = [*documents.read, *documents.filtered, *documents.folds, corpus, tokenizer, *tokens]
     return [*text, checkpoint, *fingerprints, seen, package, evaluation]
 
 

@@ -1,4 +1,4 @@
-"""Stage: one shard of the training split -> fingerprints of its documents, but for those of the control."""
+"""Stage: one shard of the training split -> fingerprints of its documents, apart for those of the control."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from qalam_core.recipe import Frozen
 from qalam_core.store import Artifact, ArtifactFile
 
 CONTROL = 1_000  # documents at most, in a corpus of any size
+CONTROL_FOLDER = "control"
 
 
 class FingerprintSettings(Frozen):
@@ -42,7 +43,7 @@ class Fingerprint(Stage):
     """Fingerprints one training shard."""
 
     name = "fingerprint"
-    version = 1
+    version = 2
     unit = "documents"
 
     settings: FingerprintSettings
@@ -60,7 +61,9 @@ class Fingerprint(Stage):
         return f"fingerprint {self.shard.name.removesuffix('.arrow')}"
 
     def run(self, out: Path, progress: Progress) -> Frozen:
-        """Write the files of Fingerprints."""
-        batches = read_texts(self.shard.path)
-        Fingerprints.of(batch.filter(pc.invert(self.settings.control(batch))) for batch in batches).save(out)
+        """Write the files of Fingerprints: of the documents outside of the control, and in `control` of those in it."""
+        chosen = [(batch, self.settings.control(batch)) for batch in read_texts(self.shard.path)]
+        Fingerprints.of(batch.filter(pc.invert(control)) for batch, control in chosen).save(out)
+        (out / CONTROL_FOLDER).mkdir()
+        Fingerprints.of(batch.filter(control) for batch, control in chosen).save(out / CONTROL_FOLDER)
         return Frozen()

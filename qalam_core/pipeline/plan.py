@@ -20,6 +20,7 @@ from qalam_core.pipeline.build import STAGES, Executor, History, stages_in_order
 from qalam_core.pipeline.estimate import Work, continued_steps, kept_share, last_records, work
 from qalam_core.pipeline.filter import Filter
 from qalam_core.pipeline.fingerprint import Fingerprint
+from qalam_core.pipeline.fold import Fold
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.lineage import changed_values
 from qalam_core.pipeline.prepare import Prepare
@@ -72,8 +73,9 @@ def plan(recipe: Recipe, store: Store) -> Plan:
         stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), planner)
     except _UnknownError:
         after = f"after {planner.rows[-1].stage}"
-        planned = {row.stage for row in planner.rows}
-        planner.rows += [Row(kind.name, kind.name, "build", (after,)) for kind in STAGES if kind.name not in planned]
+        names = [kind.name for kind in STAGES]
+        rest = names[names.index(planner.rows[-1].stage) + 1 :]
+        planner.rows += [Row(name, name, "build", (after,)) for name in rest]
     stages = dict.fromkeys(row.stage for row in planner.rows if row.action == "build")
     amounts = {Train.name: recipe.train.steps, **planner.amounts}
     records = last_records(runs, recipe.name) if stages else []
@@ -201,8 +203,9 @@ class Reasons:
         if isinstance(stage, Filter):
             shared = [len(set(made.manifest.inputs.values()) & set(inputs.values())) for made in last]
             last = [last[shared.index(max(shared))]] if any(shared) or len(last) == 1 else []
-        if isinstance(stage, (Tokenize, Fingerprint)):
-            last = [made for made in last if made.manifest.inputs.get("shard") == inputs["shard"]]
+        if isinstance(stage, (Fold, Tokenize, Fingerprint)):
+            part = "documents" if isinstance(stage, Fold) else "shard"
+            last = [made for made in last if made.manifest.inputs.get(part) == inputs[part]]
         return last[0] if last else None
 
     def _last(self, stage: str) -> list[Artifact]:

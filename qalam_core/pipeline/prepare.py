@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts, FilteredFiles, PrepareSettings, prepare
 from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError, StoreError
-from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, ArtifactFile
@@ -24,6 +25,7 @@ class Documents(NamedTuple):
 
     read: list[Artifact]
     filtered: list[Artifact]
+    folds: Sequence[Artifact] = ()  # of those that passed, unless training begins at random
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,22 @@ class Prepare(Stage):
     """Deduplicates and splits the corpus."""
 
     name = "prepare"
-    version = 5
+    version = 6
 
     settings: PrepareSettings
     documents: tuple[Artifact, ...]
     filtered: tuple[Artifact, ...]
     seen: Artifact | None  # what the ancestors of the model have read
+    folds: tuple[Artifact, ...] = field(default=(), metadata=UNHASHED)  # of `filtered`: they only save time
 
     @classmethod
     def of(cls, recipe: Recipe, documents: Documents, seen: Artifact | None = None) -> Prepare:
         """The stage for the documents of all files."""
-        return cls(PrepareSettings.of(recipe.corpus), tuple(documents.read), tuple(documents.filtered), seen)
+        settings = PrepareSettings.of(recipe.corpus)
+        return cls(settings, tuple(documents.read), tuple(documents.filtered), seen, tuple(documents.folds))
 
     def run(self, out: Path, progress: Progress) -> CorpusFacts:
-        """Write the shards and rejects.arrow."""
+        """Write the shards, rejects.arrow and, with `seen`, held_out.arrow."""
         read = [(artifact.manifest.settings["name"], artifact.facts(IngestFacts)) for artifact in self.documents]
         holding = Counter[str]()
         for name, of_file in read:
@@ -64,7 +68,8 @@ class Prepare(Stage):
             FilteredFiles(slices[made.manifest.inputs["documents-00000"]], made.path, made.facts(FilterFacts))
             for made in self.filtered
         ]
-        return prepare(files, self.settings, filters, out, progress, read, seen)
+        folds = [made.path for made in self.folds]
+        return prepare(files, self.settings, filters, out, progress, read, seen, folds)
 
 
 def shards_of(corpus: Artifact, *splits: str) -> tuple[ArtifactFile, ...]:

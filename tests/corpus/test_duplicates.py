@@ -128,7 +128,7 @@ PINNED = 1184547246898188185
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=12), max_size=6), st.integers(1, 6))
 def test_ngrams_are_within_one_document(documents: list[list[str]], n: int) -> None:
     found = words(pa.array([" ".join(tokens) for tokens in documents], pa.large_string()))
-    starts, borders = ngrams(found, n)
+    starts, borders = ngrams(found.borders, n)
     hashes = hash_ngrams(found.hashes, starts, n)
     expected = [tuple(tokens[i : i + n]) for tokens in documents for i in range(len(tokens) - n + 1)]
     assert len(expected) == len(hashes) == borders[-1]

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
-from qalam_core.pipeline.build import STAGES
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests import GOLDEN, ROOT
+from tests.conftest import COLD
 from tests.flows.processes import call, clean_environment, own_signals, qalam, said_once, users_packages, write_recipe
 
 DAG = GOLDEN / "dag.txt"
@@ -77,7 +77,7 @@ def edges(tasks: list[dict[str, Any]]) -> set[str]:
     }  # fmt: skip
 
 
-FIRST_AND_LAST = {"resolve -> ingest", *(f"{stage.name} -> publish" for stage in STAGES)}
+FIRST_AND_LAST = {"resolve -> ingest", *(f"{stage.name} -> publish" for stage in COLD)}
 
 
 def test_the_servers_graph_is_the_lineage(on_server: tuple[Path, Path], api: str) -> None:

@@ -34,10 +34,10 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 from qalam_core.training.process import follow
-from tests.conftest import Built, sentences, tiny_recipe
+from tests.conftest import COLD, Built, sentences, tiny_recipe
 from tests.forks import Fork, execute
 
-STAGES = tuple(stage.name for stage in module.STAGES)
+STAGES = tuple(stage.name for stage in COLD)
 
 
 def promote(runs: Runs, run: str) -> None:

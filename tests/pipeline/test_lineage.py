@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from qalam_core.corpus.fingerprints import Fingerprints
-from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.corpus.fingerprints import Fingerprints, document_hashes, folded
+from qalam_core.corpus.prepare import HELD_OUT, CorpusFacts
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import CorpusError, TrainingError
+from qalam_core.evaluation.contamination import repetition
 from qalam_core.package.read import read
 from qalam_core.pipeline.build import InPlace, build, ingested, read_by
-from qalam_core.pipeline.fingerprint import Fingerprint
+from qalam_core.pipeline.fingerprint import Fingerprint, FingerprintSettings
 from qalam_core.pipeline.prepare import Prepare, shards_of
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.seen import Seen, SeenSettings
@@ -103,14 +107,46 @@ def test_the_control_is_of_documents_that_no_ancestor_has_read(tmp_path: Path, s
     new = sentences(1200)[600:]
 
     def child(name: str, texts: list[str]) -> Artifact:
-        corpus, executor = prepared(store, tiny_recipe(write(tmp_path / name, texts))), InPlace(store)
+        corpus, executor = prepared(store, tiny_recipe(write(tmp_path / name, texts)), parent), InPlace(store)
         prints = tuple(executor.map(Fingerprint.all_of(corpus)))
-        return executor.run(Seen(SeenSettings(), prints, shards_of(corpus, "train"), (), parent))
+        held_out = corpus.file(HELD_OUT)
+        return executor.run(Seen(SeenSettings(), prints, shards_of(corpus, "train"), held_out, parent))
 
     own = parent.facts(SeenFacts).repetition
     assert 20 < own.documents < 90  # about a tenth
     assert child("b.jsonl", TEXTS).facts(SeenFacts).repetition == own  # the parent's alone
     assert child("c.jsonl", new).facts(SeenFacts).repetition.documents > own.documents + 20
+
+
+@pytest.mark.parametrize("texts", [TEXTS, [*TEXTS[200:], *sentences(900, seed=5)[600:]], [*TEXTS, "؟!", "..."]])
+def test_what_is_looked_up_is_what_folding_all_texts_again_gives(
+    texts: list[str], tmp_path: Path, store: Store
+) -> None:
+    """The record, what is gone and the control, when all, some or none of the text was read by the parent."""
+    settings = {"corpus": {"min_arabic": 0.0, "min_chars": 1}}
+    *_, parent = read_by(prepared(store, tiny_recipe(write(tmp_path / "a.jsonl", TEXTS), **settings)), None,
+                         InPlace(store))  # fmt: skip
+    corpus = prepared(store, tiny_recipe(write(tmp_path / "b.jsonl", texts), **settings), parent)
+    start = SimpleNamespace(seen=parent)
+    *_, seen = read_by(corpus, start, InPlace(store))  # type: ignore[arg-type]
+    before = Fingerprints.load(parent.path)
+    control = FingerprintSettings.of(corpus).control
+    batches = [batch for shard in shards_of(corpus, "train") for batch in read_texts(shard.path)]
+    sample = [batch.filter(control(batch)) for batch in batches]
+    others = Fingerprints.of(batch.filter(pc.invert(control(batch))) for batch in batches)
+    own = Fingerprints.union([others, Fingerprints.of(sample)])
+    (tmp_path / "expected").mkdir()
+    Fingerprints.union([own, before]).save(tmp_path / "expected")
+    for path in (tmp_path / "expected").iterdir():
+        assert path.read_bytes() == (seen.path / path.name).read_bytes(), path.name
+    held_out = document_hashes(folded(pa.array(split(corpus, "test", "validation"), pa.large_string())))
+    facts, of_parent = seen.facts(SeenFacts), parent.facts(SeenFacts)
+    assert facts.own == own.counts()
+    assert facts.gone == before.absent_from(np.unique(np.concatenate([own.documents, held_out])))
+    control_texts = pa.Table.from_batches(sample).column("text").combine_chunks()
+    unread = control_texts.filter(pa.array(~before.meets(control_texts).read))
+    assert facts.repetition == repetition(unread, others).pooled(of_parent.repetition)
+    assert len(unread) > 10 or texts != [*TEXTS[200:], *sentences(900, seed=5)[600:]]
 
 
 def test_a_corpus_that_was_read_whole_is_one_line(tmp_path: Path, store: Store) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError, StoreError
-from qalam_core.pipeline.build import STAGES, History, NotBuiltError, Reuse, build, stages_in_order
+from qalam_core.pipeline.build import History, NotBuiltError, Reuse, build, stages_in_order
 from qalam_core.pipeline.estimate import continued_steps
 from qalam_core.pipeline.lineage import WarmStart, warm_start
 from qalam_core.pipeline.plan import Plan, Reasons, plan
@@ -21,7 +21,7 @@ from qalam_core.pipeline.vocab import Vocab
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
-from tests.conftest import Built, sentences, tiny_recipe, write_corpus
+from tests.conftest import COLD, Built, sentences, tiny_recipe, write_corpus
 
 VOCAB_VERSION = Vocab.version
 
@@ -59,7 +59,7 @@ def test_it_writes_nothing_and_acquires_no_lock(built: Built, tmp_path: Path) ->
 
 def test_a_first_build_says_so(built: Built, tmp_path: Path) -> None:
     found = plan(built.recipe, Store(tmp_path / "empty"))
-    assert to_build(found) == [stage.name for stage in STAGES]
+    assert to_build(found) == [stage.name for stage in COLD]
     assert rows(found, "ingest") == [("build", "first build")]
     assert rows(found, "vocab") == [("build", "after prepare")]
     assert found.against == ""
@@ -83,7 +83,7 @@ def test_a_changed_setting_is_named_at_the_stage_that_it_affects(
     built: Built, section: str, key: str, value: Any, stage: str, why: str
 ) -> None:
     found = plan(changed(built.recipe, section, **{key: value}), built.store)
-    order = [kind.name for kind in STAGES]
+    order = [kind.name for kind in COLD]
     first = order.index(stage)
     # everything before it is reused, and everything that may depend on it is not
     assert to_build(found)[0] == stage
@@ -152,7 +152,7 @@ def test_deleted_and_damaged_artifacts_are_reasons(mine: Built) -> None:
     assert rows(found, "train") == [("build", "its earlier result was deleted or damaged")]
     assert to_build(found) == ["train", "export", "evaluate", "gate"]
     shutil.rmtree(mine.store.root / "artifacts")
-    assert to_build(plan(mine.recipe, mine.store)) == [stage.name for stage in STAGES]
+    assert to_build(plan(mine.recipe, mine.store)) == [stage.name for stage in COLD]
 
 
 def test_a_damaged_run_record_does_not_prevent_a_plan(mine: Built) -> None:

@@ -22,12 +22,12 @@ from al_qalam.flows.cli.main import GROUPS, app
 from al_qalam.flows.cli.terminal import bars
 from qalam_core.corpus.sources import SourceFile, resolve
 from qalam_core.errors import CorpusError, QalamError
-from qalam_core.pipeline.build import STAGES, History, InPlace, build, stages_in_order
+from qalam_core.pipeline.build import History, InPlace, build, stages_in_order
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe, to_toml
 from qalam_core.store import Artifact
-from tests.conftest import Built, sentences, tiny_recipe
+from tests.conftest import COLD, Built, sentences, tiny_recipe
 from tests.flows.cli.command import qalam
 from tests.flows.processes import clean_environment
 from tests.flows.processes import qalam as qalam_process
@@ -411,7 +411,7 @@ def test_help_starts_quickly() -> None:
 
 def test_a_run_records_what_it_was_built_from(built: Built) -> None:
     record = built.runs.record(built.published.run)
-    assert list(record.artifacts) == [stage.name for stage in STAGES]
+    assert list(record.artifacts) == [stage.name for stage in COLD]
     assert record.recipe == built.recipe
     assert record.dependencies["torch"]
     assert record.machine["cores"]
