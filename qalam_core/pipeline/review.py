@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from qalam_core.corpus.prepare import CorpusFacts, PrepareSettings
 from qalam_core.corpus.readers import DOCUMENTS
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import QalamError, StoreError
 from qalam_core.evaluation.model_tests.outcomes import Outcomes
-from qalam_core.evaluation.results import Counted
+from qalam_core.evaluation.results import Counted, Report
 from qalam_core.evaluation.sampling import HeldOutSample, held_out_sample
-from qalam_core.files import read_bytes, sha256_bytes
+from qalam_core.files import NOT_THERE, read_bytes, sha256_bytes
 from qalam_core.package import read
 from qalam_core.package.read import Package
 from qalam_core.pipeline.export import PACKAGE
@@ -142,7 +143,10 @@ class Side:
             raise StoreError(
                 self.problem or f"{self.name} is not a run, and its tests are not recorded; see `qalam test`"
             )
-        return self.runs.report(self.run).tests
+        try:  # beside the package: a run that is being published is not in the store yet
+            return Report.model_validate_json(read_bytes(self.folder.parent / "report.json")).tests
+        except (*NOT_THERE, ValidationError):
+            raise StoreError(f"the report of run {self.run} is missing or damaged") from None
 
     @property
     def prepared(self) -> Prepared:

@@ -170,7 +170,8 @@ def test_an_edited_package_has_the_recipe_of_its_run(pair: Pair, tmp_path: Path)
     assert (side.name, side.run) == ("edited", pair.new.run)
     found = review(Side.of(pair.runs, pair.new.run), side)
     assert found.gate == "none" and found.verdict.startswith("No gate has judged edited; ")
-    assert found.recipe and not found.recipe.values and not found.alarms and not found.unseen()
+    assert found.recipe and not found.recipe.values and not found.alarms
+    assert found.missing == {"tests": "edited is not a run, and its tests are not recorded; see `qalam test`"}
 
 
 def test_a_package_of_no_run_has_no_recipe(pair: Pair, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_package_of_no_run_has_no_recipe(pair: Pair, tmp_path: Path) -> None:
     manifest["provenance"]["checkpoint"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     found = review(Side.of(pair.runs, str(folder)), Side.of(pair.runs, pair.new.run))
-    assert found.missing == dict.fromkeys(("recipe", "data"), "the package foreign is not of a run in the store")
+    assert found.missing == dict.fromkeys(("recipe", "data", "tests"), "the package foreign is not of a run in the store")
     assert found.behaviour and found.weights and tuple(found.sentences) == SECTIONS
 
 

@@ -120,8 +120,9 @@ def test_an_evaluation_gets_exactly_its_hashed_settings(
 
     monkeypatch.setattr("qalam_core.evaluation.evaluate.evaluate", evaluate)
     stage.run(tmp_path, no_progress)
-    read = {"test", "split_documents", "train_tokens", "train_texts", "seen", "repetition", "device"}
+    read = {"test", "split_documents", "train_tokens", "train_texts", "seen", "repetition", "suites", "device"}
     given["sample_bytes"] = dict(stage.settings)["sample_bytes"]  # of `test`
+    given["tests"] = tuple(suite.name for suite in given["suites"])
     assert given.keys() - EvaluateSettings.model_fields.keys() == {*read, "progress"}
     assert {key: given[key] for key in EvaluateSettings.model_fields} == dict(stage.settings)
 
