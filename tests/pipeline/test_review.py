@@ -181,7 +181,8 @@ def test_a_package_of_no_run_has_no_recipe(pair: Pair, tmp_path: Path) -> None:
     manifest["provenance"]["checkpoint"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     found = review(Side.of(pair.runs, str(folder)), Side.of(pair.runs, pair.new.run))
-    assert found.missing == dict.fromkeys(("recipe", "data", "tests"), "the package foreign is not of a run in the store")
+    why = "the package foreign is not of a run in the store"
+    assert found.missing == dict.fromkeys(("recipe", "data", "tests"), why)
     assert found.behaviour and found.weights and tuple(found.sentences) == SECTIONS
 
 
