@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import wraps
+from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
 from httpx import HTTPError
@@ -67,6 +67,7 @@ def supervised(flow: Callable[P, R]) -> Callable[P, R | State[R]]:
     @wraps(flow)
     def function(*args: P.args, **kwargs: P.kwargs) -> R | State[R]:
         without_tracebacks()
+        _outlive_output()
         with _cancelling() as cancelled:
             try:
                 return flow(*args, **kwargs)
@@ -79,6 +80,18 @@ def supervised(flow: Callable[P, R]) -> Callable[P, R | State[R]]:
     # with types in place of their names, which Prefect would look for in this module
     function.__signature__ = inspect.signature(flow, eval_str=True)  # type: ignore[attr-defined]
     return function
+
+
+def _outlive_output() -> None:
+    """Let Prefect's console handlers fall silent when nobody reads their output any more, as the worker was killed.
+
+    Rich would exit the process, and the run would be Crashed, whatever else it was told.
+    """
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", ""):
+        for handler in logging.getLogger(name).handlers:
+            console = getattr(handler, "console", None)
+            if console is not None:
+                console.on_broken_pipe = partial(setattr, console, "quiet", True)
 
 
 @contextmanager
