@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -510,6 +510,18 @@ def _part_at(part: type[BaseModel], location: tuple[int | str, ...]) -> type[Bas
         if isinstance(step, str):
             part = _LISTED.get(step) or part.model_fields[step].annotation  # type: ignore[assignment]
     return part
+
+
+def changed_pairs(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:  # fmt: skip
+    """("section.key", old, new) of each value that differs, None for one that is absent."""
+    for key in dict.fromkeys((*new, *old)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from changed_pairs(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}", before, after
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -156,9 +156,8 @@ def _unite(three: tuple[Package, Package, Package], target: Path | None, choices
     for conflict in merged.conflicts:
         out.print(f"conflict: {printable(str(conflict))}", soft_wrap=True)
     if merged.conflicts:
-        out.print(
-            f"{len(merged.conflicts)} conflicts; decide with --ours, --theirs, --mean or --row; nothing is written"
-        )
+        decide = "decide with --ours, --theirs, --mean or --row; nothing is written"
+        out.print(f"conflicts: {len(merged.conflicts)}; {decide}", soft_wrap=True)
         return False
     _show(merged)
     if target is not None:

@@ -82,7 +82,7 @@ def _of(runs: Runs, run: str, record: RunRecord, recipe: Recipe, corpus: Artifac
         {key: value for key, value in settings.items() if key not in ("sampling", "keep")}
         for settings in (made.settings, Vocab.of(recipe, corpus).settings.canonical())
     )
-    if changes := list(changed_values("", old, new)):
+    if changes := list(changed_values(old, new)):
         return "; ".join(changes)
     keeping = Keeping(before=tokenizer.facts(VocabFacts).fit, limit=recipe.tokenizer.regrow)
     read = runs.store.reference("prepare", record.artifacts["prepare"][0])

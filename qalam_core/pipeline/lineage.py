@@ -14,7 +14,7 @@ from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import DamagedError, TrainingError
 from qalam_core.files import digest
 from qalam_core.pipeline.prepare import Documents, Prepare
-from qalam_core.recipe import Continuing, Optimisation, Recipe
+from qalam_core.recipe import Continuing, Optimisation, Recipe, changed_pairs
 from qalam_core.runs import Ancestor, Parent, RunRecord, Runs
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.training.spec import STATE
@@ -254,21 +254,14 @@ def _changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
             {key: value for key, value in source.items() if key not in ("path", "data_files")}
             for source in corpus["sources"]
         ]
-    return tuple(changed_values("", old, new))
+    return tuple(changed_values(old, new))
 
 
-def changed_values(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def changed_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """One line for each value that differs: "section.key: old -> new"; long values are not shown."""
-    for key in dict.fromkeys((*new, *old)):
-        before, after = old.get(key), new.get(key)
-        if before == after:
-            continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from changed_values(f"{prefix}{key}.", before, after)
-        elif min(len(str(before)), len(str(after))) > _SHOWN:
-            yield f"{prefix}{key} changed"
-        else:
-            yield f"{prefix}{key}: {_shown(before)} -> {_shown(after)}"
+    for key, before, after in changed_pairs(old, new):
+        long = min(len(str(before)), len(str(after))) > _SHOWN
+        yield f"{key} changed" if long else f"{key}: {_shown(before)} -> {_shown(after)}"
 
 
 def _shown(value: Any) -> str:

@@ -183,7 +183,7 @@ class Reasons:
         inputs = (
             {name: digest for name, digest in of.inputs.items() if _kind(name) not in unknown} for of in (old, new)
         )
-        found = (*version, *changed_values("", old.settings, new.settings), *_changed_inputs(*inputs), *waiting)
+        found = (*version, *changed_values(old.settings, new.settings), *_changed_inputs(*inputs), *waiting)
         if isinstance(stage, Vocab) and stage.earlier and stage.settings.keep:
             limit = f"{stage.settings.keep.limit:.1%} more tokens per byte"
             kept = f"keeps the tokenizer of run {stage.run_of_earlier}, unless its new text takes over {limit}"

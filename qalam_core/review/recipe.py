@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from qalam_core.corpus.sources import slice_name
 from qalam_core.evaluation.comparison import loosened
-from qalam_core.recipe import Frozen, Recipe, Requirements, Source
+from qalam_core.recipe import Frozen, Recipe, Requirements, Source, changed_pairs
 from qalam_core.review.results import Alarm
 
 _LENGTH = 300  # characters of a value
@@ -58,18 +58,6 @@ def recipe_changes(
         values=tuple(found),
         versions=tuple(ValueChange(key=key, old=_shown(before), new=_shown(after)) for key, before, after in versions),
     )
-
-
-def changed_pairs(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:  # fmt: skip
-    """("section.key", old, new) of each value that differs, None for one that is absent."""
-    for key in dict.fromkeys((*new, *old)):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from changed_pairs(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}", before, after
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:

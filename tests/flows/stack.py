@@ -118,10 +118,13 @@ class Stack:
     def process(self, name: str) -> psutil.Process:
         """The running server or worker, started by `qalam up` or by `start_again`."""
         found = [
-            process for process in psutil.process_iter(["cmdline", "environ"])
+            process for process in psutil.process_iter(["cmdline", "environ", "ppid"])
             if (process.info["environ"] or {}).get("PREFECT_API_URL") == self.api
             and [name, "start"] == (process.info["cmdline"] or [])[3:5] and process.status() != psutil.STATUS_ZOMBIE
         ]  # fmt: skip
+        # a child that was forked and has not called exec yet shows its parent's command line
+        numbers = {process.pid for process in found}
+        found = [process for process in found if process.info["ppid"] not in numbers]
         assert len(found) == 1, (name, found)
         return found[0]
 
