@@ -272,8 +272,8 @@ class Continuing(Frozen):
 
     epochs_of_new: PositiveFloat = Field(1.0, description="continue: passes over the new text, which decide the steps")
     replay: Fraction = Field(0.15, description="continue: share of the tokens that is drawn from what was read before")
-    constant: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.3, description="continue: learning rate of the new text, as a share of the peak, until it decays"
+    rewarm: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="continue: the rate that it warms up to again, as a share of learning_rate"
     )
 
 
@@ -288,16 +288,6 @@ class Train(Continuing, Monitoring, Optimisation):
     cold_every: Annotated[int, Field(ge=0)] = Field(
         0, description="champion and continue: every so many builds in a chain one starts from scratch; 0: none"
     )
-
-    @model_validator(mode="after")
-    def _can_be_continued(self) -> Self:
-        if self.start == "continue" and self.patience:
-            raise ValueError(
-                'patience may stop before there is a state to continue; for start = "continue" set it to 0'
-            )
-        if self.start == "continue" and self.schedule == "wsd" and self.decay > 0.9:
-            raise ValueError('decay leaves hardly a step at the peak; for start = "continue" set at most 0.9')
-        return self
 
 
 class Package(Frozen):

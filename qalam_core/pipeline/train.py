@@ -39,7 +39,7 @@ class Train(Stage):
     """Trains the model; resumes from the checkpoints of a killed build. Raises TrainingError."""
 
     name = "train"
-    version = 4
+    version = 5
     unit = "steps"
     resumable = True
 

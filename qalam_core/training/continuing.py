@@ -39,12 +39,9 @@ def write_reading(
 def schedule(settings: Optimisation, continuing: Continuing, tokens: int, context: int) -> Optimisation:
     """The settings of a training that continues, on a shard of `tokens` tokens.
 
-    "wsd" goes on at a constant rate, without a warm-up, for `epochs_of_new` passes, and then decays; "cosine" warms up
-    to that rate and decays again within them.
+    The rate warms up to `rewarm` of the peak, and decays again, within `epochs_of_new` passes over them.
     """
-    settings = settings.model_copy(update={"learning_rate": settings.learning_rate * continuing.constant})
-    steps = max(1, math.ceil(continuing.epochs_of_new * tokens / (settings.batch_size * context)))
-    if settings.schedule == "cosine":
-        return settings.model_copy(update={"steps": steps})
-    decay = max(1, round(steps * settings.decay / (1 - settings.decay)))
-    return settings.model_copy(update={"steps": steps + decay, "decay": decay / (steps + decay), "warmup": 0.0})
+    return settings.model_copy(update={
+        "learning_rate": settings.learning_rate * continuing.rewarm,
+        "steps": max(1, math.ceil(continuing.epochs_of_new * tokens / (settings.batch_size * context))),
+    })  # fmt: skip

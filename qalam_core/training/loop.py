@@ -28,7 +28,7 @@ from qalam_core.training.distributed import Stop, World, is_peer_loss
 from qalam_core.training.early_stop import EarlyStopping
 from qalam_core.training.hardware import Numerics
 from qalam_core.training.metrics import Meter, MetricsLog, NullMetrics
-from qalam_core.training.optimizers import learning_rate, steps_before_decay
+from qalam_core.training.optimizers import learning_rate
 from qalam_core.training.spec import RESULT, STATE, STOPPED, WEIGHTS, Spec
 from qalam_core.training.step import Training, flops_per_token, weights_of
 
@@ -158,10 +158,6 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
         if done % spec.validate_every == 0 and not last:
             with meter.paused():
                 validate()
-        if done == steps_before_decay(settings):  # before the checkpoint, so that no resumed run is without it
-            state, _ = training.state()
-            if world.rank == 0:
-                checkpoints.write_tensors(out / STATE, state, {})
         if saving or early.should_stop:
             save()
         if early.should_stop:
@@ -172,9 +168,10 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
     if early.weights is not None:  # all processes hold the same
         training.load_weights(early.weights)
         validation = early.loss
-    weights = weights_of(training.model)
+    weights, (state, _) = weights_of(training.model), training.state()
     if world.rank == 0:
         checkpoints.write_tensors(out / WEIGHTS, weights, {})
+        checkpoints.write_tensors(out / STATE, state, {})
         result = {
             "parameters": parameters, "steps": done, "validation_loss": validation,
             "tokens_seen": done * tokens, "epochs": done / training.batches.per_epoch, "torch": torch.__version__,

@@ -29,11 +29,6 @@ def learning_rate(settings: Optimisation, number: int) -> float:
     return settings.learning_rate * (settings.final + (1 - settings.final) * left)
 
 
-def steps_before_decay(settings: Optimisation) -> int:
-    """The steps of "wsd" before its decay, after which another training can continue; all of them of "cosine"."""
-    return round((1 - settings.decay) * settings.steps) if settings.schedule == "wsd" else settings.steps
-
-
 class Optimizers:
     """AdamW, or Muon for 2-D block weights and AdamW for the rest; vectors have no weight decay."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +12,10 @@ import pytest
 
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import SCHEMA
-from qalam_core.errors import RecipeError
-from qalam_core.recipe import Continuing, Optimisation, Recipe
+from qalam_core.recipe import Continuing, Optimisation
 from qalam_core.tokens.shards import documents, flattened, write_shard
 from qalam_core.training.continuing import schedule, write_reading
-from qalam_core.training.optimizers import learning_rate, steps_before_decay
-from tests.conftest import tiny_recipe
+from qalam_core.training.optimizers import learning_rate
 
 
 def shard_of(path: Path, texts: dict[str, str]) -> pa.RecordBatch:
@@ -66,28 +66,15 @@ def test_the_draw_and_its_order_follow_the_seed(tmp_path: Path) -> None:
     assert one != sorted(one)
 
 
-@pytest.mark.parametrize("decay", [0.1, 0.3, 0.45, 0.9])
-def test_all_is_read_at_the_constant_rate_and_the_decay_comes_on_top(decay: float) -> None:
-    settings = Optimisation(steps=1000, batch_size=8, learning_rate=1.0, decay=decay)
+@pytest.mark.parametrize("kind", ["wsd", "cosine"])
+@pytest.mark.parametrize("passes", [0.5, 2.0])
+def test_a_night_warms_up_and_decays_within_its_passes(kind: Literal["wsd", "cosine"], passes: float) -> None:
+    settings = Optimisation(batch_size=8, learning_rate=1.0, schedule=kind, warmup=0.1)
     for tokens in (1, 1000, 10_001, 123_456):
-        found = schedule(settings, Continuing(epochs_of_new=2.0, constant=0.25), tokens, context=16)
-        before = steps_before_decay(found)
-        assert before == -(-2 * tokens // 128)
-        assert found.steps - before == max(1, round(before * decay / (1 - decay)))
+        found = schedule(settings, Continuing(epochs_of_new=passes, rewarm=0.25), tokens, context=16)
+        assert found.steps == math.ceil(passes * tokens / 128)
         rates = [learning_rate(found, number) for number in range(found.steps)]
-        assert rates[:before] == [0.25] * before
-        assert rates[-1] < 0.25 or found.steps - before == 1
-
-
-def test_cosine_warms_up_again_within_the_passes() -> None:
-    settings = Optimisation(batch_size=8, learning_rate=1.0, schedule="cosine", warmup=0.1)
-    found = schedule(settings, Continuing(epochs_of_new=0.5, constant=1.0), 25_600, context=16)
-    assert found.steps == steps_before_decay(found) == 100
-    assert [learning_rate(found, number) for number in (0, 9)] == pytest.approx([0.1, 1.0])
-
-
-@pytest.mark.parametrize(("key", "value"), [("patience", 2), ("decay", 0.95)])
-def test_a_recipe_without_a_state_to_continue_from_is_refused(key: str, value: float) -> None:
-    with pytest.raises(RecipeError, match=f'{key} .*"continue"'):
-        tiny_recipe(Path("x"), train={"start": "continue", key: value})
-    assert isinstance(tiny_recipe(Path("x"), train={"start": "champion", key: value}), Recipe)
+        assert max(rates) == 0.25
+        if found.steps > 30:
+            assert rates[0] < 0.1
+            assert rates[-1] < 0.1
