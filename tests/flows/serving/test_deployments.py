@@ -48,7 +48,7 @@ def test_the_deployments_on_the_server(stack: Stack) -> None:
         assert deployment["entrypoint"].count(":") == 0, "the path of a module, not of a file"
     nightly = stack.deployment(BUILD)
     recipe = json.loads(json.dumps(stack.recipe.canonical()))
-    kept = {"train": {**recipe["train"], "start": "champion"}}
+    kept = {"train": {**recipe["train"], "start": "continue", "cold_every": 30}}
     kept["tokenizer"] = {**recipe["tokenizer"], "keep": "champion"}
     assert nightly["parameters"]["recipe"] == {**recipe, **kept}
     assert stack.deployment(ON_NEW_CORPUS)["parameters"]["recipe"] == recipe
