@@ -145,7 +145,11 @@ def _slices(texts: Texts, costs: _Costs, seed_sd: float) -> tuple[PartChange, ..
 
 
 def _positions(texts: Texts, old: Reading, new: Reading, seed_sd: float) -> tuple[PartChange, ...]:
-    """Ranges of positions in the new model's context: 0-7, 8-15, 16-31, ...; each against the change of all."""
+    """Ranges of positions in the new model's context: 0-7, 8-15, 16-31, ...; each against the change of all.
+
+    Of models that cut the texts into other tokens, the same position is another place in the text: none is an alarm.
+    """
+    alike = np.array_equal(old.ends, new.ends) and np.array_equal(old.columns, new.columns)
     begins, ends, columns_K = _pieces(new)
     old_K, new_K = old.between(begins, ends), new.between(begins, ends)
     bytes_K = texts.bytes_up_to[ends] - texts.bytes_up_to[begins]
@@ -161,7 +165,8 @@ def _positions(texts: Texts, old: Reading, new: Reading, seed_sd: float) -> tupl
         sums = [np.bincount(document_K[inside], values[inside]) for values in (old_K, new_K, bytes_K)]
         costs = _Costs(sums[0].astype(float), sums[1].astype(float), sums[2].astype(np.int64))
         costs = costs.of(costs.bytes > 0)
-        parts.append(_part(f"{first}-{end - 1}", costs, seed_sd, POSITION_MARGIN, len(ranges), level))
+        part = _part(f"{first}-{end - 1}", costs, seed_sd, POSITION_MARGIN, len(ranges), level)
+        parts.append(part.model_copy(update={"alarm": part.alarm and alike}))
     return tuple(parts)
 
 

@@ -36,7 +36,7 @@ class ModelTestFlips(Frozen):
         """In a few words, "" where no test came out otherwise."""
         lost, gained = (sum(getattr(suite, f"{what}_count") for suite in self.suites) for what in ("lost", "gained"))
         cases = sum(suite.same for suite in self.suites) + lost + gained
-        return f"of {cases:,} tests {lost:,} fail that passed, and {gained:,} pass that failed" if lost + gained else ""
+        return f"{lost:,} newly failing and {gained:,} newly passing of {cases:,} tests" if lost + gained else ""
 
 
 def model_test_flips(old: Sequence[Outcomes], new: Sequence[Outcomes]) -> ModelTestFlips:
@@ -53,8 +53,8 @@ def model_test_flips(old: Sequence[Outcomes], new: Sequence[Outcomes]) -> ModelT
         surely = found.common > 0 and found.p_worse < (1 - SURE) / compared
         if surely:
             alarms.append(Alarm(section="behaviour", severity="high", message=(
-                f"Of {found.suite}, {len(found.lost):,} fail that passed, and {len(found.gained):,} pass that "
-                "failed: more losses than chance gives."
+                f"{found.suite} has {len(found.lost):,} newly failing tests and {len(found.gained):,} newly passing "
+                "ones: more losses than chance gives."
             )))  # fmt: skip
         suites.append(SuiteFlips(
             name=found.suite, lost=_ids(found.lost), lost_count=len(found.lost), gained=_ids(found.gained),

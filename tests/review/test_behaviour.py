@@ -81,6 +81,16 @@ def test_positions_cover_the_context_and_the_text() -> None:
     assert sum(part.bytes for part in text.positions) == text.counted.size
 
 
+def test_a_position_is_an_alarm_only_where_both_cut_texts_alike() -> None:
+    sharp, positions = {"ln_out.weight": np.full(CONFIG.dim, 4, np.float32)}, OLD.weights["pos_embedding"].copy()
+    positions[:8] = 100 * OLD.weights["embedding.weight"][120]  # a word that no text has
+    changed = {**sharp, "pos_embedding": positions}
+    alike = reviewed(package(tensors=changed), package(tensors=sharp)).texts[0]
+    assert (alike.positions[0].name, alike.positions[0].alarm) == ("0-7", True)
+    other = reviewed(package(vocabulary=bpe(400).vocabulary, tensors=changed), package(tensors=sharp)).texts[0]
+    assert not any(part.alarm for part in other.positions)
+
+
 def test_what_is_not_there_is_said() -> None:
     found = reviewed(package(2), given={"held-out text": [], "training text": [("a", "  ")]})
     assert found.texts == ()

@@ -25,7 +25,7 @@ def test_as_many_losses_as_gains_are_counted_and_no_alarm() -> None:
     assert (one.lost_count, one.gained_count, one.same, one.uncompared) == (30, 30, 0, 0)
     assert len(one.lost) == len(one.gained) == SHOWN
     assert not found.alarms
-    assert found.sentence == "of 60 tests 30 fail that passed, and 30 pass that failed"
+    assert found.sentence == "30 newly failing and 30 newly passing of 60 tests"
 
 
 def test_losses_that_chance_does_not_give_are_an_alarm() -> None:
@@ -52,7 +52,7 @@ def test_tests_of_one_model_alone_are_not_compared(one_side: int) -> None:
 
 
 def test_the_sentence_of_behaviour_has_the_flips() -> None:
-    assert "of 100 tests 2 fail that passed" in review(tests=model_tests()).sentences["behaviour"]
+    assert "2 newly failing and" in review(tests=model_tests()).sentences["behaviour"]
 
 
 def test_tests_that_were_not_compared_are_named() -> None:
