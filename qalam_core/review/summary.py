@@ -164,13 +164,13 @@ def _data(found: DataChanges) -> str:
         return f" ({_some([f'{getattr(row, what):,} in {_short(row.name)}' for row in rows])})" if len(rows) > 1 else ""
 
     parts = [
-        f"{getattr(overall, what):,} are {said}{more}"
+        f"{getattr(overall, what):,} {said}{more}"
         for what, said, more in (
             ("added", "new", most("added")), ("gone", "gone", _because(found) or most("gone")),
             ("moved", "in another split", f" ({_some([f'{n:,} {way}' for way, n in found.moves.items()])})"),
         ) if getattr(overall, what)
     ]  # fmt: skip
-    return _sentence([f"of {overall.new:,} documents, where there were {overall.old:,}, {', '.join(parts)}"])
+    return _sentence([f"{_counted(overall.new, 'document')}, {overall.old:,} before: {', '.join(parts)}"])
 
 
 def _because(found: DataChanges) -> str:
@@ -181,7 +181,7 @@ def _because(found: DataChanges) -> str:
 def _tokenizer(found: TokenizerChanges) -> str:
     if found.same:
         return f"The tokenizer is the same, with {found.sizes[1]:,} entries."
-    parts = [f"{found.gained:,} words were gained, {found.lost:,} lost and {found.renumbered:,} renumbered"]
+    parts = [f"{_counted(found.gained, 'word')} gained, {found.lost:,} lost and {found.renumbered:,} renumbered"]
     if found.algorithm[0] != found.algorithm[1]:
         parts.append(f"the algorithm was {found.algorithm[0]}, and is {found.algorithm[1]}")
     parts += [f"a word of the {one.name} takes {one.new:.2f} tokens, and took {one.old:.2f}" for one in found.texts]

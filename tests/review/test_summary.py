@@ -22,7 +22,7 @@ def test_there_are_five_sentences_in_the_order_of_the_page() -> None:
     assert tuple(found.sentences) == SECTIONS and len(SECTIONS) == 5
     assert all(sentence.endswith(".") and "\n" not in sentence for sentence in found.sentences.values())
     assert found.sentences["recipe"] == "1 value of the recipe differs (seed)."
-    assert "12 are new, 1 are gone (1: too short), 1 are in another split (1 train -> test)" in found.sentences["data"]
+    assert "12 new, 1 gone (1: too short), 1 in another split (1 train -> test)" in found.sentences["data"]
     assert "1.5300 bits per byte, where the old one needs 1.5000 (+2.0%)" in found.sentences["behaviour"]
 
 
