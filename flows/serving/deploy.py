@@ -218,7 +218,7 @@ async def _changes(
         "work_pool": [wanted["work_pool"]["name"], wanted["work_pool"].get("job_variables", {})],
         "form": parameter_schema(flow).model_dump(exclude_unset=True),
     }
-    changes = list(changed_values("", has, json.loads(json.dumps(wants))))
+    changes = list(changed_values(has, json.loads(json.dumps(wants))))
     related = await client.read_resource_related_automations(f"prefect.deployment.{found.id}")
     for row in wanted.get("triggers", ()):
         trigger = DeploymentEventTrigger.model_validate(row)
