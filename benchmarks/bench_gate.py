@@ -54,14 +54,13 @@ from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.gate import verdict_of
 from qalam_core.pipeline.prepare import Prepare, shards_of
 from qalam_core.pipeline.tokenize import TOKENS, of_split
-from qalam_core.pipeline.train import model_config
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe, Requirements, Source
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
 from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
 from qalam_core.tokens.tokenizer import ArabicTokenizer
-from qalam_core.training.spec import WEIGHTS
+from qalam_core.training.spec import WEIGHTS, model_config
 from qalam_core.training.step import weights_of
 
 TARGET_SECONDS = 60.0
@@ -325,6 +324,7 @@ def faults(sound: Sound, work: Path) -> dict[str, Callable[[], Outcome]]:
         """The first position's row is trained until every text ends at once; nothing else is changed."""
         weights = {name: torch.from_numpy(values) for name, values in sound.weights.items()}
         model = transformer(model_config(sound.recipe.model, len(sound.words)), weights).requires_grad_(False)
+        assert isinstance(model, PureDynamicTransformer)
         rows = model.pos_embedding.requires_grad_(True)
         optimizer = torch.optim.Adam([rows], lr=0.02)
         for _ in range(500):

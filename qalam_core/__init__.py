@@ -7,10 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __all__ = [
-    "ArabicTokenizer", "CorpusError", "PackageError", "PureCodeTrainer", "PureDynamicTransformer", "QalamError",
-    "Recipe", "RecipeError", "Runs", "Store", "StoreError", "TrainingError", "__version__", "build", "collect", "diff",
-    "evaluate", "export_gpt2", "export_safetensors", "generate", "import_gpt2", "import_safetensors", "plan", "read",
-    "reproduce", "seal", "sign", "verify", "verify_signature",
+    "ArabicTokenizer",
+    "CorpusError",
+    "PackageError",
+    "PureCodeTrainer",
+    "PureDynamicTransformer",
+    "QalamError",
+    "Recipe",
+    "RecipeError",
+    "Runs",
+    "Store",
+    "StoreError",
+    "TrainingError",
+    "__version__",
+    "build",
+    "collect",
+    "diff",
+    "evaluate",
+    "export_safetensors",
+    "export_transformers",
+    "generate",
+    "import_safetensors",
+    "import_transformers",
+    "plan",
+    "read",
+    "reproduce",
+    "seal",
+    "sign",
+    "verify",
+    "verify_signature",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -20,8 +45,8 @@ if TYPE_CHECKING:
     from qalam_core.package.editing.diff import diff
     from qalam_core.package.editing.seal import seal
     from qalam_core.package.inference import generate
-    from qalam_core.package.interop.gpt2 import export_gpt2, import_gpt2
     from qalam_core.package.interop.safetensors_file import export_safetensors, import_safetensors
+    from qalam_core.package.interop.transformers_folder import export_transformers, import_transformers
     from qalam_core.package.read import read, verify
     from qalam_core.package.release.sign import sign, verify_signature
     from qalam_core.pipeline.audit import reproduce
@@ -42,7 +67,7 @@ else:  # not for type checkers: with `__getattr__` an unknown name would have th
         "package.editing.diff": ("diff",),
         "package.editing.seal": ("seal",),
         "package.inference": ("generate",),
-        "package.interop.gpt2": ("export_gpt2", "import_gpt2"),
+        "package.interop.transformers_folder": ("export_transformers", "import_transformers"),
         "package.interop.safetensors_file": ("export_safetensors", "import_safetensors"),
         "package.read": ("read", "verify"),
         "package.release.sign": ("sign", "verify_signature"),

@@ -28,6 +28,7 @@ Normalisation = Literal["standard", "vocalised", "search"]  # keys of arabic.NOR
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
@@ -188,21 +189,40 @@ class Tokenizer(Frozen):
 
 
 class Model(Frozen):
-    """The architecture of PureDynamicTransformer."""
+    """The architecture of the transformer."""
 
+    block: Literal["original", "llama"] = Field(
+        "original", description="original: as GPT-2; llama: as Llama and Qwen3, with rotary positions, RMSNorm, SwiGLU"
+    )
     dim: Positive = Field(128, description="width C")
     num_heads: Positive = Field(4, description="attention heads H; divides dim")
     num_layers: Positive = Field(2, description="blocks L")
     max_seq_len: Annotated[int, Field(ge=2)] = Field(128, description="context T, in tokens")
     dropout: Fraction = Field(0.0, description="on embeddings, attention and residual branches")
     tied: bool = Field(True, description="the head shares the embedding's matrix")
+    num_kv_heads: Natural = Field(0, description="llama: heads of keys and values, dividing num_heads; 0: num_heads")
+    hidden_dim: Natural = Field(0, description="llama: width of the feed-forward; 0: 8/3 of dim, a multiple of 32")
+    rope_base: Annotated[float, Field(ge=1, le=1e12)] = Field(10_000.0, description="llama: base of rotary positions")
+    norm_epsilon: Annotated[float, Field(ge=1e-12, le=1)] = Field(1e-6, description="llama: epsilon of RMSNorm")
+    qk_norm: bool = Field(True, description="llama: normalise queries and keys, as Qwen3 does; false: as Llama")
 
     @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
+    def _is_a_model(self) -> Self:
         if self.dim % self.num_heads:
             divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             nearest = min(divisors, key=lambda h: abs(h - self.num_heads))
             raise ValueError(f"num_heads {self.num_heads} does not divide dim {self.dim}; {nearest} does")
+        if self.block == "llama":
+            if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+                raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+            if self.dim // self.num_heads % 2:
+                raise ValueError(
+                    f"dim / num_heads is {self.dim // self.num_heads}, which is odd; rotary positions turn pairs"
+                )
+        else:
+            for name, field in type(self).model_fields.items():
+                if (field.description or "").startswith("llama:") and getattr(self, name) != field.default:
+                    raise ValueError(f'{name} is a setting of block = "llama"; the original block has none')
         return self
 
 
@@ -234,7 +254,7 @@ class Optimisation(Frozen):
         0.0,
         description="skip steps whose gradient norm is non-finite or this many times the running average; 0: never",
     )
-    patience: Annotated[int, Field(ge=0)] = Field(
+    patience: Natural = Field(
         0, description="early stopping: validation passes without improvement, the best weights are kept; 0: off"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
@@ -285,7 +305,7 @@ class Train(Continuing, Monitoring, Optimisation):
         description="scratch: random weights; champion, or a run's id: its weights; continue: the champion's training "
         "goes on with the new text; see docs/training.md",
     )
-    cold_every: Annotated[int, Field(ge=0)] = Field(
+    cold_every: Natural = Field(
         0, description="champion and continue: every so many builds in a chain one starts from scratch; 0: none"
     )
 

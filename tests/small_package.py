@@ -28,6 +28,10 @@ writer = sys.modules["qalam_core.package.write"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 CONFIG = ModelConfig(vocab_size=12, dim=8, num_heads=2, num_layers=2, max_seq_len=10)
+LLAMA = ModelConfig(
+    vocab_size=12, dim=8, num_heads=4, num_layers=2, max_seq_len=10, block="llama", num_kv_heads=2, head_dim=6,
+    hidden_dim=20, rope_base=500.0, norm_epsilon=1e-5, qk_norm=False,
+)  # fmt: skip
 WORDS = ("<PAD>", "<UNK>", "<START>", "<END>", "القط", "يأكل", "السمك", '"', "\\", "تشكيلٌ", "😀", "في")
 
 

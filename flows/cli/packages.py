@@ -27,7 +27,7 @@ class Foreign(StrEnum):
     """Formats of models for export and import."""
 
     package = "package"
-    gpt2 = "gpt2"
+    transformers = "transformers"
     safetensors = "safetensors"
     original = "original"
 
@@ -244,46 +244,47 @@ def sign(
 def export(
     model: ModelArgument,
     target: Out,
-    to: Annotated[Foreign, typer.Option(help="package, gpt2 or safetensors.")] = Foreign.package,
+    to: Annotated[Foreign, typer.Option(help="package, transformers or safetensors.")] = Foreign.package,
     dtype: Annotated[
         str, typer.Option(help="Storage type of a package's matrices, as `package.dtype` in a recipe.")
     ] = "f32",
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Write a package in another storage type, as a Hugging Face GPT-2 checkpoint, or as safetensors."""
-    from qalam_core.package.interop import gpt2
+    """Write a package in another storage type, for Hugging Face transformers, or as safetensors."""
     from qalam_core.package.interop import safetensors_file as interop
+    from qalam_core.package.interop import transformers_folder
     from qalam_core.package.interop.storage import convert
 
     folder = package_folder(model, store)
     if to is Foreign.package:
         convert(folder, target, dtype)
-    elif to is Foreign.gpt2:
-        gpt2.export_gpt2(folder, target)
+    elif to is Foreign.transformers:
+        transformers_folder.export_transformers(folder, target)
     elif to is Foreign.safetensors:
         interop.export_safetensors(folder, target)
     else:
-        raise PackageError("the original's format can only be imported; choose package, gpt2 or safetensors")
+        raise PackageError("the original's format can only be imported; choose package, transformers or safetensors")
     out.print(str(target), soft_wrap=True)
 
 
 def import_(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder, or a safetensors file.")],
     target: Out,
-    of: Annotated[Foreign, typer.Option("--from", help="gpt2, safetensors or original.")],
+    of: Annotated[Foreign, typer.Option("--from", help="transformers, safetensors or original.")],
     like: Annotated[
-        Path | None, typer.Option(help="Take vocabulary (gpt2), or shape and vocabulary (safetensors) from here.")
+        Path | None,
+        typer.Option(help="Take the vocabulary, and for safetensors the shape, from this package."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Storage type of the matrices, as `package.dtype` in a recipe.")] = "f32",
 ) -> None:
-    """Make a package from a GPT-2 checkpoint, a safetensors file, or a package of the original Al-Qalam."""
+    """Make a package from a GPT-2, Llama or Qwen3 checkpoint, a safetensors file, or the original's package."""
     from qalam_core import package as packages
-    from qalam_core.package.interop import gpt2, original
+    from qalam_core.package.interop import original, transformers_folder
     from qalam_core.package.interop import safetensors_file as interop
 
-    if of is Foreign.gpt2:
+    if of is Foreign.transformers:
         words = packages.read(like).vocabulary if like else None
-        remarks = gpt2.import_gpt2(source, target, vocabulary=words, dtype=dtype)
+        remarks = transformers_folder.import_transformers(source, target, vocabulary=words, dtype=dtype)
     elif of is Foreign.original:
         remarks = original.import_original(source, target, dtype=dtype)
     elif of is Foreign.safetensors:
@@ -291,7 +292,7 @@ def import_(
             raise PackageError("a safetensors file has no vocabulary; give a package that has it with --like")
         remarks = interop.import_safetensors(source, like, target, dtype=dtype)
     else:
-        raise PackageError("a package needs no import; choose gpt2, safetensors or original")
+        raise PackageError("a package needs no import; choose transformers, safetensors or original")
     for remark in remarks:
         out.print(remark, soft_wrap=True)
     out.print(str(target), soft_wrap=True)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qalam_core.errors import PackageError
 from qalam_core.evaluation.results import Integrity
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import BLOCKS, Transformer
 from qalam_core.package import Package, changes
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.rows import MATRIX_TYPES
@@ -42,7 +42,7 @@ NONE: Logits = np.empty(0, np.float32)
 def check(
     package: Package,
     checkpoint: Path | None,
-    model: PureDynamicTransformer,
+    model: Transformer,
     stream: NDArray[np.int64],
     tokenized: Mapping[str, Sequence[int]],
     trained_ids_agree: bool,
@@ -136,9 +136,9 @@ def hostile(texts: Sequence[str]) -> list[str]:
     return [*made, *(unicodedata.normalize("NFD", text) for text in some), *_HOSTILE]
 
 
-def transformer(config: ModelConfig, weights: Mapping[str, Tensor]) -> PureDynamicTransformer:
+def transformer(config: ModelConfig, weights: Mapping[str, Tensor]) -> Transformer:
     """The model of a configuration and tensors, in evaluation mode."""
-    model = PureDynamicTransformer(**asdict(config), dropout=0.0)
+    model = BLOCKS[config.block](**config.arguments(), dropout=0.0)
     shared = {"lm_head.weight": weights["embedding.weight"]} if config.tied else {}
     model.load_state_dict({**weights, **shared})
     return model.eval()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qalam_core.evaluation.baselines import Speller
 from qalam_core.evaluation.intervals import intervals
 from qalam_core.evaluation.results import Bits, Interval, Intervals, Slice, rounded
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import Transformer
 from qalam_core.package.runtime.architecture import END, START, UNK
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.progress import Progress
@@ -129,7 +129,7 @@ class Predictions(NamedTuple):
 
 
 @torch.inference_mode()
-def predictions(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> Iterator[Predictions]:
+def predictions(model: Transformer, documents: HeldOut, progress: Progress) -> Iterator[Predictions]:
     """The logits of every position of the stream except START, each once, at most LOGITS_PER_CHUNK at a time.
 
     Computed in float32 on the device that the model is on. `progress` counts scored positions.
@@ -165,7 +165,7 @@ def predictions(model: PureDynamicTransformer, documents: HeldOut, progress: Pro
         progress(done, total)
 
 
-def score(model: PureDynamicTransformer, documents: HeldOut, progress: Progress) -> tuple[Floats, Flags]:
+def score(model: Transformer, documents: HeldOut, progress: Progress) -> tuple[Floats, Flags]:
     """Per position of the stream: nats, and whether the token has the largest logit (0 and False at START)."""
     nats = np.zeros(len(documents.stream))
     hits = np.zeros(len(documents.stream), np.bool_)

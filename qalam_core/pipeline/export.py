@@ -10,7 +10,6 @@ from qalam_core.package.releases import code_digests
 from qalam_core.package.write import write
 from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.stage import Stage
-from qalam_core.pipeline.train import model_config
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Model, Recipe
@@ -18,7 +17,7 @@ from qalam_core.reports.card import model_card
 from qalam_core.runs import Ancestor, KeptTokenizer, SeenFacts, TrainFacts
 from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
-from qalam_core.training.spec import WEIGHTS
+from qalam_core.training.spec import WEIGHTS, model_config
 
 PACKAGE = "model"
 

@@ -22,13 +22,13 @@ from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.pipeline.vocab import TOKENIZER, VocabFacts
 from qalam_core.progress import Progress
-from qalam_core.recipe import Continuing, Model, Monitoring, Optimisation, Recipe
+from qalam_core.recipe import Continuing, Monitoring, Optimisation, Recipe
 from qalam_core.runs import TrainFacts
 from qalam_core.store import Artifact, ArtifactFile
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.continuing import schedule, write_reading
 from qalam_core.training.process import follow
-from qalam_core.training.spec import RESULT, STATE, WEIGHTS, Spec, TrainSettings
+from qalam_core.training.spec import RESULT, STATE, WEIGHTS, Spec, TrainSettings, model_config
 from qalam_core.training.warm_start import adapted
 
 log = logging.getLogger(__name__)
@@ -162,11 +162,6 @@ class Train(Stage):
             )
         vocabulary = ArabicTokenizer.from_file(self.tokenizer.path / TOKENIZER).vocabulary
         return package, vocabulary, model_config(self.settings.model, len(vocabulary.words))
-
-
-def model_config(model: Model, vocab_size: int) -> ModelConfig:
-    """The configuration of a recipe's model; dropout is a setting of training alone."""
-    return ModelConfig(vocab_size=vocab_size, **model.model_dump(exclude={"dropout"}))
 
 
 def _settings(recipe: Recipe, vocab_size: int, continues: bool) -> TrainSettings:

@@ -26,7 +26,7 @@ from qalam_core.evaluation.integrity import transformer
 from qalam_core.evaluation.results import Counted
 from qalam_core.evaluation.sampling import budgets, lowest
 from qalam_core.evaluation.scoring import Floats, HeldOut, Ids, predictions
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import Transformer
 from qalam_core.package.read import Package
 from qalam_core.progress import Progress, no_progress
 
@@ -38,7 +38,7 @@ class Model:
     name: str  # "old" or "new"
     package: Package
     tokenizer: Tokenizer
-    transformer: PureDynamicTransformer
+    transformer: Transformer
 
     @classmethod
     def of(cls, package: Package, name: str = "new") -> Model:

@@ -10,6 +10,7 @@ Shapes: C channels (dim), H heads, D head dim, P positions, R rows.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ SHIFTED = 0.5  # positions are shifted when that explains half of what moved
 ROW_TIMES, ROW_MOVED, ROW_SHARE = 8.0, 0.5, 0.01
 """Rows that moved by so many times the median row, by so much of their length, and are at most this share of all.
 Nights that continue reached 3.4 times, trainings from scratch 1.5."""
+_NORM = re.compile(r"(?:^|\.)(?:ln\w*|[qk]_norm)\.")  # vectors, one value a row
 _LEAST = 1e-3  # of the median row's relative movement
 _NEAREST = 5
 
@@ -55,7 +57,8 @@ def weight_changes(old: Package, new: Package) -> WeightChanges:
     found = diff(old, new, shown=longest)
     comparable = _same_shape(old, new)
     heads = tuple(_heads(old, new)) if comparable else ()
-    shift = _shift(old.weights["pos_embedding"], new.weights["pos_embedding"])
+    positions = [package.weights.get("pos_embedding") for package in (old, new)]
+    shift = 0 if positions[0] is None or positions[1] is None else _shift(positions[0], positions[1])
     rows, single = _rows(found.tensors)
     return WeightChanges(
         tensors=tuple(TensorMovement(name=one.name, moved=_figures(one.moved), before=_figures(one.before))
@@ -73,7 +76,9 @@ def weight_changes(old: Package, new: Package) -> WeightChanges:
 
 def _same_shape(old: Package, new: Package) -> bool:
     first, second = old.config, new.config
-    return (first.dim, first.num_heads) == (second.dim, second.num_heads)
+    return (first.block, first.dim, first.num_heads, first.head_size) == (
+        second.block, second.dim, second.num_heads, second.head_size
+    )  # fmt: skip
 
 
 def _layers(changes: Sequence[TensorChange]) -> Iterator[TensorMovement]:
@@ -95,7 +100,7 @@ def _rows(changes: Sequence[TensorChange]) -> tuple[tuple[RowMovement, ...], tup
     moved: list[RowMovement] = []
     single: list[RowMovement] = []
     for change in changes:
-        if change.rows < 2 * ROWS or change.name.endswith(".bias") or ".ln" in change.name or "ln_" in change.name:
+        if change.rows < 2 * ROWS or change.name.endswith(".bias") or _NORM.search(change.name):
             continue
         relative = [row.moved / max(row.before, 1e-12) for row in change.largest]
         median = max(_LEAST, float(np.median(relative + [0.0] * (change.rows - len(relative)))))
@@ -135,11 +140,16 @@ def _heads(old: Package, new: Package) -> Iterator[HeadMoved]:
 
 def _parts(package: Package, layer: int) -> list[Floats]:
     """Of query, key, value and output: (H, values), each head's weights as one row of length 1."""
-    H, C = package.config.num_heads, package.config.dim
-    qkv_3HDC = package.weights[f"blocks.{layer}.qkv.weight"].reshape(3, H, C // H, C)
-    out_CHD = package.weights[f"blocks.{layer}.out.weight"].reshape(C, H, C // H)
+    config, block = package.config, f"blocks.{layer}"
+    H, C, D = config.num_heads, config.dim, config.head_size
+    if config.block == "original":
+        qkv = list(package.weights[f"{block}.qkv.weight"].reshape(3, H, D, C))
+    else:  # a head of keys or values that several heads of queries share moves with each of them
+        qkv = [package.weights[f"{block}.{part}.weight"].reshape(-1, D, C) for part in ("q", "k", "v")]
+        qkv = [part.repeat(H // len(part), axis=0) for part in qkv]
+    out_CHD = package.weights[f"{block}.out.weight"].reshape(C, H, D)
     parts = []
-    for part in (*qkv_3HDC, out_CHD.transpose(1, 0, 2)):
+    for part in (*qkv, out_CHD.transpose(1, 0, 2)):
         flat = part.reshape(H, -1).astype(np.float64)
         parts.append(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30))
     return parts

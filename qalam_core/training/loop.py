@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qalam_core.errors import TrainingError
 from qalam_core.files import digest, replace_file, sha256_file
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import BLOCKS
 from qalam_core.tokens.shards import Batches, flat
 from qalam_core.training import checkpoints
 from qalam_core.training.distributed import Stop, World, is_peer_loss
@@ -29,7 +29,7 @@ from qalam_core.training.early_stop import EarlyStopping
 from qalam_core.training.hardware import Numerics
 from qalam_core.training.metrics import Meter, MetricsLog, NullMetrics
 from qalam_core.training.optimizers import learning_rate
-from qalam_core.training.spec import RESULT, STATE, STOPPED, WEIGHTS, Spec
+from qalam_core.training.spec import RESULT, STATE, STOPPED, WEIGHTS, Spec, model_config
 from qalam_core.training.step import Training, flops_per_token, weights_of
 
 _STATUS_SECONDS = 5.0  # without a line of metrics.jsonl, the parent learns so often how training goes
@@ -58,7 +58,8 @@ def _build(spec: Spec, world: World, device: torch.device) -> Training:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(settings.seed)
-    model = PureDynamicTransformer(settings.vocab_size, **settings.model.model_dump())
+    config = model_config(settings.model, settings.vocab_size)
+    model = BLOCKS[config.block](**config.arguments(), dropout=settings.model.dropout)
     if settings.optimisation.distributed == "ddp" or world.size == 1:
         model = model.to(device)  # fsdp moves each process's shard
     shards, batch_size = [Path(path) for path in spec.tokens], settings.optimisation.batch_size

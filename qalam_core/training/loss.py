@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import Transformer
 
 _CUDA_CHUNK = 1 << 26  # logits per chunk; few large chunks are faster on a GPU
 
@@ -75,7 +75,7 @@ class Objective(nn.Module):
     """A model with its loss as one module, which data parallelism can wrap."""
 
     def __init__(
-        self, model: PureDynamicTransformer, dtype: torch.dtype = torch.float32, compiled: str = "off",
+        self, model: Transformer, dtype: torch.dtype = torch.float32, compiled: str = "off",
         z_loss: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -7,19 +7,31 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from qalam_core.errors import TrainingError
+from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.recipe import Continuing, Frozen, Model, Monitoring, Optimisation
 
 WEIGHTS, STATE, RESULT = "model.safetensors", "state.safetensors", "result.json"
 """The files that training leaves in its folder; the result is written last.
 
-The state is that from which a later training continues: weights and optimizer state, as in checkpoints, from before
-the decay of "wsd", or from the end of "cosine".
+The state is that from which a later training continues: weights and optimizer state, as in checkpoints.
 """
 
 USER_ERROR = 2  # the last line of standard error is the message
 DISK_FAILED = 74  # EX_IOERR; the last line of standard error begins with the errno
 STOPPED = 75  # EX_TEMPFAIL, by a signal; the checkpoint is written, and the same command resumes from it
 PEER_LOST = 76  # another process of the group exited; not a fault of this one
+
+
+def model_config(model: Model, vocab_size: int) -> ModelConfig:
+    """The configuration of a recipe's model with so many words; dropout is a setting of training alone."""
+    shared = {name: getattr(model, name) for name in ("dim", "num_heads", "num_layers", "max_seq_len", "tied")}
+    if model.block == "original":
+        return ModelConfig(vocab_size, **shared)
+    return ModelConfig(
+        vocab_size, **shared, block=model.block, num_kv_heads=model.num_kv_heads or model.num_heads,
+        head_dim=model.dim // model.num_heads, hidden_dim=model.hidden_dim or max(1, round(model.dim / 12)) * 32,
+        rope_base=model.rope_base, norm_epsilon=model.norm_epsilon, qk_norm=model.qk_norm,
+    )  # fmt: skip
 
 
 class TrainSettings(Frozen):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qalam_core.errors import TrainingError
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import PureDynamicTransformer, Transformer
 from qalam_core.recipe import Optimisation
 from qalam_core.tokens.shards import Batches
 from qalam_core.training.distributed import World, full, gather, local_shard, shard_like
@@ -42,7 +42,7 @@ class Training:
     """A model, its optimizers and its batches; `step(n)` does the n-th step and nothing else."""
 
     def __init__(
-        self, model: PureDynamicTransformer, batches: Batches, settings: Optimisation, seed: int,
+        self, model: Transformer, batches: Batches, settings: Optimisation, seed: int,
         world: World | None = None, device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self.model, self.batches, self.settings, self.seed = model, batches, settings, seed
@@ -146,9 +146,10 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def flops_per_token(model: PureDynamicTransformer) -> float:
+def flops_per_token(model: Transformer) -> float:
     """Training FLOPs per token: 6 for each weight of a matrix product (a tied head is one), and attention's."""
-    matrices = model.count_parameters() - model.pos_embedding.numel()
+    positions = model.pos_embedding.numel() if isinstance(model, PureDynamicTransformer) else 0
+    matrices = model.count_parameters() - positions
     if not model.tied:
         matrices -= model.embedding.weight.numel()  # rows are looked up, not multiplied
-    return 6.0 * matrices + 12.0 * model.num_layers * model.dim * model.max_seq_len
+    return 6.0 * matrices + 12.0 * model.num_layers * model.num_heads * model.head_dim * model.max_seq_len

@@ -41,8 +41,11 @@ def adapted(
 
 
 def _refuse_other_models(package: Package, vocabulary: Vocabulary, config: ModelConfig) -> None:
-    fields = [(n, getattr(package.config, n), getattr(config, n)) for n in ModelConfig.names() if n != "vocab_size"]
-    differing = [f"{name.upper()} {found} and not {wanted}" for name, found, wanted in fields if found != wanted]
+    differing = [
+        f"{name} {found} and not {wanted}"
+        for name, found, wanted in package.config.differences(config)
+        if name not in ("VOCAB_SIZE", "PARAMETERS")
+    ]
     if package.vocabulary.algorithm != vocabulary.algorithm:
         differing.append(f"a {package.vocabulary.algorithm} vocabulary and not {vocabulary.algorithm}")
     if differing:

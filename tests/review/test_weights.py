@@ -72,6 +72,38 @@ def test_heads_swapped_in_the_queries_alone_are_not_harmless() -> None:
     assert (alarm.message, alarm.severity) == ("Heads 0 and 3 of layer 1 are swapped in query alone.", "high")
 
 
+LLAMA = replace(
+    CONFIG, block="llama", activation=None, num_kv_heads=2, head_dim=8, hidden_dim=48, rope_base=10_000.0,
+    norm_epsilon=1e-6, qk_norm=True,
+)  # fmt: skip
+
+
+def with_llama_heads(old: Package, order: list[int], kv_order: list[int], layer: int = 1) -> Package:
+    """The heads of a layer with grouped queries in another order."""
+    C, D, weights = LLAMA.dim, LLAMA.head_size, {}
+    for part, heads in (("q", order), ("k", kv_order), ("v", kv_order)):
+        name = f"blocks.{layer}.{part}.weight"
+        weights[name] = old.weights[name].reshape(-1, D, C)[heads].reshape(-1, C)
+    name = f"blocks.{layer}.out.weight"
+    weights[name] = old.weights[name].reshape(C, -1, D)[:, order].reshape(C, -1)
+    return replace(old, weights={**old.weights, **weights})
+
+
+def test_heads_of_grouped_queries_are_named_and_positions_are_not_rows() -> None:
+    old = package(config=LLAMA)
+    assert weight_changes(old, package(config=LLAMA)).alarms == ()
+    for seed in (1, 2):
+        assert weight_changes(old, package(seed, config=LLAMA)).alarms == ()
+        assert weight_changes(old, noisy(0.5, seed, old)).alarms == ()
+    (alarm,) = weight_changes(old, with_llama_heads(old, [1, 0, 2, 3], [0, 1])).alarms
+    assert alarm.message == "Heads 0 and 1 of layer 1 are swapped in query and output alone."
+    swapped = weight_changes(old, with_llama_heads(old, [2, 3, 0, 1], [1, 0]))
+    assert {(head.head, head.was) for head in swapped.heads} >= {(0, 2), (2, 0)}
+    assert swapped.shift == 0
+    other = weight_changes(OLD, old)
+    assert (other.heads, other.shift) == ((), 0)
+
+
 def test_heads_that_turned_round_or_were_copied_are_named() -> None:
     assert messages(with_heads([1, 2, 0, 3])) == [
         "Head 0 of layer 1 is the old head 1.", "Head 1 of layer 1 is the old head 2.",

@@ -11,7 +11,7 @@ from typing import Any
 from qalam_core.model import PureDynamicTransformer
 from qalam_core.recipe import Model, Monitoring, Optimisation, Train
 from qalam_core.tokens.shards import Batches, flattened, write_shard
-from qalam_core.training.spec import Spec, TrainSettings
+from qalam_core.training.spec import Spec, TrainSettings, model_config
 from qalam_core.training.step import Training
 from tests.forks import Trainer
 
@@ -40,7 +40,7 @@ def write_tokens(path: Path, ids: list[int]) -> Path:
 
 
 def small_model() -> PureDynamicTransformer:
-    return PureDynamicTransformer(vocab_size=VOCABULARY, **MODEL.model_dump())
+    return PureDynamicTransformer(**model_config(MODEL, VOCABULARY).arguments(), dropout=MODEL.dropout)
 
 
 def training_of(model: PureDynamicTransformer, tokens: Path, settings: Optimisation = STEPS, seed: int = 0) -> Training:

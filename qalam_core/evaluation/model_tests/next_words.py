@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from qalam_core.evaluation.model_tests.cases import is_in_word
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import Transformer
 from qalam_core.package.runtime.architecture import END, START, UNK
 from qalam_core.package.runtime.tokenizer import Vocabulary, token_bytes
 
@@ -62,7 +62,7 @@ class Ranked(NamedTuple):
 
 
 @torch.inference_mode()
-def _next(model: PureDynamicTransformer, prompt: Sequence[int], prefixes: Sequence[Ids]) -> NDArray[np.float64]:
+def _next(model: Transformer, prompt: Sequence[int], prefixes: Sequence[Ids]) -> NDArray[np.float64]:
     """(N, V) ln P of the token after the prompt and each prefix."""
     rows = [[START, *prompt, *prefix][-model.max_seq_len :] for prefix in prefixes]
     ids_NT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)  # causal: padding changes nothing before it
@@ -76,7 +76,7 @@ def _next(model: PureDynamicTransformer, prompt: Sequence[int], prefixes: Sequen
 
 
 def rank(
-    model: PureDynamicTransformer, borders: WordBorders, prompt: Sequence[int],
+    model: Transformer, borders: WordBorders, prompt: Sequence[int],
     answers: Sequence[tuple[str, Ids]], k: int,
 ) -> Ranked:  # fmt: skip
     """The most probable of the answers (text and tokens after the prompt), and up to k other words above it."""
@@ -106,7 +106,7 @@ def rank(
 
 
 def _probability(
-    model: PureDynamicTransformer, borders: WordBorders, prompt: Sequence[int], ids: Ids
+    model: Transformer, borders: WordBorders, prompt: Sequence[int], ids: Ids
 ) -> float:  # fmt: skip
     """ln P of a word; -inf for one that the vocabulary does not have."""
     if not ids or UNK in ids:

@@ -19,7 +19,7 @@ from qalam_core.evaluation.model_tests.cases import Case, Cloze, Invariance, Kno
 from qalam_core.evaluation.model_tests.next_words import WordBorders, rank
 from qalam_core.evaluation.model_tests.outcomes import Outcome, Outcomes
 from qalam_core.evaluation.scoring import HeldOut, score
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import Transformer
 from qalam_core.package.read import Package
 from qalam_core.package.runtime.architecture import START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
@@ -33,7 +33,7 @@ SHOWN = 300  # characters of a text that is shown of a case that failed
 class Subject:
     """The model under test."""
 
-    model: PureDynamicTransformer
+    model: Transformer
     writer: NumpyTransformer  # generates several times faster than torch
     tokenizer: Tokenizer
     vocabulary: Vocabulary

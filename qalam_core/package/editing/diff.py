@@ -77,7 +77,6 @@ def diff(
     pairs = [(position[word], index) for index, word in enumerate(new.words) if word in position]
     common_first, common_second = (np.array(side) for side in zip(*pairs, strict=True))
     known = set(new.words)
-    constants = zip(first.config.constants().items(), second.config.constants().values(), strict=True)
     reshaped, tensors = {}, []
     for name in [name for name in first.weights if name in second.weights]:
         before, after, by_word = first.weights[name], second.weights[name], name in TOKEN_TENSORS
@@ -91,7 +90,7 @@ def diff(
     if prompt is not None:
         continuations = (generate(first, prompt, tokens, 0), generate(second, prompt, tokens, 0))
     return Difference(
-        config={name: (before, after) for (name, before), after in constants if before != after},
+        config={name: (before, after) for name, before, after in first.config.differences(second.config)},
         stored=(first.manifest["dtype"], second.manifest["dtype"]),
         tokenizer=tuple(name for name in ("algorithm", "merges", "rules") if getattr(old, name) != getattr(new, name)),
         added=tuple(word for word in new.words if word not in position),

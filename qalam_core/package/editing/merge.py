@@ -149,10 +149,9 @@ def merge(base: Package, ours: Package, theirs: Package, choices: Choices = Choi
 
 
 def _check_architecture(base: Package, *sides: Package) -> None:
-    ignored = ("VOCAB_SIZE", "PARAMETERS")
-    for name, value in base.config.constants().items():
-        for side in sides:
-            if name not in ignored and (other := side.config.constants()[name]) != value:
+    for side in sides:
+        for name, value, other in base.config.differences(side.config):
+            if name not in ("VOCAB_SIZE", "PARAMETERS"):
                 raise PackageError(f"{side.path}: {name} is {other}, in {base.path} {value}; rows cannot be united")
     for side in sides:
         if side.vocabulary.algorithm != base.vocabulary.algorithm:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from .architecture import SPECIALS, ModelConfig
+from .architecture import BLOCKS, SPECIALS, ModelConfig
 from .rows import NUMBER, number
 from .tokenizer import Vocabulary
 from .weights_reader import HIDDEN, WINDOWS, FormatError
@@ -30,7 +30,9 @@ _STRING = r'"((?:[^"\\]|\\["\\nt]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*+)"'
 _ESCAPE = re.compile(r"\\(?:([\"\\nt])|u(.{4})|U(.{8}))")
 _TAIL = r" *(?:#.*)?"
 _COMMENT = re.compile(_TAIL)
-_ASSIGNMENT = re.compile(rf"([A-Z0-9_]+) = (?:(0|[1-9][0-9]{{0,17}})|(True|False)|{_STRING}){_TAIL}")
+_BLOCK = re.compile(rf'BLOCK = "([a-z0-9]*)"{_TAIL}')
+_FLOAT = r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,60}(?:e[+-]?[0-9]{1,3})?|e[+-]?[0-9]{1,3})"
+_ASSIGNMENT = re.compile(rf"([A-Z0-9_]+) = (?:(0|[1-9][0-9]{{0,17}})|(True|False)|{_STRING}|({_FLOAT})){_TAIL}")
 _WORD = re.compile(rf" *{_STRING}: (0|[1-9][0-9]{{0,8}}),{_TAIL}")
 _PAIR = re.compile(rf" *\({_STRING}, {_STRING}\),{_TAIL}")
 _STATISTIC = re.compile(rf" *{_STRING}: \(({NUMBER}), ({NUMBER}), ({NUMBER}), ({NUMBER})\),{_TAIL}")
@@ -137,15 +139,18 @@ class _Source:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Read config.py, which also holds FORMAT and the number of PARAMETERS."""
+    """Read config.py, which also holds FORMAT and the number of PARAMETERS; without BLOCK, it is the original's."""
     source = _Source(path, CONFIG_MAGIC)
-    values: dict[str, int | bool | str] = {}
+    values: dict[str, int | float | bool | str] = {}
     lines: dict[str, int] = {}
-    known = ("FORMAT", *(name.upper() for name in ModelConfig.names()), "PARAMETERS")
+    blocks = [match[1] for line in source.lines if (match := _BLOCK.fullmatch(line))]
+    block = blocks[0] if blocks and blocks[0] in BLOCKS else "original"
+    settings = (*(name.upper() for name in ModelConfig.names(block)), "PARAMETERS")
+    known = ("FORMAT", *(["BLOCK"] if blocks else []), *settings)
     for line in source:
         match = _ASSIGNMENT.fullmatch(line)
         if match is None:
-            source.refuse('not a setting; write NAME = 1, NAME = True or NAME = "text"')
+            source.refuse('not a setting; write NAME = 1, NAME = 1.5, NAME = True or NAME = "text"')
         name = match[1]
         if name in values:
             source.refuse(f"{name} is set twice; delete one")
@@ -154,6 +159,8 @@ def read_config(path: Path) -> ModelConfig:
         lines[name] = source.number
         if match[2]:
             values[name] = int(match[2])
+        elif match[5]:
+            values[name] = source.value(match[5])
         else:
             values[name] = match[3] == "True" if match[3] else source.string(match[4])
     if missing := [name for name in known if name not in values]:

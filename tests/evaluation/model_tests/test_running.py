@@ -15,6 +15,7 @@ from qalam_core.arabic import NORMALISATIONS
 from qalam_core.evaluation.model_tests.cases import Suite
 from qalam_core.evaluation.model_tests.outcomes import Outcome
 from qalam_core.evaluation.model_tests.running import SHOWN, Subject, run
+from qalam_core.model import PureDynamicTransformer
 from qalam_core.package import ModelConfig, read
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
@@ -143,7 +144,7 @@ CASES: list[dict[str, Any]] = [
 
 def test_a_model_without_finite_probabilities_passes_nothing(subject: Subject, tmp_path: Path) -> None:
     weights = {name: np.full_like(array, np.nan) for name, array in subject.writer.weights.items()}
-    model = type(subject.model)(subject.model.vocab_size, 16, 2, 2, subject.model.max_seq_len, 0.0).eval()
+    model = PureDynamicTransformer(subject.model.vocab_size, 16, 2, 2, subject.model.max_seq_len, 0.0).eval()
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.fill_(math.nan)

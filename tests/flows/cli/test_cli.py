@@ -146,8 +146,8 @@ def test_export_and_import_are_inverse(package: Path, tmp_path: Path) -> None:
         stored = qalam("export", package, tmp_path / name, "--dtype", name)
         assert stored.returncode == 0, stored.stderr
         assert qalam("verify", tmp_path / name).returncode == 0
-    assert qalam("export", package, tmp_path / "gpt2", "--to", "gpt2").returncode == 0
-    back = qalam("import", tmp_path / "gpt2", tmp_path / "back", "--from", "gpt2")
+    assert qalam("export", package, tmp_path / "gpt2", "--to", "transformers").returncode == 0
+    back = qalam("import", tmp_path / "gpt2", tmp_path / "back", "--from", "transformers")
     assert back.returncode == 0, back.stderr
     assert qalam("diff", package, tmp_path / "back").returncode == 0
     assert qalam("export", package, tmp_path / "w.safetensors", "--to", "safetensors").returncode == 0
@@ -418,7 +418,7 @@ def test_a_run_records_what_it_was_built_from(built: Built) -> None:
 
 
 @pytest.mark.parametrize("command", [
-    ("export", "{model}", "{out}"), ("export", "{model}", "{out}", "--to", "gpt2"),
+    ("export", "{model}", "{out}"), ("export", "{model}", "{out}", "--to", "transformers"),
     ("export", "{model}", "{out}", "--to", "safetensors"),
     ("import", "{tensors}", "{out}", "--from", "safetensors", "--like", "{model}"),
     ("wheel", "{model}", "--name", "model", "--out", "{out}"), ("sign", "{model}", "--key", "{key}", "--out", "{out}"),

@@ -14,8 +14,8 @@ import pytest
 from qalam_core.arabic import NORMALISATIONS
 from qalam_core.errors import PackageError
 from qalam_core.package import generate, read, verify
-from qalam_core.package.interop.gpt2 import export_gpt2, import_gpt2
 from qalam_core.package.interop.original import import_original
+from qalam_core.package.interop.transformers_folder import export_transformers, import_transformers
 from tests.small_package import CONFIG, same_weights, weights
 
 THEIR_SETTINGS = ("VOCAB_SIZE", "DIM", "NUM_HEADS", "NUM_LAYERS", "MAX_SEQ_LEN")
@@ -69,8 +69,8 @@ def test_import_of_an_original_package(tmp_path: Path, line_end: str) -> None:
     assert found.config.activation == "gelu" and found.config.tied is True
     assert verify(tmp_path / "ours") == []
     assert generate(found, "القط يأكل", 3, seed=0).startswith("القط ياكل")
-    export_gpt2(tmp_path / "ours", tmp_path / "hf")
-    import_gpt2(tmp_path / "hf", tmp_path / "back")
+    export_transformers(tmp_path / "ours", tmp_path / "hf")
+    import_transformers(tmp_path / "hf", tmp_path / "back")
     assert same_weights(tmp_path / "ours", tmp_path / "back")
     with pytest.raises(PackageError, match="already"):
         import_original(tmp_path / "ours", tmp_path / "other")

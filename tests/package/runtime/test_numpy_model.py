@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qalam_core.evaluation.integrity import transformer
-from qalam_core.model import PureDynamicTransformer
-from qalam_core.package.runtime.numpy_model import NumpyTransformer, _sample, erf
-from tests.small_package import CONFIG, weights
+from qalam_core.package.runtime.architecture import ModelConfig
+from qalam_core.package.runtime.numpy_model import _GELUS, NumpyTransformer, _sample, erf
+from tests.small_package import CONFIG, LLAMA, weights
 
 
 def test_erf_is_exact_to_1e_6() -> None:
@@ -20,12 +20,11 @@ def test_erf_is_exact_to_1e_6() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_numpy_and_torch_agree(tied: bool) -> None:
-    config = replace(CONFIG, tied=tied)
+@pytest.mark.parametrize("base", [CONFIG, LLAMA, replace(LLAMA, qk_norm=True)])
+def test_numpy_and_torch_agree(tied: bool, base: ModelConfig) -> None:
+    config = replace(base, tied=tied)
     values = weights(config)
-    theirs = PureDynamicTransformer(12, 8, 2, 2, 10, 0.0, tied).eval()
-    state = {name: torch.from_numpy(tensor) for name, tensor in values.items()}
-    theirs.load_state_dict(state, strict=not tied)
+    theirs = transformer(config, {name: torch.from_numpy(tensor) for name, tensor in values.items()})
     ours = NumpyTransformer(config, values)
     assert ours.count_parameters() == theirs.count_parameters()
     ids = np.random.default_rng(1).integers(0, 12, (3, 10))
@@ -87,7 +86,7 @@ def test_both_backends_support_both_activations(activation: str) -> None:
     assert theirs.activation == ours.activation == activation
     x = np.linspace(-5, 5, 401, dtype=np.float32)
     expected = [gelu_by_definition(float(value), activation) for value in x]
-    assert np.abs(ours._blocks[0].gelu(x) - expected).max() < 2e-6
+    assert np.abs(_GELUS[activation](x) - expected).max() < 2e-6
     ids = np.random.default_rng(1).integers(0, 12, (3, 10))
     with torch.inference_mode():
         logits = theirs(torch.from_numpy(ids))[0].numpy()
