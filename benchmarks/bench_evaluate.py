@@ -55,6 +55,7 @@ from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 from qalam_core.tokens.shards import flat
 from qalam_core.tokens.tokenizer import ArabicTokenizer
+from qalam_core.training.spec import model_config
 
 RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
 DEMO_SECONDS, LIMIT_SECONDS, LIMIT_GB, EVALUATION_SECONDS = 10.0, 90.0, 2.0, 600.0
@@ -144,7 +145,7 @@ def large(megabytes: float) -> float:
     texts = normalised(None)
     tokenizer.build_vocab(texts)
     fast = Tokenizer.from_str(tokenizer_json(tokenizer.vocabulary))
-    model = PureDynamicTransformer(vocab_size=len(tokenizer), **recipe.model.model_dump()).eval()
+    model = PureDynamicTransformer(**model_config(recipe.model, len(tokenizer)).arguments(), dropout=0.0).eval()
     slowest = 0.0
     for name, target in (("as they come", 0), ("four contexts", 4 * model.max_seq_len * 4)):
         documents: list[str] = []

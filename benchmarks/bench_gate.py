@@ -210,7 +210,9 @@ class Sound:
         """A training of our own, with `shift` places between a token and what is to be predicted from it."""
         settings, torch_model = self.recipe.train, self.recipe.model
         torch.manual_seed(self.recipe.seed)
-        model = PureDynamicTransformer(vocab_size=len(self.words), **torch_model.model_dump()).train()
+        model = PureDynamicTransformer(
+            **model_config(torch_model, len(self.words)).arguments(), dropout=torch_model.dropout
+        ).train()
         batches = Batches(shards, settings.batch_size, torch_model.max_seq_len + shift - 1, self.recipe.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=settings.betas)
         for step in range(settings.steps):

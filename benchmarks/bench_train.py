@@ -39,12 +39,12 @@ from torch import Tensor, nn
 from benchmarks.texts import texts
 from qalam_core.arabic import normalise
 from qalam_core.files import sha256_file
-from qalam_core.model import PureDynamicTransformer
+from qalam_core.model import BLOCKS
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.recipe import Model, Monitoring, Optimisation
 from qalam_core.tokens.shards import Batches, flat, flattened, write_shard
 from qalam_core.tokens.tokenizer import ArabicTokenizer
-from qalam_core.training.spec import Spec, TrainSettings
+from qalam_core.training.spec import Spec, TrainSettings, model_config
 from qalam_core.training.step import Training
 
 ROUNDS = 9
@@ -206,9 +206,10 @@ def random_shard(folder: Path, vocab_size: int) -> Path:
     return path
 
 
-def ours(size: Size, batches: Batches, seed: int = 1, **changes: Any) -> Training:
+def ours(size: Size, batches: Batches, seed: int = 1, block: str = "original", **changes: Any) -> Training:
     torch.manual_seed(seed)
-    model = PureDynamicTransformer(vocab_size=size.vocab_size, **size.model.model_dump())
+    config = model_config(size.model.model_copy(update={"block": block}), size.vocab_size)
+    model = BLOCKS[config.block](**config.arguments(), dropout=0.0)
     settings = Optimisation(**{"steps": 1000, "batch_size": size.batch, "learning_rate": size.learning_rate, **changes})
     return Training(model, batches, settings, seed)
 
@@ -228,6 +229,8 @@ def speed(folder: Path, profiled: bool) -> list[tuple[str, float, str, float]]:
             "ours": lambda: ours(size, batches, **ADAMW, compile="off"),  # noqa: B023
             "ours, compiled": lambda: ours(size, batches, **ADAMW, compile="on"),  # noqa: B023
             "ours, compiled, Muon": lambda: ours(size, batches, **MUON, compile="on"),  # noqa: B023
+            "ours, llama": lambda: ours(size, batches, block="llama", **ADAMW, compile="off"),  # noqa: B023
+            "ours, llama, compiled": lambda: ours(size, batches, block="llama", **ADAMW, compile="on"),  # noqa: B023
         }
         trainings, started = {}, {}
         for name, make in makers.items():
@@ -257,6 +260,8 @@ def speed(folder: Path, profiled: bool) -> list[tuple[str, float, str, float]]:
             (f"{size.name}: ours / nanoGPT, compiled, bfloat16", fastest / rates["nanoGPT, compiled, bfloat16"],
              "at least", 1.0),
             (f"{size.name}: ours / the original", fastest / rates["the original"], "at least", 2.2),
+            (f"{size.name}: compiled, the block of Llama / the original's", rates["ours, llama, compiled"]
+             / rates["ours, compiled"], "at least", 0.95),
         ]  # fmt: skip
         if profiled:
             for name in ("nanoGPT", "ours", "ours, compiled"):
@@ -338,6 +343,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "muon, cosine, 2e-2": {**MUON, "learning_rate": 2e-2},
         "muon, cosine, 1e-2, a fifth of warm-up": {**MUON, "learning_rate": 1e-2, "warmup": 0.2},
         "muon, wsd, 1e-2": {**MUON, "learning_rate": 1e-2, "schedule": "wsd"},
+        **{
+            f"llama, muon, wsd, {rate:.0e}": {**MUON, "learning_rate": rate, "schedule": "wsd", "block": "llama"}
+            for rate in (5e-3, 1e-2, 2e-2, 4e-2)
+        },
     },
     "medium": {
         "adamw, cosine, 1e-3": {},
@@ -345,6 +354,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "muon, wsd, 3e-3": {**MUON, "schedule": "wsd", "learning_rate": 3e-3},
         "muon, wsd, 6e-3": {**MUON, "schedule": "wsd", "learning_rate": 6e-3},
         "muon, wsd, 1e-2": {**MUON, "schedule": "wsd", "learning_rate": 1e-2},
+        **{
+            f"llama, muon, wsd, {rate:.0e}": {**MUON, "learning_rate": rate, "schedule": "wsd", "block": "llama"}
+            for rate in (5e-3, 1e-2, 2e-2)
+        },
     },
     "large": {
         "adamw, cosine, 6e-4": {},
