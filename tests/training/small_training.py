@@ -19,6 +19,7 @@ CYCLE = 20
 VOCABULARY = 4 + CYCLE
 MODEL = Model(dim=32, num_heads=2, num_layers=1, max_seq_len=16)
 DROPOUT = Model(dim=32, num_heads=2, num_layers=1, max_seq_len=16, dropout=0.1)
+LLAMA = MODEL.model_copy(update={"block": "llama", "num_kv_heads": 1, "dropout": 0.1})
 STEPS = Train(
     steps=60,
     batch_size=8,

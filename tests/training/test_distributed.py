@@ -7,15 +7,19 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from qalam_core.files import sha256_file
-from tests.training.small_training import DROPOUT, finish, losses, spec, start, write_tokens
+from qalam_core.recipe import Model
+from tests.training.small_training import DROPOUT, LLAMA, MODEL, finish, losses, spec, start, write_tokens
 
 pytestmark = pytest.mark.usefixtures("processes")
+
+GROUPED = LLAMA.model_copy(update={"dropout": 0.0})
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -27,10 +31,15 @@ def test_two_gpus_give_the_losses_of_one(how: str, optimizer: str, cyclic: Path,
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
-@pytest.mark.parametrize(("how", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
-def test_two_processes_give_the_losses_of_one(how: str, optimizer: str, cyclic: Path, tmp_path: Path) -> None:
-    alone = spec(tmp_path / "alone", cyclic, dtype="float32", optimizer=optimizer, accumulate=2)
-    shared = spec(tmp_path / "shared", cyclic, dtype="float32", optimizer=optimizer, processes=2, distributed=how)
+@pytest.mark.parametrize(
+    ("how", "optimizer", "model"), [("ddp", "muon", MODEL), ("fsdp", "adamw", MODEL), ("fsdp", "adamw", GROUPED)]
+)
+def test_two_processes_give_the_losses_of_one(
+    how: str, optimizer: str, model: Model, cyclic: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"dtype": "float32", "optimizer": optimizer}
+    alone = spec(tmp_path / "alone", cyclic, model, accumulate=2, **settings)
+    shared = spec(tmp_path / "shared", cyclic, model, processes=2, distributed=how, **settings)
     for file in (alone, shared):
         status, _, errors = finish(file)
         assert (status, errors) == (0, "")

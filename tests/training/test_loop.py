@@ -15,8 +15,9 @@ import torch
 from safetensors.numpy import load_file
 
 from qalam_core.files import sha256_file
+from qalam_core.recipe import Model
 from qalam_core.training.loop import validation_windows
-from tests.training.small_training import DROPOUT, finish, losses, metrics, spec, start, write_tokens
+from tests.training.small_training import DROPOUT, LLAMA, MODEL, finish, losses, metrics, spec, start, write_tokens
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -75,9 +76,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert steps == sorted(steps)
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"spike": 3.0, "z_loss": 1e-4, "schedule": "cosine"}])
-def test_every_option_resumes_to_the_same_bits(change: dict[str, Any], cyclic: Path, tmp_path: Path) -> None:
-    straight, stopped = (spec(tmp_path / name, cyclic, DROPOUT, **change) for name in ("straight", "stopped"))
+@pytest.mark.parametrize(("model", "change"), [
+    (DROPOUT, {"optimizer": "adamw"}), (DROPOUT, {"spike": 3.0, "z_loss": 1e-4, "schedule": "cosine"}), (LLAMA, {}),
+])  # fmt: skip
+def test_every_option_resumes_to_the_same_bits(
+    model: Model, change: dict[str, Any], cyclic: Path, tmp_path: Path
+) -> None:
+    straight, stopped = (spec(tmp_path / name, cyclic, model, **change) for name in ("straight", "stopped"))
     assert finish(straight)[0] == 0
     with start(stopped) as process:
         assert process.stdout
@@ -108,22 +113,25 @@ def test_a_continued_run_resumes_to_the_same_bits(uninterrupted: Path, cyclic: P
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("how", ["off", "on"])
-def test_two_runs_on_a_gpu_give_the_same_bits(how: str, cyclic: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [DROPOUT, LLAMA])
+def test_two_runs_on_a_gpu_give_the_same_bits(model: Model, how: str, cyclic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert finish(spec(tmp_path / name, cyclic, DROPOUT, device="cuda", dtype="bfloat16", compile=how))[0] == 0
+        assert finish(spec(tmp_path / name, cyclic, model, device="cuda", dtype="bfloat16", compile=how))[0] == 0
     assert sha256_file(tmp_path / "one" / "model.safetensors") == sha256_file(tmp_path / "two" / "model.safetensors")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_runs_give_the_same_bits(cyclic: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [DROPOUT, LLAMA])
+def test_compiled_runs_give_the_same_bits(model: Model, cyclic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert finish(spec(tmp_path / name, cyclic, DROPOUT, compile="on", dtype="bfloat16"))[0] == 0
+        assert finish(spec(tmp_path / name, cyclic, model, compile="on", dtype="bfloat16"))[0] == 0
     assert sha256_file(tmp_path / "one" / "model.safetensors") == sha256_file(tmp_path / "two" / "model.safetensors")
     assert losses(tmp_path / "one")[-1] < 0.5
 
 
-def test_bfloat16_trains(cyclic: Path, tmp_path: Path) -> None:
-    status, _, errors = finish(spec(tmp_path / "out", cyclic, dtype="bfloat16"))
+@pytest.mark.parametrize("model", [MODEL, LLAMA])
+def test_bfloat16_trains(model: Model, cyclic: Path, tmp_path: Path) -> None:
+    status, _, errors = finish(spec(tmp_path / "out", cyclic, model, dtype="bfloat16"))
     assert (status, errors) == (0, "")
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert all(tensor.dtype == np.float32 for tensor in weights.values())
