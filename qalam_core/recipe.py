@@ -120,6 +120,7 @@ class Corpus(Frozen):
     sources: tuple[Source, ...] = Field(min_length=1)
     normalisation: Normalisation = Field("standard", description="how text is normalised; see docs/corpus.md")
     repair: bool = Field(False, description="repair Arabic decoded with the wrong encoding; see docs/corpus.md")
+    mask_pii: bool = Field(False, description="mask e-mail addresses, phone numbers and IBANs; see docs/corpus.md")
     min_chars: Positive = Field(20, description="shorter documents are rejected")
     max_chars: Positive = Field(1_000_000, description="longer documents are rejected")
     min_arabic: Fraction = Field(0.5, description="smallest share of Arabic among a document's letters")

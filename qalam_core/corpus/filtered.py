@@ -39,6 +39,7 @@ class FilterFacts(Frozen):
     repaired: int  # wholly
     repaired_in_part: int  # letters of the damage are left, as their bytes are lost; these are rejected
     not_repaired: int  # although corpus.repair recognised damage; these are filtered as they are
+    masked: int  # with an address or a number that corpus.mask_pii replaced
     cut: int  # too long to be read whole; all are rejected
     replaced: int  # with U+FFFD
     rejected: dict[str, int]
@@ -66,7 +67,7 @@ def filter_documents(
     ):
         for batch, done in _filtered(files, settings, excluded):
             counts["read"] += len(batch.read)
-            for what in ("cut", "replaced", "repaired", "repaired_in_part", "not_repaired"):
+            for what in ("cut", "replaced", "repaired", "repaired_in_part", "not_repaired", "masked"):
                 counts[what] += int(getattr(batch, what).sum())
             passed = batch.reasons == ""
             rejected.update(batch.reasons[~passed].tolist())

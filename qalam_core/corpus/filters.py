@@ -18,6 +18,7 @@ from qalam_core.corpus.duplicates import BANDS, Digests, band_keys
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.measures import MEASURES, Floats
 from qalam_core.corpus.mojibake import repair_array
+from qalam_core.corpus.pii import mask_array
 from qalam_core.corpus.sources import slice_name
 from qalam_core.corpus.words import Hashes, Numbers, Words, words
 from qalam_core.errors import RecipeError, did_you_mean
@@ -50,6 +51,7 @@ class FilterSettings(Frozen):
 
     normalisation: Rules
     repair: bool
+    mask_pii: bool
     min_chars: int
     max_chars: int
     min_arabic: float
@@ -63,8 +65,9 @@ class FilterSettings(Frozen):
         """From the recipe's corpus section, for a source with these filters."""
         rules = _thresholds(corpus, filters)
         return cls(
-            normalisation=NORMALISATIONS[corpus.normalisation], repair=corpus.repair, min_chars=corpus.min_chars,
-            max_chars=corpus.max_chars, min_arabic=corpus.min_arabic, max_damaged=corpus.max_damaged, rules=rules,
+            normalisation=NORMALISATIONS[corpus.normalisation], repair=corpus.repair, mask_pii=corpus.mask_pii,
+            min_chars=corpus.min_chars, max_chars=corpus.max_chars, min_arabic=corpus.min_arabic,
+            max_damaged=corpus.max_damaged, rules=rules,
             languages=corpus.languages if "min_language" in dict(rules) else (), near_duplicates=corpus.near_duplicates,
         )  # fmt: skip
 
@@ -105,6 +108,7 @@ class Filtered:
     repaired: NDArray[np.bool_]  # wholly
     repaired_in_part: NDArray[np.bool_]
     not_repaired: NDArray[np.bool_]  # although the text was damaged
+    masked: NDArray[np.bool_]  # addresses or numbers are masked in it
     long: NDArray[np.bool_]  # enough words for near-duplicate detection
     keys: Hashes  # band keys of those
 
@@ -122,18 +126,22 @@ def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excl
     read, slices = batch.column("text"), batch.column("source")
     texts, outcomes = repair_array(read) if settings.repair else (read, np.zeros(len(read), np.object_))
     texts = normalise_array(texts, settings.normalisation)
+    spelled, masked = texts, np.zeros(len(texts), np.bool_)
+    if settings.mask_pii:
+        texts, masked = mask_array(texts)
+        read, _ = mask_array(read)  # heads of rejected documents are kept as they were read
     found, cut = words(texts), batch.column("cut").to_numpy(zero_copy_only=False)
     lost = pc.count_substring(texts, _LOST).to_numpy()
     whole, part, unrepaired = (outcomes == outcome for outcome in ("whole", "part", "not"))
     reasons = _basic(texts, found, cut, lost, part, settings)
     digests = digests_of(texts)
     if excluded is not None:
-        reasons[excluded.holds(texts, digests) & (reasons != "empty")] = "excluded"
+        reasons[excluded.holds(spelled, digests) & (reasons != "empty")] = "excluded"
     reasons = first_violation(texts, found, settings.rules, settings.languages, reasons)
     long, keys = np.zeros(len(texts), np.bool_), np.zeros((0, BANDS), np.uint64)
     if settings.near_duplicates:
         long, keys = band_keys(found)
-    return Filtered(read, slices, texts, digests, reasons, cut, lost > 0, whole, part, unrepaired, long, keys)
+    return Filtered(read, slices, texts, digests, reasons, cut, lost > 0, whole, part, unrepaired, masked, long, keys)
 
 
 def _basic(

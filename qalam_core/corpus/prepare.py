@@ -72,6 +72,7 @@ class SliceCounts(Frozen):
     passed_over: int = 0  # files without documents
     repaired_in_part: int = 0  # letters of the damage are left, as their bytes are lost; these are rejected
     not_repaired: int = 0  # although corpus.repair recognised damage; these are filtered as they are
+    masked: int = 0  # with an address or a number that corpus.mask_pii replaced
     seen_by_ancestor: int = 0  # kept for training instead of held out, because an ancestor of the model has read it
 
 
@@ -201,7 +202,7 @@ class _Counts:
             for what in ("skipped_null", "skipped", "passed_over"):
                 self.counts[name, what] += getattr(of_file, what)
         for name, _, filtered in files:
-            for what in ("read", "cut", "replaced", "repaired", "repaired_in_part", "not_repaired"):
+            for what in ("read", "cut", "replaced", "repaired", "repaired_in_part", "not_repaired", "masked"):
                 self.counts[name, what] += getattr(filtered, what)
             for reason, count in filtered.rejected.items():
                 self.rejected[name, reason] += count

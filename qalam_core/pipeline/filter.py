@@ -25,7 +25,7 @@ class Filter(Stage):
     """Normalises and filters documents."""
 
     name = "filter"
-    version = 1
+    version = 2
 
     settings: FilterSettings
     documents: tuple[Artifact, ...]

@@ -149,6 +149,7 @@ _NOTED = {
     "passed_over": "files passed over (no documents)", "skipped": "records skipped (not readable)",
     "skipped_null": "records skipped (null)", "cut": "cut (too long)", "replaced": "replaced bytes (U+FFFD)",
     "repaired": "repaired", "repaired_in_part": "repaired in part", "not_repaired": "damaged, not repaired",
+    "masked": "masked (addresses, numbers)",
 }  # fmt: skip
 """Fields of SliceCounts that are shown where they are not 0, and their labels."""
 

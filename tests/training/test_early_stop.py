@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from qalam_core.files import sha256_file
 from qalam_core.training.loop import validation_windows
 from tests.training.small_training import (
     CYCLE,
@@ -44,7 +45,11 @@ def test_patience_ends_with_the_best_weights(cyclic: Path, tmp_path: Path) -> No
     assert windows is not None
     found = training_of(model, cyclic, settings, seed=3).validate(windows)
     assert found == pytest.approx(result["validation_loss"], rel=1e-4)
+    state = load_file(out / "state.safetensors")
+    assert all((state[f"model.{name}"] == value).all() for name, value in load_file(out / "model.safetensors").items())
+    written = sha256_file(out / "state.safetensors")
     # started again after patience ran out, it does not continue
     (out / "result.json").unlink()
     assert finish(out / "spec.json")[0] == 0
     assert json.loads((out / "result.json").read_text()) == result
+    assert sha256_file(out / "state.safetensors") == written

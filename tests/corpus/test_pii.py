@@ -1,0 +1,91 @@
+"""Masking of e-mail addresses, phone numbers and IBANs."""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qalam_core.corpus.exclusion import Excluded
+from qalam_core.corpus.filters import FilterSettings, filter_batch
+from qalam_core.corpus.pii import mask, mask_array
+from qalam_core.recipe import Corpus
+
+ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
+PERSIAN = str.maketrans("0123456789", "۰۱۲۳۴۵۶۷۸۹")
+
+
+@pytest.mark.parametrize("digits", [{}, ARABIC, PERSIAN])
+@pytest.mark.parametrize(("text", "masked"), [
+    ("هاتف: 0501234567", "هاتف: [phone]"),
+    ("للتواصل 23456789 مساء", "للتواصل [phone] مساء"),
+    ("اتصل على 920012345 (تحويلة 8)", "اتصل على [phone] (تحويلة 8)"),
+    ("+966 50 123 4567، و00966501234567", "[phone]، و[phone]"),
+    ("ابنه خالد (0501234567) وماجد 0507654321.", "ابنه خالد ([phone]) وماجد [phone]."),
+    ("(02) 234-5678", "[phone]"),
+    ("SA03 8000 0000 6080 1016 7519", "[iban]"),
+    ("حسابه GB82WEST12345698765432.", "حسابه [iban]."),
+])  # fmt: skip
+def test_numbers_are_masked_in_every_kind_of_digits(text: str, masked: str, digits: dict[int, int]) -> None:
+    assert mask(text.translate(digits)) == masked.translate(digits)
+
+
+@pytest.mark.parametrize("digits", [{}, ARABIC, PERSIAN])
+@pytest.mark.parametrize("text", [
+    "في 01-02-2024 و05/12/2024 و2024/05/12", "07/11/2023 05:30", "00:12:34", "عام 1438 هـ 2017", "سورة 2 آية 255",
+    "المبلغ 1000000 ريال", "100 000 000", "0.123456789", "0501234.5", "موبايلي 636250", "هاتف 19123",
+    "https://example.com/0123456789012", "ISBN 9780306406157", "هاتف بلا رقم",
+])  # fmt: skip
+def test_other_numbers_stay(text: str, digits: dict[int, int]) -> None:
+    assert mask(text.translate(digits)) == text.translate(digits)
+
+
+@pytest.mark.parametrize(("text", "masked"), [
+    ("راسلنا على info@news.com.sa أو a.b+c@x-y.org.", "راسلنا على [email] أو [email]."),
+    ("@user و# و a@b", "@user و# و a@b"),
+    ("mail:a_b@sub.domain.co,c@d.ae", "mail:[email],[email]"),
+])  # fmt: skip
+def test_addresses_are_masked(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+@given(st.lists(st.text("0123456789٠٥٩۰۵+()-/:. ,@aZSAهاتف\n", max_size=40), max_size=8))
+def test_an_array_is_masked_as_its_texts(texts: list[str]) -> None:
+    found, changed = mask_array(pa.array(texts, pa.large_string()))
+    assert found.to_pylist() == [mask(text) for text in texts]
+    assert changed.tolist() == [mask(text) != text for text in texts]
+
+
+@pytest.mark.parametrize("piece", [
+    "0", "0 ", "05 ", "+", "(0", "0) -", "a@", "a.", "@a.", "هاتف", "هاتف 0 ", "SA00", "SA00 A", "A1 ", "00 +", "0(",
+])  # fmt: skip
+def test_masking_takes_linear_time(piece: str) -> None:
+    def seconds(size: int) -> float:
+        text, since = piece * (size // len(piece)), time.process_time()
+        mask(text)
+        return time.process_time() - since
+
+    assert seconds(200_000) < 1.0
+
+
+def test_a_filter_masks_counts_and_excludes_by_what_was_written() -> None:
+    texts = [
+        "كتب خالد رسالة طويلة إلى صديقه القديم وقال فيها إن هاتفه 0501234567 في كل يوم",
+        "كتب خالد رسالة طويلة إلى صديقه القديم وقال فيها إن هاتفه بلا رقم في كل يوم",
+        "هاتف ٠٥٠١٢٣٤٥٦٧",  # rejected as too short
+    ]
+    plain, masking = (FilterSettings.of(Corpus.model_validate(
+        {"sources": [{"path": "x"}], "mask_pii": on}), "none") for on in (False, True))  # fmt: skip
+    columns = [pa.array(texts, pa.large_string()), pa.array(["a"] * 3), pa.array([False] * 3)]
+    batch = pa.RecordBatch.from_arrays(columns, ["text", "source", "cut"])
+    assert filter_batch(batch, plain).texts.to_pylist()[0].endswith("0501234567 في كل يوم")
+    found = filter_batch(batch, masking)
+    assert found.texts.to_pylist()[0].endswith("[phone] في كل يوم")
+    assert found.masked.tolist() == [True, False, True]
+    assert found.read.to_pylist()[2] == "هاتف [phone]", "rejected documents are kept, too"
+    assert found.reasons.tolist() == ["", "", "too_short"]
+    excluded = Excluded("0" * 64, (), (texts[0],))
+    assert filter_batch(batch, masking, excluded).reasons[0] == "excluded"
