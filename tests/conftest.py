@@ -37,6 +37,13 @@ os.environ["COLUMNS"] = "160"
 
 # No deadlines, which fail at random on a busy machine; the same examples each time, so that failures are reproducible.
 EXAMPLES = int(os.environ.get("QALAM_EXAMPLES", "25"))  # of each property
+
+
+def examples(most: int) -> int:
+    """How many examples of a property that needs no more than `most`: all in `make test`, a quarter in `make check`."""
+    return max(3, most * EXAMPLES // 100)
+
+
 settings.register_profile("qalam", deadline=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("qalam")
 

@@ -30,7 +30,7 @@ from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
 from qalam_core.runs import Runs, exceptions, model_digest
 from qalam_core.store import Artifact, Identity, Store
-from tests.conftest import Built
+from tests.conftest import Built, examples
 from tests.failing_disk import READS, WRITES, broken, tree
 
 
@@ -512,7 +512,7 @@ def test_a_rollback_does_not_return_to_a_model_that_was_rolled_back(runs: Runs, 
     assert [run for run, _ in runs.champions("demo")] == [good]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["offer", "promote", "rollback"]), st.integers(0, 5)), max_size=15))
 def test_what_was_undone_holds_after_any_history(
     built: Built, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qalam_core.corpus.duplicates import BANDS, GRAM, Clusters, KnownDigests, _join, band_keys
 from qalam_core.corpus.words import hash_ngrams, ngrams, words
+from tests.conftest import examples
 
 
 def digests(values: list[str]) -> np.ndarray:
@@ -93,7 +94,7 @@ def kept_of(texts: list[str], batch: int) -> set[str]:
     return {text for text, drop in zip(texts, dropped, strict=True) if not drop}
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=examples(10))
 @given(st.integers(0, 10_000), st.integers(1, 30), st.randoms(use_true_random=False))
 def test_of_similar_texts_the_smallest_digest_is_kept_in_any_order(seed: int, batch: int, order: random.Random) -> None:
     texts = corpus(seed)

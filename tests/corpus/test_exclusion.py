@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.filters import digests_of
 from qalam_core.errors import CorpusError
-from tests.conftest import sentences
+from tests.conftest import examples, sentences
 from tests.corpus.test_fingerprints import read
 
 TEXTS = sentences(20)
@@ -88,7 +88,7 @@ def test_lines_of_a_text_are_excluded_as_documents(tmp_path: Path) -> None:
     assert len(found.read_by(read(lines[4]))) == 1
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(0, 40), st.integers(3, 45), st.integers(0, 40), st.integers(3, 45), st.booleans())
 def test_what_is_excluded_is_what_a_reader_is_known_by(
     tmp_path_factory: pytest.TempPathFactory, at: int, size: int, from_: int, length: int, changed: bool

@@ -25,6 +25,7 @@ from qalam_core.corpus.words import Words, words
 from qalam_core.corpus.writer import SCHEMA
 from qalam_core.filter_profiles import FILTER_PROFILES, RULES, rules_of
 from qalam_core.recipe import Corpus, Filters, Source
+from tests.conftest import examples
 from tests.corpus.preparing import prepare_files
 
 WEB = list(FILTER_PROFILES["web"].items())
@@ -109,7 +110,7 @@ def _is_wordly(char: str) -> bool:
     return unicodedata.category(char)[0] in "LMN" or char == "_"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(texts)
 def test_measures_equal_a_loop(texts: list[str]) -> None:
     array = pa.array(texts, pa.large_string())
@@ -121,7 +122,7 @@ def test_measures_equal_a_loop(texts: list[str]) -> None:
         assert {name: float(values[row]) for name, values in found.items()} == pytest.approx(by_loop(text))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(texts, st.sampled_from(["short", "prose", "web"]))
 def test_the_first_violated_rule_is_named(texts: list[str], profile: str) -> None:
     limits = {rule: limit for rule, limit in FILTER_PROFILES[profile].items() if rule != "min_language"}

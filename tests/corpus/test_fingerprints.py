@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus.fingerprints import LONG, MIN_LINE, NEW_WORDS, SHORT, Fingerprints, document_hashes, folded
-from tests.conftest import sentences
+from tests.conftest import examples, sentences
 
 
 def documents(texts: list[str], source: str = "a") -> pa.RecordBatch:
@@ -150,7 +150,7 @@ def test_a_short_document_with_an_added_line_counts_as_read(size: int, added: in
     assert seen.meets(pa.array([f"{document} {line}"])).read[0] == (added < size)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4), st.lists(text, max_size=3))
 def test_a_union_has_read_what_either_has(one: list[str], other: list[str], asked: list[str]) -> None:
     united = Fingerprints.union([read(*one), read(*other, source="b")])

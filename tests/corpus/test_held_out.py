@@ -17,7 +17,7 @@ from qalam_core.corpus.held_out import FOLDED, HeldOut, fold_documents
 from qalam_core.corpus.prepare import HELD_OUT, PrepareSettings
 from qalam_core.corpus.splits import below, read_split, read_texts
 from qalam_core.errors import CorpusError
-from tests.conftest import sentences
+from tests.conftest import examples, sentences
 from tests.corpus.preparing import prepare_files
 from tests.corpus.test_fingerprints import MARKED, read
 from tests.corpus.test_fingerprints import text as texts
@@ -63,7 +63,7 @@ def prepared(folder: Path, found: list[str], seen: Fingerprints, fold: bool, sha
     return facts, content(folder)
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(documents, documents, st.sampled_from([(0.3, 0.4), (0.0, 0.5), (0.001, 0.001)]))
 def test_a_corpus_is_the_same_with_and_without_folds(
     found: list[str], before: list[str], shares: tuple[float, float]

@@ -20,6 +20,7 @@ from qalam_core.corpus.readers import DOCUMENTS, ingest
 from qalam_core.corpus.sources import resolve
 from qalam_core.errors import CorpusError
 from qalam_core.recipe import Source
+from tests.conftest import examples
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_documents_are_those_of_the_whole_file(tmp_path: Path, unit: str, end: s
         assert found == [block.strip("\n") for block in blocks if block.strip()]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 299), st.booleans())
 def test_a_change_is_read_again_only_where_it_is(seed: int, place: int, added: bool) -> None:
     rng = random.Random(seed)

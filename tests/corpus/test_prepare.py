@@ -29,6 +29,7 @@ from qalam_core.corpus.writer import SCHEMA, IngestFacts
 from qalam_core.errors import CorpusError, RecipeError
 from qalam_core.filter_profiles import FILTER_PROFILES
 from qalam_core.recipe import Corpus, Filters, Normalisation, Source
+from tests.conftest import examples
 from tests.corpus.preparing import prepare_files
 
 Document = tuple[str, str]  # (slice, text)
@@ -208,7 +209,7 @@ def family(rng: random.Random, size: int) -> list[str]:
     return [" ".join([*words[:60], "".join(rng.choices("ابتث", k=6)), *words[60:]]) for _ in range(size)]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 40))
 def test_no_cluster_is_in_two_splits_and_its_smallest_digest_is_kept(seed: int, batch: int) -> None:
     rng = random.Random(seed)
@@ -419,7 +420,7 @@ def test_adding_a_file_changes_few_shards(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=200), st.integers(1, 30), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_shards_do_not_depend_on_the_batches(sizes: list[int], batch: int, seed: int) -> None:
     rng = random.Random(seed)
     documents = ["a" * size for size in sizes]
@@ -445,7 +446,7 @@ def test_shards_do_not_depend_on_the_batches(sizes: list[int], batch: int, seed:
 # -- small corpora --------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(count=st.integers(3, 30), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
 def test_no_split_of_a_small_corpus_is_empty(count: int, seed: int, order: random.Random) -> None:
     documents = sentences(count, seed)
@@ -513,7 +514,7 @@ corpora = st.lists(st.tuples(st.sampled_from(["a", "b"]), texts), max_size=60)
 SEEDS = {name: sentences(40, seed, name) for seed, name in enumerate(["a", "b"])}  # no slice is left empty
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(documents=corpora, batch=st.integers(5, 50), shuffle=st.randoms(use_true_random=False))
 def test_every_document_is_kept_or_rejected_and_keeps_its_split(
     documents: list[Document], batch: int, shuffle: random.Random
@@ -543,7 +544,7 @@ def test_every_document_is_kept_or_rejected_and_keeps_its_split(
             assert {text for _, _, text in kept(other)[split]} == {text for _, _, text in splits[split]}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(documents=corpora, added=texts)
 def test_adding_a_document_does_not_move_others(documents: list[Document], added: str) -> None:
     documents = [*SEEDS["a"], *SEEDS["b"], *documents]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from qalam_core.corpus import spans as module
 from qalam_core.corpus.spans import Span, spans
 from qalam_core.corpus.splits import SCHEMA
+from tests.conftest import examples
 
 # of several lengths, with common beginnings and ends of 8 bytes and more, and one that is part of another
 WORDS = ("ا", "من", "المدرسة", "المدرسات", "والمدرسة", "المدرسةالمدرسة", "المدرسةالمدرسات")
@@ -67,7 +68,7 @@ texts_of = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.lists(texts_of, max_size=3),
     st.lists(st.lists(st.lists(texts_of, min_size=1, max_size=4), max_size=3), max_size=2),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qalam_core.evaluation import baselines
 from qalam_core.evaluation.baselines import CHARACTERS, KneserNey, Speller, Unigram, characters
+from tests.conftest import examples
 
 START, END = 2, 3
 V = 9
@@ -90,7 +91,7 @@ def test_trigram_by_hand() -> None:
 
 
 @given(documents, documents, st.integers(1, 10), st.sampled_from([12, 24, 64]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_ngrams_equal_the_slow_reference(
     train: list[list[int]], test: list[list[int]], order: int, key_bits: int
 ) -> None:
@@ -102,7 +103,7 @@ def test_ngrams_equal_the_slow_reference(
 
 
 @given(documents, st.lists(st.integers(0, V - 1).filter(lambda token: token != START), max_size=6), st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_probabilities_sum_to_one(train: list[list[int]], context: list[int], order: int) -> None:
     model, unigram = KneserNey.fit([stream(train)], V, order), Unigram.fit([stream(train)], V)
     # START itself is scored 0 by convention, so its probability (uniform floor only) is left out and bounded

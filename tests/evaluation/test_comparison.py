@@ -14,6 +14,7 @@ from qalam_core.evaluation.comparison import Anchor, Champion, Exchanged, Remeas
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Check, Report, Verdict
 from qalam_core.recipe import Requirements
+from tests.conftest import examples
 from tests.evaluation.small_report import BUDGETS, divided, report, some
 
 GATE = Requirements()
@@ -81,7 +82,7 @@ def test_the_message_has_the_figures_that_decide() -> None:
 
 
 @given(st.floats(1.0351, 3), st.floats(0, 0.05), st.integers(0, 9))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_worse_by_more_than_the_margin_on_every_document_never_passes(worse: float, spread: float, seed: int) -> None:
     factors = worse + spread * np.random.default_rng(seed).random(COUNT)
     made = report(spread=tuple((BASE * factors).tolist()))
@@ -90,7 +91,7 @@ def test_worse_by_more_than_the_margin_on_every_document_never_passes(worse: flo
 
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=40, max_size=40), st.floats(0.5, 1))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_a_model_that_is_cheaper_by_one_factor_still_passes(factors: list[float], cheaper: float) -> None:
     champion = Champion(report(spread=tuple(BASE[:40].tolist())))
     nats = BASE[:40] * np.array(factors)
@@ -99,7 +100,7 @@ def test_a_model_that_is_cheaper_by_one_factor_still_passes(factors: list[float]
 
 
 @given(st.permutations(range(COUNT)), st.permutations(["a", "b", "c"]))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_neither_order_nor_names_matter(order: list[int], names: list[str]) -> None:
     slices = [n % 3 for n in range(COUNT)]
     made = measured(1.02)
@@ -152,7 +153,7 @@ def test_one_huge_document_is_no_evidence() -> None:
 
 
 @given(st.floats(0.001, 1), st.floats(5, 300))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_a_large_document_cannot_mask_the_others(better: float, share: float) -> None:
     """However large it is: all others are 15% worse, and it is better."""
     size = np.array([10.0] * COUNT)

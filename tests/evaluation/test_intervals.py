@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core.evaluation.intervals import effective, estimate, intervals, t_quantile
+from tests.conftest import examples
 
 positive = st.floats(0.1, 1000)
 
@@ -89,7 +90,7 @@ def test_neither_order_nor_unit_matters(rows: list[tuple[float, float]], random:
 
 
 @given(st.lists(st.tuples(positive, positive), min_size=2, max_size=20), st.floats(0, 0.1), st.floats(0, 0.1))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_noise_never_narrows_the_interval(rows: list[tuple[float, float]], one: float, other: float) -> None:
     top, bottom = np.array(rows).T
     low, high = (estimate(top, bottom, noise).interval(0.9) for noise in sorted((one, other)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qalam_core.package.read import Package
 from qalam_core.review.weights import weight_changes
+from tests.conftest import examples
 from tests.review.small_models import CONFIG, VOCABULARY, WORDS, package
 
 OLD = package()
@@ -51,7 +52,7 @@ def test_the_same_weights_show_nothing() -> None:
     assert found.unchanged == len(OLD.weights)
 
 
-@settings(max_examples=4)
+@settings(max_examples=examples(4))
 @given(seed=st.integers(1, 10_000), share=st.floats(0.0, 0.8))
 def test_movement_raises_no_alarm(seed: int, share: float) -> None:
     assert messages(package(seed)) == []

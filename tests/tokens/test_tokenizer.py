@@ -14,7 +14,7 @@ from qalam_core.package.runtime.architecture import SPECIALS
 from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
 from qalam_core.tokens.shards import flattened
 from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
-from tests.conftest import sentences
+from tests.conftest import examples, sentences
 
 
 def trained(algorithm: Algorithm, vocab_size: int = 320, profile: str = "standard") -> ArabicTokenizer:
@@ -146,7 +146,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize(("algorithm", "profile"), TOKENIZERS)
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(texts=st.lists(ODD | st.sampled_from(sentences(20)), max_size=8), skip=st.integers(0, 2))
 def test_normalised_texts_have_the_ids_that_hugging_face_gives(
     algorithm: Algorithm, profile: str, texts: list[str], skip: int

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qalam_core.package import generate, read
 from qalam_core.package.editing.diff import diff, render
 from qalam_core.package.editing.rows import scale_row, set_value
+from tests.conftest import examples
 from tests.small_package import CONFIG, WORDS, export, vocabulary, weights
 
 EMBEDDING = "embedding.weight"
@@ -44,7 +45,7 @@ def test_rows_are_named_by_their_words_largest_first(package: Path, tmp_path: Pa
     assert text[3].startswith('    4 "القط": moved ')
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(4, 12)), st.sets(st.integers(4, 11), max_size=4), st.integers(0, 2))
 def test_words_are_compared_regardless_of_their_ids(
     package: Path, tmp_path_factory: pytest.TempPathFactory, order: list[int], edited: set[int], new: int

@@ -17,6 +17,7 @@ from qalam_core.package.editing.merge import Choices, Merged, Side, merge, uncha
 from qalam_core.package.editing.rows import add_token, scale_row, set_row, set_value
 from qalam_core.package.editing.seal import seal
 from qalam_core.package.runtime.rows import MATRIX_TYPES
+from tests.conftest import examples
 from tests.small_package import CONFIG, WORDS, contents, export, vocabulary, weights
 
 EMBEDDING = "embedding.weight"
@@ -208,7 +209,7 @@ def test_means_are_rounded_to_the_storage_type(tmp_path: Path) -> None:
     np.testing.assert_allclose(row, packages[0].weights[EMBEDDING][4] * 2.5, atol=0.01)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=3)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(3))
 @given(st.sampled_from(["ours", "theirs", "both"]))
 def test_a_package_that_one_side_changed_is_taken_whole(tmp_path_factory: pytest.TempPathFactory, who: str) -> None:
     _, ours, theirs = folders = copies(tmp_path_factory.mktemp("merge"), "f32")

@@ -24,7 +24,7 @@ from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.tokens.tokenizer import ArabicTokenizer
-from tests.conftest import sentences
+from tests.conftest import examples, sentences
 from tests.importing import import_it
 from tests.small_package import CONFIG, WORDS, contents, edit, export, row_of, vocabulary, weights
 
@@ -82,7 +82,7 @@ floats = st.floats(-1024, 1024, width=32)
 names = st.sampled_from([*weights()])
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(12), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([*MATRIX_TYPES]), st.lists(st.tuples(names, st.integers(0, 7), floats), min_size=1, max_size=4))
 def test_verify_reports_exactly_the_edited_rows(
     tmp_path: Path, dtype: str, edits: list[tuple[str, int, float]]

@@ -28,7 +28,7 @@ from qalam_core.package.runtime.architecture import END, START, UNK
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.tokens.tokenizer import Algorithm, ArabicTokenizer
-from tests.conftest import sentences
+from tests.conftest import examples, sentences
 from tests.package.conftest import trained_tokenizer
 from tests.small_package import contents, export, random_tensors, same_weights
 
@@ -416,7 +416,7 @@ def test_sharded_half_precision_of_rotary_models_is_imported_exactly(
     base=st.floats(1, 1e7), epsilon=st.sampled_from([1e-12, 1e-6, 1e-5, 0.1]), qk_norm=st.booleans(),
     length=st.integers(1, 20), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_any_shape_gives_the_logits_of_transformers_in_torch_and_in_numpy(
     vocab_size: int, width: int, kv_heads: int, group: int, half: int, layers: int, hidden: int, tied: bool,
     base: float, epsilon: float, qk_norm: bool, length: int, seed: int,

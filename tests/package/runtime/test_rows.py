@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core.package.runtime.rows import MATRIX_TYPES, Scaled
+from tests.conftest import examples
 from tests.small_package import python_row
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -24,7 +25,7 @@ def test_rounding_errors_are_as_documented(dtype: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(row=ANY_ROW)
 def test_storing_a_row_is_idempotent(dtype: str, row: list[float]) -> None:
     """Rounding again changes nothing, both decoders agree, and Python reads the same values."""

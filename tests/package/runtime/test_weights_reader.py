@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qalam_core.package.runtime import weights_reader as reader
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.seek import read_rows
+from tests.conftest import examples
 from tests.small_package import (
     CONFIG,
     FRAGMENTS,
@@ -70,7 +71,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dtype", MATRIX_TYPES)
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_accepted_text_means_the_same_as_in_python(
     tmp_path: Path, tiny: dict[str, bytes], dtype: str, data: st.DataObject
