@@ -232,7 +232,7 @@ def _unavailable(found: Difference, comparable: bool) -> Iterator[str]:
             "alone; they were not compared."
         )
     if not comparable:
-        yield "The models have other widths or other numbers of heads, so heads were not compared."
+        yield "The models have other blocks, widths or numbers of heads, so heads were not compared."
 
 
 def _figures(value: float) -> float:

@@ -135,11 +135,14 @@ def _share(change: TensorChange) -> float:
     return change.moved / change.before if change.before else np.inf
 
 
+def _constant(value: object) -> str:
+    """A constant of config.py, which a model of another block does not have."""
+    return quote(value) if isinstance(value, str) else "absent" if value is None else str(value)
+
+
 def render(difference: Difference) -> str:
     """The difference as lines of text, tensors with the largest relative change first."""
-    shown = {name: [quote(value) if isinstance(value, str) else value for value in pair]
-             for name, pair in difference.config.items()}  # fmt: skip
-    lines = [f"{name}: {old} -> {new}" for name, (old, new) in shown.items()]
+    lines = [f"{name}: {_constant(old)} -> {_constant(new)}" for name, (old, new) in difference.config.items()]
     if difference.stored[0] != difference.stored[1]:
         lines.append(f"stored as: {difference.stored[0]} -> {difference.stored[1]}")
     lines += [f"tokenizer: other {name}" for name in difference.tokenizer]

@@ -12,7 +12,7 @@ from qalam_core.package import generate, read
 from qalam_core.package.editing.diff import diff, render
 from qalam_core.package.editing.rows import scale_row, set_value
 from tests.conftest import examples
-from tests.small_package import CONFIG, WORDS, export, vocabulary, weights
+from tests.small_package import CONFIG, LLAMA, WORDS, export, vocabulary, weights
 
 EMBEDDING = "embedding.weight"
 
@@ -108,3 +108,12 @@ def test_long_lists_are_truncated_with_a_count(package: Path, tmp_path: Path) ->
     other = export(tmp_path / "other", weights={name: tensor + 1 for name, tensor in weights().items()})
     text = render(diff(read(package), read(other), shown=3))
     assert "    and 9 more" in text.split("\n")
+
+
+def test_models_of_two_blocks_share_what_both_have(tmp_path: Path) -> None:
+    text = render(diff(read(export(tmp_path / "a")), read(export(tmp_path / "b", config=LLAMA))))
+    assert 'BLOCK: "original" -> "llama"' in text
+    assert 'ACTIVATION: "gelu" -> absent' in text
+    assert "ROPE_BASE: absent -> 500.0" in text
+    assert "pos_embedding: only in the first" in text
+    assert "blocks.1.gate.weight: only in the second" in text
