@@ -202,6 +202,7 @@ class Model(Frozen):
     dropout: Fraction = Field(0.0, description="on embeddings, attention and residual branches")
     tied: bool = Field(True, description="the head shares the embedding's matrix")
     num_kv_heads: Natural = Field(0, description="llama: heads of keys and values, dividing num_heads; 0: num_heads")
+    head_dim: Natural = Field(0, description="llama: width of a head, even; 0: dim / num_heads")
     hidden_dim: Natural = Field(0, description="llama: width of the feed-forward; 0: 8/3 of dim, a multiple of 32")
     rope_base: Annotated[float, Field(ge=1, le=1e12)] = Field(10_000.0, description="llama: base of rotary positions")
     norm_epsilon: Annotated[float, Field(ge=1e-12, le=1)] = Field(1e-6, description="llama: epsilon of RMSNorm")
@@ -209,17 +210,15 @@ class Model(Frozen):
 
     @model_validator(mode="after")
     def _is_a_model(self) -> Self:
-        if self.dim % self.num_heads:
+        if self.dim % self.num_heads and not self.head_dim:
             divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             nearest = min(divisors, key=lambda h: abs(h - self.num_heads))
             raise ValueError(f"num_heads {self.num_heads} does not divide dim {self.dim}; {nearest} does")
         if self.block == "llama":
             if self.num_kv_heads and self.num_heads % self.num_kv_heads:
                 raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
-            if self.dim // self.num_heads % 2:
-                raise ValueError(
-                    f"dim / num_heads is {self.dim // self.num_heads}, which is odd; rotary positions turn pairs"
-                )
+            if (width := self.head_dim or self.dim // self.num_heads) % 2:
+                raise ValueError(f"the width of a head is {width}, which is odd; rotary positions turn pairs")
         else:
             for name, field in type(self).model_fields.items():
                 if (field.description or "").startswith("llama:") and getattr(self, name) != field.default:

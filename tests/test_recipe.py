@@ -32,7 +32,7 @@ MINIMAL: dict[str, Any] = {"name": "a", "corpus": {"sources": [{"path": "x.txt"}
         ({"model": {"dim": 130, "num_heads": 4}}, "r: model: num_heads 4 does not divide dim 130; 5 does"),
         ({"model": {"num_kv_heads": 2}}, 'r: model: num_kv_heads is a setting of block = "llama"; the original block'),
         ({"model": {"block": "llama", "num_kv_heads": 3}}, "r: model: num_kv_heads 3 does not divide num_heads 4"),
-        ({"model": {"block": "llama", "dim": 12}}, "r: model: dim / num_heads is 3, which is odd"),
+        ({"model": {"block": "llama", "dim": 12}}, "r: model: the width of a head is 3, which is odd"),
         ({"model": {"block": "gpt"}}, "r: model.block: input should be 'original' or 'llama'"),
         ({"tokenizer": {"algorithm": "unigram"}}, "r: tokenizer.algorithm: input should be 'bpe' or 'word'"),
         ({"train": {"batch_size": 10, "accumulate": 4}}, "r: train: accumulate 4 does not divide batch_size 10"),

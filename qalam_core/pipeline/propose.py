@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from qalam_core.errors import DamagedError, PackageError
 from qalam_core.files import sha256_file
 from qalam_core.package.editing.diff import Difference, diff, render
@@ -20,7 +22,7 @@ from qalam_core.pipeline.lineage import seen_of
 from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.progress import Progress
-from qalam_core.recipe import Frozen, Recipe
+from qalam_core.recipe import Frozen, Model, Recipe, explain
 from qalam_core.runs import Ancestor, KeptTokenizer, Proposal, ProposedFacts, RunRecord, Runs, SeenFacts, model_digest
 from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
@@ -220,8 +222,13 @@ def _of_run(runs: Runs, record: RunRecord, stage: str) -> Artifact | None:
 def _described(recipe: Recipe, package: Package) -> Recipe:
     """The recipe with the package's own architecture."""
     config = package.config
-    shape = {name: getattr(config, name) for name in type(recipe.model).model_fields if hasattr(config, name)}
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=shape)})
+    shape = {name: getattr(config, name, None) for name in type(recipe.model).model_fields}
+    given = {name: value for name, value in shape.items() if value is not None}
+    try:
+        model = Model(dropout=recipe.model.dropout, **given)
+    except ValidationError as error:
+        raise PackageError(f"{package.path}: no recipe can have this architecture: {explain(error, Model)}") from None
+    return recipe.model_copy(update={"model": model})
 
 
 def _edits(folder: Path) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ def model_config(model: Model, vocab_size: int) -> ModelConfig:
         return ModelConfig(vocab_size, **shared)
     return ModelConfig(
         vocab_size, **shared, block=model.block, num_kv_heads=model.num_kv_heads or model.num_heads,
-        head_dim=model.dim // model.num_heads, hidden_dim=model.hidden_dim or max(1, round(model.dim / 12)) * 32,
+        head_dim=model.head_dim or model.dim // model.num_heads,
+        hidden_dim=model.hidden_dim or max(1, round(model.dim / 12)) * 32,
         rope_base=model.rope_base, norm_epsilon=model.norm_epsilon, qk_norm=model.qk_norm,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from qalam_core.errors import PackageError, StoreError, TrainingError
 from qalam_core.package.editing.rows import add_token, scale_row
 from qalam_core.package.editing.seal import seal
 from qalam_core.package.read import read, verify
+from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.write import write
 from qalam_core.pipeline.audit import remeasure, reproduce
 from qalam_core.pipeline.build import build, propose
@@ -30,6 +32,7 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import exceptions
 from qalam_core.store import Store
 from tests.conftest import Built, sentences
+from tests.small_package import random_tensors
 
 WORD = "ال"
 
@@ -252,6 +255,27 @@ def test_an_imported_package_waits_for_a_person(mine: Built, tmp_path: Path) -> 
                       accepted=["unknown-lineage"])  # fmt: skip
     with pytest.raises(TrainingError, match=rf"texts that run {made.run} has read"):
         build(starting(mine.recipe), mine.store)
+
+
+def test_a_package_of_another_block_is_proposed_with_its_own_shape(mine: Built, tmp_path: Path) -> None:
+    vocabulary = read(mine.published.folder / "model").vocabulary
+    shape: dict[str, Any] = {
+        "block": "llama", "num_kv_heads": 1, "head_dim": 6, "hidden_dim": 20, "rope_base": 500.0, "norm_epsilon": 1e-5,
+        "qk_norm": True,
+    }  # fmt: skip
+    for name, context in (("package", 24), ("short", 1)):
+        config = ModelConfig(len(vocabulary.words), 15, 2, 1, context, **shape)
+        weights = random_tensors(config.tensor_shapes(), 0, 0.1)
+        write(
+            tmp_path / name, config=config, vocabulary=vocabulary, weights=weights, card="# imported\n", provenance={}
+        )
+    made = proposal(mine, tmp_path / "package", mine.recipe)
+    assert not made.champion
+    model = mine.runs.record(made.run).recipe.model
+    assert {name: getattr(model, name) for name in shape} == shape
+    assert (model.dim, model.num_heads, model.max_seq_len) == (15, 2, 24)
+    with pytest.raises(PackageError, match="no recipe can have this architecture: max_seq_len: "):
+        candidate(mine.runs, tmp_path / "short", "why", "who", mine.recipe)
 
 
 def test_more_than_an_edit_waits_for_a_person(mine: Built, tmp_path: Path) -> None:
