@@ -223,8 +223,8 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
         home, replaced = usable_home(home)
         if replaced:
             log.warning("%s", replaced)
-    for name, value in embedded(home).items():  # before Prefect is imported; the user's settings are kept
-        os.environ.setdefault(name, value)
+    for setting, value in embedded(home).items():  # before Prefect is imported; the user's settings are kept
+        os.environ.setdefault(setting, value)
     from httpx import HTTPError
     from prefect import tags
 
