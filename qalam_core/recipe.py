@@ -33,6 +33,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 OF_DATA_SETS = ("revision", "config", "split", "data_files")  # keys of a source that others do not need
+OF_LLAMA = ("num_kv_heads", "head_dim", "hidden_dim", "rope_base", "norm_epsilon", "qk_norm")  # keys of its block alone
 MIN_VOCABULARY = 260  # the special tokens and the 256 bytes
 
 Narrow = TypeVar("Narrow", bound="Frozen")
@@ -220,8 +221,8 @@ class Model(Frozen):
             if (width := self.head_dim or self.dim // self.num_heads) % 2:
                 raise ValueError(f"the width of a head is {width}, which is odd; rotary positions turn pairs")
         else:
-            for name, field in type(self).model_fields.items():
-                if (field.description or "").startswith("llama:") and getattr(self, name) != field.default:
+            for name in OF_LLAMA:
+                if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f'{name} is a setting of block = "llama"; the original block has none')
         return self
 

@@ -45,6 +45,10 @@ class FilterFacts(Frozen):
     rejected: dict[str, int]
 
 
+COUNTED = tuple(name for name in FilterFacts.model_fields if name not in ("read", "rejected"))
+"""What is counted of documents besides their number: each is a field of Filtered, too."""
+
+
 def filter_documents(
     files: Sequence[Path], settings: FilterSettings, out: Path, progress: Progress = no_progress,
     excluded: Excluded | None = None,
@@ -67,7 +71,7 @@ def filter_documents(
     ):
         for batch, done in _filtered(files, settings, excluded):
             counts["read"] += len(batch.read)
-            for what in ("cut", "replaced", "repaired", "repaired_in_part", "not_repaired", "masked"):
+            for what in COUNTED:
                 counts[what] += int(getattr(batch, what).sum())
             passed = batch.reasons == ""
             rejected.update(batch.reasons[~passed].tolist())

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from qalam_core.arabic import NORMALISATIONS, Rules
 from qalam_core.corpus.duplicates import Clusters, Digests, KnownDigests
-from qalam_core.corpus.filtered import REJECTED, REJECTS, TEXTS, FilterFacts, batches, read_keys, reject
+from qalam_core.corpus.filtered import COUNTED, REJECTED, REJECTS, TEXTS, FilterFacts, batches, read_keys, reject
 from qalam_core.corpus.filters import REASONS, FilterSettings, Reasons
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.held_out import HeldOut
@@ -202,7 +202,7 @@ class _Counts:
             for what in ("skipped_null", "skipped", "passed_over"):
                 self.counts[name, what] += getattr(of_file, what)
         for name, _, filtered in files:
-            for what in ("read", "cut", "replaced", "repaired", "repaired_in_part", "not_repaired", "masked"):
+            for what in ("read", *COUNTED):
                 self.counts[name, what] += getattr(filtered, what)
             for reason, count in filtered.rejected.items():
                 self.rejected[name, reason] += count

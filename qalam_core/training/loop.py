@@ -30,7 +30,7 @@ from qalam_core.training.hardware import Numerics
 from qalam_core.training.metrics import Meter, MetricsLog, NullMetrics
 from qalam_core.training.optimizers import learning_rate
 from qalam_core.training.spec import RESULT, STATE, STOPPED, WEIGHTS, Spec, model_config
-from qalam_core.training.step import Training, flops_per_token, weights_of
+from qalam_core.training.step import Training, flops_per_token, under, weights_of
 
 _STATUS_SECONDS = 5.0  # without a line of metrics.jsonl, the parent learns so often how training goes
 VALIDATION_WINDOWS = 256  # bounded, so that a validation pass takes the same time on any corpus
@@ -169,9 +169,9 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
     if early.weights is not None:  # all processes hold the same
         training.load_weights(early.weights)
         validation = early.loss
-    weights, (state, _) = weights_of(training.model), training.state()
+    state, _ = training.state()
     if world.rank == 0:
-        checkpoints.write_tensors(out / WEIGHTS, weights, {})
+        checkpoints.write_tensors(out / WEIGHTS, under("model.", state), {})
         checkpoints.write_tensors(out / STATE, state, {})
         result = {
             "parameters": parameters, "steps": done, "validation_loss": validation,

@@ -122,14 +122,14 @@ class Training:
 
     def load(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Restore what `state` gave."""
-        self.load_weights(_under("model.", tensors))
-        self.optimizers.load(_under("optimizer.", tensors))
+        self.load_weights(under("model.", tensors))
+        self.optimizers.load(under("optimizer.", tensors))
         self.norm_average, self.skipped, self._skipped_in_row = notes["norm"], notes["skipped"], notes["in_row"]
 
     def begin(self, tensors: Mapping[str, Tensor]) -> None:
         """Begin with the weights of an earlier training, and its optimizer state where there is one."""
-        self.load_weights(_under("model.", tensors))
-        self.optimizers.load(_under("optimizer.", tensors))
+        self.load_weights(under("model.", tensors))
+        self.optimizers.load(under("optimizer.", tensors))
 
     def is_finite(self) -> bool:
         """Whether all weights are finite, in every process."""
@@ -142,7 +142,8 @@ class Training:
             parameter.copy_(shard_like(weights[name].to(self.device), parameter))
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -61,6 +61,15 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in data.items() if value != "absent"}), encoding="utf-8")
 
 
+def assert_refused(checkpoint: Path, changes: dict[str, Any], message: str, back: Path) -> None:
+    """With these changes of config.json, an import is refused in one line, and leaves nothing."""
+    edit_json(checkpoint / "config.json", **changes)
+    with pytest.raises(PackageError, match=message) as caught:
+        import_transformers(checkpoint, back)
+    assert "\n" not in str(caught.value)
+    assert not back.exists()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def imports() -> None:
     """Import transformers here, so that its two seconds are not those of a test."""
@@ -296,11 +305,7 @@ def test_words_can_come_from_a_package(tmp_path: Path, checkpoint: Path) -> None
 def test_unsupported_settings_are_refused_by_name(
     tmp_path: Path, checkpoint: Path, changes: dict[str, Any], message: str
 ) -> None:
-    edit_json(checkpoint / "config.json", **changes)
-    with pytest.raises(PackageError, match=message) as caught:
-        import_transformers(checkpoint, tmp_path / "back")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "back").exists()
+    assert_refused(checkpoint, changes, message, tmp_path / "back")
 
 
 @pytest.fixture(params=["llama", "qwen3"])
@@ -342,11 +347,7 @@ def rotary(request: pytest.FixtureRequest, tmp_path: Path, bpe: ArabicTokenizer)
 def test_unsupported_settings_of_rotary_models_are_refused_by_name(
     tmp_path: Path, rotary: Path, changes: dict[str, Any], message: str
 ) -> None:
-    edit_json(rotary / "config.json", **changes)
-    with pytest.raises(PackageError, match=message) as caught:
-        import_transformers(rotary, tmp_path / "back")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "back").exists()
+    assert_refused(rotary, changes, message, tmp_path / "back")
 
 
 def test_qwen3_must_say_its_heads_and_reads_every_position(tmp_path: Path, bpe: ArabicTokenizer) -> None:
