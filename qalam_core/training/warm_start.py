@@ -44,7 +44,7 @@ def _refuse_other_models(package: Package, vocabulary: Vocabulary, config: Model
     differing = [
         f"{name} {found} and not {wanted}"
         for name, found, wanted in package.config.differences(config)
-        if name not in ("VOCAB_SIZE", "PARAMETERS")
+        if name not in ("VOCAB_SIZE", "PARAMETERS") and None not in (found, wanted)  # of another block, BLOCK says it
     ]
     if package.vocabulary.algorithm != vocabulary.algorithm:
         differing.append(f"a {package.vocabulary.algorithm} vocabulary and not {vocabulary.algorithm}")
