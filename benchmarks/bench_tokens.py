@@ -40,7 +40,7 @@ from qalam_core.arabic import NORMALISATIONS, normalise_array
 from qalam_core.corpus.prepare import CorpusFacts, SplitCounts
 from qalam_core.package.runtime.architecture import SPECIALS
 from qalam_core.package.runtime.tokenizer import token_bytes
-from qalam_core.package.vocabulary import _BPE_SPLIT
+from qalam_core.package.vocabulary import BPE_SPLITS
 from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.pipeline.vocab import Vocab
 from qalam_core.progress import Progress
@@ -112,7 +112,7 @@ def tiktoken_of(tokenizer: ArabicTokenizer) -> Work | None:
     except ImportError:
         return None
     ranks = {token_bytes(token): index for index, token in enumerate(tokenizer.words) if token not in SPECIALS}
-    coder = tiktoken.Encoding("bench", pat_str=_BPE_SPLIT, mergeable_ranks=ranks, special_tokens={})
+    coder = tiktoken.Encoding("bench", pat_str=BPE_SPLITS["al-qalam"], mergeable_ranks=ranks, special_tokens={})
     return by_chunk(lambda chunk: [coder.encode_ordinary(text) for text in chunk.to_pylist()])
 
 

@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from qalam_core.errors import PackageError
+from qalam_core.package.interop import foreign_tokenizer
+from qalam_core.package.interop.foreign_tokenizer import foreign_vocabulary
 from qalam_core.package.read import _card, _check_attributes, _manifest, read_checksums
 from qalam_core.package.runtime import codings, data_reader
 from qalam_core.package.runtime import weights_reader as reader
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.rows import MATRIX_TYPES
-from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
+from qalam_core.package.runtime.tokenizer import Specials, Tokenizer, Vocabulary
 from qalam_core.package.seek import read_rows
-from qalam_core.package.vocabulary import tokenizer_json, vocabulary_of
+from qalam_core.package.vocabulary import ALPHABET, readable, says_the_same, tokenizer_json, vocabulary_of
 from qalam_core.package.write import GITATTRIBUTES
 from tests.small_package import (
     CONFIG,
@@ -48,7 +50,8 @@ WIDTHS = (5, 96, 192, 384, 768)
 
 WORDS = [
     *FRAGMENTS, b"=", b"==", b"===", b"True", b"1.0", b"null", b"NaN", b"\\ud800", b"\\u0041", b"\\x41", b"\\",
-    b"a*a*b", b"coding: latin-1", b"'", b":", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"[" * 2000,
+    b"a*a*b", b"START", b"END PAD", b"qwen2", b"False",
+    b"coding: latin-1", b"'", b":", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"[" * 2000,
     b"9" * 5000, b"1e400", b'"x": (("y", 0.5),),\n', b'"x": (1, 2, 3, 4),\n', b'("[a]+", "bb"),\n',
     b"\x1b[31m", b"\xc2\x85",
 ]  # fmt: skip
@@ -190,14 +193,21 @@ def _check_vocabulary(path: Path) -> bool:
     if reason:
         return False
     meant = _python(path.read_bytes())
-    assert found == Vocabulary(meant["ALGORITHM"], tuple(meant["WORD2IDX"]), meant["MERGES"], meant["NORMALISE"])
+    assert found == Vocabulary(
+        meant["ALGORITHM"], tuple(meant["WORD2IDX"]), meant["MERGES"], meant["NORMALISE"],
+        meant.get("SPLIT", "al-qalam"), meant.get("UNICODE", "NFKC"), meant.get("IGNORE_MERGES", False), found.specials,
+    )  # fmt: skip
+    if "SPECIALS" in meant:
+        roles = {name: set(roles.split()) for name, roles in meant["SPECIALS"].items()}
+        assert roles == {found.words[index]: set(of.split()) for index, of in found.specials.roles().items()}
     assert [*meant["WORD2IDX"].values()] == [*range(CONFIG.vocab_size)]
     try:
         tokenizer = Tokenizer(found)
     except ValueError:
         return False
     tokenizer.encode("القط يأكل السمكــ" * 20)
-    assert tokenizer_json(vocabulary_of(tokenizer_json(found))) == tokenizer_json(found)
+    assert says_the_same(tokenizer_json(found), found)
+    assert found.is_foreign or tokenizer_json(vocabulary_of(tokenizer_json(found))) == tokenizer_json(found)
     return True
 
 
@@ -229,9 +239,23 @@ def _check_checksums(path: Path) -> bool:
     return not reason
 
 
+@contextmanager
+def _few_probes() -> Iterator[None]:
+    probes, foreign_tokenizer.PROBES = foreign_tokenizer.PROBES, 50
+    try:
+        yield
+    finally:
+        foreign_tokenizer.PROBES = probes
+
+
 def _check_tokenizer(path: Path) -> bool:
     """As an import reads a tokenizer.json from elsewhere: a vocabulary whose tokenizer.json means the same."""
     text = path.read_bytes().decode("utf-8", "replace")
+    if "<|endoftext|>" in text:
+        roles = {"START": "<|endoftext|>", "END": "<|endoftext|>"}
+        with _few_probes():
+            _, reason = outcome(lambda: foreign_vocabulary(text, roles))
+        return not reason  # it has compared ids itself
     found, reason = outcome(lambda: vocabulary_of(text))
     if not reason:
         given, ours = json.loads(text), json.loads(tokenizer_json(found))
@@ -276,7 +300,9 @@ def run(name: str, mutants: int, seed: int) -> int:
         originals = [contents(export(folder / "word"))[name]]
         if name == "tokenizer.json":
             byte_pairs = vocabulary(algorithm="bpe", words=(*CONFIG_BPE,), merges=(("a", "b"),))
-            originals.append(tokenizer_json(byte_pairs).encode())
+            originals += [tokenizer_json(byte_pairs).encode(), tokenizer_json(FOREIGN).encode()]
+        if name == "vocab.py":
+            originals.append(contents(export(folder / "foreign", vocabulary=FOREIGN_SMALL))[name])
         (folder / "alone").mkdir()
         path = folder / "alone" / name
         for number in range(mutants):
@@ -289,6 +315,15 @@ def run(name: str, mutants: int, seed: int) -> int:
     return accepted
 
 
+_BYTES = tuple(map(readable, ALPHABET.values()))
+FOREIGN = Vocabulary(
+    "bpe", (*_BYTES, "ab", "<|endoftext|>", "<x>"), (("a", "b"),), (), "llama3", "none", True,
+    Specials(-1, -1, 257, 257, (258,)),
+)  # fmt: skip
+FOREIGN_SMALL = Vocabulary(
+    "bpe", ("a", "b", "ab", "\\xd8", "\\\\", " a", "<s>", "</s>", "<x>", "c", "d", "e"), (("a", "b"),), (), "qwen2",
+    "NFC", False, Specials(-1, 8, 6, 7, ()),
+)  # fmt: skip
 CONFIG_BPE = ("<PAD>", "<UNK>", "<START>", "<END>", "a", "b", "ab", "\\xd8", "\\\\", " a")
 
 

@@ -66,7 +66,7 @@ def _show_neighbours(folder: Path, token: str) -> None:
     vocabulary = read_vocabulary_of(folder)
     index = find_row(vocabulary, "embedding.weight", token)
     rows = read_tensor_rows(folder, "embedding.weight")
-    for word, cosine in next(iter(nearest_tokens(rows, vocabulary.words, [index])))[1]:
+    for word, cosine in next(iter(nearest_tokens(rows, vocabulary.words, [index], vocabulary.specials.ids())))[1]:
         out.print(f"{cosine:6.3f}  {printable(word)}")
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qalam_core.evaluation.results import Generation, Piece, Sample, rounded
-from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 
 SAMPLES, SAMPLE_LENGTH = 16, 64
@@ -25,7 +24,7 @@ def samples(model: NumpyTransformer, tokenizer: Tokenizer, prompts: Sequence[str
     """A continuation of each prompt, at most SAMPLE_LENGTH tokens, with the probabilities of its pieces."""
     made = []
     for prompt in prompts:
-        ids = [START, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+        ids = [model.specials.start, *tokenizer.encode(prompt, add_special_tokens=False).ids]
         out = model.generate([ids], SAMPLE_LENGTH, seed=seed)[0].tolist()
         text = tokenizer.decode(out[1:], skip_special_tokens=True)
         made.append(Sample(prompt=prompt, text=text, pieces=_pieces(model, tokenizer, out, len(ids))))
@@ -39,7 +38,7 @@ def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], b
     chance = 1.0
     within = model(np.array([ids[: model.max_seq_len]]))[0][0]  # (T, V): of all places that the context reaches at once
     for place in range(begin, len(ids)):
-        if ids[place] == END:
+        if ids[place] == model.end_id:
             break
         inside = place <= model.max_seq_len
         logits = within[place - 1] if inside else model(np.array([ids[place - model.max_seq_len : place]]))[0][0, -1]
@@ -59,8 +58,9 @@ def generation_statistics(model: NumpyTransformer, train_tokens: Sequence[NDArra
 
     A share of n-grams is NaN where no sample is long enough to have any.
     """
-    rows = model.generate([[START]] * SAMPLES, SAMPLE_LENGTH, seed=seed)[:, 1:].tolist()
-    texts = [row[: row.index(END)] if END in row else row for row in rows]
+    end = model.end_id
+    rows = model.generate([[model.specials.start]] * SAMPLES, SAMPLE_LENGTH, seed=seed)[:, 1:].tolist()
+    texts = [row[: row.index(end)] if end in row else row for row in rows]
     fours = [list(zip(*(text[i:] for i in range(4)), strict=False)) for text in texts]
     twos = [pair for text in texts for pair in pairwise(text)]
     total = sum(len(grams) for grams in fours)
@@ -71,7 +71,7 @@ def generation_statistics(model: NumpyTransformer, train_tokens: Sequence[NDArra
         distinct_2grams=rounded(len(set(twos)) / len(twos)) if twos else math.nan,
         empty=sum(not text for text in texts) / SAMPLES,
         mean_length=sum(map(len, texts)) / SAMPLES,
-        end_rate=sum(END in row for row in rows) / SAMPLES,
+        end_rate=sum(end in row for row in rows) / SAMPLES,
         longest_copy=longest_copy(texts, train_tokens, model.vocab_size),
     )
 

@@ -23,7 +23,6 @@ from lm_eval.api.registry import register_model
 
 from qalam_core.errors import PackageError
 from qalam_core.package import read
-from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
@@ -39,7 +38,8 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
             raise PackageError("name the package: --model_args path=PKG")
         package = read(Path(path))
         self.tokenizer = Tokenizer(package.vocabulary)
-        self.model = NumpyTransformer(package.config, package.weights)
+        self.model = NumpyTransformer(package.config, package.weights, package.vocabulary.specials)
+        self.start, self.end = self.tokenizer.specials.start, self.tokenizer.specials.end
         self.max_gen_toks = int(max_gen_toks)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -49,18 +49,19 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
             ids = self.tokenizer.encode(context + continuation)
             # a token that spans the border belongs to the continuation
             same = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokenizer.encode(context), ids, strict=False))
-            answers.append(self._score([START, *ids], len(list(same)) + 1))
+            answers.append(self._score([self.start, *ids], len(list(same)) + 1))
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """ln P of each text and its <END>, as in the definition of bits per byte in docs/metrics.md."""
-        return [self._score([START, *self.tokenizer.encode(text), END], 1)[0] for (text,) in (r.args for r in requests)]
+        texts = (request.args[0] for request in requests)
+        return [self._score([self.start, *self.tokenizer.encode(text), self.end], 1)[0] for text in texts]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Greedy continuations, cut before the first of the stop texts."""
         answers = []
         for context, settings in (request.args for request in requests):
-            ids = [START, *self.tokenizer.encode(context)]
+            ids = [self.start, *self.tokenizer.encode(context)]
             length = int(settings.get("max_gen_toks", self.max_gen_toks))
             out = self.model.generate(np.array([ids]), length, temperature=0.0)[0].tolist()
             text = self.tokenizer.decode(out)[len(self.tokenizer.decode(ids)) :]

@@ -21,8 +21,7 @@ from qalam_core.evaluation.baselines import Speller
 from qalam_core.evaluation.intervals import intervals
 from qalam_core.evaluation.results import Bits, Interval, Intervals, Slice, rounded
 from qalam_core.model import Transformer
-from qalam_core.package.runtime.architecture import END, START, UNK
-from qalam_core.package.runtime.tokenizer import Vocabulary
+from qalam_core.package.runtime.tokenizer import Specials, Vocabulary
 from qalam_core.progress import Progress
 
 TOKENS_PER_BATCH = 8192
@@ -42,25 +41,28 @@ class HeldOut:
     spelling: Floats  # nats per position: the cost of spelling an unknown word, else 0
     bytes: Ids
     words: Ids
+    specials: Specials
 
     @classmethod
     def of(cls, test: Sequence[tuple[str, str]], tokenizer: Tokenizer, vocabulary: Vocabulary) -> HeldOut:
         """Tokenize (slice, text) pairs, and compute the cost of spelling their unknown words."""
         texts = [text for _, text in test]
         encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
-        ids = [token for encoding in encoded for token in (START, *encoding.ids, END)]
+        specials = vocabulary.specials
+        ids = [token for encoding in encoded for token in (specials.start, *encoding.ids, specials.end)]
         sizes = [len(encoding.ids) + 2 for encoding in encoded]
         spelling = np.zeros(len(ids))
         starts = np.cumsum([0, *sizes[:-1]])
         if vocabulary.algorithm == "word":
-            speller = Speller.fit(vocabulary.words[END + 1 :])
+            speller = Speller.fit(word for index, word in enumerate(vocabulary.words) if index not in specials.ids())
             for start, text, encoding in zip(starts, texts, encoded, strict=True):
-                for place in np.flatnonzero(np.array(encoding.ids) == UNK):
+                for place in np.flatnonzero(np.array(encoding.ids) == specials.unk):
                     begin, end = encoding.offsets[place]
                     spelling[start + 1 + place] = speller.nats(text[begin:end])
         return cls(
             np.array(ids, np.int64), starts, spelling,
             np.array([len(text.encode()) for text in texts]), np.array([len(text.split()) for text in texts]),
+            specials,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Ids]:
@@ -75,8 +77,8 @@ class HeldOut:
     def figures(self, chosen: Ids, per_document: Sequence[Floats], correct: Floats, confidence: float) -> Slice:
         """Figures over the `chosen` documents; `per_document` are the nats under each model of Bits."""
         size, words = int(self.bytes[chosen].sum()), int(self.words[chosen].sum())
-        unknown = int(self.sum(self.stream == UNK)[chosen].sum())
-        ids = int(self.sum(self.stream > END)[chosen].sum()) + unknown
+        unknown = int(self.sum(self.stream == self.specials.unk)[chosen].sum())
+        ids = int(self.sum(~np.isin(self.stream, self.specials.ids()))[chosen].sum()) + unknown
         bits = [rounded(nats[chosen].sum() / math.log(2) / max(size, 1)) for nats in per_document]
         nats, *baselines = (cost[chosen] for cost in per_document)
         found = intervals([nats] * (1 + len(baselines)), [self.bytes[chosen] * math.log(2), *baselines], confidence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from qalam_core.package.read import Package
-from qalam_core.package.runtime.architecture import START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
@@ -21,7 +20,7 @@ def generate(
 ) -> str:
     """Return `prompt` and its continuation; an empty prompt starts a document."""
     tokenizer = Tokenizer(package.vocabulary)
-    model = NumpyTransformer(package.config, package.weights)
-    ids = np.array([[START, *tokenizer.encode(prompt)]])
+    model = NumpyTransformer(package.config, package.weights, tokenizer.specials)
+    ids = np.array([[tokenizer.specials.start, *tokenizer.encode(prompt)]])
     generated = model.generate(ids, max_new_tokens, temperature, top_k, seed, top_p)
     return tokenizer.decode(generated[0].tolist())

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.package.runtime.data_reader import KNOWLEDGE_MAGIC, quote
+from qalam_core.package.runtime.tokenizer import Vocabulary
 
 PREAMBLE = "# fmt: off\n# ruff: noqa\n"
 """At the top of every file of Python, after its magic line if any, so that black, ruff and isort leave it as it is."""
@@ -30,35 +31,42 @@ def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]
     return mean, float(np.sqrt(squares / len(flat))), float(flat.min()), float(flat.max())
 
 
-def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], words: tuple[str, ...]) -> str:
-    """The text of knowledge_map.py; `words` are in order of frequency."""
-    embedding_VC, words = embedding_VC[:NEIGHBOUR_RANGE], words[:NEIGHBOUR_RANGE]
-    chosen = frequent_words(words)
+def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], vocabulary: Vocabulary) -> str:
+    """The text of knowledge_map.py."""
     facts = [f"    {quote(name)}: ({', '.join(f'{value:.6e}' for value in four)})," for name, four in measured.items()]
-    neighbours = [
+    near = [
         f"    {quote(word)}: ({' '.join(f'({quote(other)}, {cosine:.3f}),' for other, cosine in nearest)}),"
-        for word, nearest in nearest_tokens(embedding_VC, words, chosen)
+        for word, nearest in neighbours(embedding_VC, vocabulary)
     ]
     lines = [
         "# statistics of the weights, as exported",
         "# tensor: (mean, standard deviation, minimum, maximum)",
         *("STATISTICS = {", *facts, "}"),
         "# frequent word: the frequent tokens with the most similar embeddings, by cosine similarity",
-        *("NEIGHBOURS = {", *neighbours, "}", ""),
+        *("NEIGHBOURS = {", *near, "}", ""),
     ]
     return f"{KNOWLEDGE_MAGIC}\n{PREAMBLE}" + "\n".join(lines)
 
 
-def frequent_words(words: tuple[str, ...]) -> list[int]:
-    """The ids of the first NEIGHBOUR_WORDS of `words`, in order of frequency, that are words of letters."""
-    ordinary = (index for index, word in enumerate(words) if index > 3 and _ordinary(word))
-    return list(islice(ordinary, NEIGHBOUR_WORDS))
+def neighbours(
+    embedding_VC: NDArray[np.float32], vocabulary: Vocabulary
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """For the first NEIGHBOUR_WORDS words of letters, the words of the most similar rows and their cosine similarity.
+
+    Words are in order of frequency; only the first NEIGHBOUR_RANGE are compared.
+    """
+    embedding_VC, words = embedding_VC[:NEIGHBOUR_RANGE], vocabulary.words[:NEIGHBOUR_RANGE]
+    special = [index for index in vocabulary.specials.ids() if index < len(words)]
+    ordinary = (index for index, word in enumerate(words) if index not in special and _ordinary(word))
+    return nearest_tokens(embedding_VC, words, list(islice(ordinary, NEIGHBOUR_WORDS)), special)
 
 
 def nearest_tokens(
-    embedding_VC: NDArray[np.float32], words: tuple[str, ...], chosen: list[int]
+    embedding_VC: NDArray[np.float32], words: tuple[str, ...], chosen: list[int], special: list[int]
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """For each chosen id its word, and the words of the most similar rows with their cosine similarity."""
+    """For each chosen id its word, and the words of the most similar rows but for special ones, with their cosine
+    similarity.
+    """
     length_V = np.maximum(np.sqrt(np.einsum("vc,vc->v", embedding_VC, embedding_VC, dtype=np.float64)), 1e-30)
     cosines_NV = np.empty((len(chosen), len(words)))
     query_NC = embedding_VC[chosen].astype(np.float64) / length_V[chosen, None]
@@ -66,7 +74,7 @@ def nearest_tokens(
         block = embedding_VC[start : start + 4096].astype(np.float64)
         cosines_NV[:, start : start + 4096] = query_NC @ block.T / length_V[start : start + 4096]
     for index, row in zip(chosen, np.round(cosines_NV, 3), strict=True):
-        row[[0, 1, 2, 3, index]] = -2
+        row[[*special, index]] = -2
         least = np.partition(row, max(0, len(row) - NEIGHBOURS))[max(0, len(row) - NEIGHBOURS)]
         near_N = np.flatnonzero(row >= max(least, -1.5))
         order = near_N[np.argsort(-row[near_N], kind="stable")][:NEIGHBOURS]  # ties: lower id first

@@ -80,7 +80,7 @@ def write(
             ".gitattributes": GITATTRIBUTES[0],
             "MODEL_CARD.md": with_newline(card).encode(),
             "config.py": _config_text(config).encode(),
-            "knowledge_map.py": knowledge_text(measured, values["embedding.weight"], vocabulary.words).encode(),
+            "knowledge_map.py": knowledge_text(measured, values["embedding.weight"], vocabulary).encode(),
             "tokenizer.json": tokenizer_json(vocabulary).encode(),
             "vocab.py": _vocab_text(vocabulary).encode(),
             "rows.json": rows_json(values),
@@ -181,8 +181,10 @@ def _check_vocabulary(vocabulary: Vocabulary, size: int) -> None:
     words = vocabulary.words
     if len(words) != size:
         raise PackageError(f"vocabulary: {len(words)} words, but VOCAB_SIZE is {size}")
-    if words[:4] != SPECIALS or len(set(words)) != size:
-        raise PackageError(f"vocabulary: words must be unique, and the first four must be {', '.join(SPECIALS)}")
+    if len(set(words)) != size:
+        raise PackageError("vocabulary: words must be unique")
+    if not vocabulary.is_foreign and words[:4] != SPECIALS:
+        raise PackageError(f"vocabulary: the first four words must be {', '.join(SPECIALS)}")
     if reason := rules_error(vocabulary.rules):
         raise PackageError(f"vocabulary: NORMALISE {reason}")
     try:
@@ -202,11 +204,20 @@ def _vocab_text(vocabulary: Vocabulary) -> str:
     words = [f"    {quote(word)}: {index}," for index, word in enumerate(vocabulary.words)]
     rules = [f"    ({_quote_rule(left)}, {_quote_rule(right)})," for left, right in vocabulary.rules]
     merges = [f"    ({quote(left)}, {quote(right)})," for left, right in vocabulary.merges]
+    settings, specials = list[str](), list[str]()
+    if vocabulary.is_foreign:
+        settings = [f'SPLIT = "{vocabulary.split}"', f'UNICODE = "{vocabulary.form}"']
+        settings.append(f"IGNORE_MERGES = {vocabulary.ignore_merges}")
+        named = [(vocabulary.words[index], roles) for index, roles in vocabulary.specials.roles().items()]
+        specials = ["SPECIALS = {", *(f'    {quote(name)}: "{roles}",' for name, roles in named), "}"]
+    order = "# the pairs whose pattern has a character that NFKC would replace, NFKC, the other pairs, NFKC, strip"
     lines = [
         f"ALGORITHM = {quote(vocabulary.algorithm)}",
-        "# the pairs whose pattern has a character that NFKC would replace, NFKC, the other pairs, NFKC, strip",
+        *settings,
+        *([order] if vocabulary.form == "NFKC" else []),
         *("NORMALISE = (", *rules, ")"),
         *("WORD2IDX = {", *words, "}"),
+        *specials,
         *("MERGES = (", *merges, ")"),
         *(INVERSE, ""),
     ]

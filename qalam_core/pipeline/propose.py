@@ -119,7 +119,8 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
 
     Its parent is the run that exported it, by the digests in its provenance. Without a `recipe`, the parent's says
     what is required; with the parent's [corpus], the model is measured on what the parent held out. Raises
-    PackageError when the package is not sealed, is no edit, or has no parent and there is no recipe.
+    PackageError when the package is not sealed, is no edit, has a foreign tokenizer, or has no parent and there is no
+    recipe.
     """
     if not (why := " ".join(why.split())):
         raise PackageError("--why is blank; say in one line why the edit should become champion")
@@ -196,8 +197,13 @@ def parent_of(runs: Runs, provenance: Mapping[str, str]) -> str | None:
 
 
 def _sealed(folder: Path) -> Package:
-    """The package. Raises PackageError where it is not as its manifest says."""
+    """The package. Raises PackageError where it is not as its manifest says, or could not be measured."""
     package = read(folder)
+    if package.vocabulary.is_foreign:
+        raise PackageError(
+            f"{folder}: its tokenizer is of the kind {package.vocabulary.split}, which does not normalise text as "
+            "corpora are, so that it cannot be measured like a champion; try `qalam test`, `generate` and `review`"
+        )
     if changed := changes(package):
         more = f" and {len(changed) - 1} more changes" if len(changed) > 1 else ""
         raise PackageError(

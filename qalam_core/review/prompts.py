@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.evaluation.results import rounded
-from qalam_core.package.runtime.architecture import END, PAD, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.review.reading import Model
 from qalam_core.review.results import NextWord, PromptChange
@@ -46,12 +45,13 @@ def _continued(model: Model, prompt: str) -> tuple[Floats, list[str]]:
     """-> (V,) probabilities of the next token, and the greedy continuation as pieces of complete characters."""
     config = model.package.config
     half = max(1, config.max_seq_len // 2)
-    ids = [START, *model.tokenizer.encode(prompt, add_special_tokens=False).ids][-half:]
-    writer = NumpyTransformer(config, model.package.weights)
+    specials = model.package.vocabulary.specials
+    ids = [specials.start, *model.tokenizer.encode(prompt, add_special_tokens=False).ids][-half:]
+    writer = NumpyTransformer(config, model.package.weights, specials)
     logits_V = writer(np.array([ids]))[0][0, -1].astype(np.float64)
     exp_V = np.exp(logits_V - logits_V.max())
     made = writer.generate([ids], min(CONTINUED, config.max_seq_len - len(ids)), 0)[0].tolist()[len(ids) :]
-    made = made[: made.index(END)] if END in made else made
+    made = made[: made.index(specials.end)] if specials.end in made else made
     pieces: list[str] = []
     shown = model.tokenizer.decode(ids[1:], skip_special_tokens=True)
     for count in range(1, len(made) + 1):
@@ -66,9 +66,9 @@ def _common(old: Model, new: Model, old_V: Floats, new_V: Floats) -> tuple[list[
     """-> the words that both have, and the probabilities of each and of all others, which are last."""
     olds, news = old.package.vocabulary.words, new.package.vocabulary.words
     numbers = {word: number for number, word in enumerate(olds)}
-    both = [
-        (numbers[word], number) for number, word in enumerate(news) if word in numbers and number not in (PAD, START)
-    ]
+    specials = new.package.vocabulary.specials
+    never = {specials.pad, specials.start} - {specials.end}
+    both = [(numbers[word], number) for number, word in enumerate(news) if word in numbers and number not in never]
     at_old, at_new = np.array(both, np.int64).T
     rests = (max(0.0, 1 - part.sum()) for part in (old_V[at_old], new_V[at_new]))
     old_W, new_W = (np.append(part, rest) for part, rest in zip((old_V[at_old], new_V[at_new]), rests, strict=True))

@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 
 from qalam_core.evaluation.results import rounded
 from qalam_core.package.read import Package
-from qalam_core.package.runtime.architecture import UNK
 from qalam_core.review.results import Alarm, TokenizerChanges, TokensPerWord
 
 LISTED = 24
@@ -42,7 +41,7 @@ def tokenizer_changes(old: Package, new: Package, texts: Mapping[str, Sequence[s
         renumbered=sum(numbers.get(word, number) != number for number, word in enumerate(second.words)),
         gained_words=tuple(gained[:LISTED]),
         lost_words=tuple(lost[:LISTED]),
-        normalisation_changed=first.rules != second.rules,
+        normalisation_changed=(first.rules, first.form) != (second.rules, second.form),
         texts=measured,
         alarms=tuple(_alarms(old, new, measured)),
         unavailable=tuple(f"The {name} is empty, so its tokens were not counted." for name in empty),
@@ -69,7 +68,7 @@ def _counts(package: Package, texts: list[str]) -> tuple[int, int]:
     for start in range(0, len(texts), AT_ONCE):
         for encoding in tokenizer.encode_batch_fast(texts[start : start + AT_ONCE], add_special_tokens=False):
             tokens += len(encoding.ids)
-            unknown += encoding.ids.count(UNK)
+            unknown += encoding.ids.count(package.vocabulary.specials.unk)
     return tokens, unknown
 
 
@@ -79,8 +78,12 @@ def _alarms(old: Package, new: Package, measured: Sequence[TokensPerWord]) -> It
 
     if old.vocabulary.algorithm != new.vocabulary.algorithm:
         yield alarm(f"The algorithm is {new.vocabulary.algorithm} instead of {old.vocabulary.algorithm}.")
-    if old.vocabulary.rules != new.vocabulary.rules:
+    if (old.vocabulary.rules, old.vocabulary.form) != (new.vocabulary.rules, new.vocabulary.form):
         yield alarm("Text is normalised by other rules.")
+    if old.vocabulary.split != new.vocabulary.split:
+        yield alarm(f"Text is split as by {new.vocabulary.split} instead of {old.vocabulary.split}.")
+    if [*old.vocabulary.specials.roles().values()] != [*new.vocabulary.specials.roles().values()]:
+        yield alarm("The special tokens have other roles.")
     for text in measured:
         if text.new > text.old * (1 + DEARER):
             yield alarm(f"The {text.name} takes {text.new / text.old - 1:+.1%} tokens per word.")

@@ -20,7 +20,7 @@ from qalam_core.evaluation.results import rounded
 from qalam_core.package.editing.diff import Difference, TensorChange, diff
 from qalam_core.package.read import Package
 from qalam_core.package.runtime.data_reader import quote
-from qalam_core.package.statistics import NEIGHBOUR_RANGE, frequent_words, nearest_tokens
+from qalam_core.package.statistics import neighbours
 from qalam_core.review.results import (
     Alarm,
     HeadMoved,
@@ -182,9 +182,7 @@ def _neighbours(old: Package, new: Package) -> tuple[NeighbourChange, ...]:
 
 
 def _nearest(package: Package) -> Iterator[tuple[str, tuple[str, ...]]]:
-    words = package.vocabulary.words[:NEIGHBOUR_RANGE]
-    embedding_VC = package.weights["embedding.weight"][:NEIGHBOUR_RANGE]
-    for word, nearest in nearest_tokens(embedding_VC, words, frequent_words(words)):
+    for word, nearest in neighbours(package.weights["embedding.weight"], package.vocabulary):
         yield word, tuple(other for other, _ in nearest[:_NEAREST])
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.evaluation.results import rounded
-from qalam_core.package.runtime.architecture import END, UNK
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.review.reading import Reading, Texts
 from qalam_core.review.results import WordCost, WordShare
@@ -82,10 +81,12 @@ def shares(
 def comparable(old: Vocabulary, new: Vocabulary) -> tuple[Ids, Ids]:
     """The ids of the tokens whose shares can be compared, in both vocabularies."""
     if old.words == new.words and old.merges == new.merges:
-        every = np.array([UNK, *range(END, len(new.words))], np.int64)
+        never = {new.specials.pad, new.specials.start, *new.specials.others} - {new.specials.end}
+        every = np.array([index for index in range(len(new.words)) if index not in never], np.int64)
         return every, every
     numbers = {word: number for number, word in enumerate(old.words)}
-    both = [word for word in new.words[END + 1 :] if word in numbers]
+    special = {*new.specials.ids()}
+    both = [word for index, word in enumerate(new.words) if word in numbers and index not in special]
     if new.algorithm == "bpe":
         single = sorted({*old.words} ^ {*new.words})
         both = [word for word in both if word.startswith(" ") and not _begins(word, single)]

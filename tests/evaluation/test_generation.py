@@ -16,6 +16,7 @@ from qalam_core.evaluation.results import Report
 from qalam_core.package import read
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
+from qalam_core.package.runtime.tokenizer import OURS
 from qalam_core.package.vocabulary import tokenizer_json
 from tests.evaluation.small_evaluation import Exported
 
@@ -74,6 +75,7 @@ class Parrot:
     """A model that generates given rows."""
 
     vocab_size = 20
+    specials, end_id = OURS, END
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.rows = rows

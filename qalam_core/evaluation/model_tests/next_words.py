@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from qalam_core.evaluation.model_tests.cases import is_in_word
 from qalam_core.model import Transformer
-from qalam_core.package.runtime.architecture import END, START, UNK
-from qalam_core.package.runtime.tokenizer import Vocabulary, token_bytes
+from qalam_core.package.runtime.tokenizer import Specials, Vocabulary, token_bytes
 
 MAX_PREFIXES = 4096  # that are continued; beyond, a case is not decided, and fails
 _BATCH, _LONGEST = 32, 32  # prefixes at once, and tokens of a word
@@ -35,6 +34,7 @@ class WordBorders(NamedTuple):
     continues: Flags
     spelled: list[bytes]  # each token's bytes
     whole: bool  # every token is a word
+    specials: Specials
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> WordBorders:
@@ -43,8 +43,8 @@ class WordBorders(NamedTuple):
         spelled = [word.encode() if whole else token_bytes(word) for word in vocabulary.words]
         inside = np.array([_goes_on(part.removeprefix(b" ")) for part in spelled])
         space = np.array([part.startswith(b" ") for part in spelled]) | whole
-        special = np.arange(len(spelled)) <= END
-        return cls(inside & space & ~special, inside & ~space & ~special, spelled, whole)
+        inside[vocabulary.specials.ids()] = False
+        return cls(inside & space, inside & ~space, spelled, whole, vocabulary.specials)
 
 
 def _goes_on(part: bytes) -> bool:
@@ -62,9 +62,9 @@ class Ranked(NamedTuple):
 
 
 @torch.inference_mode()
-def _next(model: Transformer, prompt: Sequence[int], prefixes: Sequence[Ids]) -> NDArray[np.float64]:
+def _next(model: Transformer, start: int, prompt: Sequence[int], prefixes: Sequence[Ids]) -> NDArray[np.float64]:
     """(N, V) ln P of the token after the prompt and each prefix."""
-    rows = [[START, *prompt, *prefix][-model.max_seq_len :] for prefix in prefixes]
+    rows = [[start, *prompt, *prefix][-model.max_seq_len :] for prefix in prefixes]
     ids_NT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)  # causal: padding changes nothing before it
     for row, ids in enumerate(rows):
         ids_NT[row, : len(ids)] = torch.tensor(ids)
@@ -90,7 +90,9 @@ def rank(
     while heap and len(found) < k and spent < MAX_PREFIXES:
         taken = [heapq.heappop(heap) for _ in range(min(_BATCH, len(heap)))]
         spent += len(taken)
-        for (cost, prefix), logs_V in zip(taken, _next(model, prompt, [p for _, p in taken]), strict=True):
+        for (cost, prefix), logs_V in zip(
+            taken, _next(model, borders.specials.start, prompt, [p for _, p in taken]), strict=True
+        ):
             spelled = b"".join(borders.spelled[index] for index in prefix).strip(b" ")
             if spelled and (chance := _ended(borders, logs_V) - cost) > best:
                 text = spelled.decode("utf-8", "replace")
@@ -109,9 +111,9 @@ def _probability(
     model: Transformer, borders: WordBorders, prompt: Sequence[int], ids: Ids
 ) -> float:  # fmt: skip
     """ln P of a word; -inf for one that the vocabulary does not have."""
-    if not ids or UNK in ids:
+    if not ids or borders.specials.unk in ids:
         return -math.inf
-    logs = _next(model, prompt, [ids[:length] for length in range(len(ids) + 1)])
+    logs = _next(model, borders.specials.start, prompt, [ids[:length] for length in range(len(ids) + 1)])
     return float(sum(logs[place, index] for place, index in enumerate(ids))) + _ended(borders, logs[-1])
 
 

@@ -21,7 +21,6 @@ from qalam_core.evaluation.model_tests.outcomes import Outcome, Outcomes
 from qalam_core.evaluation.scoring import HeldOut, score
 from qalam_core.model import Transformer
 from qalam_core.package.read import Package
-from qalam_core.package.runtime.architecture import START
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.progress import Progress, no_progress
@@ -46,7 +45,7 @@ class Subject:
         tokenizer = Tokenizer.from_str(package.tokenizer_json)
         tokenizer.encode_special_tokens = True  # a text that spells "<END>" is text
         model = transformer(package.config, {name: torch.from_numpy(array) for name, array in package.weights.items()})
-        writer = NumpyTransformer(package.config, package.weights)
+        writer = NumpyTransformer(package.config, package.weights, package.vocabulary.specials)
         return cls(model.to(device), writer, tokenizer, package.vocabulary, package.vocabulary.rules, seed)
 
     @cached_property
@@ -152,7 +151,7 @@ def _never(case: Never, scored: Sequence[Scored], subject: Subject) -> Measured:
     written = matches = 0
     shown: dict[str, str] = {}
     for prompt in case.prompts:
-        ids = [START, *subject.encode(prompt)]
+        ids = [subject.vocabulary.specials.start, *subject.encode(prompt)]
         if not np.isfinite(subject.writer(np.array([ids[-subject.writer.max_seq_len :]]))[0]).all():
             return Measured(False, {"samples": 0, "matches": 0}, {"note": "the model's probabilities are not finite"})
         for row in subject.writer.generate([ids] * case.samples, case.tokens, seed=subject.seed).tolist():
@@ -181,7 +180,8 @@ def _knows(case: Knows, scored: Sequence[Scored], subject: Subject) -> Measured:
     right = whole.hits[part]
     known = bool(right.all() and len(right) and math.isfinite(bits))
     if not known and math.isfinite(bits):
-        out = subject.writer.generate([[START, *prompt]], len(right) + 4, temperature=0.0)[0].tolist()
+        ids = [subject.vocabulary.specials.start, *prompt]
+        out = subject.writer.generate([ids], len(right) + 4, temperature=0.0)[0].tolist()
         shown["written"] = subject.tokenizer.decode(out[1:], skip_special_tokens=True)
     return Measured(known, {"bits per byte": bits, "greedy tokens": float(right.sum()), "tokens": len(right)}, shown)
 

@@ -16,6 +16,7 @@ from qalam_core.package.runtime.data_reader import quote
 Floats = NDArray[np.float32]
 SHOWN = 8
 _BLOCK = 1 << 20
+_TOKENIZER = ("algorithm", "merges", "rules", "split", "form", "ignore_merges", "specials")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def diff(
     old, new = first.vocabulary, second.vocabulary
     position = {word: index for index, word in enumerate(old.words)}
     pairs = [(position[word], index) for index, word in enumerate(new.words) if word in position]
-    common_first, common_second = (np.array(side) for side in zip(*pairs, strict=True))
+    common_first, common_second = np.array(pairs, np.int64).reshape(-1, 2).T
     known = set(new.words)
     reshaped, tensors = {}, []
     for name in [name for name in first.weights if name in second.weights]:
@@ -92,7 +93,7 @@ def diff(
     return Difference(
         config={name: (before, after) for name, before, after in first.config.differences(second.config)},
         stored=(first.manifest["dtype"], second.manifest["dtype"]),
-        tokenizer=tuple(name for name in ("algorithm", "merges", "rules") if getattr(old, name) != getattr(new, name)),
+        tokenizer=tuple(name for name in _TOKENIZER if getattr(old, name) != getattr(new, name)),
         added=tuple(word for word in new.words if word not in position),
         removed=tuple(word for word in old.words if word not in known),
         renumbered=int((common_first != common_second).sum()),

@@ -21,7 +21,7 @@ from qalam_core.package.read import Package, changes
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.data_reader import quote
 from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
-from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
+from qalam_core.package.runtime.tokenizer import Specials, Tokenizer, Vocabulary
 from qalam_core.package.write import tensor_digest, with_newline, write
 
 Floats = NDArray[np.float32]
@@ -154,8 +154,14 @@ def _check_architecture(base: Package, *sides: Package) -> None:
             if name not in ("VOCAB_SIZE", "PARAMETERS"):
                 raise PackageError(f"{side.path}: {name} is {other}, in {base.path} {value}; rows cannot be united")
     for side in sides:
-        if side.vocabulary.algorithm != base.vocabulary.algorithm:
+        if _kind(side.vocabulary) != _kind(base.vocabulary):
             raise PackageError(f"{side.path}: other tokenizer than {base.path}; rows cannot be united")
+
+
+def _kind(vocabulary: Vocabulary) -> tuple[object, ...]:
+    """What of a tokenizer no edit changes; special tokens by name."""
+    roles = {vocabulary.words[index]: roles for index, roles in vocabulary.specials.roles().items()}
+    return vocabulary.algorithm, vocabulary.split, vocabulary.form, vocabulary.ignore_merges, roles
 
 
 def _one(three: Sequence[T], by: Sequence[object] = ()) -> T:
@@ -174,7 +180,12 @@ def _vocabulary(base: Package, ours: Package, theirs: Package, decisions: _Decis
     kept = _kept(base, ours, theirs, decisions)
     words = _united(old.words, one.words, other.words, kept)
     merges = _united(old.merges, one.merges, other.merges, set())
-    united = Vocabulary(old.algorithm, words, merges, chosen)
+    numbers = {word: number for number, word in enumerate(words)}
+    pad, unk, start, end, *others = (
+        index if index < 0 else numbers[old.words[index]] for index in (*old.specials[:4], *old.specials.others)
+    )
+    specials = Specials(pad, unk, start, end, tuple(sorted(others)))
+    united = old._replace(words=words, merges=merges, rules=chosen, specials=specials)
     try:
         Tokenizer(united)
     except ValueError as error:

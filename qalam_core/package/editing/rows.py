@@ -16,7 +16,6 @@ from qalam_core.errors import PackageError, did_you_mean
 from qalam_core.package.comments import TOKEN_TENSORS, is_named, word_comment
 from qalam_core.package.editing.lines import Position, TensorPart, find_row_line, new_line, save, tensor_parts
 from qalam_core.package.read import Package, read
-from qalam_core.package.runtime.architecture import SPECIALS, UNK
 from qalam_core.package.runtime.data_reader import quote
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
@@ -163,7 +162,7 @@ def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[
     else:
         readable, pair = _whole_word(words, token), None
     numbers = [_checked_row(package, "embedding.weight", row) for row in like]
-    numbers = numbers or [words.words.index(part) for part in pair or (SPECIALS[UNK],)]
+    numbers = numbers or [words.words.index(part) for part in pair or (words.words[words.specials.unk],)]
     tensors = [name for name in TOKEN_TENSORS if name in package.weights]
     contents: dict[str, bytes] = {}
     changes = [_append(folder, contents, package, name, numbers, readable) for name in tensors]

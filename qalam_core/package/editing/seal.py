@@ -38,12 +38,11 @@ def seal(folder: Path, note: str) -> list[str]:
     if not changed:
         raise PackageError(f"{folder}: as exported; there is nothing to seal")
     measured = {name: statistics(tensor) for name, tensor in package.weights.items()}
-    embedding, words = package.weights["embedding.weight"], package.vocabulary.words
     edits = package.manifest["provenance"].get("edits", "0")
     count = 1 + (int(edits) if re.fullmatch("[0-9]{1,9}", edits) else 0)
     contents = {
         **_comments(package, measured),
-        "knowledge_map.py": knowledge_text(measured, embedding, words).encode(),
+        "knowledge_map.py": knowledge_text(measured, package.weights["embedding.weight"], package.vocabulary).encode(),
         "rows.json": rows_json(package.weights),
         "tokenizer.json": package.tokenizer_json.encode(),
         "MODEL_CARD.md": _card(folder, count, note.strip(), changed).encode(),

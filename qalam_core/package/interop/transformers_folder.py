@@ -9,13 +9,14 @@ from typing import Any
 
 from qalam_core.errors import PackageError
 from qalam_core.package.interop import common
+from qalam_core.package.interop.foreign_tokenizer import foreign_vocabulary, roles_of
 from qalam_core.package.interop.layouts import layout_in, layout_of
 from qalam_core.package.read import read
-from qalam_core.package.runtime.architecture import END, PAD, SPECIALS, START
 from qalam_core.package.runtime.tokenizer import Vocabulary
 from qalam_core.package.vocabulary import generating_json, vocabulary_of
 from qalam_core.package.write import write
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _SHARD = re.compile(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 
@@ -24,9 +25,9 @@ def import_transformers(
 ) -> list[str]:
     """Write the checkpoint of GPT-2, Llama or Qwen3 in the folder `source` as a package into `out`; -> remarks.
 
-    Words are `vocabulary`, or by default those of tokenizer.json, which must be of this project's kind: those of
-    others split text differently and have no <PAD>, <UNK>, <START>, <END>. Rows of the embedding beyond the words
-    are dropped, with a remark.
+    Words are `vocabulary`, or by default those of tokenizer.json: this project's, or a byte-level BPE of a kind that
+    packages have, whose ids are compared (foreign_tokenizer.py). Rows of the embedding beyond the words are dropped,
+    with a remark.
     """
     source = common.source_folder(source, "a checkpoint")
     common.free_folder(out)
@@ -34,15 +35,17 @@ def import_transformers(
     layout = layout_in(theirs)
     config = layout.config_of(theirs)
     files = _weight_files(source)
+    read_too = []
     if vocabulary is None:
         if not (source / "tokenizer.json").is_file():
             raise PackageError(f"{source}: no tokenizer.json; name a package to take the words from")
-        vocabulary = vocabulary_of(common.small_text(source / "tokenizer.json"))
+        vocabulary = _vocabulary(source, theirs)
+        read_too = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
     weights = layout.from_theirs(common.read_tensors(files, lambda name: not layout.buffers.fullmatch(name)))
     if config.tied:
         weights = common.without_tied_head(weights, files[-1].name)
     config, weights, remarks = common.without_padding(config, weights, len(vocabulary.words), "config.json")
-    sources = common.provenance([source / "config.json", *files])
+    sources = common.provenance([source / "config.json", *read_too, *files])
     card = common.card(f"It was imported from a {layout.architecture} checkpoint of transformers.", sources)
     write(
         out, config=config, vocabulary=vocabulary, weights=weights, card=card, provenance=sources, dtype=dtype,
@@ -66,8 +69,9 @@ def export_transformers(package: Path, out: Path) -> None:
     except OSError as error:
         raise PackageError(f"{out}: cannot be created ({error.strerror}); name another folder") from None
     common.save_tensors(layout.to_theirs(found.weights, config), out / "model.safetensors")
-    pad, _, start, end = SPECIALS
-    ids = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END}
+    specials = words.specials
+    named = {"pad": specials.pad, "bos": specials.start, "eos": specials.end}
+    ids = {f"{role}_token_id": index for role, index in named.items() if index >= 0}
     texts = {
         "config.json": _json({
             "architectures": [layout.architecture],
@@ -84,10 +88,8 @@ def export_transformers(package: Path, out: Path) -> None:
         # by default transformers would use the model type's own tokenizer with our merges
         "tokenizer_config.json": _json({
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": pad,
             # no unk_token: transformers would drop it from generated text, as it does special tokens
-            "bos_token": start,
-            "eos_token": end,
+            **{f"{role}_token": words.words[index] for role, index in named.items() if index >= 0},
             "model_max_length": config.max_seq_len,
             "padding_side": "left",  # a batch of prompts is continued at its right end
             "clean_up_tokenization_spaces": False,
@@ -96,6 +98,16 @@ def export_transformers(package: Path, out: Path) -> None:
     }  # fmt: skip
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
+
+
+def _vocabulary(source: Path, config: dict[str, Any]) -> Vocabulary:
+    """The words of tokenizer.json."""
+    text = common.small_text(source / "tokenizer.json")
+    try:
+        return vocabulary_of(text)
+    except PackageError:
+        settings = source / _TOKENIZER_FILES[1]
+        return foreign_vocabulary(text, roles_of(common.json_object(settings) if settings.is_file() else {}, config))
 
 
 def _json(value: dict[str, Any]) -> str:

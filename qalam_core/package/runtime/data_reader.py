@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .architecture import BLOCKS, SPECIALS, ModelConfig
 from .rows import NUMBER, number
-from .tokenizer import Vocabulary
+from .tokenizer import FORMS, SPLITS, Specials, Vocabulary
 from .weights_reader import HIDDEN, WINDOWS, FormatError
 
 CONFIG_MAGIC, VOCAB_MAGIC, KNOWLEDGE_MAGIC = "# qalam config 1", "# qalam vocab 1", "# qalam knowledge 1"
@@ -30,11 +30,13 @@ _STRING = r'"((?:[^"\\]|\\["\\nt]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*+)"'
 _ESCAPE = re.compile(r"\\(?:([\"\\nt])|u(.{4})|U(.{8}))")
 _TAIL = r" *(?:#.*)?"
 _COMMENT = re.compile(_TAIL)
+_ROLES = ("PAD", "UNK", "START", "END")
 _BLOCK = re.compile(rf'BLOCK = "([a-z0-9]*)"{_TAIL}')
 _FLOAT = r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,60}(?:e[+-]?[0-9]{1,3})?|e[+-]?[0-9]{1,3})"
 _ASSIGNMENT = re.compile(rf"([A-Z0-9_]+) = (?:(0|[1-9][0-9]{{0,17}})|(True|False)|{_STRING}|({_FLOAT})){_TAIL}")
 _WORD = re.compile(rf" *{_STRING}: (0|[1-9][0-9]{{0,8}}),{_TAIL}")
 _PAIR = re.compile(rf" *\({_STRING}, {_STRING}\),{_TAIL}")
+_SPECIAL = re.compile(rf' *{_STRING}: "([A-Z ]*)",{_TAIL}')
 _STATISTIC = re.compile(rf" *{_STRING}: \(({NUMBER}), ({NUMBER}), ({NUMBER}), ({NUMBER})\),{_TAIL}")
 _NEAR = rf"\({_STRING}, ({NUMBER})\),"
 _ONE_NEAR = re.compile(_NEAR)
@@ -182,12 +184,14 @@ def read_config(path: Path) -> ModelConfig:
 def read_vocabulary(path: Path, size: int) -> Vocabulary:
     """Read vocab.py, whose WORD2IDX must hold exactly `size` words in id order."""
     source = _Source(path, VOCAB_MAGIC)
-    match = _ASSIGNMENT.fullmatch(next(iter(source), ""))
-    if match is None or match[1] != "ALGORITHM" or match[4] not in ("bpe", "word"):
-        source.refuse('expected ALGORITHM = "bpe" or "word" here')
-    algorithm: str = match[4]
+    algorithm = _setting(source, "ALGORITHM", ("bpe", "word"))
+    foreign = any(line.startswith("SPLIT = ") for line in source.lines) and algorithm == "bpe"
+    split, form, ignore_merges = SPLITS[0], FORMS[0], False
+    if foreign:
+        split, form = _setting(source, "SPLIT", SPLITS), _setting(source, "UNICODE", FORMS)
+        ignore_merges = _setting(source, "IGNORE_MERGES", (True, False))
     rules = tuple(_pairs(source, source.section("NORMALISE = (", ")")))
-    if reason := rules_error(rules):
+    if reason := rules_error(rules) or ("needs UNICODE NFKC" if rules and form != "NFKC" else ""):
         source.refuse(f"NORMALISE {reason}")
     words = dict[str, int]()
     for line in source.section("WORD2IDX = {", "}"):
@@ -200,14 +204,46 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
         if word in words:
             source.refuse(f"this word already has id {words[word]}")
         words[word] = len(words)
-    if len(words) != size or tuple(words)[:4] != SPECIALS:
+    if len(words) != size or not (foreign or tuple(words)[:4] == SPECIALS):
         source.refuse(f"{len(words)} words, but VOCAB_SIZE is {size}; the first four must be {', '.join(SPECIALS)}")
+    specials = _specials(source, words) if foreign else Specials()
     merges = tuple(_pairs(source, source.section("MERGES = (", ")")))
     if len(set(merges)) != len(merges) or (merges and algorithm == "word"):
         source.refuse("MERGES must not repeat a pair, and must be empty in a word vocabulary")
     source.expect(INVERSE)
     source.finish()
-    return Vocabulary(algorithm, tuple(words), merges, rules)
+    return Vocabulary(algorithm, tuple(words), merges, rules, split, form, ignore_merges, specials)
+
+
+def _setting(source: _Source, name: str, known: Sequence[Any]) -> Any:
+    """The value of the next line, `name = VALUE`, which must be one of `known`."""
+    match = _ASSIGNMENT.fullmatch(next(iter(source), ""))
+    value: object = match and (match[4] if match[3] is None else match[3] == "True")
+    if match is None or match[1] != name or value not in known:
+        texts = [quote(value) if isinstance(value, str) else str(value) for value in known]
+        source.refuse(f"expected {name} = {' or '.join(texts)} here")
+    return value
+
+
+def _specials(source: _Source, words: dict[str, int]) -> Specials:
+    """The special tokens of a foreign tokenizer, each with its roles."""
+    roles, ids = dict[str, int](), list[int]()
+    for line in source.section("SPECIALS = {", "}"):
+        match = _SPECIAL.fullmatch(line)
+        if match is None:
+            source.refuse('not a special token; write "name": "START END", with its roles, and a comma at the end')
+        index = words.get(source.string(match[1]), -1)
+        if index < 0 or index in ids:
+            source.refuse("this special token is not in WORD2IDX" if index < 0 else "this special token is there twice")
+        ids.append(index)
+        for role in match[2].split():
+            if role not in _ROLES or role in roles:
+                source.refuse(f"roles are {', '.join(_ROLES)}, and each belongs to one token")
+            roles[role] = index
+    if not {"START", "END"} <= roles.keys():
+        source.refuse("no special token has the role START, or END; where a text begins and ends is needed")
+    pad, unk, start, end = (roles.get(role, -1) for role in _ROLES)
+    return Specials(pad, unk, start, end, tuple(sorted({*ids} - {pad, unk, start, end})))
 
 
 def _pairs(source: _Source, lines: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import torch
 
 from qalam_core.evaluation.model_tests.next_words import Ids, WordBorders, _next, rank
 from qalam_core.model import PureDynamicTransformer
-from qalam_core.package.runtime.architecture import SPECIALS
+from qalam_core.package.runtime.architecture import SPECIALS, START
 from qalam_core.package.runtime.tokenizer import Vocabulary
 
 WORDS = (*SPECIALS, " ا", "ب", " ب", "اب", "،", " ،", " ", "1")
@@ -33,8 +33,8 @@ def chance(model: PureDynamicTransformer, prompt: Ids, ids: Ids) -> float:
     """ln P of the tokens and of a token after them that does not go on with the word, one forward pass for each."""
     total = 0.0
     for place, index in enumerate(ids):
-        total += float(_next(model, prompt, [ids[:place]])[0][index])
-    return total + math.log(np.exp(_next(model, prompt, [ids])[0])[~BORDERS.continues].sum())
+        total += float(_next(model, START, prompt, [ids[:place]])[0][index])
+    return total + math.log(np.exp(_next(model, START, prompt, [ids])[0])[~BORDERS.continues].sum())
 
 
 def every_word(model: PureDynamicTransformer, prompt: Ids) -> dict[str, float]:
@@ -90,7 +90,7 @@ def test_a_word_that_the_vocabulary_does_not_have_is_no_answer(model: PureDynami
 
 def test_words_of_a_word_vocabulary_are_tokens(model: PureDynamicTransformer) -> None:
     borders = WordBorders.of(Vocabulary("word", (*SPECIALS, "ا", "ب", "ج", "،", "د", "ه", "و", "1"), (), ()))
-    logs = _next(model, PROMPT, [()])[0]
+    logs = _next(model, START, PROMPT, [()])[0]
     for index in (4, 6, 8):
         found = rank(model, borders, PROMPT, [("x", (index,))], 100)
         assert found.probability == pytest.approx(math.exp(logs[index]))
