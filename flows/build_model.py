@@ -84,7 +84,8 @@ def _ended(published: Published, store: str) -> Any:
 @flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)
 @supervised
 def train_model(
-    recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam", parent: str = "", corpus: str = ""
+    recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam", parent: str = "", corpus: str = "",
+    continues: bool = False,
 ) -> Any:  # fmt: skip
     """Train from artifacts in the store; the message of the final state has the digest of the checkpoint.
 
@@ -94,12 +95,13 @@ def train_model(
         tokens: digests of the token shards, in order
         store: folder of artifacts and runs, on the machine that runs the flow
         parent: the run whose weights to begin with; empty: random ones
-        corpus: digest of the prepared corpus, to continue the training of `parent`; empty: take its weights alone
+        corpus: digest of the prepared corpus, where the training of `parent` goes on, or copies of documents weigh
+        continues: whether the training of `parent` goes on; else its weights alone are taken
     """
     store = confined(store)
     home = Store(Path(store))
     start = WarmStart.of(Runs(home), parent, recipe) if parent else None
-    if start and not corpus:
+    if start and not continues:
         start = replace(start, state=None)
     text = home.artifact("prepare", corpus) if corpus else None
     stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), start, text)

@@ -90,6 +90,9 @@ class Source(Frozen):
     split: str = Field("train", description="split of the Hugging Face data set")
     data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")
     filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's filters when empty")
+    weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="how often its text is read in one pass of training: 2 twice, 0.5 half of it in each"
+    )
     licence: str = Field("", description="licence of the text, for the model card")
 
     @field_validator("encoding")
@@ -254,6 +257,9 @@ class Optimisation(Frozen):
     spike: NonNegativeFloat = Field(
         0.0,
         description="skip steps whose gradient norm is non-finite or this many times the running average; 0: never",
+    )
+    copies: Literal["once", "log"] = Field(
+        "once", description="a document that stands for n near-duplicates is read once, or 1 + log2(n) times (log)"
     )
     patience: Natural = Field(
         0, description="early stopping: validation passes without improvement, the best weights are kept; 0: off"

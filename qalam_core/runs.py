@@ -69,6 +69,13 @@ class KeptTokenizer(Frozen):
     judged: Judged
 
 
+class SourceRead(Frozen):
+    """What training read of a source, in tokens; a window of the context counts for the source where it begins."""
+
+    tokens: int  # that the source has
+    read: int
+
+
 class TrainFacts(Frozen):
     """The result of a training, with the values that "auto" settings resolved to."""
 
@@ -85,6 +92,7 @@ class TrainFacts(Frozen):
     processes: int
     best_step: int | None  # the step of these weights, with early stopping
     warm_start: Parent | None
+    sources: dict[str, SourceRead] = Field({})  # of the new and the drawn text, where an earlier training went on
 
 
 class ProposedFacts(Frozen):

@@ -36,7 +36,8 @@ def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
         "recipe": recipe.canonical(), "store": store, "tokenizer": stage.tokenizer.digest,
         "tokens": [artifact.digest for artifact in stage.tokens],
         "parent": stage.warm_start.parent.run if stage.warm_start else "",
-        "corpus": stage.texts[0].artifact.digest if stage.texts else "",
+        "corpus": next((file.artifact.digest for file in (*stage.texts, stage.copies) if file), ""),
+        "continues": bool(stage.texts),
     }  # fmt: skip
     try:
         with waiting(f"the training run of {deployment}"):

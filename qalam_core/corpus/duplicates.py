@@ -7,7 +7,7 @@ cluster, of which the one with the smallest digest is kept. As the held-out spli
 is in training and in a held-out split, and a document that joins a held-out document's cluster later is either dropped
 or held out in its place.
 
-Memory: 16 bytes per document for the digests, three times that while they are merged, then at most 56 while clusters
+Memory: 16 bytes per document for the digests, three times that while they are merged, then at most 64 while clusters
 are found. Temporary disk space: 136 bytes per document.
 """
 
@@ -92,8 +92,11 @@ class Clusters:
         for file, values in zip(self._files, (digests, rows, *keys.T), strict=True):
             file.write(np.ascontiguousarray(values).tobytes())
 
-    def finish(self) -> tuple[Digests, NDArray[np.bool_]]:
-        """-> all digests, and which documents to drop, in the order in which they were added."""
+    def finish(self) -> tuple[Digests, NDArray[np.bool_], Numbers]:
+        """-> all digests, which documents to drop, and the row of the one that is kept in place of each.
+
+        Rows are in the order in which documents were added.
+        """
         self.close()
         rows = np.fromfile(self._rows, np.int64)
         labels = np.arange(len(rows))
@@ -103,10 +106,12 @@ class Clusters:
         dropped = np.zeros(self._count, np.bool_)
         members = np.flatnonzero(np.bincount(labels, minlength=1)[labels] > 1) if len(labels) else labels
         by_digest = members[np.argsort(digests[rows[members]], kind="stable")]
-        _, first = np.unique(labels[by_digest], return_index=True)
+        _, first, cluster = np.unique(labels[by_digest], return_index=True, return_inverse=True)
+        kept = np.arange(self._count)
+        kept[rows[by_digest]] = rows[by_digest[first]][cluster]
         dropped[rows[members]] = True
         dropped[rows[by_digest[first]]] = False
-        return digests, dropped
+        return digests, dropped, kept
 
     def close(self) -> None:
         """Close the files."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,9 @@ from qalam_core.corpus.sources import slice_name
 from qalam_core.corpus.words import Hashes, Numbers, Words, words
 from qalam_core.errors import RecipeError, did_you_mean
 from qalam_core.filter_profiles import FILTER_PROFILES, RULES
-from qalam_core.recipe import Corpus, Filters, Frozen
+from qalam_core.recipe import Corpus, Filters, Frozen, Source
+
+T = TypeVar("T")
 
 REASONS = (
     "empty", "excluded", "damaged", "mojibake", "too_short", "too_long", "not_arabic", *RULES, "duplicate",
@@ -74,12 +77,21 @@ class FilterSettings(Frozen):
 
 def filters_by_slice(corpus: Corpus) -> dict[str, Filters]:
     """The filters of each source, by its name. Raises RecipeError when sources of one name have different ones."""
-    found: dict[str, Filters] = {}
+    return _by_slice(corpus, "filters", lambda source: source.filters or corpus.filters)
+
+
+def weights_by_slice(corpus: Corpus) -> dict[str, float]:
+    """The weight of each source, by its name. Raises RecipeError when sources of one name have different ones."""
+    return _by_slice(corpus, "weights", lambda source: source.weight)
+
+
+def _by_slice(corpus: Corpus, what: str, value: Callable[[Source], T]) -> dict[str, T]:
+    found: dict[str, T] = {}
     for source in corpus.sources:
-        chosen, name = source.filters or corpus.filters, slice_name(source)
+        chosen, name = value(source), slice_name(source)
         if found.setdefault(name, chosen) != chosen:
             raise RecipeError(
-                f'corpus.sources: "{name}" names two sources with different filters ({found[name]} and '
+                f'corpus.sources: "{name}" names two sources with different {what} ({found[name]} and '
                 f"{chosen}); give one of them another name"
             )
     return found

@@ -25,14 +25,14 @@ from qalam_core.corpus.filtered import COUNTED, REJECTED, REJECTS, TEXTS, Filter
 from qalam_core.corpus.filters import REASONS, FilterSettings, Reasons
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.held_out import HeldOut
-from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, read_texts, required_splits
-from qalam_core.corpus.words import Hashes
+from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, half, read_texts, required_splits
+from qalam_core.corpus.words import Hashes, Numbers
 from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Corpus, Frozen
 
-HELD_OUT = "held_out.arrow"
+HELD_OUT, COPIES = "held_out.arrow", "copies.arrow"
 
 
 class PrepareSettings(Shares):
@@ -90,6 +90,8 @@ class CorpusFacts(SliceCounts):
 
     sources: dict[str, SliceCounts]
     splits: dict[str, SplitCounts]
+    with_copies: int = 0  # documents that are kept in place of others, equal or nearly
+    most_copies: int = 1  # of one document, itself included
 
 
 def prepare(
@@ -101,8 +103,9 @@ def prepare(
 
     Writes train-00000.arrow and so on, each of half to twice `shard_mb` MB of text (columns id: the first 16 hex digits
     of the text's sha256, text, source), and rejects.arrow (text: at most HEAD characters; source, reason). Every
-    document is in one of them. Memory: a few record batches, and per document what duplicates.py states; as much
-    temporary disk space. Progress is in bytes of the files.
+    document is in one of them. copies.arrow has the documents that were kept in place of others (id as a number,
+    copies: how many, itself included), by id. Memory: a few record batches, and per document what duplicates.py states;
+    as much temporary disk space. Progress is in bytes of the files.
 
     `seen` is what the ancestors of the model have read: what would be held out and meets it goes to training instead.
     Texts of which `fold_documents` wrote the hashes into a folder of `folds` are not folded for that. With `seen`, also
@@ -117,15 +120,20 @@ def prepare(
     shards = [Shards(out, split, settings.shard_mb * 1_000_000) for split in SPLITS]
     spool = out / "spool"
     with closing(Clusters(spool)) as clusters:
-        known, fresh = KnownDigests(), list[NDArray[np.bool_]]()
+        known, fresh, repeated = KnownDigests(), list[NDArray[np.bool_]](), [np.zeros(0, "S16")]
         for file in files:
             for digests, long, keys in read_keys(file.folder):
                 new = known.add(digests, np.ones(len(digests), np.bool_))
                 fresh.append(new)
+                repeated.append(digests[~new])
                 clusters.add(digests[new], long[new], keys[new[long]])
         del known
-        kept_digests, near = clusters.finish()
+        kept_digests, near, kept_rows = clusters.finish()
     shutil.rmtree(spool)
+    copies = _copies(kept_digests, kept_rows, np.concatenate(repeated))
+    del kept_rows, repeated
+    with ipc.new_file(out / COPIES, copies.schema) as file:
+        file.write_batch(copies)
     split = np.full(len(kept_digests), -1, np.int8)
     split[~near] = assign(kept_digests[~near], settings)
     held_out = HeldOut.of(seen, folds) if seen else None
@@ -160,7 +168,7 @@ def prepare(
         written = pa.record_batch({"hash": np.unique(np.concatenate(hashes))})
         with ipc.new_file(out / HELD_OUT, written.schema) as file:
             file.write_batch(written)
-    facts = counts.facts(shards)
+    facts = counts.facts(shards, copies.column("copies").to_numpy())
     _check(facts, settings, filters)
     progress(total, total)
     return facts
@@ -186,6 +194,19 @@ def _to_training(
     hashes, read = held_out.look_up(digests[rows], chosen.column("text"))
     split[rows[read]] = 0
     return chosen.column("source").filter(pa.array(read)), hashes[~read]
+
+
+def _copies(digests: Digests, kept: Numbers, repeated: Digests) -> pa.RecordBatch:
+    """COPIES, from the row that is kept in place of each distinct document, and the digests of equal ones."""
+    equal, times = np.unique(repeated, return_counts=True)
+    documents = np.bincount(kept, minlength=len(digests))
+    if len(equal):
+        order = np.argsort(digests)
+        np.add.at(documents, kept[order[np.searchsorted(digests, equal, sorter=order)]], times)
+    several = np.flatnonzero(documents > 1)
+    ids = half(digests[several], 0)
+    by_id = np.argsort(ids)
+    return pa.record_batch({"id": ids[by_id], "copies": documents[several][by_id].astype(np.int32)})
 
 
 def _selected(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
@@ -216,11 +237,14 @@ class _Counts:
             for name, count in _counted(names.filter(pa.array(reasons == reason))).items():
                 self.rejected[name, reason] += count
 
-    def facts(self, shards: Sequence[Shards]) -> CorpusFacts:
+    def facts(self, shards: Sequence[Shards], copies: Numbers) -> CorpusFacts:
         sizes = [SplitCounts(**{key: shard.counts[key] for key in SplitCounts.model_fields}) for shard in shards]
         splits = dict(zip(SPLITS, sizes, strict=True))
         sources = {name: self._of({name}) for name, what in self.counts if what == "read"}
-        return CorpusFacts(**dict(self._of({name for name, _ in self.counts})), sources=sources, splits=splits)
+        return CorpusFacts(
+            **dict(self._of({name for name, _ in self.counts})), sources=sources, splits=splits,
+            with_copies=len(copies), most_copies=int(copies.max(initial=1)),
+        )  # fmt: skip
 
     def _of(self, names: Collection[str]) -> SliceCounts:
         found = {reason: sum(self.rejected[name, reason] for name in names) for reason in REASONS}

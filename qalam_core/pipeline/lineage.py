@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qalam_core.corpus.exclusion import Excluded
+from qalam_core.corpus.filters import weights_by_slice
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import DamagedError, TrainingError
 from qalam_core.files import digest
@@ -209,7 +210,8 @@ def _training(recipe: Recipe, continued: bool) -> object:
     validate_every = train.validate_every if train.patience else None
     reading = train.narrowed(Continuing) if continued else None
     tokenizer = recipe.tokenizer.model_dump(exclude={"keep", "regrow"})
-    return recipe.seed, tokenizer, recipe.model, train.narrowed(Optimisation), validate_every, reading
+    weights = {name: weight for name, weight in weights_by_slice(recipe.corpus).items() if weight != 1}
+    return recipe.seed, tokenizer, recipe.model, train.narrowed(Optimisation), validate_every, reading, weights
 
 
 def _check_ids(excluded: Excluded, start: WarmStart, recipe: Recipe, runs: Runs) -> None:

@@ -187,9 +187,10 @@ def _fill(
     shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
     chain, found = chain_of(runs, run, record, report), _review(folder, runs, run, record)
-    text = markdown(run, record, report, budgets, corpus, chain, found)
+    read = made.sources if isinstance(made, TrainFacts) else {}
+    text = markdown(run, record, report, budgets, corpus, chain, found, read)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    html = page(run, record, report, corpus, metrics, chain, found)
+    html = page(run, record, report, corpus, metrics, chain, found, read)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -240,6 +241,7 @@ def render_page(runs: Runs, run: str) -> str:
         [line for training in trained if training.exists() for line in _metrics(training.path)],
         chain_of(runs, run, record, report),
         written_review(runs.folder(run), record),
+        next((training.facts(TrainFacts).sources for training in trained if training.exists()), {}),
     )  # fmt: skip
 
 

@@ -8,7 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qalam_core.corpus.splits import text_bytes, text_chunks
+import numpy as np
+import pyarrow as pa
+
+from qalam_core.corpus.splits import read_texts, text_bytes, text_chunks
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.stage import Stage
@@ -16,7 +19,7 @@ from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
 from qalam_core.store import Artifact, ArtifactFile
-from qalam_core.tokens.shards import write_shard
+from qalam_core.tokens.shards import Labels, write_shard
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 
 TOKENS = "tokens.arrow"
@@ -42,7 +45,7 @@ class Tokenize(Stage):
     """Tokenizes one shard. A shard keeps its artifact while it and the content of tokenizer.json are the same."""
 
     name = "tokenize"
-    version = 2
+    version = 3
 
     settings: TokenizeSettings
     shard: ArtifactFile
@@ -72,8 +75,16 @@ class Tokenize(Stage):
                 done += text_bytes(texts)
                 progress(min(done, size), size)
 
-        documents, tokens = write_shard(out / TOKENS, encoded(), len(tokenizer), START, END)
+        documents, tokens = write_shard(out / TOKENS, encoded(), len(tokenizer), START, END, _labels(path))
         return TokenizeFacts(split=self.settings.split, documents=documents, tokens=tokens, bytes=done)
+
+
+def _labels(shard: Path) -> Labels:
+    """Which documents a shard of text has."""
+    batches = list(read_texts(shard))
+    ids = [np.array([int(number, 16) for number in batch.column("id").to_pylist()], np.uint64) for batch in batches]
+    sources = pa.chunked_array([batch.column("source") for batch in batches], pa.string()).combine_chunks()
+    return Labels.of(np.concatenate([np.zeros(0, np.uint64), *ids]), sources)
 
 
 def of_split(tokens: Sequence[Artifact], split: str) -> tuple[Artifact, ...]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qalam_core.corpus.filters import weights_by_slice
 from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.prepare import COPIES
 from qalam_core.corpus.splits import read_texts
 from qalam_core.errors import TrainingError
 from qalam_core.files import json_object, sha256_file
@@ -48,6 +50,7 @@ class Train(Stage):
     tokens: tuple[Artifact, ...]  # of training, then of validation
     warm_start: WarmStart | None
     texts: tuple[ArtifactFile, ...]  # that the tokens of training came from, where it continues: some are new
+    copies: ArtifactFile | None  # how many documents each stands for, where that weighs
     # logging, validation and saving do not change the weights
     monitoring: Monitoring = field(compare=False, metadata=UNHASHED)
 
@@ -58,13 +61,14 @@ class Train(Stage):
     ) -> Train:  # fmt: skip
         """The stage for these tokens, which begins with `start` or with random weights.
 
-        `corpus` is where the tokens came from; it is needed where `start` has a state.
+        `corpus` is where the tokens came from; it is needed where `start` has a state, or copies weigh.
         """
         continues = start is not None and start.state is not None
         settings = _settings(recipe, tokenizer.facts(VocabFacts).entries, continues)
+        copies = corpus.file(COPIES) if corpus and settings.optimisation.copies != "once" else None
         shards = (*of_split(tokens, "train"), *of_split(tokens, "validation"))
         texts = shards_of(corpus, "train") if continues and corpus else ()
-        return cls(settings, tokenizer, shards, start, texts, recipe.train.narrowed(Monitoring))
+        return cls(settings, tokenizer, shards, start, texts, copies, recipe.train.narrowed(Monitoring))
 
     def run(self, out: Path, progress: Progress) -> TrainFacts:
         """Write model.safetensors, state.safetensors and metrics.jsonl."""
@@ -82,6 +86,7 @@ class Train(Stage):
             spec = Spec(
                 settings=settings, monitoring=self.monitoring, out=str(out), tokens=tokens,
                 validation=self._paths("validation"), initial=str(initial) if self.warm_start else "",
+                copies=str(self.copies.path) if self.copies else "",
             )  # fmt: skip
             spec.save(out / "spec.json")
             follow(out / "spec.json", settings.optimisation.steps, progress)
@@ -148,7 +153,9 @@ class Train(Stage):
         (out / "metrics.jsonl").touch()
         log.info("no document is new since run %s, whose model is taken", self.warm_start.parent.run)
         facts = self.warm_start.state.artifact.facts(TrainFacts)
-        none = {"steps": 0, "tokens_seen": 0, "epochs": 0.0, "best_step": None, "validation_loss": None}
+        none: dict[str, object] = {
+            "sources": {}, "steps": 0, "tokens_seen": 0, "epochs": 0.0, "best_step": None, "validation_loss": None,
+        }  # fmt: skip
         return facts.model_copy(update={**none, "warm_start": self.warm_start.parent})
 
     def _before_and_now(self) -> tuple[Package, Vocabulary, ModelConfig]:
@@ -172,4 +179,5 @@ def _settings(recipe: Recipe, vocab_size: int, continues: bool) -> TrainSettings
         optimisation=recipe.train.narrowed(Optimisation),
         validate_every=recipe.train.validate_every if recipe.train.patience else None,
         continuing=recipe.train.narrowed(Continuing) if continues else None,
+        weights={name: weight for name, weight in weights_by_slice(recipe.corpus).items() if weight != 1},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from qalam_core.reports.chain import Chain
 from qalam_core.reports.render import render
 from qalam_core.reports.tables import NO_CHAMPION, Row, corpus_rows, slices
 from qalam_core.review.summary import Review
-from qalam_core.runs import RunRecord
+from qalam_core.runs import RunRecord, SourceRead
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -28,9 +29,12 @@ _LEVELS = (0.01, 0.05, 0.2, 0.5)  # probabilities from which a word's line is th
 
 def page(
     run: str, record: RunRecord, report: Report, corpus: CorpusFacts | None, metrics: Metrics, chain: Chain | None,
-    review: Review | str = NO_CHAMPION,
+    review: Review | str = NO_CHAMPION, read: Mapping[str, SourceRead] = MappingProxyType({}),
 ) -> str:  # fmt: skip
-    """The page of `run`; `metrics` are the lines of metrics.jsonl, `review` is a sentence where there is none."""
+    """The page of `run`; `metrics` are the lines of metrics.jsonl, `review` is a sentence where there is none.
+
+    `read` is what training read of each source.
+    """
     rows = slices(report, record.verdict.comparison)
     curves, once = _training_plots(metrics)
     drawn = {**curves, **_bits_plot(rows), **_chain_plot(chain)}
@@ -45,7 +49,7 @@ def page(
         "report.html", run=run, record=record, stages=list(record.artifacts), recipe=record.recipe,
         recipe_toml=to_toml(record.recipe), report=report, verdict=record.verdict, slices=rows, drawn=_DRAWN,
         facts=corpus, counts=counts, trained=bool(metrics), once=once, chain=chain,
-        review=review, heat=_heat, percent=_percent, unlikely=_unlikely,
+        review=review, read=read, heat=_heat, percent=_percent, unlikely=_unlikely,
         plots={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  # matplotlib escapes text
     )  # fmt: skip
 

@@ -33,9 +33,9 @@ def _environment() -> Environment:
         cell=cell, rtl=rtl, isolated=isolated, clipped=tables.clipped, number=_number, spec=format, change=_change
     )
     shared = (
-        drift_text, tables.by_source, tables.copied_from, tables.corpus_rows, tables.decided, tables.group_rows,
-        tables.headline, tables.kept_text, tables.origin_text, tables.provenance, tables.ratio, tables.shown_ancestors,
-        tables.shown_failures, tables.slices, tables.tested,
+        drift_text, tables.by_source, tables.copied_from, tables.copies_text, tables.corpus_rows, tables.decided,
+        tables.group_rows, tables.headline, tables.kept_text, tables.origin_text, tables.provenance, tables.ratio,
+        tables.read_rows, tables.shown_ancestors, tables.shown_failures, tables.slices, tables.tested,
     )  # fmt: skip
     environment.globals.update({function.__name__: function for function in shared})
     return environment

@@ -10,7 +10,7 @@ from qalam_core.corpus.prepare import CorpusFacts, SliceCounts
 from qalam_core.evaluation.model_tests.judging import score_text
 from qalam_core.evaluation.model_tests.outcomes import Outcome, Outcomes
 from qalam_core.evaluation.results import Compared, Comparison, Copied, Report, Slice, Verdict
-from qalam_core.runs import Ancestor, KeptTokenizer, Proposal, RunRecord, SeenFacts, states
+from qalam_core.runs import Ancestor, KeptTokenizer, Proposal, RunRecord, SeenFacts, SourceRead, states
 from qalam_core.tokens.fit import ENOUGH_BYTES
 
 NO_CHAMPION = "There was no champion to review it against."
@@ -165,6 +165,24 @@ def corpus_rows(facts: CorpusFacts) -> tuple[Sequence[str], list[Sequence[str]]]
     if facts.seen_by_ancestor:
         rows.append(("not held out: read by an ancestor", [part.seen_by_ancestor for part in parts]))
     return ("documents", "all", *sources), [(name, *(f"{count:,}" for count in counts)) for name, counts in rows]
+
+
+def copies_text(facts: CorpusFacts) -> str:
+    """How many documents were kept in place of others; "" for none."""
+    if not facts.with_copies:
+        return ""
+    return (
+        f"{facts.with_copies:,} documents were kept in place of others that equal them, or nearly: at most "
+        f"{facts.most_copies:,} for one."
+    )
+
+
+def read_rows(sources: Mapping[str, SourceRead]) -> list[Sequence[str]]:
+    """Source, its tokens, those that training read, and how often that is."""
+    return [
+        (name, f"{one.tokens:,}", f"{one.read:,}", f"{one.read / max(1, one.tokens):.2f}")
+        for name, one in sources.items()
+    ]
 
 
 _SHOWN = 10

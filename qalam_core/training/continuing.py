@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.recipe import Continuing, Optimisation
-from qalam_core.tokens.shards import documents, write_shard
+from qalam_core.tokens.shards import Labels, documents, labels, write_shard
 
 
 def write_reading(
@@ -32,7 +32,8 @@ def write_reading(
     before = np.cumsum(sizes[drawn]) - sizes[drawn]
     chosen = random.permutation(np.concatenate([np.flatnonzero(is_new), drawn[before < wanted]]))
     ids = np.concatenate([everything[place][1:-1] for place in chosen])  # without START and END
-    _, written = write_shard(path, [(ids, sizes[chosen] - 2)], vocab_size, START, END)
+    who = Labels.joined([labels(shard) for shard in tokens]).take(chosen)
+    _, written = write_shard(path, [(ids, sizes[chosen] - 2)], vocab_size, START, END, who)
     return written
 
 

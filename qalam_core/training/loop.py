@@ -22,7 +22,7 @@ from torch import Tensor
 from qalam_core.errors import TrainingError
 from qalam_core.files import digest, replace_file, sha256_file
 from qalam_core.model import BLOCKS
-from qalam_core.tokens.shards import Batches, flat
+from qalam_core.tokens.shards import Batches, Mixture, flat
 from qalam_core.training import checkpoints
 from qalam_core.training.distributed import Stop, World, is_peer_loss
 from qalam_core.training.early_stop import EarlyStopping
@@ -63,7 +63,8 @@ def _build(spec: Spec, world: World, device: torch.device) -> Training:
     if settings.optimisation.distributed == "ddp" or world.size == 1:
         model = model.to(device)  # fsdp moves each process's shard
     shards, batch_size = [Path(path) for path in spec.tokens], settings.optimisation.batch_size
-    batches = Batches(shards, batch_size, settings.model.max_seq_len, settings.seed)
+    mixture = Mixture.load(settings.weights, spec.copies)
+    batches = Batches(shards, batch_size, settings.model.max_seq_len, settings.seed, mixture)
     return Training(model, batches, settings.optimisation, settings.seed, world, device)
 
 
@@ -175,7 +176,11 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
         checkpoints.write_tensors(out / STATE, state, {})
         result = {
             "parameters": parameters, "steps": done, "validation_loss": validation,
-            "tokens_seen": done * tokens, "epochs": done / training.batches.per_epoch, "torch": torch.__version__,
+            "tokens_seen": done * tokens, "epochs": done / training.batches.per_epoch,
+            "sources": {
+                name: {"tokens": size, "read": read} for name, (size, read) in training.batches.read(done).items()
+            },
+            "torch": torch.__version__,
             **asdict(training.numerics), "threads": settings.threads, "processes": world.size,
             "best_step": early.step if early.weights is not None else None,
         }  # fmt: skip
@@ -195,6 +200,10 @@ def _conditions(spec: Spec, numerics: Numerics) -> dict[str, str]:
     }  # fmt: skip
     if spec.initial:
         found["initial weights"] = _short_digest([spec.initial])
+    if settings.weights:
+        found["weights of sources"] = json.dumps(settings.weights, sort_keys=True)
+    if spec.copies:
+        found["copies"] = _short_digest([spec.copies])
     if settings.validate_every:
         found["validate_every"] = settings.validate_every
         found["validation tokens"] = _short_digest(spec.validation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from qalam_core.errors import TrainingError
 from qalam_core.package.runtime.architecture import ModelConfig
@@ -44,6 +44,7 @@ class TrainSettings(Frozen):
     optimisation: Optimisation
     validate_every: int | None  # decides when training stops early; None without train.patience
     continuing: Continuing | None = None
+    weights: dict[str, float] = Field({})  # of sources, by name, where it is not 1
 
 
 class Spec(Frozen):
@@ -54,6 +55,7 @@ class Spec(Frozen):
     tokens: tuple[str, ...]
     validation: tuple[str, ...]
     out: str
+    copies: str = ""  # COPIES of the prepared corpus, where train.copies weighs documents by them
     initial: str = ""  # a safetensors file of initial weights, or of a STATE; random weights when empty
 
     @property

@@ -89,8 +89,10 @@ def kept_of(texts: list[str], batch: int) -> set[str]:
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
             clusters.add(digests(part), *band_keys(words(pa.array(part, pa.large_string()))))
-        given, dropped = clusters.finish()
+        given, dropped, kept = clusters.finish()
     assert given.tolist() == digests(texts).tolist()
+    assert np.array_equal(dropped, kept != np.arange(len(texts)))  # each is dropped for another one
+    assert not dropped[kept].any()  # which is kept itself
     return {text for text, drop in zip(texts, dropped, strict=True) if not drop}
 
 

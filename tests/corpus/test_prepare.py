@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from qalam_core.arabic import NORMALISATIONS, normalise
 from qalam_core.corpus import splits as module
 from qalam_core.corpus.filtered import REJECTS
-from qalam_core.corpus.filters import REASONS, FilterSettings, filters_by_slice
-from qalam_core.corpus.prepare import CorpusFacts, SliceCounts, SplitCounts, read_rejects
+from qalam_core.corpus.filters import REASONS, FilterSettings, filters_by_slice, weights_by_slice
+from qalam_core.corpus.prepare import COPIES, CorpusFacts, SliceCounts, SplitCounts, read_rejects
 from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import SPLITS, Shards, read_split, read_texts
@@ -240,11 +240,38 @@ def test_no_cluster_is_in_two_splits_and_its_smallest_digest_is_kept(seed: int, 
             assert after in (before, added)
 
 
+@settings(max_examples=examples(6), deadline=None)
+@given(st.integers(0, 10_000), st.integers(3, 40))
+def test_copies_are_counted_for_the_document_that_is_kept(seed: int, batch: int) -> None:
+    rng = random.Random(seed)
+    families = [family(rng, rng.randint(1, 5)) for _ in range(12)]
+    repeated = {text: rng.choice([1, 1, 1, 2, 7]) for texts in families for text in texts}
+    documents = [(rng.choice("ab"), text) for text, times in repeated.items() for _ in range(times)]
+    rng.shuffle(documents)
+    documents += SEEDS["a"] + SEEDS["b"]
+    with tempfile.TemporaryDirectory() as name:
+        facts = run(Path(name), documents, part(near_duplicates=True, validation=0.2, test=0.2), batch=batch)
+        ids = {number: text for rows in kept(Path(name)).values() for number, _, text in rows}
+        with pa.OSFile(str(Path(name, "out", COPIES))) as file:
+            table = pa.ipc.open_file(file).read_all()
+    expected = {
+        min(texts, key=lambda text: hashlib.sha256(text.encode()).digest()): sum(repeated[text] for text in set(texts))
+        for texts in families
+    }
+    found = {
+        ids[f"{number:016x}"]: count
+        for number, count in zip(table["id"].to_pylist(), table["copies"].to_pylist(), strict=True)
+    }
+    assert found == {text: count for text, count in expected.items() if count > 1}
+    assert table["id"].to_pylist() == sorted(table["id"].to_pylist())
+    assert (facts.with_copies, facts.most_copies) == (len(found), max([1, *found.values()]))
+
+
 def test_the_spool_is_deleted_and_rejects_are_spread(tmp_path: Path) -> None:
     rng = random.Random(3)
     documents = [("news", text) for _ in range(30) for text in family(rng, 3)] + [("news", "ab")] * 9
     facts = run(tmp_path, documents, part(near_duplicates=True), batch=4)
-    assert sorted(content(tmp_path)) == [REJECTS, *(f"{split}-00000.arrow" for split in sorted(SPLITS))]
+    assert sorted(content(tmp_path)) == [COPIES, REJECTS, *(f"{split}-00000.arrow" for split in sorted(SPLITS))]
     assert facts.rejected == {"not_arabic": 9, "near_duplicate": 60}
     near = [row["text"] for row in rejected(tmp_path) if row["reason"] == "near_duplicate"]
     assert [text for _, text in read_rejects(tmp_path / "out", "near_duplicate", 100)] == near
@@ -275,6 +302,13 @@ def test_sources_of_one_name_cannot_differ_in_filters(tmp_path: Path) -> None:
         run(tmp_path, sentences(10), corpus)
     with pytest.raises(RecipeError, match=r'"arr" is not known; did you mean "ar[yz]?"'):
         run(tmp_path, sentences(10), part(filters="web", languages=("arr",)))
+
+
+def test_sources_of_one_name_cannot_differ_in_weight() -> None:
+    sources = (Source(path="a", name="n", weight=2), Source(path="b", name="n"), Source(path="c", weight=0.5))
+    with pytest.raises(RecipeError, match=r'"n" names two sources with different weights \(2.0 and 1.0\)'):
+        weights_by_slice(part().model_copy(update={"sources": sources}))
+    assert weights_by_slice(part().model_copy(update={"sources": sources[1:]})) == {"n": 1.0, "c": 0.5}
 
 
 def test_repaired_documents_are_counted(tmp_path: Path) -> None:

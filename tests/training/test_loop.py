@@ -10,14 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from qalam_core.files import sha256_file
 from qalam_core.recipe import Model
+from qalam_core.tokens.shards import Labels, write_shard
 from qalam_core.training.loop import validation_windows
-from tests.training.small_training import DROPOUT, LLAMA, MODEL, finish, losses, metrics, spec, start, write_tokens
+from qalam_core.training.spec import Spec
+from tests.training.small_training import (
+    CYCLE,
+    DROPOUT,
+    LLAMA,
+    MODEL,
+    VOCABULARY,
+    finish,
+    losses,
+    metrics,
+    spec,
+    start,
+    write_tokens,
+)
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -94,6 +109,29 @@ def test_every_option_resumes_to_the_same_bits(
     names = ("straight", "stopped")
     one, other = (sha256_file(tmp_path / name / "model.safetensors") for name in names)
     assert one == other
+
+
+def test_a_mixed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """With fractions of both sources, over several epochs; other weights are another run."""
+    tokens = tmp_path / "mixed.arrow"
+    ids, counts = np.arange(60 * 30) % CYCLE + 4, np.full(60, 30)
+    names = pa.array(["news"] * 40 + ["web"] * 20, pa.string())
+    write_shard(tokens, [(ids, counts)], VOCABULARY, 2, 3, Labels.of(np.arange(60, dtype=np.uint64), names))
+    files = [spec(tmp_path / name, tokens, DROPOUT) for name in ("straight", "stopped", "other")]
+    for file, weights in zip(files, ({"news": 1.7, "web": 0.4}, {"news": 1.7, "web": 0.4}, {"news": 0.4}), strict=True):
+        made = Spec.load(file)
+        settings = made.settings.model_copy(update={"weights": weights})
+        made.model_copy(update={"settings": settings}).save(file)
+    assert finish(files[0])[0] == 0
+    with start(files[1]) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if json.loads(line)["step"] >= 30:
+                break
+        process.kill()
+    assert finish(files[1])[0] == finish(files[2])[0] == 0
+    one, same, other = (sha256_file(file.parent / "model.safetensors") for file in files)
+    assert one == same != other
 
 
 def test_a_continued_run_resumes_to_the_same_bits(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
