@@ -3,6 +3,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 UV_ARGS ?=
 RECIPE ?= demo
+# pytest keeps its rewritten tests in there, which is ten seconds of a minute's `make check`
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 OLDEST := .venv-oldest/bin
