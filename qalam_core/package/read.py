@@ -85,12 +85,12 @@ def verify(folder: Path) -> list[str]:
 def changes(package: Package) -> list[str]:
     """One message for each change since export; empty if there is none.
 
-    Raises PackageError if `__pycache__` contains anything but this interpreter's compilations of unchanged files, or
+    Raises PackageError if `__pycache__` contains anything but this interpreter's compilations of the files, or
     rows.json as exported contains anything but the checksums of the exported rows.
     """
     folder, manifest = package.path, package.manifest
     changed = _changed_files(folder, manifest)
-    _check_caches(folder, manifest, changed)
+    _check_caches(folder, manifest)
     messages = []
     for name in changed:
         if name != "weights.py" and not _SHARD.fullmatch(name):
@@ -340,8 +340,8 @@ def _tensor_message(package: Package, name: str, exported: NDArray[np.uint32] | 
     return f"{name}: {len(rows)} of {len(tensor)} rows changed since export: {', '.join(shown)}{more}"
 
 
-def _check_caches(folder: Path, manifest: dict[str, Any], changed: list[str]) -> None:
-    """Plain import executes __pycache__, so it may only contain compilations of unchanged files."""
+def _check_caches(folder: Path, manifest: dict[str, Any]) -> None:
+    """Plain import executes __pycache__, so it may only contain compilations of the files that were read."""
     caches = folder / "__pycache__"
     if not caches.exists():
         return
@@ -350,6 +350,6 @@ def _check_caches(folder: Path, manifest: dict[str, Any], changed: list[str]) ->
     for path in sorted(caches.iterdir()):
         check_regular(path)
         source = f"{path.name.partition('.')[0]}.py"
-        if source not in manifest["files"] or source in changed or not is_own_cache(path, folder / source):
-            reason = "not this interpreter's compilation of a file as exported; delete it"
+        if source not in manifest["files"] or not is_own_cache(path, folder / source):
+            reason = "not this interpreter's compilation of a file as it is; delete it"
             _refuse(f"__pycache__/{_shown(path.name)}", reason)

@@ -21,7 +21,7 @@ from qalam_core.errors import PackageError
 from qalam_core.package import read, read_tensor_rows, verify
 from qalam_core.package.read import read_checksums, read_vocabulary_of
 from qalam_core.package.runtime import weights_reader as reader
-from tests.small_package import CONFIG, export, random_tensors, shard_texts, without_blocks
+from tests.small_package import CONFIG, edit, export, random_tensors, shard_texts, without_blocks
 
 ZEROS = "0" * 64
 TRIPWIRE = "open(__import__('os').environ['QALAM_TRIPWIRE'], 'w').close()"
@@ -426,6 +426,18 @@ def test_a_package_that_was_imported_verifies(package: Path) -> None:
     subprocess.run([sys.executable, "-c", script], cwd=package.parent, check=True, env=environment)
     assert (package / "__pycache__").is_dir()
     assert verify(package) == []
+
+
+def test_a_cache_of_an_edited_file_is_accepted_and_an_older_one_refused(package: Path) -> None:
+    """Who edits weights by hand, and imports them as Python, can still seal; code is compared with releases anyway."""
+    compiled(package, "weights.py")
+    edit(package / "weights.py", "(as exported)", "(once)")
+    refused(package, "__pycache__/weights.*delete it", verify)
+    compiled(package, "weights.py")
+    assert verify(package) == ["weights.py: the text changed, every value is as exported"]
+    edit(package / "loader.py", "torch", "torhc")
+    compiled(package, "loader.py")
+    refused(package, "loader.py", verify)
 
 
 def test_planted_caches_are_refused(package: Path) -> None:
