@@ -288,6 +288,7 @@ def test_a_stopped_training_continues_to_the_same_weights(
         (tmp_path / name).mkdir()
     whole = trained(tmp_path / "whole", 0, save_every=save_every)
     step, before = Training.step, signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def stopping(self: Training, number: int) -> Any:
         if number == 4:
@@ -300,6 +301,7 @@ def test_a_stopped_training_continues_to_the_same_weights(
         patch.setattr(Training, "step", stopping)
         with pytest.raises(how):
             trained(tmp_path / "stopped", 0, save_every=save_every)
+    signal.signal(signal.SIGINT, interrupt)
     assert signal.signal(signal.SIGTERM, before) not in (before, None)  # the handlers are the program's own again
     assert not (tmp_path / "stopped" / "out" / "final").exists()
     capsys.readouterr()
