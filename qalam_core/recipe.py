@@ -90,7 +90,7 @@ class Source(Frozen):
     split: str = Field("train", description="split of the Hugging Face data set")
     data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")
     filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's filters when empty")
-    weight: Annotated[float, Field(gt=0, le=100)] = Field(
+    weight: Annotated[float, Field(gt=0, le=20)] = Field(
         1.0, description="how often its text is read in one pass of training: 2 twice, 0.5 half of it in each"
     )
     licence: str = Field("", description="licence of the text, for the model card")

@@ -198,10 +198,7 @@ class Batches:
     @cached_property
     def windows(self) -> int:
         """How many windows an epoch visits."""
-        count = sum(int(weight) * len(members) + _share(weight, members) for weight, members in self._groups)
-        if not count:
-            raise TrainingError("corpus.sources: with these weights an epoch reads nothing; raise one of them")
-        return count
+        return sum(int(weight) * len(members) + _share(weight, members) for weight, members in self._groups)
 
     @cached_property
     def per_epoch(self) -> int:
@@ -264,5 +261,5 @@ class Batches:
 
 
 def _share(weight: float, members: npt.NDArray[np.int64]) -> int:
-    """How many windows of a group the fraction of its weight is."""
-    return round((weight - int(weight)) * len(members))
+    """How many windows of a group the fraction of its weight is; at least 1, so that none is never read."""
+    return max(1, round(part * len(members))) if (part := weight - int(weight)) else 0
