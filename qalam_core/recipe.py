@@ -244,6 +244,9 @@ class Optimisation(Frozen):
         "muon", description="muon for the blocks' matrices with adamw for the rest, or adamw for all"
     )
     learning_rate: PositiveFloat = Field(1e-2, description="peak; adamw alone needs about a third of muon's")
+    embedding_rate: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="rate of the embedding and the head, as a multiple of learning_rate"
+    )
     schedule: Literal["cosine", "wsd"] = Field(
         "wsd", description="after the warm-up: constant, then linear decay (wsd), or cosine decay"
     )

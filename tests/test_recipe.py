@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from al_qalam.flows.cli.build import SIZES
 from qalam_core.errors import RecipeError
 from qalam_core.files import digest
 from qalam_core.package.runtime.rows import MATRIX_TYPES
@@ -108,7 +109,7 @@ def test_to_toml_and_back(steps: int, rate: float, prompt: str, tied: bool) -> N
     assert Recipe.parse(tomllib.loads(to_toml(recipe))) == recipe
 
 
-@pytest.mark.parametrize("name", ["demo", "small", "medium", "large"])
+@pytest.mark.parametrize("name", ["demo", *SIZES])
 def test_included_recipes_load_and_their_comments_are_the_descriptions(name: str) -> None:
     path = RECIPES / f"{name}.toml"
     text = path.read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ log = logging.getLogger("qalam_core.build")
 DATABASE_BYTES = 8 << 20
 """Free space that a build needs at least: Prefect's new database has half as much."""
 
-SIZES = ("small", "medium", "large")  # included recipes
+SIZES = ("small", "medium", "large", "small-llama", "medium-llama", "large-llama")  # included recipes
 
 
 def plan(
@@ -291,7 +291,8 @@ def init(
         typer.Option("--corpus", metavar="FILES...", help="Text files, folders or globs."),
     ] = None,
     size: Annotated[
-        str, typer.Option("--size", help="The model's: small, medium or large; by default it fits the text.")
+        str,
+        typer.Option("--size", help="The model's: small, medium or large, or with -llama; by default it fits."),
     ] = "",
 ) -> None:
     """Write a recipe that fits your own text, with a comment for every setting."""

@@ -46,7 +46,14 @@ class Optimizers:
             scaled, decay = "match_rms_adamw", settings.weight_decay
             muon = torch.optim.Muon(hidden, lr=settings.learning_rate, weight_decay=decay, adjust_lr_fn=scaled)
             self.all.append(muon)
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        tables = [p for name, p in named if name in ("embedding.weight", "lm_head.weight")]
+        matrices = [p for p in matrices if all(p is not table for table in tables)]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay, "times": 1.0},
+            {"params": tables, "weight_decay": settings.weight_decay, "times": settings.embedding_rate},
+            {"params": vectors, "weight_decay": 0.0, "times": 1.0},
+        ]
+        groups = [group for group in groups if group["params"]]
         self.all.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True))
 
     def zero_grad(self) -> None:
@@ -59,7 +66,7 @@ class Optimizers:
         rate = learning_rate(self._settings, number)
         for optimizer in self.all:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("times", 1.0)
             optimizer.step()
 
     def state(self) -> dict[str, Tensor]:

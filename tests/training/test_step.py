@@ -53,6 +53,22 @@ def test_a_spike_is_skipped(cyclic: Path) -> None:
     assert not torch.equal(weights_of(model)["ln_out.weight"], before["ln_out.weight"])
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_embedding_can_have_a_rate_of_its_own(optimizer: str, cyclic: Path) -> None:
+    """AdamW's first update is its rate for every value with a gradient, but for weight decay."""
+    moved = {}
+    for times in (1.0, 3.0):
+        torch.manual_seed(0)
+        model = small_model()
+        before = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+        change = {"optimizer": optimizer, "embedding_rate": times, "weight_decay": 0.0, "dtype": "float32"}
+        training_of(model, cyclic, STEPS.model_copy(update=change)).step(0)
+        moved[times] = {name: float((tensor - before[name]).abs().max()) for name, tensor in weights_of(model).items()}
+    assert moved[3.0]["embedding.weight"] == pytest.approx(3 * moved[1.0]["embedding.weight"], rel=1e-3)
+    others = {name: move for name, move in moved[1.0].items() if name != "embedding.weight"}
+    assert others == {name: moved[3.0][name] for name in others}
+
+
 def test_the_complete_optimizer_state_is_resumed(cyclic: Path) -> None:
     """Not a fixed list of keys: amsgrad's running maximum is one that the default optimizers do not have."""
 
