@@ -93,9 +93,8 @@ def evaluate(
     tokenizer.encode_special_tokens = True  # a text that spells "<END>" is text
     documents = HeldOut.of(test, tokenizer, package.vocabulary)
     nats, hits = score(model.to(device), documents, progress)
-    writer = NumpyTransformer(
-        package.config, package.weights, package.vocabulary.specials
-    )  # generates several times faster than torch
+    # generates several times faster than torch
+    writer = NumpyTransformer(package.config, package.weights, package.vocabulary.specials)
     subject = Subject(model, writer, tokenizer, package.vocabulary, normalisation, seed)
     tested = tuple(run(suite, subject, progress) for suite in suites)
     model.to("cpu")

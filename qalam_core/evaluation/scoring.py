@@ -54,7 +54,8 @@ class HeldOut:
         spelling = np.zeros(len(ids))
         starts = np.cumsum([0, *sizes[:-1]])
         if vocabulary.algorithm == "word":
-            speller = Speller.fit(word for index, word in enumerate(vocabulary.words) if index not in specials.ids())
+            special = specials.ids()
+            speller = Speller.fit(word for index, word in enumerate(vocabulary.words) if index not in special)
             for start, text, encoding in zip(starts, texts, encoded, strict=True):
                 for place in np.flatnonzero(np.array(encoding.ids) == specials.unk):
                     begin, end = encoding.offsets[place]

@@ -210,7 +210,7 @@ def _training(recipe: Recipe, continued: bool) -> object:
     validate_every = train.validate_every if train.patience else None
     reading = train.narrowed(Continuing) if continued else None
     tokenizer = recipe.tokenizer.model_dump(exclude={"keep", "regrow"})
-    weights = {name: weight for name, weight in weights_by_slice(recipe.corpus).items() if weight != 1}
+    weights = weights_by_slice(recipe.corpus)
     return recipe.seed, tokenizer, recipe.model, train.narrowed(Optimisation), validate_every, reading, weights
 
 

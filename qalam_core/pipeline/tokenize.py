@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from qalam_core.corpus.fingerprints import id_numbers
 from qalam_core.corpus.splits import read_texts, text_bytes, text_chunks
 from qalam_core.package.runtime.architecture import END, START
 from qalam_core.pipeline.prepare import shards_of
@@ -82,7 +83,7 @@ class Tokenize(Stage):
 def _labels(shard: Path) -> Labels:
     """Which documents a shard of text has."""
     batches = list(read_texts(shard))
-    ids = [np.array([int(number, 16) for number in batch.column("id").to_pylist()], np.uint64) for batch in batches]
+    ids = [id_numbers(batch.column("id").to_pylist()) for batch in batches]
     sources = pa.chunked_array([batch.column("source") for batch in batches], pa.string()).combine_chunks()
     return Labels.of(np.concatenate([np.zeros(0, np.uint64), *ids]), sources)
 

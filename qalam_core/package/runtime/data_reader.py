@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .architecture import BLOCKS, SPECIALS, ModelConfig
 from .rows import NUMBER, number
-from .tokenizer import FORMS, SPLITS, Specials, Vocabulary
+from .tokenizer import FORMS, OURS, ROLES, SPLITS, Specials, Vocabulary
 from .weights_reader import HIDDEN, WINDOWS, FormatError
 
 CONFIG_MAGIC, VOCAB_MAGIC, KNOWLEDGE_MAGIC = "# qalam config 1", "# qalam vocab 1", "# qalam knowledge 1"
@@ -30,7 +30,6 @@ _STRING = r'"((?:[^"\\]|\\["\\nt]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*+)"'
 _ESCAPE = re.compile(r"\\(?:([\"\\nt])|u(.{4})|U(.{8}))")
 _TAIL = r" *(?:#.*)?"
 _COMMENT = re.compile(_TAIL)
-_ROLES = ("PAD", "UNK", "START", "END")
 _BLOCK = re.compile(rf'BLOCK = "([a-z0-9]*)"{_TAIL}')
 _FLOAT = r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,60}(?:e[+-]?[0-9]{1,3})?|e[+-]?[0-9]{1,3})"
 _ASSIGNMENT = re.compile(rf"([A-Z0-9_]+) = (?:(0|[1-9][0-9]{{0,17}})|(True|False)|{_STRING}|({_FLOAT})){_TAIL}")
@@ -205,8 +204,9 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             source.refuse(f"this word already has id {words[word]}")
         words[word] = len(words)
     if len(words) != size or not (foreign or tuple(words)[:4] == SPECIALS):
-        source.refuse(f"{len(words)} words, but VOCAB_SIZE is {size}; the first four must be {', '.join(SPECIALS)}")
-    specials = _specials(source, words) if foreign else Specials()
+        first = "" if foreign else f"; the first four must be {', '.join(SPECIALS)}"
+        source.refuse(f"{len(words)} words, but VOCAB_SIZE is {size}{first}")
+    specials = _specials(source, words) if foreign else OURS
     merges = tuple(_pairs(source, source.section("MERGES = (", ")")))
     if len(set(merges)) != len(merges) or (merges and algorithm == "word"):
         source.refuse("MERGES must not repeat a pair, and must be empty in a word vocabulary")
@@ -237,12 +237,12 @@ def _specials(source: _Source, words: dict[str, int]) -> Specials:
             source.refuse("this special token is not in WORD2IDX" if index < 0 else "this special token is there twice")
         ids.append(index)
         for role in match[2].split():
-            if role not in _ROLES or role in roles:
-                source.refuse(f"roles are {', '.join(_ROLES)}, and each belongs to one token")
+            if role not in ROLES or role in roles:
+                source.refuse(f"roles are {', '.join(ROLES)}, and each belongs to one token")
             roles[role] = index
     if not {"START", "END"} <= roles.keys():
         source.refuse("no special token has the role START, or END; where a text begins and ends is needed")
-    pad, unk, start, end = (roles.get(role, -1) for role in _ROLES)
+    pad, unk, start, end = (roles.get(role, -1) for role in ROLES)
     return Specials(pad, unk, start, end, tuple(sorted({*ids} - {pad, unk, start, end})))
 
 
