@@ -30,8 +30,7 @@ check: .venv/test  ## in a minute: linters, types, and every test that starts no
 test: export QALAM_EXAMPLES = 100  # of each property, where `make check` tries 25
 test: export QALAM_QUICK_SECONDS = 10  # `make check` is strict; here the machine may be slow, or busy
 test: check  ## linters, types and every test
-	$(BIN)/python -m pytest -n 2 -m processes --ignore=tests/flows
-	$(BIN)/python -m pytest -n 3 -m processes tests/flows  # more workers than cores: these mostly wait
+	$(BIN)/python -m pytest -n 3 -m processes  # more workers than cores: those on a stack mostly wait
 
 lint: .venv/test  ## linters and types
 	$(BIN)/ruff check --quiet .

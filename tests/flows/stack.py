@@ -28,7 +28,7 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 BUILD, ON_NEW_CORPUS = "build_model/nightly-build-daily", "build_model/on-new-corpus-daily"
 EVALUATE, REPRODUCE = "evaluate_champion/evaluate-champion-daily", "reproduce_champion/reproduce-champion-daily"
 PROPOSE = "propose_model/propose-daily"
-LONG = 1_500  # training steps, about eight seconds on a free core
+LONG = 1_000  # training steps, about six seconds on a free core
 T = TypeVar("T")
 
 
@@ -164,7 +164,7 @@ class Stack:
         # a seed of its own, or the store would contain the checkpoint of another test's training
         seed = zlib.crc32(name.encode()) % 10_000
         recipe = self.recipe.model_copy(update={"name": name, "seed": seed}).canonical()
-        recipe["train"] |= {"steps": steps, "checkpoint_every": 200, "log_every": 100, "validate_every": steps}
+        recipe["train"] |= {"steps": steps, "checkpoint_every": 100, "log_every": 100, "validate_every": steps}
         return {"recipe": recipe}
 
     def run(self, identity: str) -> dict[str, Any]:

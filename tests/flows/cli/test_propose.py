@@ -20,7 +20,7 @@ from qalam_core.pipeline.build import propose
 from qalam_core.pipeline.propose import candidate
 from tests.conftest import Built
 from tests.flows.cli.command import qalam
-from tests.flows.processes import clean_environment
+from tests.flows.processes import clean_environment, prepared
 from tests.flows.processes import qalam as process
 
 HOSTILE = "x | `y` </td><script>alert(1)</script>\x1b[31m \u202e$(id)"
@@ -118,7 +118,8 @@ def test_mistakes_are_one_line_and_status_2(mine: Built, tmp_path: Path) -> None
     assert "`qalam seal" in qalam("propose", package, "--why", "x", *where).stderr
 
 
-def test_a_killed_proposal_is_finished_by_the_next(mine: Built, tmp_path: Path) -> None:
+def test_a_killed_proposal_is_finished_by_the_next(mine: Built, database: Path, tmp_path: Path) -> None:
+    prepared(mine.store.root / "prefect", database)
     package = edited(mine, tmp_path / "package", 1.001)
     command = ["propose", package, "--why", "why", "--store", mine.store.root]
     for wait in ("propose", "evaluate"):

@@ -52,13 +52,13 @@ def test_killed_processes_crash_their_runs_and_the_next_runs_resume(stack: Stack
     other_second = stack.start(ON_NEW_CORPUS, **of_worker)
     for run in (second, other_second):
         stack.completed(run)
-    assert steps(stack.logs(second))[0] > stopped >= 200, "it resumed; it did not start again"
-    assert steps(stack.logs(other_second))[0] > 200
+    assert steps(stack.logs(second))[0] > stopped >= 100, "it resumed; it did not start again"
+    assert steps(stack.logs(other_second))[0] > 100
     until(lambda: stack.receiver.got("crashed"), 30, "the notification of a crash")
 
 
 def test_a_killed_server_does_not_affect_a_run(stack: Stack) -> None:
-    first = stack.start(**stack.long("serverkill", steps=2 * LONG))  # longer than ARTIFACT_SECONDS
+    first = stack.start(**stack.long("serverkill", steps=3 * LONG))  # longer than ARTIFACT_SECONDS
     stack.training_checkpoint(first)
     worker = stack.process("worker")
     stack.kill("server")
@@ -90,7 +90,7 @@ def test_cancelling_stops_the_training_with_a_checkpoint(stack: Stack) -> None:
     folder = stack.training_checkpoint(run)
     first = until(lambda: stack.artifacts(run).get("train"), 20, "a progress artifact")
     until(lambda: stack.artifacts(run)["train"] > first, 20, "progress in the artifact")
-    line = r"train: [\d,]+ of 15,000 steps \(\d+%\), loss [\d.]+, [\d,]+ tokens/s, \d+:\d\d:\d\d left"
+    line = r"train: [\d,]+ of 10,000 steps \(\d+%\), loss [\d.]+, [\d,]+ tokens/s, \d+:\d\d:\d\d left"
     assert any(re.fullmatch(line, message) for message in stack.logs(run))
     before = last_step(folder)
     call(stack.api, f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
@@ -107,7 +107,6 @@ def test_a_cancelled_run_stops_itself_when_its_worker_does_not(stack: Stack) -> 
     run = stack.start(**stack.long("alone", steps=10 * LONG))
     folder = stack.training_checkpoint(run)
     flow, worker = stack.flow_process(run), stack.process("worker")
-    command, environment = worker.cmdline(), worker.environ()
     for process in [worker, *worker.children(recursive=True)]:
         if process not in (flow, *flow.children(recursive=True)):
             process.kill()
@@ -118,7 +117,7 @@ def test_a_cancelled_run_stops_itself_when_its_worker_does_not(stack: Stack) -> 
     until(lambda: trainer_is_gone(folder), 20, "the trainer has exited")
     logs = until(lambda: "\n".join(stack.logs(run)).partition("which was cancelled; it stops itself"), 20, "its log")
     assert "Traceback" not in logs[2]
-    stack.start_again(command, environment)
+    stack.up()
 
 
 def test_a_killed_trainer_is_one_line(stack: Stack) -> None:
@@ -136,7 +135,7 @@ def test_trainings_run_one_at_a_time(stack: Stack) -> None:
     """The single training slot applies to builds of two deployments."""
     stack.allow_trainings(1)
     deployments = {"one": BUILD, "two": ON_NEW_CORPUS}
-    both = [stack.start(each, **stack.long(name, steps=LONG // 4)) for name, each in deployments.items()]
+    both = [stack.start(each, **stack.long(name, steps=LONG // 2)) for name, each in deployments.items()]
     seen = set()
 
     def all_ended() -> bool:
@@ -147,5 +146,6 @@ def test_trainings_run_one_at_a_time(stack: Stack) -> None:
     assert {stack.run(run)["state_type"] for run in both} == {"COMPLETED"}
     assert max(seen) == 1
     waited = [row["waited"] for run in both for row in stack.table(run, "stages") if row["stage"] == "train"]
-    assert sorted(bool(re.fullmatch(r"\d+ s for a training slot", text)) for text in waited) == [False, True], waited
-    assert sum(any("waiting for a training slot" in message for message in stack.logs(run)) for run in both) == 1
+    seconds = [int(found[1]) if (found := re.fullmatch(r"(\d+) s for a training slot", text)) else 0 for text in waited]
+    assert max(seconds) > 3, waited  # asking for a free one may take three
+    assert any("waiting for a training slot" in message for run in both for message in stack.logs(run))

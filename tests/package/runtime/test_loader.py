@@ -108,6 +108,14 @@ def test_a_package_needs_neither_torch_nor_this_project(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "there" / "my_model").iterdir()) == before
 
 
+@pytest.mark.usefixtures("processes")
+def test_loading_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    """Which takes a second, and which initialising an embedding on the meta device does."""
+    export(tmp_path / "model")
+    code = "import sys, model; model.load_model('torch'); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
 def test_a_package_contains_its_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = export(tmp_path / "tanh_model", config=replace(CONFIG, activation="gelu_tanh"))
     assert verify(folder) == []
