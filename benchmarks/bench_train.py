@@ -449,10 +449,10 @@ OURS: dict[str, Any] = {
 }  # fmt: skip
 """The recipe `small-llama`."""
 PEERS: dict[str, tuple[Callable[..., Any], tuple[float, ...], float]] = {
-    "nanoGPT": (partial(PeerTraining, NanoBlock), (1e-3, 3e-3, 6e-3), 0.4),
-    "nanochat": (ModernTraining, (0.5, 1.0, 2.0), 0.7),
+    "nanoGPT": (partial(PeerTraining, NanoBlock), (1e-3, 3e-3, 6e-3), 0.3),
+    "nanochat": (ModernTraining, (0.5, 1.0, 2.0), 1.3),
 }
-"""Peer -> its training, the rates that are tried, and the share of its steps that ours is planned for."""
+"""Peer -> its training, the rates that are tried, and the steps that ours is planned for, as a multiple of its own."""
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
