@@ -18,6 +18,7 @@ from al_qalam.tasks.links import report_base
 from al_qalam.tasks.outcome import RefusedError, supervised
 from al_qalam.tasks.policy import confined, run_name
 from al_qalam.tasks.runners import workers
+from qalam_core.object_store import store_at
 from qalam_core.pipeline.build import History, proposed, stages_in_order
 from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.propose import candidate, proposer
@@ -25,7 +26,6 @@ from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.train import Train
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
-from qalam_core.store import Store
 
 
 @flow(name="build_model", flow_run_name=run_name("build {recipe.name}"), persist_result=False)
@@ -44,7 +44,7 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
     files = stages.resolve(recipe.corpus)
     with workers(recipe.runner) as pool:
         executor = AsTasks(store, pool, recipe, training)
-        artifacts = stages_in_order(recipe, files, History(Runs(Store(Path(store)))), executor)
+        artifacts = stages_in_order(recipe, files, History(Runs(store_at(store))), executor)
     return _ended(stages.publish(store, recipe, artifacts), store)
 
 
@@ -65,7 +65,7 @@ def propose_model(
     """
     store = confined(store)
     report_base()
-    home = Store(Path(store))
+    home = store_at(store)
     found = replace(candidate(Runs(home), Path(package), why, proposer(who), recipe), only_judged=not promote)
     files = [] if found.corpus else stages.resolve(found.recipe.corpus)
     with workers(found.recipe.runner) as pool:
@@ -75,7 +75,7 @@ def propose_model(
 
 
 def _ended(published: Published, store: str) -> Any:
-    message = "; ".join(filter(None, [published.decision, deliver(Store(Path(store)))]))
+    message = "; ".join(filter(None, [published.decision, deliver(store_at(store))]))
     if not published.verdict.passed:
         return Failed(message=message, data=RefusedError(published.decision, published))
     return Completed(message=message, data=published)
@@ -99,7 +99,7 @@ def train_model(
         continues: whether the training of `parent` goes on; else its weights alone are taken
     """
     store = confined(store)
-    home = Store(Path(store))
+    home = store_at(store)
     start = WarmStart.of(Runs(home), parent, recipe) if parent else None
     if start and not continues:
         start = replace(start, state=None)

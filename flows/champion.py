@@ -4,7 +4,6 @@ They do not change the champion: whether to roll back is a person's decision.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -16,11 +15,11 @@ from al_qalam.tasks.executor import AsTasks
 from al_qalam.tasks.outcome import RefusedError, supervised
 from al_qalam.tasks.policy import confined, run_name
 from al_qalam.tasks.runners import workers
+from qalam_core.object_store import store_at
 from qalam_core.pipeline.build import ingested, tokenized
 from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
-from qalam_core.store import Store
 
 
 @flow(name="evaluate_champion", flow_run_name=run_name("evaluate champion of {recipe.name}"), persist_result=False)
@@ -33,7 +32,7 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
         store: folder of artifacts and runs, on the machine that runs the flow
     """
     store = confined(store)
-    runs = Runs(Store(Path(store)))
+    runs = Runs(store_at(store))
     run = runs.champion(recipe.name)
     if run is None:
         return Completed(message=f"{recipe.name} has no champion yet")
@@ -61,7 +60,7 @@ def reproduce_champion(name: str, store: str = ".qalam", lineage: bool = False) 
         lineage: also build the runs that it began from, oldest first, instead of taking its parent's weights
     """
     store = confined(store)
-    run = Runs(Store(Path(store))).champion(name)
+    run = Runs(store_at(store)).champion(name)
     if run is None:
         return Completed(message=f"{name} has no champion yet")
     found = tasks.reproduce(store, run, lineage)

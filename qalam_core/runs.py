@@ -22,9 +22,9 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from qalam_core.errors import DamagedError, StoreError
 from qalam_core.evaluation.results import Bits, Repetition, Report, Verdict
-from qalam_core.files import NOT_THERE, digest, json_object, names, read_bytes, replace_file, sha256_bytes, sync
+from qalam_core.files import NOT_THERE, digest, json_object, read_bytes, sha256_bytes
 from qalam_core.recipe import Frozen, Recipe, RecipeName
-from qalam_core.store import Store, delete_folder
+from qalam_core.store import Store
 from qalam_core.tokens.fit import Judged
 
 Record = TypeVar("Record", bound=Frozen)
@@ -272,7 +272,6 @@ class Runs:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._home = store.root / "runs"
 
     @staticmethod
     def run_id(name: str, key: str) -> str:
@@ -282,22 +281,9 @@ class Runs:
     def publish(self, run: str, fill: Callable[[Path], object]) -> None:
         """Create a run, whose files `fill` writes into a folder; does nothing when the run exists.
 
-        The folder is renamed when it is complete, so that a run is complete or absent.
+        A run is complete or absent.
         """
-        home = self._home / run
-        with self.store.disk_errors("publish"), self.store.locked(run):
-            if home.exists():
-                return
-            partial = self._home / f".{run}.partial"
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-            fill(partial)
-            for path in sorted(partial.rglob("*")):
-                if path.is_file():
-                    sync(path)
-            partial.rename(home)
-            sync(home.parent)
+        self.store.publish_run(run, fill)
 
     def copy_from(self, other: Runs, run: str) -> None:
         """Copy a run from another store; does nothing when it exists here."""
@@ -306,31 +292,31 @@ class Runs:
 
     def delete(self, run: str) -> None:
         """Delete a run; its artifacts and the history of champions are kept."""
-        folder = self.folder(run)
-        with self.store.disk_errors("gc"), self.store.locked(run):
-            delete_folder(folder)
+        self.folder(run)
+        self.store.delete_run(run)
 
     def __contains__(self, run: str) -> bool:
         with self.store.disk_errors():
             plain = bool(run) and Path(run).name == run and run[0] != "."
-            return plain and (self._home / run / "run.json").is_file()
+            return plain and self.store.run_file(run, "run.json").is_file()
 
     def folder(self, run: str) -> Path:
         """The folder of a run. Raises DamagedError when there is no run of that id."""
         if run not in self:
-            raise DamagedError(f"run {run!r} is not in {self.store.root}; `qalam runs` lists those that are")
-        return self._home / run
+            raise DamagedError(f"run {run!r} is not in {self.store.place}; `qalam runs` lists those that are")
+        with self.store.disk_errors():
+            return self.store.run_file(run)
 
     def record(self, run: str) -> RunRecord:
         """run.json of a run. Raises StoreError."""
-        return _parsed(RunRecord, self._content(run, "run.json"), str(self._home / run / "run.json"))
+        return _parsed(RunRecord, self._content(run, "run.json"), f"{self.store.place}/runs/{run}/run.json")
 
     def report(self, run: str) -> Report:
         """report.json of a run. Raises StoreError."""
         try:
             return Report.model_validate_json(self._content(run, "report.json"))
         except ValidationError:
-            raise _missing(self._home / run / "report.json") from None
+            raise _missing(self.store.run_file(run, "report.json")) from None
 
     def package(self, run: str) -> Parent:
         """A run and the digest of its package, as recorded by a training that begins with its weights."""
@@ -338,8 +324,10 @@ class Runs:
 
     def _content(self, run: str, name: str) -> bytes:
         """A file of a run. Raises DamagedError when it is no file, and StoreError when it cannot be read."""
-        file = self.folder(run) / name
+        if run not in self:
+            self.folder(run)
         with self.store.disk_errors():
+            file = self.store.run_file(run, name)
             try:
                 return read_bytes(file, _LIMIT)
             except (*NOT_THERE, ValueError):
@@ -352,15 +340,15 @@ class Runs:
     def records(self) -> dict[str, RunRecord]:
         """Id -> record of all runs, oldest first."""
         with self.store.disk_errors():
-            found = [(run, self.record(run)) for run in names(self._home) if run in self]
+            found = [(run, self.record(run)) for run in self.store.run_names()]
         return dict(sorted(found, key=lambda pair: (pair[1].created, pair[0])))
 
     def summaries(self, name: str = "") -> dict[str, Summary]:
         """Id -> summary of all runs, or of those of recipe `name`, oldest first. Raises StoreError."""
         found = []
         with self.store.disk_errors():
-            for run in (run for run in names(self._home) if run[0] != "."):
-                path = self._home / run / "run.json"
+            for run in self.store.run_names():
+                path = self.store.run_file(run, "run.json")
                 with suppress(*NOT_THERE):  # deleted meanwhile by garbage collection, or no run
                     try:
                         summary = Summary.model_validate_json(path.read_bytes())
@@ -382,21 +370,21 @@ class Runs:
         """Ids of the runs of recipe `name`, newest first by modification time; no record is read."""
         found = []
         with self.store.disk_errors():
-            for run in names(self._home):
+            for run in self.store.run_names():
                 with suppress(*NOT_THERE):  # deleted meanwhile by garbage collection, or no run
                     if run.startswith(f"{name}-") and run[len(name) + 1 :].isalnum():
-                        found.append((-(self._home / run / "run.json").stat().st_mtime_ns, run))
+                        found.append((-self.store.last_change(run), run))
         return [run for _, run in sorted(found)]
 
     def promotions(self, name: str) -> list[Promotion]:
         """The promotions under recipe name `name`, oldest first; the last one is the champion."""
-        file = self._history(name)
         with self.store.disk_errors("publish"):
-            try:
-                lines = file.read_bytes().splitlines()
-            except FileNotFoundError:
-                return []
-        return [_parsed(Promotion, line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
+            return self._promotions(name, self.store.history(name))
+
+    def _promotions(self, name: str, history: bytes) -> list[Promotion]:
+        place = f"{self.store.place}/champions/{name}.jsonl"
+        lines = enumerate(history.splitlines(), 1)
+        return [_parsed(Promotion, line, f"{place}:{number}") for number, line in lines]
 
     def champion(self, name: str) -> str | None:
         """Run id of the champion under `name`."""
@@ -445,9 +433,7 @@ class Runs:
     ) -> None:  # fmt: skip
         """Make a run the champion under `name`, by one more line of the history; does nothing when it is already."""
         promotion = Promotion(run=run, model=self.model(run), when=when, why=why, who=who, accepted=tuple(accepted))
-        with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
-            if self.champion(name) != run:
-                self._append(name, promotion)
+        self._decide(name, lambda earlier: None if earlier and earlier[-1].run == run else promotion)
 
     def offer(self, name: str, run: str, when: str) -> str:
         """Make a run that passed the gate the champion under `name`; -> "", or why a person must do so.
@@ -459,17 +445,21 @@ class Runs:
         proposal = self.record(run).proposal
         why = f"passed the gate, proposed by {proposal.who}: {proposal.why}" if proposal else "passed the gate"
         promotion = Promotion(run=run, model=self.model(run), when=when, why=why, who="gate")
-        with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
-            earlier = self.promotions(name)
-            before = [line for line in earlier if line.model == promotion.model]
+        obstacle = ""
+
+        def decide(earlier: Sequence[Promotion]) -> Promotion | None:
+            nonlocal obstacle
+            before, obstacle = [line for line in earlier if line.model == promotion.model], ""
             if before and before[-1] != earlier[-1]:
                 undone = _undone(earlier).get(promotion.model)
-                return f"rolled back {undone}" if undone else f"it was champion before, promoted {before[-1]}"
+                obstacle = f"rolled back {undone}" if undone else f"it was champion before, promoted {before[-1]}"
+                return None
             champion = earlier[-1].run if earlier else ""
             same = champion in self and self.package(champion).package == self.package(run).package
-            if not same and run not in [line.run for line in before]:
-                self._append(name, promotion)
-        return ""
+            return None if same or run in [line.run for line in before] else promotion
+
+        self._decide(name, decide)
+        return obstacle
 
     def repeated(self, name: str) -> dict[str, str]:
         """Run of recipe `name` that was never promoted -> the promoted run whose package is the same, byte for byte."""
@@ -484,19 +474,24 @@ class Runs:
         Runs that were deleted, and champions with the same model or one that was rolled back, are skipped. Raises
         StoreError when there is no earlier champion.
         """
-        with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
-            promotions = self.promotions(name)
+        target = ""
+
+        def decide(promotions: Sequence[Promotion]) -> Promotion:
+            nonlocal target
             if not promotions:
-                raise StoreError(f"{name!r} has no champion in {self.store.root}; `qalam runs` lists the runs")
+                raise StoreError(f"{name!r} has no champion in {self.store.place}; `qalam runs` lists the runs")
             champion, before = promotions[-1], self._before(promotions)
             if before is None:
                 raise StoreError(
                     f"{champion.run} is the first champion of {name} that still exists and was not rolled back; "
                     "nothing came before it"
                 )
+            target = before.run
             line = {"when": when, "why": why, "who": who, "action": "rollback", "undone": champion.model}
-            self._append(name, Promotion.model_validate({"run": before.run, "model": before.model, **line}))
-        return before.run
+            return Promotion.model_validate({"run": before.run, "model": before.model, **line})
+
+        self._decide(name, decide)
+        return target
 
     def rollback_target(self, name: str) -> str | None:
         """The run that a rollback of `name` would make champion."""
@@ -508,15 +503,14 @@ class Runs:
         found = (line for line in reversed(_in_force(promotions)) if line.model != promotions[-1].model)
         return next((line for line in found if line.run in self), None)
 
-    def _append(self, name: str, promotion: Promotion) -> None:
-        line = json.dumps(promotion.canonical(), ensure_ascii=False, sort_keys=True) + "\n"
-        history = self._history(name)
-        earlier = history.read_bytes() if history.exists() else b""
-        # not an append: on a full disk it could leave a partial line, which every later build would refuse
-        replace_file(history, earlier + line.encode())
-
-    def _history(self, name: str) -> Path:
-        return self.store.root / "champions" / f"{name}.jsonl"
+    def _decide(self, name: str, decide: Callable[[Sequence[Promotion]], Promotion | None]) -> None:
+        """Add the line that `decide` returns for the history so far; again where another machine adds one meanwhile."""
+        with self.store.disk_errors("publish"), self.store.locked(f"champion-{name}"):
+            while line := decide(self._promotions(name, earlier := self.store.history(name))):
+                added = json.dumps(line.canonical(), ensure_ascii=False, sort_keys=True) + "\n"
+                # the whole, not an append: on a full disk that could leave part of a line, which builds would refuse
+                if self.store.replace_history(name, earlier, earlier + added.encode()):
+                    return
 
 
 def _undone(promotions: Sequence[Promotion]) -> dict[str, Promotion]:

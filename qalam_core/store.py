@@ -44,7 +44,7 @@ from qalam_core.recipe import Frozen
 
 log = logging.getLogger(__name__)
 
-DEFAULT_STORE = Path(".qalam")  # relative to the working directory
+DEFAULT_STORE = ".qalam"  # relative to the working directory
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 1 << 30
 
@@ -165,6 +165,11 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(root).resolve()
 
+    @property
+    def place(self) -> str:
+        """What `store_at` opens: its folder, or its URL."""
+        return str(self.root)
+
     def ensure_writable(self) -> None:
         """Raise StoreError if the store cannot be written."""
         with self.disk_errors("start"):
@@ -210,8 +215,13 @@ class Store:
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
             sync(home.parent)
+            shared = self._share(Artifact(name, key, home).with_manifest(manifest))
         seconds = time.monotonic() - since - sum(waited.values())
-        return Artifact(name, key, home, False, seconds, waited).with_manifest(manifest)
+        return replace(shared, seconds=seconds, waited=waited).with_manifest(shared.manifest)
+
+    def _share(self, artifact: Artifact) -> Artifact:
+        """Make a new artifact available to others; -> the one that is in the store now."""
+        return artifact
 
     def find(self, identity: Identity) -> Artifact | None:
         """What `build` would reuse, or None. Neither locks nor writes."""
@@ -221,12 +231,21 @@ class Store:
         """The artifact of that digest. Raises DamagedError, and StoreError if `key` is not a digest."""
         artifact = self._undamaged(stage, key)
         if artifact is None:
-            raise DamagedError(f"{stage} {key[:12]} is missing or damaged in {self.root}; build its recipe again")
+            raise DamagedError(f"{stage} {key[:12]} is missing or damaged in {self.place}; build its recipe again")
         return artifact
 
     def reference(self, stage: str, key: str) -> Artifact:
         """The artifact of a recorded digest, unchecked: it may be missing or damaged."""
         return Artifact(stage, key, self.artifact_folder(stage, key))
+
+    def manifest(self, stage: str, key: str) -> Manifest:
+        """The manifest of a recorded digest; the files may be damaged. Raises DamagedError."""
+        return self.reference(stage, key).manifest
+
+    def size(self, path: str) -> int:
+        """Bytes of what is at a path relative to the store."""
+        place = self.root / path
+        return sum(each.stat().st_size for each in (place, *place.rglob("*")) if each.is_file())
 
     def _undamaged(self, stage: str, key: str) -> Artifact | None:
         """The artifact of that digest if it has exactly the bytes that were finished.
@@ -299,6 +318,62 @@ class Store:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    # -- runs and histories, whose content runs.py knows
+
+    def run_names(self) -> list[str]:
+        """The names of all complete runs, sorted."""
+        home = self.root / "runs"
+        return [name for name in names(home) if name[0] != "." and (home / name / "run.json").is_file()]
+
+    def run_file(self, run: str, name: str = "") -> Path:
+        """A file of a run, or its folder; it may be missing."""
+        return self.root / "runs" / run / name
+
+    def last_change(self, run: str) -> float:
+        """When a run was published (Unix time). Raises FileNotFoundError."""
+        return self.run_file(run, "run.json").stat().st_mtime
+
+    def publish_run(self, run: str, fill: Callable[[Path], object]) -> None:
+        """Create a run, whose files `fill` writes into a folder; does nothing when the run exists.
+
+        The folder is renamed when it is complete, so that a run is complete or absent.
+        """
+        home = self.root / "runs" / run
+        with self.disk_errors("publish"), self.locked(run):
+            if home.exists():
+                return
+            partial = home.with_name(f".{run}.partial")
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            fill(partial)
+            for name in files_below(partial):
+                sync(partial / name)
+            partial.rename(home)
+            sync(home.parent)
+
+    def delete_run(self, run: str) -> None:
+        """Delete a run."""
+        with self.disk_errors("gc"), self.locked(run):
+            delete_folder(self.root / "runs" / run)
+
+    def history(self, name: str) -> bytes:
+        """The history of the champions under a name; empty where there is none."""
+        try:
+            return self._history_file(name).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def replace_history(self, name: str, earlier: bytes, content: bytes) -> bool:
+        """Replace a history that is `earlier`; -> False where it is not. The caller holds the lock of the name."""
+        if self.history(name) != earlier:
+            return False
+        replace_file(self._history_file(name), content)
+        return True
+
+    def _history_file(self, name: str) -> Path:
+        return self.root / "champions" / f"{name}.jsonl"
 
     def held_locks(self) -> list[str]:
         """Names of the locks that are held: what is being built or published now. Writes nothing."""

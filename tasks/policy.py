@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, runtime
@@ -15,6 +14,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.settings import get_current_settings
 
 from qalam_core.errors import QalamError, StoreError
+from qalam_core.object_store import store_at
 from qalam_core.progress import waiting
 
 # The store decides about reuse: Prefect's cache key contains a task's source, which does not change with the stage.
@@ -53,12 +53,12 @@ def run_name(what: str) -> Callable[[], str]:
 
 
 def confined(store: str) -> str:
-    """The absolute path of `store`. Raises StoreError when a deployment's run requests another folder than the one
-    that its worker serves ($QALAM_STORE)."""
-    root, served = Path(store).resolve(), os.environ.get("QALAM_STORE")
-    if runtime.deployment.id and served and root != Path(served).resolve():
-        raise StoreError(f"store {root}: this worker serves only {Path(served).resolve()}; run with store={served}")
-    return str(root)
+    """The URL, or the absolute path, of `store`. Raises StoreError when a deployment's run requests another store than
+    the one that its worker serves ($QALAM_STORE)."""
+    place, served = store_at(store).place, os.environ.get("QALAM_STORE")
+    if runtime.deployment.id and served and place != (known := store_at(served).place):
+        raise StoreError(f"store {place}: this worker serves only {known}; run with store={served}")
+    return place
 
 
 @contextmanager

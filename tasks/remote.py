@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -19,6 +18,7 @@ from al_qalam.tasks.policy import POLICY, tag_of
 from al_qalam.tasks.progress import shown
 from qalam_core.errors import RecipeError, TrainingError
 from qalam_core.files import json_object
+from qalam_core.object_store import store_at
 from qalam_core.pipeline.train import Train
 from qalam_core.progress import waiting
 from qalam_core.recipe import Recipe
@@ -28,7 +28,7 @@ from qalam_core.store import Artifact, Store
 @task(name="train", task_run_name="train in {deployment}", tags=["training"], **POLICY)
 def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
     """Run `deployment` to train, unless the store has the checkpoint. Raises RecipeError, TrainingError."""
-    home = Store(Path(store))
+    home = store_at(store)
     ready = home.find(stage.identity)
     if ready:
         return shown(stage, ready)
@@ -69,5 +69,5 @@ def _received(home: Store, message: str) -> Artifact:
 
 def found(store: str, tokenizer: str, tokens: Sequence[str]) -> tuple[Artifact, list[Artifact]]:
     """The tokenizer and the token shards with these digests. Raises StoreError."""
-    home = Store(Path(store))
+    home = store_at(store)
     return home.artifact("vocab", tokenizer), [home.artifact("tokenize", digest) for digest in tokens]

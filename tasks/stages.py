@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, task
@@ -20,13 +19,14 @@ from al_qalam.tasks.policy import POLICY, RETRIES, training_slot
 from al_qalam.tasks.progress import shown, watch
 from qalam_core.corpus.sources import SourceFile
 from qalam_core.corpus.sources import resolve as resolve_sources
+from qalam_core.object_store import store_at
 from qalam_core.pipeline.propose import Candidate
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.publish import publish as publish_run
 from qalam_core.pipeline.stage import Stage, throughput, waits
 from qalam_core.recipe import Corpus, Recipe
 from qalam_core.runs import Runs
-from qalam_core.store import Artifact, Store
+from qalam_core.store import Artifact
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "ingest": {"tags": ["data"], **RETRIES},
@@ -59,7 +59,7 @@ def run_stage(store: str, stage: Stage) -> Any:
     without_tracebacks()  # also here because a process worker only runs tasks
     slot = training_slot if stage.name == "train" else nullcontext
     with watch(stage.name, stage.label, stage.unit) as progress:
-        artifact = Store(Path(store)).build(stage, progress, slot)
+        artifact = store_at(store).build(stage, progress, slot)
     return shown(stage, artifact)
 
 
@@ -75,7 +75,7 @@ def publish(
     store: str, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None = None
 ) -> Published:  # fmt: skip
     """Create the run, promote it if the gate passed, show the report in Prefect, and leave an event for automations."""
-    home = Store(Path(store))
+    home = store_at(store)
     published = publish_run(Runs(home), recipe, artifacts, candidate)
     announce(home, published, recipe.name)  # at once: what follows needs the server
     report = (published.folder / "report.md").read_text(encoding="utf-8")

@@ -14,8 +14,9 @@ from al_qalam.flows.cli.options import ModelArgument, StoreOption
 from al_qalam.flows.cli.terminal import out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import PackageError
+from qalam_core.object_store import store_at
 from qalam_core.runs import Runs
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from qalam_core.pipeline.blame import Blame, Step, Version
@@ -36,7 +37,7 @@ def blame(
     if row and not tensor:
         raise PackageError("--row needs a tensor: qalam blame MODEL embedding.weight --row WORD")
     with TemporaryDirectory(prefix="qalam-blame-") as place:
-        chain = versions(Runs(Store(store)), model, Path(place), commits)
+        chain = versions(Runs(store_at(store)), model, Path(place), commits)
         if not tensor:
             _print_tensors(tensors_since(chain), as_json)
             return

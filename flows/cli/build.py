@@ -17,6 +17,7 @@ from al_qalam.flows.recipes import included_recipe, recipe_path
 from al_qalam.flows.serving.database import usable_home
 from al_qalam.flows.serving.prefect_env import embedded, server_may_be_configured
 from qalam_core.errors import QalamError, RecipeError, StoreError
+from qalam_core.object_store import store_at
 from qalam_core.recipe import Recipe, Source, to_toml
 from qalam_core.store import DEFAULT_STORE, Store
 
@@ -44,7 +45,7 @@ def plan(
     from qalam_core.pipeline.estimate import UNITS
     from qalam_core.pipeline.plan import plan as make_plan
 
-    found = make_plan(Recipe.load(recipe_path(recipe), set_ or ()), Store(store))
+    found = make_plan(Recipe.load(recipe_path(recipe), set_ or ()), store_at(store))
     if as_json:
         rows = [
             {"stage": row.stage, "label": row.label, "action": row.action, "reasons": row.reasons, "digest": row.digest}
@@ -62,7 +63,7 @@ def plan(
 def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetOption = None) -> None:
     """Build a model; artifacts that are in the store are reused."""
     parsed = Recipe.load(recipe_path(recipe), set_ or ())
-    target = Store(store)
+    target = store_at(store)
     target.ensure_writable()
     finish(_built(parsed, target), target)
 
@@ -109,7 +110,7 @@ def forget(
     from qalam_core.pipeline.lineage import last_without, readers
     from qalam_core.runs import Runs
 
-    excluded, target = Excluded.load(exclude), Store(store)
+    excluded, target = Excluded.load(exclude), store_at(store)
     target.ensure_writable()
     path, runs = recipe_path(recipe), Runs(target)
     asked = Recipe.load(path, set_ or ())
@@ -205,7 +206,7 @@ def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[Sourc
 
         known[:] = files
         try:
-            return build_model(recipe, str(store.root), return_state=True)
+            return build_model(recipe, store.place, return_state=True)
         finally:
             known.clear()
 

@@ -14,8 +14,9 @@ from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError
+from qalam_core.object_store import store_at
 from qalam_core.runs import Runs
-from qalam_core.store import DEFAULT_STORE, Artifact, Store
+from qalam_core.store import DEFAULT_STORE, Artifact
 
 _SHOWN = 300  # characters of a rejected document
 
@@ -39,14 +40,14 @@ def corpus(
     for name in what or [""]:
         is_store = (Path(name) / "artifacts").is_dir() and name != ""
         run = "" if is_store else name
-        home = Store(Path(name)) if is_store else Store(store)
+        home = store_at(name) if is_store else store_at(store)
         found = corpus_of(home, run)
         if rule:
             _show_rejects(found, rule, count, as_json)
         elif as_json:
             print_json({"corpus": found.digest, **found.manifest.facts})
         else:
-            out.print(f"corpus {found.digest[:12]} in {home.root}", soft_wrap=True)
+            out.print(f"corpus {found.digest[:12]} in {home.place}", soft_wrap=True)
             _show_counts(found)
             if run:
                 _show_overlap(Runs(home), run)

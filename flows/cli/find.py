@@ -18,8 +18,9 @@ from al_qalam.flows.cli.options import StoreOption
 from al_qalam.flows.cli.terminal import bars, out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError, StoreError
+from qalam_core.object_store import store_at
 from qalam_core.runs import Runs
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from qalam_core.pipeline.find import Findings, Meeting, Trace, Traced
@@ -42,7 +43,7 @@ def trace(
     from qalam_core.pipeline.find import trace as find_spans
 
     with bars() as terminal, terminal.tracked("trace", "bytes") as progress:
-        found = find_spans(Runs(Store(store)), run, _given(text), words, count, progress)
+        found = find_spans(Runs(store_at(store)), run, _given(text), words, count, progress)
     if as_json:
         print_json(_as_json(found))
         return
@@ -73,9 +74,9 @@ def find(
     """Name every run that has read a text, itself or through an ancestor, and the source documents that hold it."""
     from qalam_core.pipeline.find import find as find_runs
 
-    runs = Runs(Store(store))
+    runs = Runs(store_at(store))
     if not runs.ids():
-        raise StoreError(f"{runs.store.root}: has no runs; name the store whose models are meant with --store")
+        raise StoreError(f"{runs.store.place}: has no runs; name the store whose models are meant with --store")
     with bars() as terminal, terminal.tracked("find", "files") as progress:
         found = find_runs(runs, _given(text), count, progress)
     if as_json:

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from qalam_core.object_store import store_at
 from qalam_core.runs import Runs
-from qalam_core.store import Store
 
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="QALAM_STORE", help="Folder of artifacts and runs.", show_default=True)
+    str,
+    typer.Option(
+        "--store", envvar="QALAM_STORE", help="Folder of artifacts and runs, or s3://BUCKET/PREFIX.", show_default=True
+    ),
 ]
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or one of: demo, small, medium, large.")]
 SetOption = Annotated[
@@ -21,6 +24,6 @@ SetOption = Annotated[
 ModelArgument = Annotated[str, typer.Argument(help="A package folder, or a run id.")]
 
 
-def package_folder(model: str, store: Path) -> Path:
+def package_folder(model: str, store: str) -> Path:
     """The package folder of `model`, a folder or a run id. Raises StoreError."""
-    return Path(model) if Path(model).is_dir() else Runs(Store(store)).folder(model) / "model"
+    return Path(model) if Path(model).is_dir() else Runs(store_at(store)).folder(model) / "model"

@@ -16,8 +16,9 @@ from al_qalam.flows.cli.options import ModelArgument, StoreOption, package_folde
 from al_qalam.flows.cli.terminal import out
 from qalam_core.display import printable
 from qalam_core.errors import PackageError
+from qalam_core.object_store import store_at
 from qalam_core.runs import Runs
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE
 
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Path to write to; must not exist.")]
@@ -43,7 +44,7 @@ def show(
     """Show a run's result, the content of a package, or one row of a tensor."""
     folder = package_folder(what, store)
     if not (tensor or near or Path(what).is_dir()):
-        runs = Runs(Store(store))
+        runs = Runs(store_at(store))
         if full:
             out.print(Markdown((runs.folder(what) / "report.md").read_text(encoding="utf-8")))  # printable as written
         else:

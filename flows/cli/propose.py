@@ -17,6 +17,7 @@ from al_qalam.flows.serving.prefect_env import server_may_be_configured
 from qalam_core.display import printable
 from qalam_core.errors import QalamError
 from qalam_core.files import replace_file
+from qalam_core.object_store import store_at
 from qalam_core.recipe import Recipe
 from qalam_core.store import DEFAULT_STORE, Store
 
@@ -48,7 +49,7 @@ def propose(
     from qalam_core.pipeline.propose import candidate, proposer
     from qalam_core.runs import Runs
 
-    target = Store(store)
+    target = store_at(store)
     target.ensure_writable()
     if set_ and not recipe:
         raise QalamError("--set: changes a recipe; name it with --recipe")
@@ -75,7 +76,7 @@ def _published(found: Candidate, recipe: Recipe | None, store: Store) -> Publish
         from al_qalam.flows.build_model import propose_model
 
         return propose_model(
-            str(found.package.path), found.proposal.why, found.proposal.who, recipe, str(store.root),
+            str(found.package.path), found.proposal.why, found.proposal.who, recipe, store.place,
             not found.only_judged, return_state=True,
         )  # fmt: skip
 

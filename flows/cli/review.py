@@ -14,8 +14,9 @@ from al_qalam.flows.cli.terminal import bars, out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import QalamError
 from qalam_core.files import replace_file
+from qalam_core.object_store import store_at
 from qalam_core.runs import Runs
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from qalam_core.review.summary import Review
@@ -37,7 +38,7 @@ def review(
     from qalam_core.pipeline.review import Side
     from qalam_core.pipeline.review import review as compare
 
-    runs = Runs(Store(store))
+    runs = Runs(store_at(store))
     before, after = Side.of(runs, old), Side.of(runs, new)
     with bars() as terminal, terminal.tracked("review", "tokens") as progress:
         found = compare(before, after, progress)

@@ -23,6 +23,7 @@ from al_qalam.tasks.links import report_link
 from qalam_core.display import printable
 from qalam_core.errors import QalamError, StoreError
 from qalam_core.files import replace_file
+from qalam_core.object_store import store_at
 from qalam_core.runs import Ancestor, Runs, State, Summary, outcome
 from qalam_core.store import DEFAULT_STORE, Store
 
@@ -42,7 +43,7 @@ def runs(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """List the runs of a store, oldest first, and why those that did not pass were refused. Times are UTC."""
-    home = Runs(Store(store))
+    home = Runs(store_at(store))
     found = home.summaries(name)
     states = home.states(found)
     chosen = [
@@ -55,10 +56,10 @@ def runs(
     elif chosen:
         _print_runs([(run, found[run], states[run]) for run in chosen])
     elif found:
-        out.print(f"none of {len(found)} runs in {home.store.root} is such a run", soft_wrap=True)
+        out.print(f"none of {len(found)} runs in {home.store.place} is such a run", soft_wrap=True)
     else:
         of = f" of a recipe {name!r}" if name else ""
-        out.print(f"no runs{of} in {home.store.root} yet; `qalam build {name or 'demo'}` creates one", soft_wrap=True)
+        out.print(f"no runs{of} in {home.store.place} yet; `qalam build {name or 'demo'}` creates one", soft_wrap=True)
 
 
 def _as_json(run: str, summary: Summary, states: Sequence[State]) -> dict[str, object]:
@@ -101,7 +102,7 @@ def report(
     target: Annotated[Path | None, typer.Option("--out", help="Write the report to this file instead.")] = None,
 ) -> None:
     """Print the path of a run's HTML report; write the report first if it is missing."""
-    home = Runs(Store(store))
+    home = Runs(store_at(store))
     file = target or home.folder(run) / "report.html"
     if target or not file.exists():
         from qalam_core.pipeline.publish import render_page
@@ -121,7 +122,7 @@ def lineage(
     from qalam_core.reports.chain import chain_of, drift_text
     from qalam_core.reports.tables import by_source, kept_text
 
-    home = Runs(Store(store))
+    home = Runs(store_at(store))
     record = home.record(run)
     chain = chain_of(home, run, record)
     seen, package, corpus = record.seen, home.package(run).package, record.artifacts["prepare"][0]
@@ -182,7 +183,7 @@ def history(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """List every promotion and rollback of a recipe, oldest first: date, run, who, accepted exceptions and why."""
-    home = Runs(Store(store))
+    home = Runs(store_at(store))
     if html:
         _write_history(home, name, file or Path(f"{name}-history.html"))
         return
@@ -203,7 +204,7 @@ def _write_history(home: Runs, name: str, file: Path) -> None:
     from qalam_core.reports.history import history_page  # imports matplotlib
 
     if not (summaries := home.summaries(name)):
-        raise StoreError(f"there is no run of {name!r} in {home.store.root}; `qalam runs` lists the runs")
+        raise StoreError(f"there is no run of {name!r} in {home.store.place}; `qalam runs` lists the runs")
     try:
         replace_file(file, history_page(name, summaries, home.promotions(name), report_link).encode())
     except OSError as error:
@@ -233,7 +234,7 @@ def promote(
     ] = False,
 ) -> None:
     """Make an earlier run the champion of its recipe."""
-    home = Runs(Store(store))
+    home = Runs(store_at(store))
     name = home.record(run).recipe.name
     if home.champion(name) != run:
         flags = {
@@ -273,7 +274,7 @@ def rollback(
     who: Who = "",
 ) -> None:
     """Make the previous champion of a recipe the champion again."""
-    home = Runs(Store(store))
+    home = Runs(store_at(store))
     if name in home:
         name = home.record(name).recipe.name
     run = home.rollback(name, _now(), _reason(why), _who(who))
@@ -309,7 +310,7 @@ def reproduce(
         bars() as terminal,
         terminal.tracked(f"reproduce {run}", "steps") as progress,
     ):
-        found = build_again(Store(store), run, Store(fresh or Path(temporary)), progress, lineage)
+        found = build_again(store_at(store), run, Store(fresh or Path(temporary)), progress, lineage)
     table = Table("artifact", "then", "now", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for row in found.rows:
         differing = f": {printable(', '.join(row.differing) or 'inputs')}"
@@ -336,11 +337,11 @@ def gc(
     """List, or with --delete delete, old runs that are not champions, and artifacts that no kept run needs."""
     from qalam_core.pipeline.collect import collect
 
-    found = collect(Store(store), keep)
+    found = collect(store_at(store), keep)
     for line in found.lost:
         out.print(f"can no longer be built again: {line}", soft_wrap=True)
     if delete:
-        found = collect(Store(store), keep, delete)
+        found = collect(store_at(store), keep, delete)
     for name in (*found.runs, *found.artifacts, *found.abandoned):
         out.print(name, soft_wrap=True)
     if found.busy:

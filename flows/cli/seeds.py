@@ -14,9 +14,10 @@ from al_qalam.flows.cli.terminal import bars, out
 from al_qalam.flows.recipes import recipe_path
 from qalam_core.errors import RecipeError
 from qalam_core.files import replace_file
+from qalam_core.object_store import store_at
 from qalam_core.progress import Progress, Tracker
 from qalam_core.recipe import Recipe, Requirements
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE
 
 MARGIN = 7
 """A margin of so many standard deviations refuses at most 1 in 200 trainings with another seed."""
@@ -34,7 +35,7 @@ def seeds(
     """Train with several seeds, and write by how much their bits per byte differ into the recipe, for the gate."""
     from qalam_core.pipeline.seeds import seed_sd, trained
 
-    path, target = recipe_path(recipe), Store(store)
+    path, target = recipe_path(recipe), store_at(store)
     parsed = Recipe.load(path, set_ or ())
     target.ensure_writable()
     bits: list[float] = []

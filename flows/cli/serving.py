@@ -15,8 +15,9 @@ from al_qalam.flows.cli.terminal import err, out
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.prefect_env import CALLER
 from qalam_core.errors import QalamError
+from qalam_core.object_store import store_at
 from qalam_core.recipe import Recipe
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE
 
 Notify = Annotated[
     str,
@@ -48,9 +49,10 @@ def up(
     from al_qalam.flows.serving.stack import Stack
 
     name = Recipe.load(recipe_path(recipe)).name  # reports an error before anything is started
-    Store(store).ensure_writable()
-    os.environ.setdefault("PREFECT_HOME", str(store.resolve() / "server"))
-    stack = Stack(store)
+    home = store_at(store)
+    home.ensure_writable()
+    os.environ.setdefault("PREFECT_HOME", str(home.root / "server"))
+    stack = Stack(home.root)
     states = stack.states()
 
     def ready(api: str) -> None:
@@ -71,8 +73,10 @@ def down(store: StoreOption = DEFAULT_STORE) -> None:
     """Stop the server and the worker that `qalam up` started, and no other process."""
     from al_qalam.flows.serving.stack import Stack
 
-    stopped = Stack(store).stop()
-    out.print(f"stopped: {', '.join(stopped)}" if stopped else f"nothing to stop in {store.resolve()}", soft_wrap=True)
+    stopped = Stack(store_at(store).root).stop()
+    out.print(
+        f"stopped: {', '.join(stopped)}" if stopped else f"nothing to stop in {store_at(store).place}", soft_wrap=True
+    )
 
 
 def deploy(
@@ -106,7 +110,7 @@ def watch(
     def warn(problem: str) -> None:
         err.print(f"warning: {problem}", soft_wrap=True)
 
-    for changed in scan(folder, Store(store), parsed, every, warn, once):
+    for changed in scan(folder, store_at(store), parsed, every, warn, once):
         out.print(
             f"{len(changed)} changed: {', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}", soft_wrap=True
         )
@@ -121,7 +125,7 @@ def _server() -> None:
         os.environ.setdefault(name, value)
 
 
-def _deploy(recipe: str, store: Path, training: str, slots: int | None, notify: str, restarted: bool = False) -> None:
+def _deploy(recipe: str, store: str, training: str, slots: int | None, notify: str, restarted: bool = False) -> None:
     for name, value in CALLER.items():
         os.environ.setdefault(name, value)
     # takes seconds, and reads the settings above
@@ -130,5 +134,5 @@ def _deploy(recipe: str, store: Path, training: str, slots: int | None, notify: 
     # at the end it would report the events about saved blocks that Prefect is still sending
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
-    for line in asyncio.run(deploy_to_server(recipe, store, training, slots, notify, restarted)):
+    for line in asyncio.run(deploy_to_server(recipe, store_at(store).place, training, slots, notify, restarted)):
         out.print(line, soft_wrap=True)

@@ -16,9 +16,10 @@ from al_qalam.flows.cli.terminal import bars, out, print_json
 from qalam_core.display import printable
 from qalam_core.errors import RecipeError
 from qalam_core.files import replace_file
+from qalam_core.object_store import store_at
 from qalam_core.recipe import SHIPPED, ModelTests, Recipe
 from qalam_core.runs import Runs
-from qalam_core.store import DEFAULT_STORE, Store
+from qalam_core.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from qalam_core.evaluation.model_tests.outcomes import Outcome, Outcomes
@@ -49,7 +50,7 @@ def run_tests(
     from qalam_core.package.read import read
 
     folder = package_folder(model, store)
-    recipe = None if Path(model).is_dir() else Runs(Store(store)).record(model).recipe
+    recipe = None if Path(model).is_dir() else Runs(store_at(store)).record(model).recipe
     chosen = [ModelTests.of(path, 1.0) for path in files] if files else _tests_of(recipe, model)
     names = [each.name for each in chosen]
     if twice := {name for name in names if names.count(name) > 1}:

@@ -34,6 +34,8 @@ from al_qalam.tasks.events import server_problem
 from al_qalam.tasks.links import REPORT_URL, report_base
 from al_qalam.tasks.policy import TRAINING_SLOTS, tag_of
 from qalam_core.errors import QalamError
+from qalam_core.object_store import store_at
+from qalam_core.objects import is_url
 from qalam_core.pipeline.lineage import changed_values
 from qalam_core.recipe import Recipe
 from qalam_core.store import DEFAULT_STORE
@@ -60,20 +62,20 @@ def settings(recipe: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
     `qalam build --set`. $QALAM_RECIPE, $QALAM_STORE and $QALAM_TRAINING, which `qalam deploy` sets, override
     prefect.yaml. Raises RecipeError.
     """
-    store = Path(os.environ.get("QALAM_STORE") or DEFAULT_STORE)
+    store = store_at(os.environ.get("QALAM_STORE") or DEFAULT_STORE).place
     return _values(os.environ.get("QALAM_RECIPE") or recipe, set, store, os.environ.get("QALAM_TRAINING", ""))
 
 
-def _values(recipe: str, set: Sequence[str], store: Path, training: str) -> dict[str, Any]:
+def _values(recipe: str, set: Sequence[str], store: str, training: str) -> dict[str, Any]:
     parsed, base = Recipe.load(recipe_path(recipe), set), report_base()
     return {
         "recipe": parsed.canonical(),
         "name": parsed.name,
         "tags": ["qalam", tag_of(parsed.name)],
-        "store": str(store.resolve()),
+        "store": store,
         "training": training,
         "version": _version(),
-        "worker": {**CALLER, "QALAM_STORE": str(store.resolve()), **({REPORT_URL: base} if base else {})},
+        "worker": {**CALLER, "QALAM_STORE": store, **({REPORT_URL: base} if base else {})},
     }
 
 
@@ -90,7 +92,7 @@ def _version() -> str:
 
 
 async def deploy(
-    recipe: str, store: Path, training: str, slots: int | None, notify: str, restarted: bool = False
+    recipe: str, store: str, training: str, slots: int | None, notify: str, restarted: bool = False
 ) -> list[str]:
     """Create or update on the server what is not there as it should be; -> lines that describe what it has now.
 
@@ -145,7 +147,7 @@ async def _limit(client: PrefectClient, slots: int | None) -> str:
 # -- deployments ------------------------------------------------------------------------------------
 
 
-async def _deployments(client: PrefectClient, recipe: str, store: Path, training: str) -> list[str]:
+async def _deployments(client: PrefectClient, recipe: str, store: str, training: str) -> list[str]:
     """Run `prefect deploy` for the deployments of prefect.yaml that differ from the server's; -> a line for each."""
     file = Path(str(resources.files("al_qalam.deployments"))) / "prefect.yaml"
     lines, stale = [], []
@@ -182,11 +184,13 @@ async def _deployments(client: PrefectClient, recipe: str, store: Path, training
     return lines
 
 
-def _elsewhere(found: DeploymentResponse, store: Path) -> str:
+def _elsewhere(found: DeploymentResponse, store: str) -> str:
     """The store of a deployment if it is another one that still exists; a store may be moved."""
     served = found.parameters.get("store", "")
+    if is_url(served) or is_url(store):
+        return "" if served in ("", store) else served
     try:
-        same = not served or not Path(served).is_dir() or (store.is_dir() and store.samefile(served))
+        same = not served or not Path(served).is_dir() or (Path(store).is_dir() and Path(store).samefile(served))
     except PermissionError:
         same = False
     return "" if same else served
@@ -228,12 +232,12 @@ async def _changes(
     return changes
 
 
-def _prefect_deploy(file: Path, names: list[str], recipe: str, store: Path, training: str) -> None:
+def _prefect_deploy(file: Path, names: list[str], recipe: str, store: str, training: str) -> None:
     """Run `prefect deploy` on the deployments of a file with these names, in which templates are not filled in."""
     chosen = [part for name in names for part in ("--name", name)]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), *chosen]
     environment = {
-        **os.environ, "QALAM_RECIPE": str(recipe_path(recipe).resolve()), "QALAM_STORE": str(store.resolve()),
+        **os.environ, "QALAM_RECIPE": str(recipe_path(recipe).resolve()), "QALAM_STORE": store,
         "QALAM_TRAINING": training, "NO_COLOR": "1", "COLUMNS": "200",
     }  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

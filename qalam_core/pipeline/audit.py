@@ -44,7 +44,7 @@ def corpus_of(store: Store, run: str = "") -> Artifact:
     last_use = store.artifacts()
     found = [name for name in last_use if re.fullmatch("prepare/[0-9a-f]{64}", name)]
     if not found:
-        raise StoreError(f"{store.root}: has no prepared corpus yet; `qalam build RECIPE` makes one")
+        raise StoreError(f"{store.place}: has no prepared corpus yet; `qalam build RECIPE` makes one")
     return store.artifact(*max(found, key=lambda name: (last_use[name], name)).split("/"))
 
 

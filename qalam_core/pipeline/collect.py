@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 
 from qalam_core.errors import StoreError
 from qalam_core.runs import RunRecord, Runs
@@ -55,7 +54,7 @@ def collect(
     unused = [name for name, used in found.items() if name not in held and used < horizon]
     abandoned = [] if busy else store.abandoned(horizon)
     paths = [*(f"runs/{run}" for run in unneeded), *(f"artifacts/{name}" for name in unused), *abandoned]
-    size = sum(_bytes(store.root / path) for path in paths)
+    size = sum(map(store.size, paths))
     lost = [line for run in records if run in kept for line in _lost(run, records[run], set(unneeded))]
     if delete:
         for run in unneeded:
@@ -73,10 +72,6 @@ def _of_tokenizer(record: RunRecord) -> tuple[str, ...]:
     """What a run's build read of the run whose tokenizer it was to keep."""
     kept = record.tokenizer
     return (f"vocab/{kept.artifact}", f"seen/{kept.seen}") if kept else ()
-
-
-def _bytes(path: Path) -> int:
-    return sum(each.stat().st_size for each in (path, *path.rglob("*")) if each.is_file())
 
 
 def _lost(run: str, record: RunRecord, deleted: Set[str]) -> Iterator[str]:

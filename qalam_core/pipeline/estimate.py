@@ -77,8 +77,10 @@ def kept_share(runs: Runs, records: Sequence[RunRecord]) -> float:
     """Bytes of the last run's text that are tokenized, as a share of what it read; 1 where that is not known."""
     for record in records[:1]:
         with suppress(DamagedError):
-            read = sum(text_bytes(runs.store.reference("ingest", key)) for key in record.artifacts["ingest"])
-            splits = runs.store.reference("prepare", record.artifacts["prepare"][0]).facts(CorpusFacts).splits
+            facts = [runs.store.manifest("ingest", key).facts for key in record.artifacts["ingest"]]
+            read = sum(int(one["bytes"]) for one in facts)
+            corpus = runs.store.manifest("prepare", record.artifacts["prepare"][0])
+            splits = CorpusFacts.model_validate(corpus.facts).splits
             tokenized = sum(part.bytes for name, part in splits.items() if name != "test")
             return tokenized / read if read else 1.0
     return 1.0
@@ -89,9 +91,8 @@ def continued_steps(runs: Runs, records: Sequence[RunRecord], recipe: Recipe, ne
     those of the recipe where there is no such run."""
     for record in records[:1]:
         with suppress(DamagedError):
-            made = [
-                runs.store.reference(Tokenize.name, key).facts(TokenizeFacts) for key in record.artifacts["tokenize"]
-            ]
+            manifests = [runs.store.manifest(Tokenize.name, key) for key in record.artifacts["tokenize"]]
+            made = [TokenizeFacts.model_validate(manifest.facts) for manifest in manifests]
             tokens = new * sum(one.tokens for one in made) / max(1, sum(one.bytes for one in made))
             read = round(tokens / (1 - recipe.train.replay))
             optimisation, continuing = recipe.train.narrowed(Optimisation), recipe.train.narrowed(Continuing)

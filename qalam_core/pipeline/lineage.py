@@ -75,7 +75,7 @@ class WarmStart:
         if record.proposal or not record.lineage:
             return None
         parent = record.lineage[0]
-        path = runs.store.root / "runs" / parent.run / "model"
+        path = runs.store.run_file(parent.run) / "model"
         return cls(record.lineage, path, runs.store.reference("seen", parent.seen), _recorded_state(runs, parent))
 
 

@@ -132,7 +132,7 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
     if parent is None:
         if recipe is None:
             raise PackageError(
-                f"{folder}: no run in {runs.store.root} exported it, so that neither its corpus nor its gate is known; "
+                f"{folder}: no run in {runs.store.place} exported it, so that its corpus and its gate are not known; "
                 "name them with --recipe"
             )
         proposal = Proposal(

@@ -76,7 +76,7 @@ class Side:
     @classmethod
     def recorded(cls, runs: Runs, run: str) -> Side:
         """A run that may have been deleted, or damaged, since it was recorded."""
-        folder = runs.store.root / "runs" / run / PACKAGE
+        folder = runs.store.run_file(run) / PACKAGE
         try:
             return cls(run, folder, runs, run, runs.record(run))
         except StoreError:  # whose message has a path of this machine

@@ -190,8 +190,8 @@ def test_a_build_whose_notice_is_not_delivered_says_so_and_fails(mine: Built, mo
     """The model is published all the same."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr(cli, "_built", lambda *_: mine.published)
-    cli.build("demo", mine.store.root)
+    cli.build("demo", mine.store.place)
     (mine.store.root / "outbox").mkdir()
     (mine.store.root / "outbox" / "0.json").write_text("{}", encoding="utf-8")
     with pytest.raises(QalamError, match=rf"{mine.published.run} is published, but 1 of the notices in .*outbox"):
-        cli.build("demo", mine.store.root)
+        cli.build("demo", mine.store.place)

@@ -1,0 +1,426 @@
+"""A store on object storage, for machines that share nothing else.
+
+Objects:
+    <url>/artifacts/<stage>/<digest>/manifest.json   written last, and only where there is none: the first writer wins
+    <url>/artifacts/<stage>/<digest>/<version>/...   its files; the version is of the manifest's content, so that two
+                                                     writers with different results never mix
+    <url>/runs/<run>/files.json                      the digests of a run's files, written last
+    <url>/runs/<run>/<version>/...                   its files
+    <url>/champions/<recipe name>.jsonl              replaced only by who has read what it replaces
+    <url>/leases/<stage>-<digest>                    of a machine that trains, while it does
+    <url>/used/<stage>/<digest>                      empty, written when the artifact is used
+
+Each machine works in a folder of its own, laid out as a store, in which artifacts and runs are copies: they are
+downloaded once, verified by their digests, and deleted when they have long not been used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from qalam_core.errors import DamagedError, StoreError
+from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
+from qalam_core.objects import SCHEMES, Objects, is_url, shown
+from qalam_core.progress import Progress, no_progress, waiting
+from qalam_core.store import MANIFEST, Artifact, Buildable, FileEntry, Manifest, Store, delete_folder
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = float(os.environ.get("QALAM_LEASE_SECONDS", "60"))
+"""A machine that has not renewed its lease for so long has stopped; it renews it three times as often."""
+
+FRESH_SECONDS = 3600.0
+"""Copies that were used since are not deleted to make room."""
+
+_INDEX = "files.json"
+Value = TypeVar("Value")
+
+
+def store_at(place: str | Path) -> Store:
+    """The store in a folder, or at a URL of object storage. Raises StoreError."""
+    return ObjectStore(str(place)) if is_url(place) else Store(Path(place))
+
+
+def folder_of(url: str) -> Path:
+    """The folder of this machine for a store's URL: in $QALAM_CACHE, or in the user's cache folder."""
+    base = os.environ.get("QALAM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qalam"
+    return Path(base).absolute() / sha256_bytes(url.rstrip("/").encode())[:16]
+
+
+def room() -> int:
+    """Bytes that copies of artifacts may take on this machine: $QALAM_CACHE_GB, 50 by default. Raises StoreError."""
+    given = os.environ.get("QALAM_CACHE_GB", "50")
+    try:
+        size = float(given)
+    except ValueError:
+        size = 0.0
+    if not size > 0:
+        raise StoreError(f"QALAM_CACHE_GB={given!r}: not a number of gigabytes above 0")
+    return int(size * 1e9)
+
+
+class ObjectStore(Store):
+    """A store at a URL; see the module's docstring."""
+
+    def __init__(self, url: str) -> None:
+        scheme = url.partition("://")[0].lower()
+        if scheme not in SCHEMES:
+            known = ", ".join(f"{each}://" for each in SCHEMES)
+            raise StoreError(f"store {shown(url)}: no store is at {scheme}://; {known} and paths are known")
+        if shown(url) != url:
+            raise StoreError(
+                f"store {shown(url)}: has a user, a password or a query in its address, which would be recorded; leave "
+                "them out, and set credentials in the environment"
+            )
+        self._objects = Objects(url)
+        self._limit = room()
+        super().__init__(folder_of(url))
+
+    @property
+    def place(self) -> str:
+        """Its URL."""
+        return self._objects.url
+
+    def ensure_writable(self) -> None:
+        """Raise StoreError if the store cannot be written."""
+        super().ensure_writable()
+        self._objects.write("writable", b"")
+
+    # -- artifacts
+
+    def build(
+        self,
+        stage: Buildable,
+        progress: Progress = no_progress,
+        slot: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Artifact:
+        """As in a folder; a stage that takes hours is built by one machine at a time."""
+        stage = self._here(stage)
+        identity = stage.identity
+        if not stage.resumable or self.find(identity) is not None:
+            return super().build(stage, progress, slot)
+        with self._lease(identity.stage, identity.digest):
+            return super().build(stage, progress, slot)
+
+    def reference(self, stage: str, key: str) -> Artifact:
+        """The artifact of a recorded digest, of which a copy is made if it is in the store."""
+        home = self.artifact_folder(stage, key)
+        if not (home / MANIFEST).is_file():
+            self._fetch(stage, key)
+        return Artifact(stage, key, home)
+
+    def manifest(self, stage: str, key: str) -> Manifest:
+        """The manifest of a recorded digest, without its files. Raises DamagedError."""
+        if (self.artifact_folder(stage, key) / MANIFEST).is_file():
+            return super().manifest(stage, key)
+        try:
+            return self._manifest(stage, key)[0]
+        except (FileNotFoundError, ValueError):
+            raise DamagedError(
+                f"{stage} {key[:12]} is missing or damaged in {self.place}; build its recipe again"
+            ) from None
+
+    def mark_used(self, artifact: Artifact) -> None:
+        """Record that an artifact is in use now, for garbage collection."""
+        self._objects.write(f"used/{artifact.stage}/{artifact.digest}", b"")
+        super().mark_used(artifact)
+
+    def _here(self, value: Value) -> Value:
+        """The same stage, artifact or tuple, with the paths of this machine, and with copies of what it reads."""
+        new: Any = value
+        if isinstance(value, Artifact):
+            home = self.artifact_folder(value.stage, value.digest)
+            if not (home / MANIFEST).is_file():
+                self.artifact(value.stage, value.digest)
+            new = value if value.path == home else replace(value, path=home)
+        elif type(value) is tuple:
+            parts = tuple(map(self._here, new))
+            new = parts if any(one is not part for one, part in zip(new, parts, strict=True)) else value
+        elif is_dataclass(value) and not isinstance(value, type):
+            found = {part.name: getattr(value, part.name) for part in fields(value) if part.init}
+            changed = {name: here for name, one in found.items() if (here := self._here(one)) is not one}
+            new = replace(value, **changed) if changed else value
+        return cast("Value", new)
+
+    def _undamaged(self, stage: str, key: str) -> Artifact | None:
+        found = super()._undamaged(stage, key)
+        if found is None:
+            return self._fetch(stage, key)
+        try:
+            there, _ = self._objects.read(_manifest_of(stage, key))
+        except FileNotFoundError:  # a killed build did not come so far
+            return replace(self._share(found), cached=True, seconds=found.seconds)
+        if there == (found.path / MANIFEST).read_bytes():
+            return found
+        delete_folder(found.path)  # nor did this one, and another machine was first, with another result
+        return self._fetch(stage, key)
+
+    def _manifest(self, stage: str, key: str) -> tuple[Manifest, bytes]:
+        """Raises FileNotFoundError, and ValueError when it is damaged."""
+        content, _ = self._objects.read(_manifest_of(stage, key))
+        return Manifest.model_validate(json_object(content)), content
+
+    def _fetch(self, stage: str, key: str) -> Artifact | None:
+        """A copy of an artifact, or None where the store has none that is whole."""
+        since, home = time.monotonic(), self.artifact_folder(stage, key)
+        try:
+            manifest, content = self._manifest(stage, key)
+        except (FileNotFoundError, ValueError):
+            return None
+        with self.disk_errors(stage):
+            partial = home.with_name(f".{key}.{secrets.token_hex(8)}")
+            try:
+                if not self._copy(f"artifacts/{stage}/{key}", content, manifest.files, partial):
+                    return None
+                replace_file(partial / MANIFEST, content)
+                if home.exists() and super()._undamaged(stage, key) is None:
+                    home.rename(home.with_name(f"{key}.damaged-{secrets.token_hex(4)}"))
+                with suppress(OSError):  # another process was first
+                    partial.rename(home)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        self._make_room(sum(entry.bytes for entry in manifest.files.values()))
+        return Artifact(stage, key, home, True, time.monotonic() - since).with_manifest(manifest)
+
+    def _copy(self, place: str, index: bytes, files: dict[str, FileEntry], out: Path) -> bool:
+        """Download files; -> whether all of them are there, with their digests."""
+        version = sha256_bytes(index)[:16]
+        out.mkdir(parents=True, exist_ok=True)
+        for name, entry in files.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                same = self._objects.download(f"{place}/{version}/{name}", out / name) == entry.sha256
+            except FileNotFoundError:
+                same = False
+            if not same:
+                log.warning("%s/%s/%s is missing or damaged", self.place, place, name)
+                return False
+        return True
+
+    def _share(self, artifact: Artifact) -> Artifact:
+        place, index = f"artifacts/{artifact.stage}/{artifact.digest}", (artifact.path / MANIFEST).read_bytes()
+        self._upload(place, index, list(artifact.manifest.files), artifact.path)
+        name = _manifest_of(artifact.stage, artifact.digest)
+        if self._objects.create(name, index):
+            return artifact
+        delete_folder(artifact.path)  # another machine was first, and its result is another one
+        first = self._fetch(artifact.stage, artifact.digest)
+        if first is None:
+            raise StoreError(
+                f"{self.place}/{place}: is damaged; delete it, then run the same command again, which builds it"
+            )
+        self._objects.delete(*self._objects.below(f"{place}/{sha256_bytes(index)[:16]}"))
+        return replace(first, cached=False)
+
+    def _upload(self, place: str, index: bytes, names: list[str], folder: Path) -> None:
+        version = sha256_bytes(index)[:16]
+        for name in names:
+            self._objects.upload(f"{place}/{version}/{name}", folder / name)
+
+    @contextmanager
+    def _lease(self, stage: str, key: str) -> Iterator[None]:
+        """Be the only machine that builds an artifact, or wait until another one has built it.
+
+        A lease has no time in it, as clocks differ: it is void when it has not changed while somebody watched it.
+        """
+        name, mine = f"leases/{stage}-{key}", secrets.token_hex(8)
+
+        def content() -> bytes:
+            return json.dumps({"by": mine, "renewed": secrets.token_hex(4)}).encode()
+
+        if not self._objects.create(name, content()):
+            with waiting(f"another machine, which works on {stage}-{key[:12]}"):
+                self._wait(name, content, _manifest_of(stage, key))
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(LEASE_SECONDS / 3):
+                with suppress(StoreError):  # the next attempt may succeed; if none does, two machines do the same work
+                    self._objects.write(name, content())
+
+        renewing = threading.Thread(target=renew, daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            renewing.join()
+            with suppress(StoreError, FileNotFoundError):
+                if json_object(self._objects.read(name)[0]).get("by") == mine:
+                    self._objects.delete(name)
+
+    def _wait(self, name: str, content: Callable[[], bytes], manifest: str) -> None:
+        """Until the artifact is there, or the lease is ours."""
+        seen, since = "", time.monotonic()
+        while not self._objects.exists(manifest):
+            try:
+                version = self._objects.meta(name).version
+            except FileNotFoundError:
+                if self._objects.create(name, content()):
+                    return
+                continue
+            if version != seen:
+                seen, since = version, time.monotonic()
+            elif time.monotonic() - since > LEASE_SECONDS and self._objects.replace(name, content(), version):
+                return
+            time.sleep(min(2.0, LEASE_SECONDS / 10))
+
+    # -- runs and histories
+
+    def run_names(self) -> list[str]:
+        """The names of all complete runs, sorted."""
+        return [run for run in self._objects.folders("runs") if self._index(run) is not None]
+
+    def run_file(self, run: str, name: str = "") -> Path:
+        """A file of a run, or its folder, of which a copy is made; it may be missing."""
+        home = self.root / "runs" / run
+        if home.exists() or (index := self._index(run)) is None:
+            return home / name
+        files, content = index
+        with self.disk_errors():
+            if name:  # alone: a list of runs reads one file of each, and not their packages
+                part = self.root / "parts" / run / name
+                if name in files and not part.is_file():
+                    self._copy_part(run, content, name, files[name], part)
+                return part
+            partial = home.with_name(f".{run}.{secrets.token_hex(8)}")
+            try:
+                if self._copy(f"runs/{run}", content, files, partial):
+                    with suppress(OSError):  # another process was first
+                        partial.rename(home)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return home
+
+    def _copy_part(self, run: str, index: bytes, name: str, entry: FileEntry, part: Path) -> None:
+        partial = part.with_name(f".{part.name}.{secrets.token_hex(8)}")
+        try:
+            if self._copy(f"runs/{run}", index, {name: entry}, partial):
+                part.parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).rename(part)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _index(self, run: str) -> tuple[dict[str, FileEntry], bytes] | None:
+        """The files of a run, with the content that says so; None where there is no such run."""
+        try:
+            content, _ = self._objects.read(f"runs/{run}/{_INDEX}")
+            return {name: FileEntry.model_validate(entry) for name, entry in json_object(content).items()}, content
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise DamagedError(
+                f"{self.place}/runs/{run}/{_INDEX}: damaged; restore it from a copy, or delete it"
+            ) from None
+
+    def last_change(self, run: str) -> float:
+        """When a run was published (Unix time). Raises FileNotFoundError."""
+        return self._objects.meta(f"runs/{run}/{_INDEX}").changed
+
+    def publish_run(self, run: str, fill: Callable[[Path], object]) -> None:
+        """Create a run, whose files `fill` writes into a folder; does nothing when the run exists."""
+        if self._index(run) is not None:
+            return
+        super().publish_run(run, fill)
+        home = self.root / "runs" / run
+        files = {
+            name: {"bytes": (home / name).stat().st_size, "sha256": sha256_file(home / name)}
+            for name in files_below(home)
+        }
+        index = json.dumps(files, sort_keys=True).encode()
+        self._upload(f"runs/{run}", index, list(files), home)
+        if not self._objects.create(f"runs/{run}/{_INDEX}", index):
+            delete_folder(home)  # another machine was first, at another time of day
+            self._objects.delete(*self._objects.below(f"runs/{run}/{sha256_bytes(index)[:16]}"))
+            self.run_file(run)
+
+    def delete_run(self, run: str) -> None:
+        """Delete a run."""
+        self._objects.delete(f"runs/{run}/{_INDEX}")  # first, so that it is never there in part
+        self._objects.delete(*self._objects.below(f"runs/{run}"))
+        if (self.root / "runs" / run).exists():
+            super().delete_run(run)
+
+    def history(self, name: str) -> bytes:
+        """The history of the champions under a name; empty where there is none."""
+        try:
+            return self._objects.read(_history_of(name))[0]
+        except FileNotFoundError:
+            return b""
+
+    def replace_history(self, name: str, earlier: bytes, content: bytes) -> bool:
+        """Replace a history that is `earlier`; -> False where it is not."""
+        if not earlier:
+            return self._objects.create(_history_of(name), content)
+        try:
+            current, version = self._objects.read(_history_of(name))
+        except FileNotFoundError:
+            return False
+        return current == earlier and self._objects.replace(_history_of(name), content, version)
+
+    # -- garbage
+
+    def held_locks(self) -> list[str]:
+        """What is being built or published now: on this machine, and by trainings of others."""
+        return sorted({*super().held_locks(), *(Path(name).name for name in self._objects.below("leases"))})
+
+    def artifacts(self) -> dict[str, float]:
+        """`<stage>/<digest>` of every artifact, and of what this machine has in part -> its last use (Unix time)."""
+        found = super().artifacts()
+        for prefix in ("artifacts", "used"):
+            for name, meta in self._objects.below(prefix).items():
+                place = "/".join(name.split("/")[1:3])
+                if prefix == "artifacts" or place in found:
+                    found[place] = max(found.get(place, 0.0), meta.changed)
+        return found
+
+    def delete_artifact(self, name: str, unused_since: float) -> bool:
+        """Delete `<stage>/<digest>`, one of `artifacts`; -> whether it was deleted."""
+        if (self.root / "artifacts" / name).exists() and not super().delete_artifact(name, unused_since):
+            return False
+        self._objects.delete(f"artifacts/{name}/{MANIFEST}")
+        self._objects.delete(f"used/{name}", *self._objects.below(f"artifacts/{name}"))
+        return True
+
+    def size(self, path: str) -> int:
+        """Bytes of what is at a path relative to the store."""
+        there = sum(meta.size for meta in self._objects.below(path).values())
+        return there or super().size(path)
+
+    def _make_room(self, added: int) -> None:
+        """Delete the copies that were used longest ago where there are more than there is room for."""
+        self._added = getattr(self, "_added", self._limit) + added  # the first time it looks
+        if self._added < self._limit / 20:
+            return
+        self._added = 0
+        found = sorted((used, name) for name, used in Store.artifacts(self).items() if ".partial" not in name)
+        sizes = {name: Store.size(self, f"artifacts/{name}") for _, name in found}
+        left, now = sum(sizes.values()), time.time()
+        for used, name in found:
+            if left <= self._limit or used > now - FRESH_SECONDS:
+                return
+            if Store.delete_artifact(self, name, now - FRESH_SECONDS):
+                left -= sizes[name]
+
+
+def _missing(stage: str, key: str, place: str) -> DamagedError:
+    return DamagedError(f"{stage} {key[:12]} is missing or damaged in {place}; build its recipe again")
+
+
+def _manifest_of(stage: str, key: str) -> str:
+    return f"artifacts/{stage}/{key}/{MANIFEST}"
+
+
+def _history_of(name: str) -> str:
+    return f"champions/{name}.jsonl"

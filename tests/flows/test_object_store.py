@@ -1,0 +1,73 @@
+"""The command line on a store on object storage, with Prefect."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qalam_core.files import files_below, sha256_bytes
+from tests.flows.processes import clean_environment, prepared, qalam, write_recipe
+from tests.object_storage import SECRET, Server, credentials, s3_server
+
+
+@pytest.fixture(scope="module")
+def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+def test_a_build_killed_on_one_machine_is_finished_on_another(
+    server: Server, database: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    url, recipe = "s3://bucket/models", write_recipe(tmp_path / "far.toml", corpus_file, train={"steps": 400})
+    bucket = ["--store", url]
+
+    def machine(name: str) -> dict[str, str]:
+        home = tmp_path / name / sha256_bytes(url.encode())[:16] / "prefect"
+        if not home.exists():
+            prepared(home, database)
+        return {**credentials(server.port), "QALAM_CACHE": str(tmp_path / name), "QALAM_LEASE_SECONDS": "3"}
+
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", "build", recipe, *bucket],
+        env=clean_environment(**machine("one")), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while child.poll() is None and not list(tmp_path.glob("one/*/artifacts/train/*.partial/checkpoint-*")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert child.poll() is None, "it ended before it could be killed"
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+    done = qalam("build", recipe, *bucket, **machine("two"))
+    assert done.returncode == 0, done.stderr
+    assert "another machine, which works on train-" in done.stderr
+    assert re.search("^  cached +tokenize", done.stderr, re.MULTILINE)
+    listed = qalam("runs", *bucket, "--json", **machine("one"))
+    (run,) = json.loads(listed.stdout)["runs"]
+    assert "champion" in run["states"]
+    again = qalam("build", recipe, *bucket, **machine("one"))
+    assert again.returncode == 0, again.stderr
+    assert "built" not in again.stderr.replace("first build", "")
+    shown = qalam("show", run["run"], "--store", url, **machine("three"))
+    assert shown.returncode == 0, shown.stderr
+    for where in ("one", "two"):
+        for name in files_below(tmp_path / where):
+            assert SECRET.encode() not in (tmp_path / where / name).read_bytes(), name
+    server.kill()
+    gone = qalam("runs", *bucket, **machine("one"))
+    assert gone.returncode == 2
+    assert gone.stderr.splitlines()[-1].endswith("check its address and the network")
+    server.start()
+    assert qalam("runs", *bucket, **machine("one")).returncode == 0

@@ -1,0 +1,355 @@
+"""Stores on object storage: several machines that share nothing else, and what breaks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qalam_core import object_store
+from qalam_core.errors import StoreError
+from qalam_core.files import files_below, read_bytes, replace_file, sha256_file
+from qalam_core.object_store import ObjectStore, store_at
+from qalam_core.objects import Objects
+from qalam_core.pipeline.build import build
+from qalam_core.pipeline.collect import collect
+from qalam_core.pipeline.publish import Published
+from qalam_core.runs import Runs
+from qalam_core.store import Store
+from tests.conftest import tiny_recipe
+from tests.object_storage import SECRET, Faulty, Server, on, s3_server
+
+
+@pytest.fixture(scope="module")
+def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+class Machines:
+    """Changes which machine this process is, and gives its view of one store."""
+
+    def __init__(self, server: Server, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.server, self.folder, self.patch = server, folder, patch
+        self.url = f"s3://bucket/{secrets.token_hex(4)}/prefix"
+        self.objects = self.be("one")._objects
+        self.objects.write("made", b"")  # this server makes a bucket with its first object
+
+    def be(self, name: str) -> ObjectStore:
+        on(self.patch, self.folder / name, self.server.port)
+        return ObjectStore(self.url)
+
+
+@pytest.fixture
+def machines(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    return Machines(server, tmp_path, monkeypatch)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: read_bytes(folder / name) for name in files_below(folder)}
+
+
+def states(published: Published) -> set[bool]:
+    return {artifact.cached for artifact in published.artifacts}
+
+
+# -- objects ----------------------------------------------------------------------------------------
+
+
+def test_conditional_writes(machines: Machines) -> None:
+    objects = machines.objects
+    assert objects.create("x/y", b"1")
+    assert objects.create("x/y", b"1"), "written by a request whose answer was lost"
+    assert not objects.create("x/y", b"2")
+    content, version = objects.read("x/y")
+    assert content == b"1"
+    assert objects.replace("x/y", b"3", version)
+    assert not objects.replace("x/y", b"4", version)
+    assert not objects.replace("none", b"4", version)
+    assert objects.read("x/y")[0] == b"3"
+    assert (objects.meta("x/y").size, objects.exists("x"), objects.exists("x/yz")) == (1, False, False)
+    objects.write("x/z/1", b"")
+    objects.write("xx", b"")
+    assert list(objects.below("x")) == ["x/y", "x/z/1"]
+    assert objects.folders("x") == ["z"]
+    objects.delete("x/y", "x/none")
+    with pytest.raises(FileNotFoundError):
+        objects.read("x/y")
+
+
+def test_files_of_any_size(machines: Machines, tmp_path: Path) -> None:
+    for size in (0, 1, (8 << 20) - 1, 20 << 20):
+        data = secrets.token_bytes(size)
+        (tmp_path / "file").write_bytes(data)
+        machines.objects.upload("file", tmp_path / "file")
+        machines.objects.download("file", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+
+
+# -- builds -----------------------------------------------------------------------------------------
+
+
+def test_two_machines_share_a_store(machines: Machines, corpus_file: Path, store: Store) -> None:
+    recipe = tiny_recipe(corpus_file)
+    one = build(recipe, machines.be("one"))
+    assert states(one) == {False}
+    there = machines.be("two")
+    assert Runs(there).champion("tiny") == one.run
+    two = build(recipe, there)
+    assert states(two) == {True}
+    assert two.folder != one.folder
+    assert content(two.folder) == content(one.folder)
+    assert two.folder.is_relative_to(there.root)
+    for artifact in two.artifacts:
+        assert artifact.path.is_relative_to(there.root)
+    local = build(recipe, store)
+    assert [artifact.digest for artifact in local.artifacts] == [artifact.digest for artifact in one.artifacts]
+    assert content(local.folder / "model") == content(two.folder / "model")
+    assert list(Runs(there).summaries()) == [one.run]
+    assert not machines.objects.below("leases")
+
+
+def test_a_list_of_runs_does_not_fetch_their_packages(machines: Machines, corpus_file: Path) -> None:
+    one = build(tiny_recipe(corpus_file), machines.be("one"))
+    there = machines.be("two")
+    runs = Runs(there)
+    assert (list(runs.summaries()), runs.newest_of("tiny"), one.run in runs) == ([one.run], [one.run], True)
+    assert runs.record(one.run).verdict.passed
+    assert files_below(there.root / "runs") == []
+    assert "../x" not in runs
+    assert ".." not in runs
+    with pytest.raises(StoreError, match=f"{machines.url}; `qalam runs` lists"):
+        runs.folder("none")
+
+
+def test_what_was_damaged_is_built_again_and_mended(machines: Machines, corpus_file: Path) -> None:
+    recipe = tiny_recipe(corpus_file)
+    one = build(recipe, machines.be("one"))
+    (trained,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
+    (name,) = (name for name in machines.objects.below(f"artifacts/vocab/{trained.digest}") if "tokenizer.json" in name)
+    machines.objects.write(name, b"damaged")
+    two = build(recipe, machines.be("two"))
+    assert [artifact.stage for artifact in two.artifacts if not artifact.cached] == ["vocab"]
+    assert machines.objects.read(name)[0] == (trained.path / "tokenizer.json").read_bytes()
+    assert states(build(recipe, machines.be("three"))) == {True}
+
+
+def test_a_copy_that_was_damaged_is_replaced(machines: Machines, corpus_file: Path) -> None:
+    recipe = tiny_recipe(corpus_file)
+    one = build(recipe, machines.be("one"))
+    (vocab,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
+    (vocab.path / "tokenizer.json").write_bytes(b"damaged")
+    assert states(build(recipe, machines.be("one"))) == {True}
+    assert (vocab.path / "tokenizer.json").read_bytes() != b"damaged"
+
+
+def test_a_build_that_was_killed_before_it_shared(machines: Machines, corpus_file: Path) -> None:
+    """Its artifacts are on its machine alone; the next build there shares them."""
+    recipe = tiny_recipe(corpus_file)
+    one = build(recipe, machines.be("one"))
+    machines.objects.delete(*machines.objects.below("artifacts"), *machines.objects.below("runs"))
+    again = build(recipe, machines.be("one"))
+    assert states(again) == {True}
+    assert content(again.folder) == content(one.folder)
+    assert states(build(recipe, machines.be("two"))) == {True}
+
+
+def test_the_first_of_two_different_results_counts(machines: Machines, corpus_file: Path) -> None:
+    """As of two machines with other processors; the second one goes on with the first one's."""
+    recipe = tiny_recipe(corpus_file)
+    one = build(recipe, machines.be("one"))
+    there = machines.be("two")
+    (vocab,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
+    other = there.artifact_folder("vocab", vocab.digest)
+    other.mkdir(parents=True)
+    (other / "tokenizer.json").write_bytes(b"{}")
+    replace_file(other / "manifest.json", _manifest_for(vocab.path, other))
+    found = there.artifact("vocab", vocab.digest)
+    assert content(found.path) == content(vocab.path)
+    assert content(machines.be("three").artifact("vocab", vocab.digest).path) == content(vocab.path)
+
+
+def _manifest_for(like: Path, folder: Path) -> bytes:
+    manifest = json.loads((like / "manifest.json").read_text(encoding="utf-8"))
+    (name,) = files_below(folder)
+    manifest["files"] = {name: {"bytes": 2, "sha256": sha256_file(folder / name)}}
+    return json.dumps(manifest).encode()
+
+
+def test_one_machine_trains_and_the_other_waits(machines: Machines, corpus_file: Path) -> None:
+    recipe = tiny_recipe(corpus_file, train={"steps": 200})
+    one, two = machines.be("one"), machines.be("two")
+    found: dict[str, Published] = {}
+
+    def built(name: str, store: Store) -> None:
+        found[name] = build(recipe, store)
+
+    both = [threading.Thread(target=built, args=(name, store)) for name, store in (("one", one), ("two", two))]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    trained = [artifact.cached for each in found.values() for artifact in each.artifacts if artifact.stage == "train"]
+    assert sorted(trained) == [False, True]
+    assert found["one"].run == found["two"].run
+    assert len(Runs(machines.be("three")).promotions("tiny")) == 1
+
+
+def test_the_lease_of_a_machine_that_stopped_is_taken_over(
+    machines: Machines, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "LEASE_SECONDS", 1.5)
+    recipe = tiny_recipe(corpus_file, train={"steps": 20})
+    one = build(recipe, machines.be("one"))
+    (train,) = (artifact for artifact in one.artifacts if artifact.stage == "train")
+    machines.objects.delete(*machines.objects.below(f"artifacts/train/{train.digest}"))
+    lease = f"leases/train-{train.digest}"
+    assert machines.objects.create(lease, b'{"by": "a machine that was switched off"}')
+    two = build(recipe, machines.be("two"))
+    assert [artifact.stage for artifact in two.artifacts if not artifact.cached] == ["train"]
+    assert not machines.objects.exists(lease)
+
+
+def test_promotions_of_many_machines_at_once(machines: Machines, corpus_file: Path) -> None:
+    """Each promotes and rolls back its own model in turn; no line is lost."""
+    first = build(tiny_recipe(corpus_file), machines.be("one"))
+    stores = [machines.be(f"machine {number}") for number in range(6)]
+    mistakes = []
+
+    def promote(number: int) -> None:
+        runs = Runs(stores[number])
+        try:
+            for turn in range(4):
+                runs.promote(f"name {turn}", first.run, when="2026-01-01T00:00:00Z", why=f"{number}", who="x")
+                with pytest.raises(StoreError, match="is the first champion"):
+                    runs.rollback(f"name {turn}", "2026-01-01T00:00:00Z", "why", "x")
+        except BaseException as error:
+            mistakes.append(error)
+
+    def append(number: int) -> None:
+        for turn in range(4):
+            line = f"{number} {turn}\n".encode()
+            while not stores[number].replace_history("all", before := stores[number].history("all"), before + line):
+                pass
+
+    for work in (promote, append):
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert mistakes == []
+    assert [len(Runs(stores[0]).promotions(f"name {turn}")) for turn in range(4)] == [1] * 4
+    assert sorted(stores[0].history("all").split(b"\n")) == sorted(
+        [b"", *(f"{number} {turn}".encode() for number in range(6) for turn in range(4))]
+    )
+
+
+def test_garbage_collection(machines: Machines, corpus_file: Path) -> None:
+    recipe = tiny_recipe(corpus_file, train={"steps": 20})
+    seeds = [recipe.model_copy(update={"seed": seed}) for seed in (1, 2, 7)]
+    built = {found.run: found for found in (build(each, machines.be("one")) for each in seeds)}
+    champion = Runs(machines.be("two")).champion("tiny")
+    found = collect(machines.be("two"), 1, delete=True)
+    assert len(found.runs) == 1
+    assert found.artifacts == (), "what was used today is kept"
+    (gone,) = found.runs
+    found = collect(machines.be("two"), 1, delete=True, fresh_seconds=-3600)
+    assert {name.partition("/")[0] for name in found.artifacts} >= {"train", "export"}
+    assert found.bytes > 1000
+    there = machines.be("three")
+    assert set(Runs(there).ids()) == {*built} - {gone}
+    assert Runs(there).champion("tiny") == champion
+    assert states(build(seeds[-1], there)) == {True}
+    left = {name.split("/")[2] for name in machines.objects.below("artifacts")}
+    for run, each in built.items():
+        models = {artifact.digest for artifact in each.artifacts if artifact.stage in ("train", "export")}
+        assert models.isdisjoint(left) == (run == gone)
+
+
+def test_copies_have_a_limit(machines: Machines, corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(corpus_file, train={"steps": 20})
+    build(recipe, machines.be("one"))
+    monkeypatch.setenv("QALAM_CACHE_GB", "0.000001")
+    monkeypatch.setattr(object_store, "FRESH_SECONDS", -1.0)
+    there = machines.be("two")
+    build(recipe, there)
+    for name in there.artifacts():
+        there.reference(*name.split("/"))
+    assert len(files_below(there.root / "artifacts")) < 10
+    assert states(build(recipe, machines.be("one"))) == {True}
+
+
+# -- mistakes and failures --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("s3://user:a-secret-key-that-must-not-be-found@bucket/x", "has a user, a password or a query"),
+        ("s3://bucket/x?token=a-secret-key-that-must-not-be-found", "has a user, a password or a query"),
+        ("ftp://bucket/x", r"no store is at ftp://; s3://, gs://, az://, abfs:// and paths are known"),
+        ("https://bucket/x", "no store is at https://"),
+    ],
+)
+def test_a_url_that_is_no_stores(url: str, why: str) -> None:
+    with pytest.raises(StoreError, match=why) as refused:
+        store_at(url)
+    assert SECRET not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("each", [11, 4])
+def test_a_storage_that_often_fails(machines: Machines, each: int, corpus_file: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(corpus_file, train={"steps": 20})
+    faulty = Faulty(machines.server.port, each)
+    try:
+        on(machines.patch, tmp_path / "far", faulty.port)
+        one = build(recipe, ObjectStore(machines.url))
+        assert states(one) == {False}
+        assert states(build(recipe, ObjectStore(machines.url))) == {True}
+    finally:
+        faulty.close()
+    assert all(faulty.spoiled[kind] for kind in Faulty.KINDS)
+    two = build(recipe, machines.be("two"))
+    assert states(two) == {True}
+    assert content(two.folder) == content(one.folder)
+    assert len(Runs(machines.be("two")).promotions("tiny")) == 1
+
+
+def test_failures_are_one_line_without_secrets(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus_file: Path
+) -> None:
+    store = machines.be("one")
+    store.ensure_writable()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{SECRET}-wrong")
+    with pytest.raises(StoreError, match="access is denied") as denied:
+        ObjectStore(machines.url).ensure_writable()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    with pytest.raises(StoreError, match="no such bucket") as missing:
+        build(tiny_recipe(corpus_file), ObjectStore("s3://no-such-bucket/x"))
+    monkeypatch.setenv("QALAM_CACHE_GB", "much")
+    with pytest.raises(StoreError, match="QALAM_CACHE_GB='much'") as room:
+        ObjectStore(machines.url)
+    for error in (denied, missing, room):
+        assert "\n" not in str(error.value)
+        assert SECRET not in str(error.value)
+
+
+def test_secrets_are_not_recorded(machines: Machines, corpus_file: Path) -> None:
+    store = machines.be("one")
+    build(tiny_recipe(corpus_file, train={"steps": 20}), store)
+    for name in files_below(store.root):
+        assert SECRET.encode() not in (store.root / name).read_bytes(), name
+    for name in machines.objects.below(""):
+        assert SECRET.encode() not in machines.objects.read(name)[0], name
+
+
+def test_without_obstore_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+    with pytest.raises(StoreError, match=r"pip install 'al-qalam\[cloud\]'"):
+        Objects("s3://bucket/x")
