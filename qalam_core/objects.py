@@ -91,7 +91,8 @@ class Objects:
     @cached_property
     def _storage(self) -> Any:
         with self._errors():
-            return self._obstore.store.from_url(self.url, retry_config={"max_retries": 3})
+            plain = {"client_options": {"allow_http": True}} if self.url.startswith("http://") else {}
+            return self._obstore.store.from_url(self.url, retry_config={"max_retries": 3}, **plain)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

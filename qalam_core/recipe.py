@@ -33,6 +33,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 OF_DATA_SETS = ("revision", "config", "split", "data_files")  # keys of a source that others do not need
+OF_URLS = ("identity",)
 OF_LLAMA = ("num_kv_heads", "head_dim", "hidden_dim", "rope_base", "norm_epsilon", "qk_norm")  # keys of its block alone
 MIN_VOCABULARY = 260  # the special tokens and the 256 bytes
 
@@ -61,8 +62,8 @@ class Source(Frozen):
     """Where text comes from: files of one kind, a Hugging Face data set, or an installed package's data."""
 
     path: str = Field(
-        description="file, folder or glob; `package:DIST/FILE` for a data file of an installed package; "
-        "`hf:NAME` for a Hugging Face data set"
+        description="file, folder or glob, also at s3://, gs:// or az://; a file at https://; `package:DIST/FILE` for "
+        "a data file of an installed package; `hf:NAME` for a Hugging Face data set"
     )
     name: str = Field("", description="slice name in reports; the path's stem when empty")
     format: Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"] = Field(
@@ -89,6 +90,11 @@ class Source(Frozen):
     config: str = Field("", description="configuration of the Hugging Face data set")
     split: str = Field("train", description="split of the Hugging Face data set")
     data_files: tuple[str, ...] = Field((), description="data files for a Hugging Face builder such as hf:json")
+    identity: Literal["content", "version"] = Field(
+        "content",
+        description="what tells that an object at a URL is as it was: content, which is read for that, or its version "
+        "(ETag) and size",
+    )
     filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's filters when empty")
     weight: Annotated[float, Field(gt=0, le=20)] = Field(
         1.0, description="how often its text is read in one pass of training: 2 twice, 0.5 half of it in each"
@@ -479,7 +485,7 @@ def _anchored(corpus: Corpus, folder: Path) -> Corpus:
     """The corpus with paths relative to `folder` made absolute."""
 
     def anchored(path: str) -> str:
-        return path if path.startswith(("package:", "hf:")) else str(folder / path)
+        return path if path.startswith(("package:", "hf:")) or "://" in path else str(folder / path)
 
     def of(source: Source) -> Source:
         # with a revision, data files are names in the data set's repository
@@ -556,7 +562,10 @@ def to_toml(recipe: Recipe) -> str:
         for key, field in type(part).model_fields.items():
             value = getattr(part, key)
             has_section = isinstance(value, Frozen) or key in _LISTED
-            omitted = key in OF_DATA_SETS and isinstance(part, Source) and not part.path.startswith("hf:")
+            source = part.path if isinstance(part, Source) else ""
+            omitted = bool(source) and (
+                (key in OF_DATA_SETS and not source.startswith("hf:")) or (key in OF_URLS and "://" not in source)
+            )
             if not has_section and not omitted:
                 lines.append(f"{key} = {_toml(value)}  # {field.description}")
     return "\n".join(lines) + "\n"

@@ -95,7 +95,9 @@ def _unread(folder: Path, seen: Seen, recipe: Recipe) -> str:
     read = set()
     for source in recipe.corpus.sources:
         hub = source.path.startswith("hf:")
-        for pattern in () if hub and source.revision else source.data_files if hub else (source.path,):
+        if "://" in source.path or (hub and source.revision):
+            continue
+        for pattern in source.data_files if hub else (source.path,):
             with suppress(CorpusError):  # which a build reports
                 read |= {os.path.realpath(path) for path in expand(source.model_copy(update={"path": pattern}))[0]}
     unread = sorted(file for file in seen if os.path.realpath(folder / file) not in read)

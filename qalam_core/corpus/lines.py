@@ -73,7 +73,7 @@ class Input:
         """The decompressed bytes, CHUNK at a time."""
         with ExitStack() as stack:
             with reading(self.file):
-                raw = stack.enter_context(pa.OSFile(self.file.path))
+                raw = stack.enter_context(pa.OSFile(self.file.opened))
                 stream: Any = raw
                 compression = self.file.settings.compression
                 if compression == "gzip":  # Arrow does not support zeros after the end

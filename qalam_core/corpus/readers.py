@@ -12,7 +12,7 @@ from typing import Any
 
 from qalam_core.corpus.lines import reading, split
 from qalam_core.corpus.records import records_at
-from qalam_core.corpus.sources import SourceFile, current_digest, data_files
+from qalam_core.corpus.sources import SourceFile, copied, current_digest, data_files
 from qalam_core.corpus.tables import read_arrow, read_csv, read_parquet
 from qalam_core.corpus.writer import MAX_CHARS, IngestFacts, Writer
 from qalam_core.display import printable
@@ -29,6 +29,11 @@ MAX_JSON = 512 << 20  # bytes of one .json file, which is parsed at once
 def ingest(file: SourceFile, out: Path, progress: Progress = no_progress) -> IngestFacts:
     """Read one file into `out`/documents.arrow, in its order. Progress is in bytes of the file. Raises CorpusError."""
     out.mkdir(parents=True, exist_ok=True)
+    with copied(file, out) as file:
+        return _ingest(file, out, progress)
+
+
+def _ingest(file: SourceFile, out: Path, progress: Progress) -> IngestFacts:
     with closing(Writer(out / DOCUMENTS, file, progress)) as writer:
         if file.size or file.hub:
             _READERS[file.settings.format](writer)

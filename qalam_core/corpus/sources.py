@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import importlib.metadata
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qalam_core.corpus.pieces import PIECE_BYTES, Piece, pieces
 from qalam_core.display import printable
-from qalam_core.errors import CorpusError
+from qalam_core.errors import CorpusError, StoreError
 from qalam_core.files import digest, sha256_file
+from qalam_core.objects import SCHEMES, Objects, is_url, shown
 from qalam_core.recipe import Frozen, Source
 
 log = logging.getLogger(__name__)
@@ -72,11 +76,18 @@ class SourceFile:
     """One file, or data set on the Hub, to read."""
 
     settings: ReadSettings
-    path: str  # absolute, or the `hf:` name
-    digest: str  # sha256 of the bytes on disk; of a data set on the Hub, of everything that pins it
+    path: str  # absolute, the `hf:` name, or a URL
+    digest: str  # sha256 of the bytes; of a data set on the Hub, and of an object by version, of what pins it
     size: int  # bytes on disk; 0 where it is not known (a data set on the Hub)
     hub: Source | None = None  # a data set's source
     piece: Piece | None = None  # where it is only a part of its file; digest and size are the part's
+    object: str = ""  # of an object at a URL: its source's `identity`
+    copy: str = ""  # the path of a copy that was made to read an object at a URL
+
+    @property
+    def opened(self) -> str:
+        """The path to open."""
+        return self.copy or self.path
 
 
 def resolve(sources: Sequence[Source]) -> list[SourceFile]:
@@ -100,6 +111,9 @@ def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
     if source.path.startswith("hf:"):
         file = _hub(source)
         yield file.digest, file
+        return
+    if is_url(source.path):
+        yield from _objects(source)
         return
     paths, passed = expand(source)
     found = not source.path.startswith("package:") and not Path(source.path).is_file()
@@ -162,6 +176,9 @@ def slice_name(source: Source) -> str:
         return source.path.removeprefix("hf:").rpartition("/")[2]
     if source.path.startswith("package:"):
         return parts(source.path)[0]
+    if is_url(source.path):
+        folder, pattern = _in_two(source.path)
+        return parts(folder if not pattern or glob.has_magic(pattern) else pattern)[0]
     path = Path(source.path)
     if path.is_dir() or (glob.has_magic(source.path) and not path.exists()):
         return _folder(source.path).resolve().name
@@ -258,6 +275,98 @@ def _walk(folder: Path, passed: dict[str, str]) -> Iterator[Path]:
                 yield file
 
 
+def _in_two(url: str) -> tuple[str, str]:
+    """(the URL of a folder, the rest): a name or a pattern, "" for all that is in the folder."""
+    scheme, _, rest = url.partition("://")
+    steps = rest.split("/")
+    plain = next((number for number, step in enumerate(steps) if glob.has_magic(step)), len(steps) - 1)
+    return f"{scheme}://{'/'.join(steps[:plain])}", "/".join(steps[plain:])
+
+
+def _objects(source: Source) -> Iterator[tuple[str, SourceFile]]:
+    """The objects at a URL: one, those that match a pattern, or those below a URL that ends with a slash."""
+    url = source.path
+    if shown(url) != url:
+        raise CorpusError(
+            f"{shown(url)}: has a user, a password or a query in its address, which would be recorded; leave them out, "
+            "and set credentials in the environment"
+        )
+    folder, pattern = _in_two(url)
+    web = url.startswith(("http://", "https://"))
+    if not web and not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        raise CorpusError(f"{url}: nothing is read from there; s3://, gs://, az://, https:// and http:// are known")
+    found = not pattern or glob.has_magic(pattern)
+    if web and found:
+        raise CorpusError(f"{url}: a web server does not list its files; name each as a source")
+    objects, passed, count = Objects(folder), dict[str, str](), 0
+    with _unreachable(url):
+        names = [pattern] if not found else [
+            name for name in objects.below("") if fnmatch.fnmatchcase(name, pattern or "*") and not _hidden(name)
+        ]  # fmt: skip
+    for name in names:
+        place = f"{folder}/{name}"
+        if not parts(name)[1] and source.format == "auto":
+            if not found:
+                raise CorpusError(
+                    f'{place}: unknown suffix; known are {_SUFFIXES}; set format (such as "text") on its source'
+                )
+            passed[place] = "unknown suffix"
+            continue
+        count += 1
+        with _unreachable(place):
+            pinned_by, size = object_digest(objects, name, source.identity)
+        yield place, SourceFile(ReadSettings.of(source, place, found), place, pinned_by, size, object=source.identity)
+    if not count:
+        raise CorpusError(f"{url}: no object there has a known suffix ({_SUFFIXES}); correct the address, or add some")
+    if passed:
+        log.warning("%s", printable(f"{url}: {len(passed):,} objects are passed over, as their suffix is not known"))
+
+
+def _hidden(name: str) -> bool:
+    return any(step.startswith(".") for step in name.split("/"))
+
+
+def object_digest(objects: Objects, name: str, identity: str) -> tuple[str, int]:
+    """What pins an object, and its size in bytes. Raises CorpusError, StoreError and FileNotFoundError."""
+    meta = objects.meta(name)
+    if identity == "content":
+        sha256, size = hashlib.sha256(), 0
+        for chunk in objects.chunks(name):
+            sha256.update(chunk)
+            size += len(chunk)
+        return sha256.hexdigest(), size
+    if not meta.version or meta.version.startswith("W/"):
+        raise CorpusError(f'{objects.url}/{name}: its server tells no version; set identity = "content" on its source')
+    return digest(["version", meta.version, meta.size]), meta.size
+
+
+@contextmanager
+def _unreachable(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise CorpusError(f"{url}: no such object; correct corpus.sources.path, or put it there") from None
+    except StoreError as error:
+        raise CorpusError(str(error)) from None
+
+
+@contextmanager
+def copied(file: SourceFile, folder: Path) -> Iterator[SourceFile]:
+    """The file to read: of an object at a URL, with a copy below `folder` during the block. Raises CorpusError."""
+    if not file.object:
+        yield file
+        return
+    place, _, name = file.path.rpartition("/")
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        copy, objects = Path(made, "object"), Objects(place)
+        with _unreachable(file.path):
+            sha256 = objects.download(name, copy)
+            now = sha256 if file.object == "content" else object_digest(objects, name, file.object)[0]
+        if now != file.digest or copy.stat().st_size != file.size:
+            raise CorpusError(f"{file.path}: changed since the build began; run it again when nothing writes to it")
+        yield replace(file, copy=str(copy))
+
+
 def _packaged(spec: str) -> Path:
     """`DIST/FILE` -> the installed file, found in the distribution's list of files; nothing is imported."""
     name, _, wanted = spec.partition("/")
@@ -320,6 +429,8 @@ def _refuse_unpinned(source: Source, name: str) -> None:
 
 def current_digest(file: SourceFile) -> str:
     """The digest of what its path holds now. OSError, and CorpusError, when it cannot be read."""
+    if file.copy:  # it was compared when it was made
+        return file.digest
     if file.piece is None:
         return _hub(file.hub).digest if file.hub else sha256_file(Path(file.path))
     sha256, left = hashlib.sha256(), file.size

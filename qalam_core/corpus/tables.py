@@ -154,7 +154,7 @@ def _read_arrow_file(writer: Writer, path: Path) -> None:
 def _parsing(writer: Writer, kind: str) -> Iterator[Path]:
     """The file for random access, decompressed if necessary; errors of Arrow in the block become CorpusErrors."""
     with ExitStack() as stack:
-        path = Path(writer.path)
+        path = Path(writer.file.opened)
         if writer.file.settings.compression:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=writer.folder)), "plain")
             with path.open("wb") as out:
