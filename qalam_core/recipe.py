@@ -148,6 +148,8 @@ class Corpus(Frozen):
     near_duplicates: bool = Field(True, description="keep one of several near-duplicate documents")
     validation: Fraction = Field(0.05, description="share of documents held out for validation during training")
     test: Fraction = Field(0.05, description="share of documents held out for the gate")
+    validation_mb: Annotated[int, Field(ge=0)] = Field(32, description="most MB of text in validation; 0: no limit")
+    test_mb: Annotated[int, Field(ge=0)] = Field(32, description="most MB of text held out for the gate; 0: no limit")
     shard_mb: Positive = Field(16, description="MB of normalised text per shard; shards are tokenized in parallel")
 
     @field_validator("thresholds")

@@ -40,13 +40,15 @@ class PrepareSettings(Shares):
 
     normalisation: Rules  # that the filters applied: what is looked for in the corpus needs them
     shard_mb: int
+    validation_mb: int  # of text, at most; 0: any
+    test_mb: int
 
     @classmethod
     def of(cls, corpus: Corpus) -> PrepareSettings:
         """From the recipe's corpus section."""
         return cls(
             validation=corpus.validation, test=corpus.test, normalisation=NORMALISATIONS[corpus.normalisation],
-            shard_mb=corpus.shard_mb,
+            shard_mb=corpus.shard_mb, validation_mb=corpus.validation_mb, test_mb=corpus.test_mb,
         )  # fmt: skip
 
 
@@ -136,6 +138,11 @@ def prepare(
         file.write_batch(copies)
     split = np.full(len(kept_digests), -1, np.int8)
     split[~near] = assign(kept_digests[~near], settings)
+    if settings.validation_mb or settings.test_mb:
+        sizes = _sizes(files, fresh)
+        for name, most in (("validation", settings.validation_mb), ("test", settings.test_mb)):
+            if most:
+                _cap(split, SPLITS.index(name), kept_digests, sizes, most * 1_000_000)
     held_out = HeldOut.of(seen, folds) if seen else None
     hashes = [np.zeros(0, np.uint64)]
     row, done, place = 0, 0, iter(fresh)
@@ -207,6 +214,22 @@ def _copies(digests: Digests, kept: Numbers, repeated: Digests) -> pa.RecordBatc
     ids = half(digests[several], 0)
     by_id = np.argsort(ids)
     return pa.record_batch({"id": ids[by_id], "copies": documents[several][by_id].astype(np.int32)})
+
+
+def _sizes(files: Sequence[FilteredFiles], fresh: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """UTF-8 bytes of each document whose text did not come before."""
+    place, found = iter(fresh), [np.zeros(0, np.int64)]
+    for batch, _ in batches([file.folder / TEXTS for file in files]):
+        found.append(pc.binary_length(batch.column("text")).to_numpy()[next(place)])
+    return np.concatenate(found)
+
+
+def _cap(split: NDArray[np.int8], index: int, digests: Digests, sizes: NDArray[np.int64], most: int) -> None:
+    """Reassign to training, in place, what a split has beyond `most` bytes of text. The lowest digests stay, so that a
+    corpus that grows holds out some of what it did, and nothing that it trained on; one document stays in any case."""
+    rows = np.flatnonzero(split == index)
+    rows = rows[np.argsort(digests[rows])]
+    split[rows[1:][np.cumsum(sizes[rows])[1:] > most]] = 0
 
 
 def _selected(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:

@@ -186,6 +186,29 @@ def test_shards_have_about_the_configured_size(tmp_path: Path, monkeypatch: pyte
     assert sum(sizes) == facts.splits["train"].bytes
 
 
+def test_held_out_splits_have_a_limit(tmp_path: Path) -> None:
+    """Whose documents are the lowest digests of those without one; a corpus that grows trains on what it held out, and
+    holds out nothing that it trained on."""
+    documents = [("news", f"{'كلمة ' * 500}{n}") for n in range(2000)]  # 4.5 kB each
+    limits = {"validation": 0.2, "test": 0.3, "test_mb": 1, "validation_mb": 1}
+    run(tmp_path / "all", documents, part(**{**limits, "test_mb": 0, "validation_mb": 0}), batch=300)
+    run(tmp_path / "half", documents[:1000], part(**limits), batch=300)
+    facts = run(tmp_path / "most", documents, part(**limits), batch=17)
+    every, half, most = (kept(tmp_path / name) for name in ("all", "half", "most"))
+    ids = {split: {row[0] for row in rows} for split, rows in most.items()}
+    assert sum(map(len, ids.values())) == 2000
+    for split in ("validation", "test"):
+        assert 990_000 < facts.splits[split].bytes <= 1_000_000
+        assert sorted(ids[split]) == sorted(row[0] for row in every[split])[: len(ids[split])]
+        assert ids[split].isdisjoint(row[0] for row in half["train"])
+
+
+def test_a_document_above_the_limit_is_held_out_all_the_same(tmp_path: Path) -> None:
+    documents = [("news", f"{'كلمة ' * 130_000}{n}") for n in range(8)]  # 1.2 MB each
+    facts = run(tmp_path, documents, part(validation=0.2, test=0.5, test_mb=1, max_chars=10_000_000))
+    assert facts.splits["test"].documents == 1
+
+
 def test_progress_is_in_bytes_and_ends_at_the_total(tmp_path: Path) -> None:
     path = write(tmp_path / "in.arrow", sentences(50), batch=5)
     seen: list[tuple[int, int]] = []
