@@ -131,6 +131,10 @@ class ObjectStore(Store):
                 f"{stage} {key[:12]} is missing or damaged in {self.place}; build its recipe again"
             ) from None
 
+    def here(self, artifact: Artifact) -> Artifact:
+        """An artifact that another machine has made, of which a copy is made here."""
+        return self._here(artifact)
+
     def mark_used(self, artifact: Artifact) -> None:
         """Record that an artifact is in use now, for garbage collection."""
         self._objects.write(f"used/{artifact.stage}/{artifact.digest}", b"")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import unmapped
 from prefect.client.schemas import State
 
 from al_qalam.tasks import remote
@@ -37,7 +36,7 @@ class AsTasks:
         """Run stages on the workers."""
         if not stages:
             return []
-        return self.workers.map(task_of(type(stages[0])), store=unmapped(self.store), stage=list(stages))
+        return self.workers.map(task_of(type(stages[0])), self.store, stages)
 
 
 def artifact_of(returned: Any) -> Artifact:

@@ -5,18 +5,19 @@ The artifacts have the same bytes in each case.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import Task
+from prefect import Task, unmapped
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from al_qalam.tasks.progress import tracked, watchers
 from qalam_core.errors import RecipeError, StoreError
+from qalam_core.object_store import store_at
 from qalam_core.pipeline.stage import Stage
 from qalam_core.store import Artifact
 
@@ -32,21 +33,22 @@ class Workers:
     runner: TaskRunner[Any]
     elsewhere: bool
 
-    def map(self, task: Task[..., Any], **parameters: Any) -> list[Artifact]:
-        """Run `task` once for each stage in `parameters["stage"]`; the first error is raised unchanged.
+    def map(self, task: Task[..., Any], store: str, stages: Sequence[Stage]) -> list[Artifact]:
+        """Run `task` once for each stage; the first error is raised unchanged.
 
         Raises StoreError when a worker's artifacts are not visible here, or when its process was killed.
         """
         try:
-            futures = self.runner.map(task, parameters)
-            if self.elsewhere:
-                stages = parameters["stage"]
-                with tracked(stages[0].name, "stages") as progress:
-                    # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
-                    for done, (stage, future) in enumerate(zip(stages, futures, strict=True)):
-                        progress(done, len(stages))
-                        _report(stage, future.result())
-            results: list[Artifact] = futures.result()
+            futures = self.runner.map(task, {"store": unmapped(store), "stage": list(stages)})
+            if not self.elsewhere:
+                results: list[Artifact] = futures.result()
+                return results
+            home, results = store_at(store), []
+            with tracked(stages[0].name, "stages") as progress:
+                # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
+                for stage, future in zip(stages, futures, strict=True):
+                    progress(len(results), len(stages))
+                    results.append(_reported(stage, home.here(future.result())))
         except BrokenProcessPool:
             raise StoreError(
                 "a worker process was killed, most likely for memory; what is finished is kept: run the same command "
@@ -121,7 +123,7 @@ def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
             ) from None
 
 
-def _report(stage: Stage, artifact: Artifact) -> None:
+def _reported(stage: Stage, artifact: Artifact) -> Artifact:
     """Report a stage that another process has finished to the watchers here. Raises StoreError when its artifact is
     not visible here."""
     if not artifact.path.exists():
@@ -131,3 +133,4 @@ def _report(stage: Stage, artifact: Artifact) -> None:
         )
     for watcher in watchers:
         watcher.finished(stage, artifact)
+    return artifact

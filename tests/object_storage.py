@@ -120,7 +120,10 @@ class Faulty:
 
     def __init__(self, port: int, each: int) -> None:
         self.spoiled: Counter[str] = Counter()
-        calls, spoiled, lock = count(1), self.spoiled, threading.Lock()
+        self.requests: Counter[str] = Counter()  # by method
+        self.bytes: Counter[str] = Counter()  # up and down
+        calls, spoiled, requests, carried = count(1), self.spoiled, self.requests, self.bytes
+        lock = threading.Lock()
         kinds = cycle(self.KINDS)
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -135,6 +138,8 @@ class Faulty:
                 with lock:
                     kind = next(kinds) if next(calls) % each == 0 else ""
                     spoiled[kind] += 1
+                    requests[self.command] += 1
+                    carried["up"] += len(body)
                 if kind == "status":
                     self.send_response(503)
                     self.send_header("Content-Length", "0")
@@ -155,6 +160,8 @@ class Faulty:
                     data = answer.read()
                 finally:
                     there.close()
+                with lock:
+                    carried["down"] += len(data)
                 if kind == "after":
                     self.close_connection = True
                     return

@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from qalam_core.files import files_below, sha256_bytes
+from qalam_core.objects import Objects
+from qalam_core.pipeline.build import build
+from qalam_core.recipe import to_toml
+from qalam_core.store import Store
+from tests.conftest import sentences, tiny_recipe
 from tests.flows.processes import clean_environment, prepared, qalam, write_recipe
+from tests.flows.test_runners import cluster
 from tests.object_storage import SECRET, Server, credentials, s3_server
 
 
@@ -55,7 +61,7 @@ def test_a_build_killed_on_one_machine_is_finished_on_another(
     assert "another machine, which works on train-" in done.stderr
     assert re.search("^  cached +tokenize", done.stderr, re.MULTILINE)
     listed = qalam("runs", *bucket, "--json", **machine("one"))
-    (run,) = json.loads(listed.stdout)["runs"]
+    (run,) = json.loads(listed.stdout)
     assert "champion" in run["states"]
     again = qalam("build", recipe, *bucket, **machine("one"))
     assert again.returncode == 0, again.stderr
@@ -71,3 +77,31 @@ def test_a_build_killed_on_one_machine_is_finished_on_another(
     assert gone.stderr.splitlines()[-1].endswith("check its address and the network")
     server.start()
     assert qalam("runs", *bucket, **machine("one")).returncode == 0
+
+
+def test_workers_on_other_machines_need_no_common_path(
+    server: Server, api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text, store and copies: each machine has the objects' addresses alone."""
+    machines = [{**credentials(server.port), "QALAM_CACHE": str(tmp_path / name)} for name in ("flow", "one", "two")]
+    for name, value in machines[0].items():
+        monkeypatch.setenv(name, value)
+    texts = sentences(1200)
+    for number in range(6):
+        Objects("s3://bucket/texts").write(f"{number}.txt", "\n".join(texts[number::6]).encode())
+    recipe = tiny_recipe(Path("x"), corpus={"sources": [{"path": "s3://bucket/texts/"}]}, train={"steps": 20})
+    file = tmp_path / "spread.toml"
+    file.write_text(to_toml(recipe), encoding="utf-8")
+    with cluster(tmp_path, machines[1:]) as (address, _):
+        environment = {**machines[0], "QALAM_RUNNER": address, "PREFECT_API_URL": api}
+        done = qalam("build", file, "--store", "s3://bucket/spread", **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("built   ingest texts") == 6
+    made = [len(list(tmp_path.glob(f"{name}/*/artifacts/ingest/*/manifest.json"))) for name in ("flow", "one", "two")]
+    assert made[0] == 6
+    assert min(made[1:]) > 0, "both worked"
+    plain = build(recipe, Store(tmp_path / "plain"))
+    (run,) = (tmp_path / "flow").glob(f"*/runs/{plain.run}")
+    assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == {
+        path.name: path.read_bytes() for path in (plain.folder / "model").iterdir()
+    }

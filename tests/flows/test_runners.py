@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,23 +62,26 @@ def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """Context manager that runs a Dask scheduler and two workers with one thread each; yields its address and them."""
+def cluster(
+    folder: Path, environments: Sequence[dict[str, str]] = ({}, {})
+) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """Context manager that runs a Dask scheduler and workers with one thread each; yields its address and them."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str) -> None:
+    def start(*arguments: str, **environment: str) -> None:
         with (folder / f"{len(started)}.log").open("w") as log:
             started.append(subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments], env=clean_environment(), cwd=folder, stdout=log, stderr=log,
+                [sys.executable, "-m", "dask", *arguments], env=clean_environment(**environment), cwd=folder,
+                stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=own_signals,
             ))  # fmt: skip
 
     try:
         start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
-        for _ in range(2):
-            start("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        for environment in environments:
+            start("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", **environment)
         yield address, started[1:]
     finally:
         for process in started:
