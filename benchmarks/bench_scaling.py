@@ -3,8 +3,8 @@
     python -m benchmarks.bench_scaling [--corpus FILE] [--seeds 1] [--threads 1]
 
 The block of Llama, one vocabulary of 8,000, 16 sequences of 128 tokens a step, Muon at 2e-2 times the root of
-128/width. Each size trains on about as many tokens as it has parameters, which is far less than is best for it, and what
-two cores can do. Compute is 6 operations for each parameter (the embedding once, as it is the head) and token. The
+128/width. Each size trains on about as many tokens as it has parameters, which is far less than is best for it, and
+what two cores can do. Compute is 6 operations for each parameter (the embedding once, as it is the head) and token. The
 line is a power law through the four points (least squares in logarithms), and `left out` is what the line through the
 others predicts for a size: how far the prediction can be trusted.
 """

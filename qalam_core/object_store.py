@@ -40,8 +40,11 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = float(os.environ.get("QALAM_LEASE_SECONDS", "60"))
 """A machine that has not renewed its lease for so long has stopped; it renews it three times as often."""
 
-FRESH_SECONDS = 3600.0
-"""Copies that were used since are not deleted to make room."""
+FRESH_SECONDS = 24 * 3600.0
+"""Copies that were used since are not deleted to make room: a running build may read them again."""
+
+STALE_SECONDS = 3600.0
+"""A lease that is older is that of a machine that stopped; clocks of machines differ by less."""
 
 _INDEX = "files.json"
 Value = TypeVar("Value")
@@ -84,7 +87,7 @@ class ObjectStore(Store):
                 "them out, and set credentials in the environment"
             )
         self._objects = Objects(url)
-        self._limit = room()
+        self._limit = self._added = room()  # `_make_room` looks the first time
         super().__init__(folder_of(url))
 
     @property
@@ -217,6 +220,7 @@ class ObjectStore(Store):
         self._upload(place, index, list(artifact.manifest.files), artifact.path)
         name = _manifest_of(artifact.stage, artifact.digest)
         if self._objects.create(name, index):
+            self._make_room(sum(entry.bytes for entry in artifact.manifest.files.values()))
             return artifact
         delete_folder(artifact.path)  # another machine was first, and its result is another one
         first = self._fetch(artifact.stage, artifact.digest)
@@ -377,7 +381,9 @@ class ObjectStore(Store):
 
     def held_locks(self) -> list[str]:
         """What is being built or published now: on this machine, and by trainings of others."""
-        return sorted({*super().held_locks(), *(Path(name).name for name in self._objects.below("leases"))})
+        since = time.time() - STALE_SECONDS
+        leases = {Path(name).name for name, meta in self._objects.below("leases").items() if meta.changed > since}
+        return sorted({*super().held_locks(), *leases})
 
     def artifacts(self) -> dict[str, float]:
         """`<stage>/<digest>` of every artifact, and of what this machine has in part -> its last use (Unix time)."""
@@ -393,6 +399,9 @@ class ObjectStore(Store):
         """Delete `<stage>/<digest>`, one of `artifacts`; -> whether it was deleted."""
         if (self.root / "artifacts" / name).exists() and not super().delete_artifact(name, unused_since):
             return False
+        with suppress(FileNotFoundError):  # another machine may have begun to use it
+            if self._objects.meta(f"used/{name}").changed >= unused_since:
+                return False
         self._objects.delete(f"artifacts/{name}/{MANIFEST}")
         self._objects.delete(f"used/{name}", *self._objects.below(f"artifacts/{name}"))
         return True
@@ -404,7 +413,7 @@ class ObjectStore(Store):
 
     def _make_room(self, added: int) -> None:
         """Delete the copies that were used longest ago where there are more than there is room for."""
-        self._added = getattr(self, "_added", self._limit) + added  # the first time it looks
+        self._added += added
         if self._added < self._limit / 20:
             return
         self._added = 0
