@@ -28,6 +28,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import unquote, urlsplit
 
 from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
@@ -51,8 +52,11 @@ Value = TypeVar("Value")
 
 
 def store_at(place: str | Path) -> Store:
-    """The store in a folder, or at a URL of object storage. Raises StoreError."""
-    return ObjectStore(str(place)) if is_url(place) else Store(Path(place))
+    """The store in a folder, or at a URL of object storage; file:// is a folder. Raises StoreError."""
+    if not is_url(place):
+        return Store(Path(place))
+    parts = urlsplit(str(place))
+    return Store(Path(unquote(parts.path))) if parts.scheme == "file" and not parts.netloc else ObjectStore(str(place))
 
 
 def folder_of(url: str) -> Path:
@@ -81,6 +85,9 @@ class ObjectStore(Store):
         if scheme not in SCHEMES:
             known = ", ".join(f"{each}://" for each in SCHEMES)
             raise StoreError(f"store {shown(url)}: no store is at {scheme}://; {known} and paths are known")
+        url = scheme + url[len(scheme) :]
+        if not url.partition("://")[2].partition("/")[0]:
+            raise StoreError(f"store {url}: names no bucket; write {scheme}://BUCKET/PREFIX")
         if shown(url) != url:
             raise StoreError(
                 f"store {shown(url)}: has a user, a password or a query in its address, which would be recorded; leave "

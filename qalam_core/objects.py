@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from qalam_core.errors import StoreError
 
@@ -30,6 +29,9 @@ _CURES = {
     "NotSupportedError": "it does not support this request, such as conditional writes",
 }
 """obstore's exception -> the problem."""
+_NO_BUCKET = "there is no such bucket; create it, or correct the name"
+_STATUSES = {403: _CURES["PermissionDeniedError"], 401: _CURES["UnauthenticatedError"], 404: _NO_BUCKET}
+_PASSING = (408, 409, 425, 429)  # statuses of requests that may succeed later
 
 
 def is_url(place: str | Path) -> bool:
@@ -39,8 +41,9 @@ def is_url(place: str | Path) -> bool:
 
 def shown(url: str) -> str:
     """A URL without user, password and query, any of which may be a secret."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    scheme, _, rest = url.partition("://")
+    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 Result = TypeVar("Result")
@@ -105,12 +108,18 @@ class Objects:
         except FileNotFoundError as error:
             if "NoSuchBucket" not in str(error):
                 raise FileNotFoundError(shown(self.url)) from None
-            raise StoreError(f"{shown(self.url)}: there is no such bucket; create it, or correct the name") from None
+            raise StoreError(f"{shown(self.url)}: {_NO_BUCKET}") from None
         except (errors.BaseError, ValueError) as error:
-            if known := _CURES.get(type(error).__name__):
-                raise StoreError(f"{shown(self.url)}: {known}") from None
-            status = re.search(r"status code: (\d+)", str(error))
-            failed = f"fails with status {status[1]}" if status else "does not answer"
+            status = int(found[1]) if (found := re.search(r"status code: (\d+)", str(error))) else 0
+            missing = re.search(r"(\w+) must be specified", str(error))
+            problem = _CURES.get(type(error).__name__) or _STATUSES.get(status, "")
+            if missing:
+                problem = f"the environment has no setting for {missing[1]}, as the provider's own tools read it"
+            elif not problem and 400 <= status < 500 and status not in _PASSING:
+                problem = f"it refuses this with status {status}; check the address"
+            if problem:
+                raise StoreError(f"{shown(self.url)}: {problem}") from None
+            failed = f"fails with status {status}" if status else "does not answer"
             raise UnansweredError(f"{shown(self.url)}: it {failed}; check its address and the network") from None
 
     @_repeated

@@ -294,6 +294,9 @@ def test_copies_have_a_limit(machines: Machines, corpus_file: Path, monkeypatch:
         ("s3://bucket/x?token=a-secret-key-that-must-not-be-found", "has a user, a password or a query"),
         ("ftp://bucket/x", r"no store is at ftp://; s3://, gs://, az://, abfs:// and paths are known"),
         ("https://bucket/x", "no store is at https://"),
+        ("s3://", "names no bucket; write s3://BUCKET/PREFIX"),
+        ("s3:///x", "names no bucket"),
+        ("S3://bucket/x?a", r"store s3://bucket/x: has a user"),
     ],
 )
 def test_a_url_that_is_no_stores(url: str, why: str) -> None:
@@ -321,6 +324,13 @@ def test_a_storage_that_often_fails(machines: Machines, each: int, corpus_file: 
     assert len(Runs(machines.be("two")).promotions("tiny")) == 1
 
 
+def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
+    assert store_at(f"file://{tmp_path}/a%20b").root == tmp_path / "a b"
+    assert store_at(tmp_path / "s3:").root == tmp_path / "s3:"
+    with pytest.raises(StoreError, match="no store is at file://"):
+        store_at("file://host/path")
+
+
 def test_failures_are_one_line_without_secrets(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus_file: Path
 ) -> None:
@@ -332,10 +342,16 @@ def test_failures_are_one_line_without_secrets(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     with pytest.raises(StoreError, match="no such bucket") as missing:
         build(tiny_recipe(corpus_file), ObjectStore("s3://no-such-bucket/x"))
+    with pytest.raises(StoreError, match="no such bucket") as empty:
+        Runs(ObjectStore("s3://no-such-bucket/x")).summaries()
+    with pytest.raises(StoreError, match="refuses this with status 400") as short:
+        ObjectStore("s3://b").ensure_writable()
+    with pytest.raises(StoreError, match="no setting for Account") as account:
+        ObjectStore("az://container/x").ensure_writable()
     monkeypatch.setenv("QALAM_CACHE_GB", "much")
     with pytest.raises(StoreError, match="QALAM_CACHE_GB='much'") as room:
         ObjectStore(machines.url)
-    for error in (denied, missing, room):
+    for error in (denied, missing, empty, short, account, room):
         assert "\n" not in str(error.value)
         assert SECRET not in str(error.value)
 

@@ -225,6 +225,8 @@ def expand(source: Source) -> tuple[list[Path], dict[str, str]]:
     """The files of a source, and why others of its folder are passed over. Raises CorpusError where there is none."""
     if source.path.startswith("package:"):
         return [_packaged(source.path.removeprefix("package:"))], {}
+    if is_url(source.path):
+        raise CorpusError(f"{shown(source.path)}: is no file here; copy it, or name it as path of a source in a recipe")
     path, found, passed = Path(source.path), list[Path](), dict[str, str]()
     if path.is_dir():
         found = list(_walk(path, passed))
