@@ -158,6 +158,9 @@ class Faulty:
                     there.endheaders(body)
                     answer = there.getresponse()
                     data = answer.read()
+                except (OSError, http.client.HTTPException):  # the server was killed
+                    self.close_connection = True
+                    return
                 finally:
                     there.close()
                 with lock:
