@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo up down check test test-oldest lint golden fuzz bench chaos pictures release clean
+.PHONY: help demo up down check test test-oldest lint golden fuzz bench chaos chaos-cluster pictures release clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ bench: .venv/test  ## every benchmark against its stated targets
 
 chaos: .venv/test  ## fifty builds under kill -9, full disks and concurrent builds: no damage, no difference
 	$(BIN)/python -m benchmarks.chaos --check
+
+chaos-cluster: .venv/test  ## fifty builds on two machines that share an object storage, which fails: the same
+	$(BIN)/python -m benchmarks.bench_object_store --chaos --check
 
 pictures: .venv/demo  ## take the README's pictures again: a report, and a run in Prefect's UI; needs chromium
 	$(BIN)/python docs/pictures/make.py

@@ -12,7 +12,7 @@ with a field `text` (plain or .gz); without it the demo corpus is used.
 --loss     CPU seconds of training until the held-out loss that each peer ends at. All are compiled, in bfloat16, and
            each peer has the best of three rates: nanoGPT (AdamW, betas 0.9 and 0.99, by cosine to a tenth, 100 steps
            of warm-up), and a recipe of today, nanochat's block, rates and Muon, written here from its description.
-           Ours is the recipe `small-llama`, planned for the steps that PEERS states. Target 0.6.
+           Ours is the recipe `small-llama` at 2e-2, planned for the steps that PEERS states. Target 0.6.
 --recipes  held-out loss of schedules, optimizers and learning rates after the same tokens, three seeds.
 --kills    kill -9 at 20 random moments of a run of 200 steps, each resumed; target: 20 times the same weights.
 """
@@ -447,7 +447,7 @@ def loss(folder: Path, corpus: str | None, steps: int, seeds: Sequence[int]) -> 
 OURS: dict[str, Any] = {
     **MUON, "learning_rate": 2e-2, "embedding_rate": 3.0, "schedule": "wsd", "compile": "on", "block": "llama",
 }  # fmt: skip
-"""The recipe `small-llama`."""
+"""The recipe `small-llama`, at the demo's rate: these trainings are as short."""
 PEERS: dict[str, tuple[Callable[..., Any], tuple[float, ...], float]] = {
     "nanoGPT": (partial(PeerTraining, NanoBlock), (1e-3, 3e-3, 6e-3), 0.3),
     "nanochat": (ModernTraining, (0.5, 1.0, 2.0), 1.3),

@@ -34,6 +34,7 @@ __all__ = [
     "reproduce",
     "seal",
     "sign",
+    "store_at",
     "verify",
     "verify_signature",
 ]  # fmt: skip
@@ -41,6 +42,7 @@ __all__ = [
 if TYPE_CHECKING:
     from qalam_core.errors import CorpusError, PackageError, QalamError, RecipeError, StoreError, TrainingError
     from qalam_core.evaluation.evaluate import evaluate
+    from qalam_core.object_store import store_at
     from qalam_core.original import PureCodeTrainer, PureDynamicTransformer
     from qalam_core.package.editing.diff import diff
     from qalam_core.package.editing.seal import seal
@@ -63,6 +65,7 @@ else:  # not for type checkers: with `__getattr__` an unknown name would have th
     _MODULES = {
         "errors": ("CorpusError", "PackageError", "QalamError", "RecipeError", "StoreError", "TrainingError"),
         "evaluation.evaluate": ("evaluate",),
+        "object_store": ("store_at",),
         "original": ("PureCodeTrainer", "PureDynamicTransformer"),
         "package.editing.diff": ("diff",),
         "package.editing.seal": ("seal",),

@@ -177,8 +177,8 @@ class ObjectStore(Store):
             return replace(self._share(found), cached=True, seconds=found.seconds)
         if there == (found.path / MANIFEST).read_bytes():
             return found
-        delete_folder(found.path)  # nor did this one, and another machine was first, with another result
-        return self._fetch(stage, key)
+        shared = self._share(found)  # nor did this one, and another machine was first
+        return replace(shared, cached=True, seconds=found.seconds)
 
     def _manifest(self, stage: str, key: str) -> tuple[Manifest, bytes]:
         """Raises FileNotFoundError, and ValueError when it is damaged."""
@@ -212,11 +212,14 @@ class ObjectStore(Store):
         version = sha256_bytes(index)[:16]
         out.mkdir(parents=True, exist_ok=True)
         for name, entry in files.items():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                same = self._objects.download(f"{place}/{version}/{name}", out / name) == entry.sha256
-            except FileNotFoundError:
-                same = False
+            same = _is_below(name)
+            if same:
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    sha256 = self._objects.download(f"{place}/{version}/{name}", out / name, entry.bytes)
+                except FileNotFoundError:
+                    sha256 = ""
+                same = sha256 == entry.sha256
             if not same:
                 log.warning("%s/%s/%s is missing or damaged", self.place, place, name)
                 return False
@@ -229,12 +232,16 @@ class ObjectStore(Store):
         if self._objects.create(name, index):
             self._make_room(sum(entry.bytes for entry in artifact.manifest.files.values()))
             return artifact
-        delete_folder(artifact.path)  # another machine was first, and its result is another one
+        # another machine was first, and its result is another one, or damaged
+        aside = artifact.path.rename(artifact.path.with_name(f".{artifact.digest}.{secrets.token_hex(8)}"))
+        _, version = self._objects.read(name)
         first = self._fetch(artifact.stage, artifact.digest)
+        if first is None and self._objects.replace(name, index, version):
+            aside.rename(artifact.path)
+            return artifact
+        shutil.rmtree(aside)
         if first is None:
-            raise StoreError(
-                f"{self.place}/{place}: is damaged; delete it, then run the same command again, which builds it"
-            )
+            raise StoreError(f"{self.place}/{place}: changes under several hands; run the same command again")
         self._objects.delete(*self._objects.below(f"{place}/{sha256_bytes(index)[:16]}"))
         return replace(first, cached=False)
 
@@ -295,7 +302,7 @@ class ObjectStore(Store):
 
     def run_names(self) -> list[str]:
         """The names of all complete runs, sorted."""
-        return [run for run in self._objects.folders("runs") if self._index(run) is not None]
+        return [run for run in self._objects.folders("runs") if run[0] != "." and self._index(run) is not None]
 
     def run_file(self, run: str, name: str = "") -> Path:
         """A file of a run, or its folder, of which a copy is made; it may be missing."""
@@ -436,6 +443,11 @@ class ObjectStore(Store):
 
 def _missing(stage: str, key: str, place: str) -> DamagedError:
     return DamagedError(f"{stage} {key[:12]} is missing or damaged in {place}; build its recipe again")
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name that the store says leads to a file below a folder: whoever may write to a bucket chooses it."""
+    return bool(name) and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and "\\" not in name
 
 
 def _manifest_of(stage: str, key: str) -> str:

@@ -26,6 +26,7 @@ _CURES = {
     "UnauthenticatedError": "no valid credentials; set them in the environment, as the provider's own tools read them",
     "PermissionDeniedError": "access is denied; check the credentials in the environment, and what they may do",
     "UnknownConfigurationKeyError": "a setting in the environment is not known",
+    "ValueError": "its address, or a name below it, is not one that objects can have",
     "NotSupportedError": "it does not support this request, such as conditional writes",
 }
 """obstore's exception -> the problem."""
@@ -177,19 +178,22 @@ class Objects:
             self._obstore.put(self._storage, name, file, chunk_size=_CHUNK)
 
     @_repeated
-    def download(self, name: str, path: Path) -> str:
-        """Write an object's content to a file; -> its sha256. Raises FileNotFoundError."""
+    def download(self, name: str, path: Path, size: int | None = None) -> str:
+        """Write an object's content to a file; -> its sha256. Raises FileNotFoundError, also for another size."""
         sha256 = hashlib.sha256()
         with path.open("wb") as file:
-            for chunk in self.chunks(name):
+            for chunk in self.chunks(name, size):
                 sha256.update(chunk)
                 file.write(chunk)
         return sha256.hexdigest()
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """An object's content, in chunks. Raises FileNotFoundError."""
+    def chunks(self, name: str, size: int | None = None) -> Iterator[bytes]:
+        """An object's content, in chunks. Raises FileNotFoundError, also for one of another size."""
         with self._errors():
-            for chunk in self._obstore.get(self._storage, name).stream(min_chunk_size=_CHUNK):
+            found = self._obstore.get(self._storage, name)
+            if size not in (None, found.meta["size"]):
+                raise FileNotFoundError
+            for chunk in found.stream(min_chunk_size=_CHUNK):
                 yield bytes(chunk)
 
     @_repeated

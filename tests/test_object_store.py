@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from qalam_core import object_store
 from qalam_core.errors import StoreError
-from qalam_core.files import files_below, read_bytes, replace_file, sha256_file
+from qalam_core.files import files_below, read_bytes, replace_file, sha256_bytes, sha256_file
 from qalam_core.object_store import ObjectStore, store_at
 from qalam_core.objects import Objects
 from qalam_core.pipeline.build import build
@@ -136,6 +137,50 @@ def test_what_was_damaged_is_built_again_and_mended(machines: Machines, corpus_f
     assert [artifact.stage for artifact in two.artifacts if not artifact.cached] == ["vocab"]
     assert machines.objects.read(name)[0] == (trained.path / "tokenizer.json").read_bytes()
     assert states(build(recipe, machines.be("three"))) == {True}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": {}}', b"\xff"])
+def test_a_manifest_that_was_damaged_is_replaced(machines: Machines, corpus_file: Path, content: bytes) -> None:
+    recipe = tiny_recipe(corpus_file, train={"steps": 20})
+    one = build(recipe, machines.be("one"))
+    (vocab,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
+    for machine in ("one", "two"):  # with a copy, and without
+        machines.objects.write(f"artifacts/vocab/{vocab.digest}/manifest.json", content)
+        found = build(recipe, machines.be(machine))
+        assert found.run == one.run
+        assert [artifact.stage for artifact in found.artifacts if not artifact.cached] == ["vocab"] * (machine == "two")
+    assert states(build(recipe, machines.be("three"))) == {True}
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../escaped", "/tmp/qalam-escaped", "a/../../escaped", "..", "", "a//b", "."]
+)
+def test_no_name_in_the_store_leads_out_of_a_copy(machines: Machines, name: str, tmp_path: Path) -> None:
+    """Who may write to the bucket must not write to the machines."""
+    key, entry = "0" * 64, {"bytes": 1, "sha256": sha256_bytes(b"x")}
+    manifest = {"stage": "vocab", "version": 1, "settings": {}, "inputs": {}, "facts": {}, "files": {name: entry}}
+    for place, content in (
+        (f"artifacts/vocab/{key}/manifest.json", json.dumps(manifest).encode()),
+        ("runs/tiny-0/files.json", json.dumps({name: entry}).encode()),
+    ):
+        machines.objects.write(place, content)
+        with contextlib.suppress(Exception):  # which names an object cannot have
+            machines.objects.write(f"{place.rpartition('/')[0]}/{sha256_bytes(content)[:16]}/{name}", b"x")
+    there = machines.be("two")
+    before = set(files_below(tmp_path))
+    with pytest.raises(StoreError, match="missing or damaged"):
+        there.artifact("vocab", key)
+    assert not there.run_file("tiny-0").exists()
+    assert not there.run_file("tiny-0", name).is_file()
+    assert {*files_below(tmp_path)} == before
+    assert not Path("/tmp/qalam-escaped").exists()
+
+
+def test_an_object_of_another_size_is_not_fetched(machines: Machines, tmp_path: Path) -> None:
+    machines.objects.write("large", b"x" * 1000)
+    with pytest.raises(FileNotFoundError):
+        machines.objects.download("large", tmp_path / "file", 10)
+    assert (tmp_path / "file").stat().st_size == 0
 
 
 def test_a_copy_that_was_damaged_is_replaced(machines: Machines, corpus_file: Path) -> None:

@@ -365,7 +365,7 @@ def test_what_would_not_be_pinned_is_refused(tmp_path: Path, monkeypatch: pytest
     ):
         with pytest.raises(CorpusError, match=message):
             resolve([Source(path=f"hf:{name}", revision="a" * 40, data_files=files)])
-    with pytest.raises(CorpusError, match="no such file"):
+    with pytest.raises(CorpusError, match="is no file here"):
         resolve([Source(path="hf:json", data_files=("https://example.org/a.json",))])
     [file] = resolve([Source(path="hf:json", data_files=(str(path),))])
     write(path, jsonl({"text": "y"}))
