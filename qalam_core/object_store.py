@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -38,8 +39,12 @@ from qalam_core.store import MANIFEST, Artifact, Buildable, FileEntry, Manifest,
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = float(os.environ.get("QALAM_LEASE_SECONDS", "60"))
-"""A machine that has not renewed its lease for so long has stopped; it renews it three times as often."""
+LEASE_SECONDS = 60.0
+"""A machine that has not renewed its lease for so long has stopped; it renews it three times as often. All machines
+must agree: $QALAM_LEASE_SECONDS."""
+
+CACHE_GB = 50.0
+"""Copies of artifacts on a machine may take so many gigabytes: $QALAM_CACHE_GB."""
 
 FRESH_SECONDS = 24 * 3600.0
 """Copies that were used since are not deleted to make room: a running build may read them again."""
@@ -65,16 +70,16 @@ def folder_of(url: str) -> Path:
     return Path(base).absolute() / sha256_bytes(url.rstrip("/").encode())[:16]
 
 
-def room() -> int:
-    """Bytes that copies of artifacts may take on this machine: $QALAM_CACHE_GB, 50 by default. Raises StoreError."""
-    given = os.environ.get("QALAM_CACHE_GB", "50")
+def _setting(name: str, default: float) -> float:
+    """A number of the environment. Raises StoreError."""
+    given = os.environ.get(name) or default
     try:
-        size = float(given)
+        value = float(given)
     except ValueError:
-        size = 0.0
-    if not size > 0:
-        raise StoreError(f"QALAM_CACHE_GB={given!r}: not a number of gigabytes above 0")
-    return int(size * 1e9)
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise StoreError(f"{name}={given!r}: not a number above 0; correct it, or unset it")
+    return value
 
 
 class ObjectStore(Store):
@@ -94,7 +99,9 @@ class ObjectStore(Store):
                 "them out, and set credentials in the environment"
             )
         self._objects = Objects(url)
-        self._limit = self._added = room()  # `_make_room` looks the first time
+        # bytes of copies, and of those that were added since `_make_room` looked, which it does the first time
+        self._limit = self._added = _setting("QALAM_CACHE_GB", CACHE_GB) * 1e9
+        self._lease_seconds = _setting("QALAM_LEASE_SECONDS", LEASE_SECONDS)
         super().__init__(folder_of(url))
 
     @property
@@ -267,7 +274,7 @@ class ObjectStore(Store):
         ended = threading.Event()
 
         def renew() -> None:
-            while not ended.wait(LEASE_SECONDS / 3):
+            while not ended.wait(self._lease_seconds / 3):
                 with suppress(StoreError):  # the next attempt may succeed; if none does, two machines do the same work
                     self._objects.write(name, content())
 
@@ -294,9 +301,9 @@ class ObjectStore(Store):
                 continue
             if version != seen:
                 seen, since = version, time.monotonic()
-            elif time.monotonic() - since > LEASE_SECONDS and self._objects.replace(name, content(), version):
+            elif time.monotonic() - since > self._lease_seconds and self._objects.replace(name, content(), version):
                 return
-            time.sleep(min(2.0, LEASE_SECONDS / 10))
+            time.sleep(min(2.0, self._lease_seconds / 10))
 
     # -- runs and histories
 

@@ -20,6 +20,7 @@ from qalam_core.errors import StoreError
 log = logging.getLogger(__name__)
 
 SCHEMES = ("s3", "gs", "az", "abfs")  # of stores; sources may be at http and https addresses, too
+_READ_AT_ONCE = 1 << 30  # bytes of a manifest, or a history
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds
 _CHUNK = 8 << 20  # bytes that are in memory at once
 _CURES = {
@@ -128,6 +129,8 @@ class Objects:
         """The content of an object, and its version (ETag). Raises FileNotFoundError."""
         with self._errors():
             found = self._obstore.get(self._storage, name)
+            if found.meta["size"] > _READ_AT_ONCE:
+                raise StoreError(f"{shown(self.url)}/{name}: has more than {_READ_AT_ONCE >> 20} MB; delete it")
             return bytes(found.bytes()), found.meta["e_tag"] or ""
 
     @_repeated

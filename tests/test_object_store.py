@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qalam_core import object_store
+from qalam_core import objects as objects_module
 from qalam_core.errors import StoreError
 from qalam_core.files import files_below, read_bytes, replace_file, sha256_bytes, sha256_file
 from qalam_core.object_store import ObjectStore, store_at
@@ -21,7 +23,7 @@ from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.publish import Published
 from qalam_core.runs import Runs
 from qalam_core.store import Store
-from tests.conftest import tiny_recipe
+from tests.conftest import Built, tiny_recipe
 from tests.object_storage import SECRET, Faulty, Server, on, s3_server
 
 
@@ -34,8 +36,8 @@ def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 class Machines:
     """Changes which machine this process is, and gives its view of one store."""
 
-    def __init__(self, server: Server, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.server, self.folder, self.patch = server, folder, patch
+    def __init__(self, server: Server, folder: Path, patch: pytest.MonkeyPatch, built: Built) -> None:
+        self.server, self.folder, self.patch, self.built = server, folder, patch, built
         self.url = f"s3://bucket/{secrets.token_hex(4)}/prefix"
         self.objects = self.be("one")._objects
         self.objects.write("made", b"")  # this server makes a bucket with its first object
@@ -44,10 +46,16 @@ class Machines:
         on(self.patch, self.folder / name, self.server.port)
         return ObjectStore(self.url)
 
+    def share(self) -> Published:
+        """Build the tiny recipe on the first machine, of artifacts that are there already, which saves seconds."""
+        one = self.be("one")
+        shutil.copytree(self.built.store.root / "artifacts", one.root / "artifacts", dirs_exist_ok=True)
+        return build(self.built.recipe, one)
+
 
 @pytest.fixture
-def machines(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
-    return Machines(server, tmp_path, monkeypatch)
+def machines(server: Server, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    return Machines(server, tmp_path, monkeypatch, built)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -114,8 +122,8 @@ def test_two_machines_share_a_store(machines: Machines, corpus_file: Path, store
     assert not machines.objects.below("leases")
 
 
-def test_a_list_of_runs_does_not_fetch_their_packages(machines: Machines, corpus_file: Path) -> None:
-    one = build(tiny_recipe(corpus_file), machines.be("one"))
+def test_a_list_of_runs_does_not_fetch_their_packages(machines: Machines) -> None:
+    one = machines.share()
     there = machines.be("two")
     runs = Runs(there)
     assert (list(runs.summaries()), runs.newest_of("tiny"), one.run in runs) == ([one.run], [one.run], True)
@@ -127,9 +135,9 @@ def test_a_list_of_runs_does_not_fetch_their_packages(machines: Machines, corpus
         runs.folder("none")
 
 
-def test_what_was_damaged_is_built_again_and_mended(machines: Machines, corpus_file: Path) -> None:
-    recipe = tiny_recipe(corpus_file)
-    one = build(recipe, machines.be("one"))
+def test_what_was_damaged_is_built_again_and_mended(machines: Machines) -> None:
+    recipe = machines.built.recipe
+    one = machines.share()
     (trained,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
     (name,) = (name for name in machines.objects.below(f"artifacts/vocab/{trained.digest}") if "tokenizer.json" in name)
     machines.objects.write(name, b"damaged")
@@ -140,9 +148,9 @@ def test_what_was_damaged_is_built_again_and_mended(machines: Machines, corpus_f
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": {}}', b"\xff"])
-def test_a_manifest_that_was_damaged_is_replaced(machines: Machines, corpus_file: Path, content: bytes) -> None:
-    recipe = tiny_recipe(corpus_file, train={"steps": 20})
-    one = build(recipe, machines.be("one"))
+def test_a_manifest_that_was_damaged_is_replaced(machines: Machines, content: bytes) -> None:
+    recipe = machines.built.recipe
+    one = machines.share()
     (vocab,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
     for machine in ("one", "two"):  # with a copy, and without
         machines.objects.write(f"artifacts/vocab/{vocab.digest}/manifest.json", content)
@@ -176,6 +184,13 @@ def test_no_name_in_the_store_leads_out_of_a_copy(machines: Machines, name: str,
     assert not Path("/tmp/qalam-escaped").exists()
 
 
+def test_what_is_read_at_once_has_a_limit(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines.objects.write("champions/x.jsonl", b"x" * 1001)
+    monkeypatch.setattr(objects_module, "_READ_AT_ONCE", 1000)
+    with pytest.raises(StoreError, match=r"champions/x\.jsonl: has more than 0 MB"):
+        machines.be("one").history("x")
+
+
 def test_an_object_of_another_size_is_not_fetched(machines: Machines, tmp_path: Path) -> None:
     machines.objects.write("large", b"x" * 1000)
     with pytest.raises(FileNotFoundError):
@@ -183,19 +198,19 @@ def test_an_object_of_another_size_is_not_fetched(machines: Machines, tmp_path: 
     assert (tmp_path / "file").stat().st_size == 0
 
 
-def test_a_copy_that_was_damaged_is_replaced(machines: Machines, corpus_file: Path) -> None:
-    recipe = tiny_recipe(corpus_file)
-    one = build(recipe, machines.be("one"))
+def test_a_copy_that_was_damaged_is_replaced(machines: Machines) -> None:
+    recipe = machines.built.recipe
+    one = machines.share()
     (vocab,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
     (vocab.path / "tokenizer.json").write_bytes(b"damaged")
     assert states(build(recipe, machines.be("one"))) == {True}
     assert (vocab.path / "tokenizer.json").read_bytes() != b"damaged"
 
 
-def test_a_build_that_was_killed_before_it_shared(machines: Machines, corpus_file: Path) -> None:
+def test_a_build_that_was_killed_before_it_shared(machines: Machines) -> None:
     """Its artifacts are on its machine alone; the next build there shares them."""
-    recipe = tiny_recipe(corpus_file)
-    one = build(recipe, machines.be("one"))
+    recipe = machines.built.recipe
+    one = machines.share()
     machines.objects.delete(*machines.objects.below("artifacts"), *machines.objects.below("runs"))
     again = build(recipe, machines.be("one"))
     assert states(again) == {True}
@@ -203,10 +218,9 @@ def test_a_build_that_was_killed_before_it_shared(machines: Machines, corpus_fil
     assert states(build(recipe, machines.be("two"))) == {True}
 
 
-def test_the_first_of_two_different_results_counts(machines: Machines, corpus_file: Path) -> None:
+def test_the_first_of_two_different_results_counts(machines: Machines) -> None:
     """As of two machines with other processors; the second one goes on with the first one's."""
-    recipe = tiny_recipe(corpus_file)
-    one = build(recipe, machines.be("one"))
+    one = machines.share()
     there = machines.be("two")
     (vocab,) = (artifact for artifact in one.artifacts if artifact.stage == "vocab")
     other = there.artifact_folder("vocab", vocab.digest)
@@ -244,12 +258,10 @@ def test_one_machine_trains_and_the_other_waits(machines: Machines, corpus_file:
     assert len(Runs(machines.be("three")).promotions("tiny")) == 1
 
 
-def test_the_lease_of_a_machine_that_stopped_is_taken_over(
-    machines: Machines, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lease_of_a_machine_that_stopped_is_taken_over(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "LEASE_SECONDS", 1.5)
-    recipe = tiny_recipe(corpus_file, train={"steps": 20})
-    one = build(recipe, machines.be("one"))
+    recipe = machines.built.recipe
+    one = machines.share()
     (train,) = (artifact for artifact in one.artifacts if artifact.stage == "train")
     machines.objects.delete(*machines.objects.below(f"artifacts/train/{train.digest}"))
     lease = f"leases/train-{train.digest}"
@@ -259,9 +271,9 @@ def test_the_lease_of_a_machine_that_stopped_is_taken_over(
     assert not machines.objects.exists(lease)
 
 
-def test_promotions_of_many_machines_at_once(machines: Machines, corpus_file: Path) -> None:
+def test_promotions_of_many_machines_at_once(machines: Machines) -> None:
     """Each promotes and rolls back its own model in turn; no line is lost."""
-    first = build(tiny_recipe(corpus_file), machines.be("one"))
+    first = machines.share()
     stores = [machines.be(f"machine {number}") for number in range(6)]
     mistakes = []
 
@@ -316,9 +328,9 @@ def test_garbage_collection(machines: Machines, corpus_file: Path) -> None:
         assert models.isdisjoint(left) == (run == gone)
 
 
-def test_copies_have_a_limit(machines: Machines, corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(corpus_file, train={"steps": 20})
-    build(recipe, machines.be("one"))
+def test_copies_have_a_limit(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = machines.built.recipe
+    machines.share()
     monkeypatch.setenv("QALAM_CACHE_GB", "0.000001")
     monkeypatch.setattr(object_store, "FRESH_SECONDS", -1.0)
     there = machines.be("two")
@@ -396,14 +408,18 @@ def test_failures_are_one_line_without_secrets(
     monkeypatch.setenv("QALAM_CACHE_GB", "much")
     with pytest.raises(StoreError, match="QALAM_CACHE_GB='much'") as room:
         ObjectStore(machines.url)
+    monkeypatch.delenv("QALAM_CACHE_GB")
+    monkeypatch.setenv("QALAM_LEASE_SECONDS", "nan")
+    with pytest.raises(StoreError, match="QALAM_LEASE_SECONDS='nan'"):
+        ObjectStore(machines.url)
     for error in (denied, missing, empty, short, account, room):
         assert "\n" not in str(error.value)
         assert SECRET not in str(error.value)
 
 
-def test_secrets_are_not_recorded(machines: Machines, corpus_file: Path) -> None:
+def test_secrets_are_not_recorded(machines: Machines) -> None:
+    machines.share()
     store = machines.be("one")
-    build(tiny_recipe(corpus_file, train={"steps": 20}), store)
     for name in files_below(store.root):
         assert SECRET.encode() not in (store.root / name).read_bytes(), name
     for name in machines.objects.below(""):
