@@ -35,7 +35,7 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
 
     Args:
         recipe: everything that determines the model
-        store: folder of artifacts and runs, on the machine that runs the flow
+        store: folder of artifacts and runs on the machine that runs the flow, or s3://BUCKET/PREFIX
         training: deployment that trains (`train_model/train`), in a work pool whose machines see the same store;
             empty: train in this flow's process
     """
@@ -60,7 +60,7 @@ def propose_model(
         why: why it should become champion, for the run and the history
         who: who proposes it; empty: the user of the process
         recipe: its name selects the champion, its gate decides; empty: that of the run that exported the package
-        store: folder of artifacts and runs, on the machine that runs the flow
+        store: folder of artifacts and runs on the machine that runs the flow, or s3://BUCKET/PREFIX
         promote: make it champion if it passes; false: only judge it
     """
     store = confined(store)
@@ -93,7 +93,7 @@ def train_model(
         recipe: everything that determines the model
         tokenizer: digest of the tokenizer
         tokens: digests of the token shards, in order
-        store: folder of artifacts and runs, on the machine that runs the flow
+        store: folder of artifacts and runs on the machine that runs the flow, or s3://BUCKET/PREFIX
         parent: the run whose weights to begin with; empty: random ones
         corpus: digest of the prepared corpus, where the training of `parent` goes on, or copies of documents weigh
         continues: whether the training of `parent` goes on; else its weights alone are taken

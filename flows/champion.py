@@ -29,7 +29,7 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
 
     Args:
         recipe: its name selects the champion; its corpus and gate settings are applied
-        store: folder of artifacts and runs, on the machine that runs the flow
+        store: folder of artifacts and runs on the machine that runs the flow, or s3://BUCKET/PREFIX
     """
     store = confined(store)
     runs = Runs(store_at(store))
@@ -56,7 +56,7 @@ def reproduce_champion(name: str, store: str = ".qalam", lineage: bool = False) 
 
     Args:
         name: the name of the recipe whose champion is built
-        store: folder of artifacts and runs, on the machine that runs the flow
+        store: folder of artifacts and runs on the machine that runs the flow, or s3://BUCKET/PREFIX
         lineage: also build the runs that it began from, oldest first, instead of taking its parent's weights
     """
     store = confined(store)

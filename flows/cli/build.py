@@ -148,7 +148,7 @@ def forget(
         )  # fmt: skip
     if old:
         out.print(
-            f"delete the folders of these runs in {target.root / 'runs'}, then `qalam gc --delete`; documents as read "
+            f"delete the folders of these runs in {target.place}/runs, then `qalam gc --delete`; documents as read "
             "stay in the store's `ingest`, `filter` and `prepare` artifacts as long as a run needs them",
             soft_wrap=True,
         )  # fmt: skip
