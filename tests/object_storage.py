@@ -180,7 +180,10 @@ class Faulty:
 
             def log_message(self, *_: object) -> None: ...
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Quiet(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None: ...  # of a client that was killed
+
+        self.server = Quiet(("127.0.0.1", 0), Handler)
         self.port: int = self.server.server_port
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
