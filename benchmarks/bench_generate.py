@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench_package import example_words
+from benchmarks.targets import judged
 from qalam_core.package import ModelConfig, write
 
 SHAPE: dict[str, Any] = {
@@ -170,12 +171,7 @@ def main() -> int:
         ("logits of one forward pass, largest difference", difference, "at most", CLOSE),
         *((f"rows that leave numpy's tokens, {way}", count, "at most", 0) for way, count in differing.items()),
     ]  # fmt: skip
-    missed = 0
-    for name, value, direction, limit in targets:
-        good = value <= limit if direction == "at most" else value >= limit
-        missed += not good
-        print(f"{'met   ' if good else 'MISSED'}  {name:52}{value:9.3g}  {direction} {limit}")
-    return int(asked.check and missed > 0)
+    return judged(targets, asked.check)
 
 
 def example(config: ModelConfig) -> dict[str, NDArray[np.float32]]:

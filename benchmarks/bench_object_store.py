@@ -30,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.chaos import LIBRARY
+from benchmarks.targets import judged
 from qalam_core.files import sha256_bytes, sha256_file
 from qalam_core.object_store import ObjectStore
 from qalam_core.objects import Objects
@@ -172,12 +173,7 @@ def main() -> int:
                     if name == "cost"
                     else chaos(folder, server, asked.builds, random.Random(asked.seed))
                 )
-    missed = 0
-    for name, value, direction, limit in targets:
-        good = value <= limit if direction == "at most" else value >= limit
-        missed += not good
-        print(f"{'met   ' if good else 'MISSED'}  {name:60}{value:9.3g}  {direction} {limit}")
-    return int(asked.check and missed > 0)
+    return judged(targets, asked.check)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.targets import judged
 from benchmarks.texts import texts
 from qalam_core.arabic import normalise
 from qalam_core.files import sha256_file
@@ -610,12 +611,7 @@ def main() -> int:
             targets += recipes(asked, folder)
         if asked.kills:
             targets += kills(folder)
-    missed = 0
-    for name, value, direction, limit in targets:
-        good = value <= limit if direction == "at most" else value >= limit
-        missed += not good
-        print(f"{'met   ' if good else 'MISSED'}  {name:60}{value:9.3g}  {direction} {limit}")
-    return int(asked.check and missed > 0)
+    return judged(targets, asked.check)
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
-from qalam_core.objects import SCHEMES, Objects, is_url, shown
-from qalam_core.progress import Progress, no_progress, waiting
-from qalam_core.store import MANIFEST, Artifact, Buildable, FileEntry, Manifest, Store, delete_folder
+from qalam_core.objects import NOT_PLAIN, SCHEMES, Objects, is_url, shown
+from qalam_core.progress import waiting
+from qalam_core.store import MANIFEST, Artifact, Buildable, FileEntry, Manifest, Store, Value, delete_folder
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ STALE_SECONDS = 3600.0
 """A lease that is older is that of a machine that stopped; clocks of machines differ by less."""
 
 _INDEX = "files.json"
-Value = TypeVar("Value")
 
 
 def store_at(place: str | Path) -> Store:
@@ -94,10 +93,7 @@ class ObjectStore(Store):
         if not url.partition("://")[2].partition("/")[0]:
             raise StoreError(f"store {url}: names no bucket; write {scheme}://BUCKET/PREFIX")
         if shown(url) != url:
-            raise StoreError(
-                f"store {shown(url)}: has a user, a password or a query in its address, which would be recorded; leave "
-                "them out, and set credentials in the environment"
-            )
+            raise StoreError(f"store {shown(url)}: {NOT_PLAIN}")
         self._objects = Objects(url)
         # bytes of copies, and of those that were added since `_make_room` looked, which it does the first time
         self._limit = self._added = _setting("QALAM_CACHE_GB", CACHE_GB) * 1e9
@@ -116,20 +112,6 @@ class ObjectStore(Store):
 
     # -- artifacts
 
-    def build(
-        self,
-        stage: Buildable,
-        progress: Progress = no_progress,
-        slot: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> Artifact:
-        """As in a folder; a stage that takes hours is built by one machine at a time."""
-        stage = self._here(stage)
-        identity = stage.identity
-        if not stage.resumable or self.find(identity) is not None:
-            return super().build(stage, progress, slot)
-        with self._lease(identity.stage, identity.digest):
-            return super().build(stage, progress, slot)
-
     def reference(self, stage: str, key: str) -> Artifact:
         """The artifact of a recorded digest, of which a copy is made if it is in the store."""
         home = self.artifact_folder(stage, key)
@@ -144,20 +126,14 @@ class ObjectStore(Store):
         try:
             return self._manifest(stage, key)[0]
         except (FileNotFoundError, ValueError):
-            raise DamagedError(
-                f"{stage} {key[:12]} is missing or damaged in {self.place}; build its recipe again"
-            ) from None
-
-    def here(self, artifact: Artifact) -> Artifact:
-        """An artifact that another machine has made, of which a copy is made here."""
-        return self._here(artifact)
+            raise self._missing(stage, key) from None
 
     def mark_used(self, artifact: Artifact) -> None:
         """Record that an artifact is in use now, for garbage collection."""
         self._objects.write(f"used/{artifact.stage}/{artifact.digest}", b"")
         super().mark_used(artifact)
 
-    def _here(self, value: Value) -> Value:
+    def here(self, value: Value) -> Value:
         """The same stage, artifact or tuple, with the paths of this machine, and with copies of what it reads."""
         new: Any = value
         if isinstance(value, Artifact):
@@ -166,11 +142,11 @@ class ObjectStore(Store):
                 self.artifact(value.stage, value.digest)
             new = value if value.path == home else replace(value, path=home)
         elif type(value) is tuple:
-            parts = tuple(map(self._here, new))
+            parts = tuple(map(self.here, new))
             new = parts if any(one is not part for one, part in zip(new, parts, strict=True)) else value
         elif is_dataclass(value) and not isinstance(value, type):
             found = {part.name: getattr(value, part.name) for part in fields(value) if part.init}
-            changed = {name: here for name, one in found.items() if (here := self._here(one)) is not one}
+            changed = {name: here for name, one in found.items() if (here := self.here(one)) is not one}
             new = replace(value, **changed) if changed else value
         return cast("Value", new)
 
@@ -256,6 +232,13 @@ class ObjectStore(Store):
         version = sha256_bytes(index)[:16]
         for name in names:
             self._objects.upload(f"{place}/{version}/{name}", folder / name)
+
+    def _alone(self, stage: Buildable) -> AbstractContextManager[None]:
+        """Only stages that take hours are worth it; of others the first result counts."""
+        identity = stage.identity
+        if not stage.resumable or self.find(identity) is not None:
+            return nullcontext()
+        return self._lease(identity.stage, identity.digest)
 
     @contextmanager
     def _lease(self, stage: str, key: str) -> Iterator[None]:
@@ -446,10 +429,6 @@ class ObjectStore(Store):
                 return
             if Store.delete_artifact(self, name, now - FRESH_SECONDS):
                 left -= sizes[name]
-
-
-def _missing(stage: str, key: str, place: str) -> DamagedError:
-    return DamagedError(f"{stage} {key[:12]} is missing or damaged in {place}; build its recipe again")
 
 
 def _is_below(name: str) -> bool:

@@ -73,6 +73,13 @@ def _repeated(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     return repeated
 
 
+NOT_PLAIN = (
+    "has a user, a password or a query in its address, which would be recorded; leave them out, and set credentials in "
+    "the environment"
+)
+"""The problem of a URL that differs from what is `shown` of it."""
+
+
 class Meta(NamedTuple):
     """What is known of an object."""
 
@@ -86,7 +93,6 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-
         try:
             import obstore
         except ImportError:

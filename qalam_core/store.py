@@ -52,6 +52,7 @@ _TEMPORARY = re.compile(r"\.(.+\.([0-9a-f]{16}|deleted|partial)|(reproducing|mea
 """Names of files being replaced, of folders being deleted or published, and of the stores of audits."""
 
 Facts = TypeVar("Facts", bound=Frozen)
+Value = TypeVar("Value")
 
 
 class Identity(Frozen):
@@ -186,11 +187,12 @@ class Store:
         A damaged one is set aside and built again. The context manager of `slot` is held while the stage runs, and not
         for an artifact that is reused. Raises StoreError when the disk fails, and whatever `stage.run` raises.
         """
+        stage = self.here(stage)
         identity = stage.identity
         name, key = identity.stage, identity.digest
         home = self.artifact_folder(name, key)
         since = time.monotonic()
-        with self.disk_errors(name), self.locked(f"{name}-{key}"):
+        with self._alone(stage), self.disk_errors(name), self.locked(f"{name}-{key}"):
             waited = {"lock": time.monotonic() - since}
             if (artifact := self._undamaged(name, key)) is not None:
                 self.mark_used(artifact)
@@ -223,9 +225,13 @@ class Store:
         """Make a new artifact available to others; -> the one that is in the store now."""
         return artifact
 
-    def here(self, artifact: Artifact) -> Artifact:
-        """An artifact that another machine has made, with its path here."""
-        return artifact
+    def here(self, value: Value) -> Value:
+        """An artifact that another machine has made, or a stage that reads such, with the paths of this machine."""
+        return value
+
+    def _alone(self, stage: Buildable) -> AbstractContextManager[None]:
+        """Context manager that keeps other machines from building the same meanwhile; the lock is for this one."""
+        return nullcontext()
 
     def find(self, identity: Identity) -> Artifact | None:
         """What `build` would reuse, or None. Neither locks nor writes."""
@@ -235,8 +241,11 @@ class Store:
         """The artifact of that digest. Raises DamagedError, and StoreError if `key` is not a digest."""
         artifact = self._undamaged(stage, key)
         if artifact is None:
-            raise DamagedError(f"{stage} {key[:12]} is missing or damaged in {self.place}; build its recipe again")
+            raise self._missing(stage, key)
         return artifact
+
+    def _missing(self, stage: str, key: str) -> DamagedError:
+        return DamagedError(f"{stage} {key[:12]} is missing or damaged in {self.place}; build its recipe again")
 
     def reference(self, stage: str, key: str) -> Artifact:
         """The artifact of a recorded digest, unchecked: it may be missing or damaged."""

@@ -40,7 +40,7 @@ def corpus(
     for name in what or [""]:
         is_store = (Path(name) / "artifacts").is_dir() and name != ""
         run = "" if is_store else name
-        home = store_at(name) if is_store else store_at(store)
+        home = store_at(name if is_store else store)
         found = corpus_of(home, run)
         if rule:
             _show_rejects(found, rule, count, as_json)

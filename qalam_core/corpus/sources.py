@@ -19,7 +19,7 @@ from qalam_core.corpus.pieces import PIECE_BYTES, Piece, pieces
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.files import digest, sha256_file
-from qalam_core.objects import SCHEMES, Objects, is_url, shown
+from qalam_core.objects import NOT_PLAIN, SCHEMES, Objects, is_url, shown
 from qalam_core.recipe import Frozen, Source
 
 log = logging.getLogger(__name__)
@@ -289,10 +289,7 @@ def _objects(source: Source) -> Iterator[tuple[str, SourceFile]]:
     """The objects at a URL: one, those that match a pattern, or those below a URL that ends with a slash."""
     url = source.path
     if shown(url) != url:
-        raise CorpusError(
-            f"{shown(url)}: has a user, a password or a query in its address, which would be recorded; leave them out, "
-            "and set credentials in the environment"
-        )
+        raise CorpusError(f"{shown(url)}: {NOT_PLAIN}")
     folder, pattern = _in_two(url)
     web = url.startswith(("http://", "https://"))
     if not web and not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
