@@ -12,7 +12,8 @@ import subprocess
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 BUILD, ON_NEW_CORPUS = "build_model/nightly-build-daily", "build_model/on-new-corpus-daily"
 EVALUATE, REPRODUCE = "evaluate_champion/evaluate-champion-daily", "reproduce_champion/reproduce-champion-daily"
 PROPOSE = "propose_model/propose-daily"
-LONG = 1_000  # training steps, about six seconds on a free core
+LONG = 500  # training steps, about three seconds on a free core
 T = TypeVar("T")
 
 
@@ -239,7 +240,30 @@ def last_step(folder: Path) -> int:
     return max(int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
 
 
-def trainer_is_gone(folder: Path) -> bool:
-    """Whether no training process runs in this folder."""
+def trainers(folder: Path) -> list[psutil.Process]:
+    """The training processes that run in this folder."""
     spec = str(folder / "spec.json")
-    return not any(spec in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+    return [p for p in psutil.process_iter(["cmdline"]) if spec in " ".join(p.info["cmdline"] or [])]
+
+
+@contextmanager
+def slowed(folder: Path) -> Iterator[None]:
+    """The training in this folder advances a fifteenth of the time: it lasts, and other tests have the cores."""
+    ended = threading.Event()
+
+    def alternate() -> None:
+        running = trainers(folder)
+        while not ended.is_set():
+            for pause, seconds in ((psutil.Process.suspend, 1.4), (psutil.Process.resume, 0.1)):
+                for process in running:
+                    with suppress(psutil.NoSuchProcess):
+                        pause(process)
+                ended.wait(seconds)
+
+    thread = threading.Thread(target=alternate)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -14,12 +14,11 @@ from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests.conftest import sentences, tiny_recipe
 from tests.flows.cli.command import qalam
-from tests.flows.processes import prepared
 from tests.flows.processes import qalam as qalam_process
 from tests.pipeline.test_lineage import split, write
 
 
-def test_forgetting_begins_with_the_last_run_that_had_not_read_it(database: Path, tmp_path: Path) -> None:
+def test_forgetting_begins_with_the_last_run_that_had_not_read_it(api: str, tmp_path: Path) -> None:
     texts = sentences(480)
     train = {"start": "champion", "steps": 20, "checkpoint_every": 20}
     recipe = tiny_recipe(write(tmp_path / "stories.jsonl", texts[:400]), train=train, gate={"tolerance": 0.9})
@@ -33,8 +32,8 @@ def test_forgetting_begins_with_the_last_run_that_had_not_read_it(database: Path
     (tmp_path / "forget.txt").write_text(late + "\n", encoding="utf-8")
     (tmp_path / "tiny.toml").write_text(to_toml(recipe), encoding="utf-8")
 
-    prepared(store.root / "prefect", database)
-    done = qalam_process("forget", tmp_path / "tiny.toml", "--exclude", tmp_path / "forget.txt", "--store", store.root)
+    forget = ("forget", tmp_path / "tiny.toml", "--exclude", tmp_path / "forget.txt", "--store", store.root)
+    done = qalam_process(*forget, PREFECT_API_URL=api)
     assert done.returncode == 0, done.stderr
     assert f"the weights of run {first.run}" in done.stdout
     assert f"to be deleted: {second.run}: has read 1 of them" in done.stdout

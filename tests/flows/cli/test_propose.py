@@ -20,7 +20,7 @@ from qalam_core.pipeline.build import propose
 from qalam_core.pipeline.propose import candidate
 from tests.conftest import Built
 from tests.flows.cli.command import qalam
-from tests.flows.processes import clean_environment, prepared
+from tests.flows.processes import clean_environment
 from tests.flows.processes import qalam as process
 
 HOSTILE = "x | `y` </td><script>alert(1)</script>\x1b[31m \u202e$(id)"
@@ -118,14 +118,14 @@ def test_mistakes_are_one_line_and_status_2(mine: Built, tmp_path: Path) -> None
     assert "`qalam seal" in qalam("propose", package, "--why", "x", *where).stderr
 
 
-def test_a_killed_proposal_is_finished_by_the_next(mine: Built, database: Path, tmp_path: Path) -> None:
-    prepared(mine.store.root / "prefect", database)
+def test_a_killed_proposal_is_finished_by_the_next(mine: Built, api: str, tmp_path: Path) -> None:
     package = edited(mine, tmp_path / "package", 1.001)
     command = ["propose", package, "--why", "why", "--store", mine.store.root]
     for wait in ("propose", "evaluate"):
         child = subprocess.Popen(
             [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *map(str, command)],
-            env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env=clean_environment(PREFECT_API_URL=api), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
         home, until = mine.store.root / "artifacts" / wait, time.monotonic() + 120
         known = set(home.iterdir()) if home.exists() else set()
@@ -137,7 +137,7 @@ def test_a_killed_proposal_is_finished_by_the_next(mine: Built, database: Path, 
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     assert len(mine.runs.ids()) == 1
-    done = process(*command)
+    done = process(*command, PREFECT_API_URL=api)
     assert done.returncode == 0, done.stderr
     (run,) = set(mine.runs.ids()) - {mine.published.run}
     assert mine.runs.champion("tiny") == run
