@@ -53,7 +53,7 @@ table = pa.ipc.open_file(found.corpus.path / "train-00000.arrow").read_all()
 
 @dataclass(frozen=True)
 class Cut:
-    resumable = False
+    resumable = ()
 
     @property
     def identity(self):

@@ -192,7 +192,7 @@ class Generated:
     """A stage in the place of `prepare`: a corpus of generated text, all of it in the training split."""
 
     megabytes: int
-    resumable: bool = False
+    resumable: tuple[str, ...] = ()
 
     @property
     def identity(self) -> Identity:

@@ -8,6 +8,7 @@ Objects:
     <url>/runs/<run>/<version>/...                   its files
     <url>/champions/<recipe name>.jsonl              replaced only by who has read what it replaces
     <url>/leases/<stage>-<digest>                    of a machine that trains, while it does
+    <url>/interrupted/<stage>-<digest>/...           what another machine needs to continue that, as a run's files
     <url>/used/<stage>/<digest>                      empty, written when the artifact is used
 
 Each machine works in a folder of its own, laid out as a store, in which artifacts and runs are copies: they are
@@ -22,10 +23,11 @@ import math
 import os
 import secrets
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -33,9 +35,20 @@ from urllib.parse import unquote, urlsplit
 
 from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
+from qalam_core.leases import lease
 from qalam_core.objects import NOT_PLAIN, SCHEMES, Objects, is_url, shown
-from qalam_core.progress import waiting
-from qalam_core.store import MANIFEST, Artifact, Buildable, FileEntry, Manifest, Store, Value, delete_folder
+from qalam_core.store import (
+    ELSEWHERE,
+    MANIFEST,
+    Artifact,
+    Buildable,
+    FileEntry,
+    Identity,
+    Manifest,
+    Store,
+    Value,
+    delete_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -233,60 +246,67 @@ class ObjectStore(Store):
         for name in names:
             self._objects.upload(f"{place}/{version}/{name}", folder / name)
 
-    def _alone(self, stage: Buildable) -> AbstractContextManager[None]:
+    @contextmanager
+    def _alone(self, stage: Buildable) -> Iterator[None]:
         """Only stages that take hours are worth it; of others the first result counts."""
         identity = stage.identity
         if not stage.resumable or self.find(identity) is not None:
-            return nullcontext()
-        return self._lease(identity.stage, identity.digest)
+            yield
+            return
+        name, manifest = f"{identity.stage}-{identity.digest}", _manifest_of(identity.stage, identity.digest)
+        with lease(self._objects, name, self._lease_seconds, done=lambda: self._objects.exists(manifest)):
+            yield
+            self._objects.delete(*self._objects.below(_interrupted(identity)))
 
     @contextmanager
-    def _lease(self, stage: str, key: str) -> Iterator[None]:
-        """Be the only machine that builds an artifact, or wait until another one has built it.
+    def _interruptible(self, stage: Buildable, partial: Path) -> Iterator[None]:
+        """Continue what another machine has begun, and upload what others need to continue this."""
+        if not stage.resumable:
+            yield
+            return
+        place, kept, ended = _interrupted(stage.identity), "", threading.Event()
+        with suppress(DamagedError):  # then it begins again
+            if not any(partial.iterdir()) and (index := self._files(place)) is not None:
+                files, content = index
+                if not self._copy(place, content, files, partial / ELSEWHERE):
+                    shutil.rmtree(partial / ELSEWHERE)
 
-        A lease has no time in it, as clocks differ: it is void when it has not changed while somebody watched it.
-        """
-        name, mine = f"leases/{stage}-{key}", secrets.token_hex(8)
+        def keep() -> None:
+            nonlocal kept
+            newest = [max(found) for pattern in stage.resumable if (found := [*partial.glob(pattern)])]
+            if len(newest) == len(stage.resumable) and newest[0].name != kept:
+                with suppress(StoreError, OSError):  # the next attempt may succeed
+                    self._keep(place, newest)
+                    kept = newest[0].name
 
-        def content() -> bytes:
-            return json.dumps({"by": mine, "renewed": secrets.token_hex(4)}).encode()
-
-        if not self._objects.create(name, content()):
-            with waiting(f"another machine, which works on {stage}-{key[:12]}"):
-                self._wait(name, content, _manifest_of(stage, key))
-        ended = threading.Event()
-
-        def renew() -> None:
+        def repeatedly() -> None:
             while not ended.wait(self._lease_seconds / 3):
-                with suppress(StoreError):  # the next attempt may succeed; if none does, two machines do the same work
-                    self._objects.write(name, content())
+                keep()
 
-        renewing = threading.Thread(target=renew, daemon=True)
-        renewing.start()
+        thread = threading.Thread(target=repeatedly, daemon=True)
+        thread.start()
         try:
             yield
+        except BaseException:
+            ended.set()
+            thread.join()
+            keep()
+            raise
         finally:
             ended.set()
-            renewing.join()
-            with suppress(StoreError, FileNotFoundError):
-                if json_object(self._objects.read(name)[0]).get("by") == mine:
-                    self._objects.delete(name)
+            thread.join()
 
-    def _wait(self, name: str, content: Callable[[], bytes], manifest: str) -> None:
-        """Until the artifact is there, or the lease is ours."""
-        seen, since = "", time.monotonic()
-        while not self._objects.exists(manifest):
-            try:
-                version = self._objects.meta(name).version
-            except FileNotFoundError:
-                if self._objects.create(name, content()):
-                    return
-                continue
-            if version != seen:
-                seen, since = version, time.monotonic()
-            elif time.monotonic() - since > self._lease_seconds and self._objects.replace(name, content(), version):
-                return
-            time.sleep(min(2.0, self._lease_seconds / 10))
+    def _keep(self, place: str, paths: Sequence[Path]) -> None:
+        """Upload copies of files, which change meanwhile, in place of what was uploaded before."""
+        before = self._objects.below(place)
+        with tempfile.TemporaryDirectory(prefix=".keeping-", dir=paths[0].parent.parent) as folder:
+            for path in paths:
+                shutil.copyfile(path, Path(folder, path.name))
+            index = _index_of(Path(folder))
+            self._upload(place, index, [path.name for path in paths], Path(folder))
+        self._objects.write(f"{place}/{_INDEX}", index)
+        new = f"{place}/{sha256_bytes(index)[:16]}/"
+        self._objects.delete(*(name for name in before if not name.startswith((new, f"{place}/{_INDEX}"))))
 
     # -- runs and histories
 
@@ -326,14 +346,17 @@ class ObjectStore(Store):
 
     def _index(self, run: str) -> tuple[dict[str, FileEntry], bytes] | None:
         """The files of a run, with the content that says so; None where there is no such run."""
+        return self._files(f"runs/{run}")
+
+    def _files(self, place: str) -> tuple[dict[str, FileEntry], bytes] | None:
         try:
-            content, _ = self._objects.read(f"runs/{run}/{_INDEX}")
+            content, _ = self._objects.read(f"{place}/{_INDEX}")
             return {name: FileEntry.model_validate(entry) for name, entry in json_object(content).items()}, content
         except FileNotFoundError:
             return None
         except ValueError:
             raise DamagedError(
-                f"{self.place}/runs/{run}/{_INDEX}: damaged; restore it from a copy, or delete it"
+                f"{self.place}/{place}/{_INDEX}: damaged; restore it from a copy, or delete it"
             ) from None
 
     def last_change(self, run: str) -> float:
@@ -346,12 +369,8 @@ class ObjectStore(Store):
             return
         super().publish_run(run, fill)
         home = self.root / "runs" / run
-        files = {
-            name: {"bytes": (home / name).stat().st_size, "sha256": sha256_file(home / name)}
-            for name in files_below(home)
-        }
-        index = json.dumps(files, sort_keys=True).encode()
-        self._upload(f"runs/{run}", index, list(files), home)
+        index = _index_of(home)
+        self._upload(f"runs/{run}", index, files_below(home), home)
         if not self._objects.create(f"runs/{run}/{_INDEX}", index):
             delete_folder(home)  # another machine was first, at another time of day
             self._objects.delete(*self._objects.below(f"runs/{run}/{sha256_bytes(index)[:16]}"))
@@ -410,6 +429,22 @@ class ObjectStore(Store):
         self._objects.delete(f"used/{name}", *self._objects.below(f"artifacts/{name}"))
         return True
 
+    def abandoned(self, unused_since: float) -> list[str]:
+        """Temporary files of this machine, and what interrupted trainings left that nobody continues."""
+        changed: dict[str, float] = {}
+        for name, meta in self._objects.below("interrupted").items():
+            place = "/".join(name.split("/")[:2])
+            changed[place] = max(changed.get(place, 0.0), meta.changed)
+        old = [place for place, last in changed.items() if last < unused_since]
+        return [*super().abandoned(unused_since), *old]
+
+    def delete_abandoned(self, name: str) -> None:
+        """Delete one of `abandoned`."""
+        if name.startswith("interrupted/"):
+            self._objects.delete(*self._objects.below(name))
+        else:
+            super().delete_abandoned(name)
+
     def size(self, path: str) -> int:
         """Bytes of what is at a path relative to the store."""
         there = sum(meta.size for meta in self._objects.below(path).values())
@@ -438,6 +473,17 @@ def _is_below(name: str) -> bool:
 
 def _manifest_of(stage: str, key: str) -> str:
     return f"artifacts/{stage}/{key}/{MANIFEST}"
+
+
+def _interrupted(identity: Identity) -> str:
+    return f"interrupted/{identity.stage}-{identity.digest}"
+
+
+def _index_of(folder: Path) -> bytes:
+    """The digests of the files below a folder."""
+    sizes = {name: (folder / name).stat().st_size for name in files_below(folder)}
+    files = {name: {"bytes": size, "sha256": sha256_file(folder / name)} for name, size in sizes.items()}
+    return json.dumps(files, sort_keys=True).encode()
 
 
 def _history_of(name: str) -> str:

@@ -46,9 +46,10 @@ log = logging.getLogger(__name__)
 
 DEFAULT_STORE = ".qalam"  # relative to the working directory
 MANIFEST = "manifest.json"
+ELSEWHERE = "elsewhere"  # folder, in that of a resumable stage, with what another machine's interrupted run has left
 _MANIFEST_LIMIT = 1 << 30
 
-_TEMPORARY = re.compile(r"\.(.+\.([0-9a-f]{16}|deleted|partial)|(reproducing|measuring)-.+)")
+_TEMPORARY = re.compile(r"\.(.+\.([0-9a-f]{16}|deleted|partial)|(reproducing|measuring|keeping)-.+)")
 """Names of files being replaced, of folders being deleted or published, and of the stores of audits."""
 
 Facts = TypeVar("Facts", bound=Frozen)
@@ -153,8 +154,8 @@ class Buildable(Protocol):
         """Everything that its result depends on."""
 
     @property
-    def resumable(self) -> bool:
-        """Whether `run` continues from what an interrupted run left in its folder."""
+    def resumable(self) -> tuple[str, ...]:
+        """Patterns of the files in its folder from which `run` continues when it was interrupted; empty: from none."""
 
     def run(self, out: Path, progress: Progress) -> Frozen:
         """Write the result's files into the folder `out`; -> facts about the result."""
@@ -206,7 +207,7 @@ class Store:
             partial.mkdir(parents=True, exist_ok=True)
             try:
                 asked = time.monotonic()
-                with slot():
+                with slot(), self._interruptible(stage, partial):
                     waited["slot"] = time.monotonic() - asked
                     progress(0, 0)  # from here on it works
                     facts = stage.run(partial, progress)
@@ -231,6 +232,10 @@ class Store:
 
     def _alone(self, stage: Buildable) -> AbstractContextManager[None]:
         """Context manager that keeps other machines from building the same meanwhile; the lock is for this one."""
+        return nullcontext()
+
+    def _interruptible(self, stage: Buildable, partial: Path) -> AbstractContextManager[None]:
+        """Context manager that lets other machines continue what is interrupted in `partial`."""
         return nullcontext()
 
     def find(self, identity: Identity) -> Artifact | None:

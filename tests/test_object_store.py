@@ -21,8 +21,11 @@ from qalam_core.objects import Objects
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.publish import Published
-from qalam_core.runs import Runs
-from qalam_core.store import Store
+from qalam_core.pipeline.train import Train
+from qalam_core.progress import Progress
+from qalam_core.runs import Runs, TrainFacts
+from qalam_core.store import Artifact, Store
+from qalam_core.training.spec import CHECKPOINTS, METRICS, WEIGHTS
 from tests.conftest import Built, tiny_recipe
 from tests.object_storage import SECRET, Faulty, Server, on, s3_server
 
@@ -271,6 +274,62 @@ def test_the_lease_of_a_machine_that_stopped_is_taken_over(machines: Machines, m
     assert not machines.objects.exists(lease)
 
 
+class PreemptedError(BaseException):
+    """The machine is taken away."""
+
+
+def trained(published: Published) -> Artifact:
+    (train,) = (artifact for artifact in published.artifacts if artifact.stage == "train")
+    return train
+
+
+def losses(published: Published) -> dict[int, float]:
+    lines = map(json.loads, (trained(published).path / METRICS).read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.mark.parametrize("damaged", ["", "checkpoint-", "files.json"])
+def test_a_training_goes_on_on_another_machine(
+    machines: Machines, corpus_file: Path, damaged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same model and the same curve; what is damaged only costs time."""
+    recipe, run = tiny_recipe(corpus_file, train={"steps": 100}), Train.run
+
+    def until_a_checkpoint(stage: Train, out: Path, _: Progress) -> TrainFacts:
+        def progress(done: int, total: int, note: str = "") -> None:
+            if list(out.glob(CHECKPOINTS)):
+                raise PreemptedError
+
+        return run(stage, out, progress)
+
+    monkeypatch.setattr(Train, "run", until_a_checkpoint)
+    with pytest.raises(PreemptedError):
+        build(recipe, machines.be("one"))
+    (kept,) = (name for name in machines.objects.below("interrupted") if "checkpoint-" in name)
+    step = int(Path(kept).stem.rpartition("-")[2])
+    assert 0 < step < 100
+    for name in machines.objects.below("interrupted") if damaged else ():
+        if damaged in name:
+            machines.objects.write(name, b"damaged")
+    begun: list[int] = []
+
+    def noting(stage: Train, out: Path, _: Progress) -> TrainFacts:
+        return run(stage, out, lambda done, *_: begun.append(done))
+
+    monkeypatch.setattr(Train, "run", noting)
+    two = build(recipe, machines.be("two"))
+    assert begun[0] == (0 if damaged else step)
+    assert not machines.objects.below("interrupted")
+    if damaged:
+        return
+    whole = build(recipe, Store(machines.folder / "whole"))
+    assert two.run == whole.run
+    curve, uninterrupted = losses(two), losses(whole)
+    del uninterrupted[-(-step // 10) * 10]  # a training that is stopped logs its last step, and the mean since then
+    assert {number: curve[number] for number in uninterrupted} == uninterrupted
+    assert trained(two).file(WEIGHTS).digest == trained(whole).file(WEIGHTS).digest
+
+
 def test_promotions_of_many_machines_at_once(machines: Machines) -> None:
     """Each promotes and rolls back its own model in turn; no line is lost."""
     first = machines.share()
@@ -311,11 +370,15 @@ def test_garbage_collection(machines: Machines, corpus_file: Path) -> None:
     seeds = [recipe.model_copy(update={"seed": seed}) for seed in (1, 2, 7)]
     built = {found.run: found for found in (build(each, machines.be("one")) for each in seeds)}
     champion = Runs(machines.be("two")).champion("tiny")
+    machines.objects.write("interrupted/train-0/files.json", b"{}")
     found = collect(machines.be("two"), 1, delete=True)
+    assert found.abandoned == (), "another machine may continue it"
     assert len(found.runs) == 1
     assert found.artifacts == (), "what was used today is kept"
     (gone,) = found.runs
     found = collect(machines.be("two"), 1, delete=True, fresh_seconds=-3600)
+    assert found.abandoned == ("interrupted/train-0",)
+    assert not machines.objects.below("interrupted")
     assert {name.partition("/")[0] for name in found.artifacts} >= {"train", "export"}
     assert found.bytes > 1000
     there = machines.be("three")

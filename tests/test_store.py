@@ -44,7 +44,7 @@ class Work:
 
     how: Callable[[Path], Frozen]
     identity: Identity
-    resumable: bool = False
+    resumable: tuple[str, ...] = ()
 
     def run(self, out: Path, progress: Progress) -> Frozen:
         return self.how(out)
@@ -65,7 +65,7 @@ def never(out: Path) -> Frozen:
 
 def make(store: Store, how: Callable[[Path], Frozen], resumable: bool = False, **changes: Any) -> Artifact:
     arguments = {"stage": "s", "version": 1, "settings": {"a": 1}, "inputs": {"i": "d"}, **changes}
-    return store.build(Work(how, Identity(**arguments), resumable))
+    return store.build(Work(how, Identity(**arguments), ("checkpoint",) if resumable else ()))
 
 
 def test_an_artifact_is_built_once(store: Store) -> None:

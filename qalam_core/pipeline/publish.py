@@ -35,6 +35,7 @@ from qalam_core.reports.markdown import markdown
 from qalam_core.reports.tables import NO_CHAMPION
 from qalam_core.runs import ProposedFacts, RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
+from qalam_core.training.spec import METRICS
 
 if TYPE_CHECKING:
     from qalam_core.review.summary import Review
@@ -247,4 +248,4 @@ def render_page(runs: Runs, run: str) -> str:
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]

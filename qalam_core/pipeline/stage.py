@@ -40,7 +40,8 @@ class Stage(ABC):
     name: ClassVar[str]
     version: ClassVar[int]
     unit: ClassVar[str] = "bytes"  # of its progress
-    resumable: ClassVar[bool] = False  # whether `run` continues from what an interrupted run left in its folder
+    # patterns of the files in its folder from which `run` continues when it was interrupted
+    resumable: ClassVar[tuple[str, ...]] = ()
 
     settings: Frozen
 

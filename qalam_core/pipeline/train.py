@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,11 @@ from qalam_core.pipeline.vocab import TOKENIZER, VocabFacts
 from qalam_core.progress import Progress
 from qalam_core.recipe import Continuing, Monitoring, Optimisation, Recipe
 from qalam_core.runs import TrainFacts
-from qalam_core.store import Artifact, ArtifactFile
+from qalam_core.store import ELSEWHERE, Artifact, ArtifactFile
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.continuing import schedule, write_reading
 from qalam_core.training.process import follow
-from qalam_core.training.spec import RESULT, STATE, WEIGHTS, Spec, TrainSettings, model_config
+from qalam_core.training.spec import CHECKPOINTS, METRICS, RESULT, STATE, WEIGHTS, Spec, TrainSettings, model_config
 from qalam_core.training.warm_start import adapted
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Train(Stage):
     name = "train"
     version = 5
     unit = "steps"
-    resumable = True
+    resumable = (CHECKPOINTS, METRICS)
 
     settings: TrainSettings
     tokenizer: Artifact
@@ -74,7 +75,9 @@ class Train(Stage):
         """Write model.safetensors, state.safetensors and metrics.jsonl."""
         result = out / RESULT
         if not result.exists():  # it exists when a build was killed between training and the end of this stage
-            initial, reading = out / "initial.safetensors", out / "initial.arrow"
+            initial, reading, elsewhere = out / "initial.safetensors", out / "initial.arrow", out / ELSEWHERE
+            if (elsewhere / METRICS).exists() and not (out / METRICS).exists():
+                (elsewhere / METRICS).rename(out / METRICS)
             settings, tokens = self.settings, self._paths("train")
             if self.warm_start and self.warm_start.state:
                 if not (size := self._write_reading(reading)):
@@ -87,10 +90,12 @@ class Train(Stage):
                 settings=settings, monitoring=self.monitoring, out=str(out), tokens=tokens,
                 validation=self._paths("validation"), initial=str(initial) if self.warm_start else "",
                 copies=str(self.copies.path) if self.copies else "",
+                elsewhere=str(elsewhere) if elsewhere.exists() else "",
             )  # fmt: skip
             spec.save(out / "spec.json")
             follow(out / "spec.json", settings.optimisation.steps, progress)
-        for pattern in ("spec.json", "initial*", "checkpoint-*", ".*"):
+        shutil.rmtree(out / ELSEWHERE, ignore_errors=True)
+        for pattern in ("spec.json", "initial*", CHECKPOINTS, ".*"):
             for leftover in out.glob(pattern):
                 leftover.unlink()
         facts = json_object(result.read_bytes())
@@ -150,7 +155,7 @@ class Train(Stage):
         package, vocabulary, config = self._write_initial(out / STATE)
         weights = load_file(self.warm_start.state.artifact.path / WEIGHTS)
         save_file(adapted(package, vocabulary, config, weights), out / WEIGHTS)
-        (out / "metrics.jsonl").touch()
+        (out / METRICS).touch()
         log.info("no document is new since run %s, whose model is taken", self.warm_start.parent.run)
         facts = self.warm_start.state.artifact.facts(TrainFacts)
         none: dict[str, object] = {

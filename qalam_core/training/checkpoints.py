@@ -18,6 +18,7 @@ from torch import Tensor
 
 from qalam_core.errors import TrainingError
 from qalam_core.files import replacing
+from qalam_core.training.spec import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Checkpoint:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*.safetensors"))
+    return sorted(folder.glob(CHECKPOINTS))
 
 
 def newest_step(folder: Path) -> int | None:

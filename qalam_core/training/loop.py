@@ -29,7 +29,7 @@ from qalam_core.training.early_stop import EarlyStopping
 from qalam_core.training.hardware import Numerics
 from qalam_core.training.metrics import Meter, MetricsLog, NullMetrics
 from qalam_core.training.optimizers import learning_rate
-from qalam_core.training.spec import RESULT, STATE, STOPPED, WEIGHTS, Spec, model_config
+from qalam_core.training.spec import METRICS, RESULT, STATE, STOPPED, WEIGHTS, Spec, model_config
 from qalam_core.training.step import Training, flops_per_token, under, weights_of
 
 _STATUS_SECONDS = 5.0  # without a line of metrics.jsonl, the parent learns so often how training goes
@@ -83,7 +83,12 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
     early, done = EarlyStopping(settings.patience), 0
 
     conditions = _conditions(spec, training.numerics)
-    checkpoint = checkpoints.find(out, conditions)
+    checkpoint, note = checkpoints.find(out, conditions), ""
+    if not checkpoint and spec.elsewhere:
+        try:
+            checkpoint = checkpoints.find(Path(spec.elsewhere), conditions)
+        except TrainingError as error:  # this machine's results are its own
+            note = f"another machine's training is not continued: {str(error).partition(' and would')[0]}"
     if checkpoint:
         tensors, done = checkpoint.tensors(), checkpoint.done
         training.load(tensors, checkpoint.notes)
@@ -92,7 +97,7 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
     elif spec.initial:
         training.begin(load_file(spec.initial))
     world.barrier()  # all have read the checkpoint, which the first process may soon replace
-    metrics = MetricsLog(out / "metrics.jsonl", done, monitoring.tensorboard) if world.rank == 0 else NullMetrics()
+    metrics = MetricsLog(out / METRICS, done, monitoring.tensorboard) if world.rank == 0 else NullMetrics()
     saved, reported = 0.0, -math.inf
 
     def save() -> None:
@@ -121,7 +126,7 @@ def run(spec: Spec, stop: Stop, world: World, device: torch.device) -> int:
                 save()  # needs no other process
             raise
 
-    metrics.send({"step": done, "steps": settings.steps, **asdict(training.numerics)})
+    metrics.send({"step": done, "steps": settings.steps, "note": note, **asdict(training.numerics)})
     losses: list[Tensor] = []  # read from the device only when logged
     meter, saved = Meter(training.device, flops_per_token(training.model), world.size), time.monotonic()
     tokens = settings.batch_size * context

@@ -36,6 +36,8 @@ def follow(spec: Path, steps: int, progress: Progress) -> None:
                     if "dtype" in metrics:
                         numerics = (metrics[key] for key in ("device", "dtype", "compile"))
                         log.info("training on %s in %s, compile %s", *numerics)
+                    if note := metrics.get("note"):
+                        log.warning("%s", note)
                     if metrics.keys() & {"learning_rate", "validation_loss"}:  # lines of metrics.jsonl
                         values = ", ".join(f"{key} {value:.6g}" for key, value in metrics.items())
                         log.info("step %d of %d: %s", done, steps, values)

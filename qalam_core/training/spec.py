@@ -10,11 +10,14 @@ from qalam_core.errors import TrainingError
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.recipe import Continuing, Frozen, Model, Monitoring, Optimisation
 
-WEIGHTS, STATE, RESULT = "model.safetensors", "state.safetensors", "result.json"
+WEIGHTS, STATE, METRICS, RESULT = "model.safetensors", "state.safetensors", "metrics.jsonl", "result.json"
 """The files that training leaves in its folder; the result is written last.
 
 The state is that from which a later training continues: weights and optimizer state, as in checkpoints.
 """
+
+CHECKPOINTS = "checkpoint-*.safetensors"
+"""Files from which training continues, and which it deletes in the end."""
 
 USER_ERROR = 2  # the last line of standard error is the message
 DISK_FAILED = 74  # EX_IOERR; the last line of standard error begins with the errno
@@ -56,6 +59,7 @@ class Spec(Frozen):
     validation: tuple[str, ...]
     out: str
     copies: str = ""  # COPIES of the prepared corpus, where train.copies weighs documents by them
+    elsewhere: str = ""  # a folder with a checkpoint of another machine, to continue where there is none in `out`
     initial: str = ""  # a safetensors file of initial weights, or of a STATE; random weights when empty
 
     @property

@@ -91,7 +91,7 @@ class Made:
 
     texts: tuple[str, ...]
     identity: Identity = MADE
-    resumable: bool = False
+    resumable: tuple[str, ...] = ()
 
     def run(self, out: Path, progress: Progress) -> CorpusFacts:
         for path in shards(out / "made", list(self.texts), 4_000, 1_000):

@@ -68,11 +68,13 @@ def spec_of(out: Path, tokens: Path, validation: Path, model: Model, train: Trai
     )
 
 
-def spec(out: Path, tokens: Path, model: Model = MODEL, initial: str = "", **train: Any) -> Path:
+def spec(
+    out: Path, tokens: Path, model: Model = MODEL, initial: str = "", elsewhere: str = "", **train: Any
+) -> Path:  # fmt: skip
     """Write a specification; `train` overrides values of STEPS."""
     out.mkdir(exist_ok=True)
     made = spec_of(out, tokens, tokens, model, STEPS.model_copy(update=train))
-    made.model_copy(update={"initial": initial}).save(out / "spec.json")
+    made.model_copy(update={"initial": initial, "elsewhere": elsewhere}).save(out / "spec.json")
     return out / "spec.json"
 
 

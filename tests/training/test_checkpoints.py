@@ -11,6 +11,7 @@ import torch
 
 from qalam_core.files import DISK_ERRORS, sha256_file
 from qalam_core.training.checkpoints import find, write
+from qalam_core.training.spec import CHECKPOINTS, WEIGHTS
 from tests.training.small_training import CYCLE, DROPOUT, finish, spec, start, write_tokens
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -50,6 +51,25 @@ def test_other_conditions_are_refused_by_name(cyclic: Path, tmp_path: Path) -> N
     assert status == 2
     assert "threads 1 -> 2" in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_another_machines_checkpoint_is_used_where_its_conditions_are_the_same(
+    uninterrupted: Path, cyclic: Path, tmp_path: Path, threads: int
+) -> None:
+    finish(spec(tmp_path / "one", cyclic, DROPOUT))
+    max((tmp_path / "one").glob(CHECKPOINTS)).unlink()
+    elsewhere = str(tmp_path / "one")
+    status, out, errors = finish(spec(tmp_path / "two", cyclic, DROPOUT, elsewhere=elsewhere, threads=threads))
+    assert (status, errors) == (0, "")
+    first = json.loads(out.splitlines()[0])
+    if threads == 1:
+        assert (first["step"], first["note"]) == (40, "")
+        assert sha256_file(tmp_path / "two" / WEIGHTS) == sha256_file(uninterrupted / WEIGHTS)
+    else:
+        assert first["step"] == 0
+        assert first["note"].startswith("another machine's training is not continued: the checkpoint at step 40 was ")
+        assert first["note"].endswith("(threads 1 -> 2)")
 
 
 def test_changed_conditions_are_named(cyclic: Path, tmp_path: Path) -> None:
