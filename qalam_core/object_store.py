@@ -27,10 +27,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from qalam_core.errors import DamagedError, StoreError
@@ -65,7 +66,12 @@ FRESH_SECONDS = 24 * 3600.0
 STALE_SECONDS = 3600.0
 """A lease that is older is that of a machine that stopped; clocks of machines differ by less."""
 
+REQUESTS = 8
+"""Files that are downloaded or uploaded at the same time."""
+
 _INDEX = "files.json"
+
+Result = TypeVar("Result")
 
 
 def store_at(place: str | Path) -> Store:
@@ -155,7 +161,7 @@ class ObjectStore(Store):
                 self.artifact(value.stage, value.digest)
             new = value if value.path == home else replace(value, path=home)
         elif type(value) is tuple:
-            parts = tuple(map(self.here, new))
+            parts = tuple(_at_once(self.here, new))
             new = parts if any(one is not part for one, part in zip(new, parts, strict=True)) else value
         elif is_dataclass(value) and not isinstance(value, type):
             found = {part.name: getattr(value, part.name) for part in fields(value) if part.init}
@@ -207,19 +213,21 @@ class ObjectStore(Store):
         """Download files; -> whether all of them are there, with their digests."""
         version = sha256_bytes(index)[:16]
         out.mkdir(parents=True, exist_ok=True)
-        for name, entry in files.items():
+
+        def copied(name: str) -> bool:
             same = _is_below(name)
             if same:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    sha256 = self._objects.download(f"{place}/{version}/{name}", out / name, entry.bytes)
+                    sha256 = self._objects.download(f"{place}/{version}/{name}", out / name, files[name].bytes)
                 except FileNotFoundError:
                     sha256 = ""
-                same = sha256 == entry.sha256
+                same = sha256 == files[name].sha256
             if not same:
                 log.warning("%s/%s/%s is missing or damaged", self.place, place, name)
-                return False
-        return True
+            return same
+
+        return all(_at_once(copied, list(files)))
 
     def _share(self, artifact: Artifact) -> Artifact:
         place, index = f"artifacts/{artifact.stage}/{artifact.digest}", (artifact.path / MANIFEST).read_bytes()
@@ -243,8 +251,7 @@ class ObjectStore(Store):
 
     def _upload(self, place: str, index: bytes, names: list[str], folder: Path) -> None:
         version = sha256_bytes(index)[:16]
-        for name in names:
-            self._objects.upload(f"{place}/{version}/{name}", folder / name)
+        _at_once(lambda name: self._objects.upload(f"{place}/{version}/{name}", folder / name), names)
 
     @contextmanager
     def _alone(self, stage: Buildable) -> Iterator[None]:
@@ -464,6 +471,14 @@ class ObjectStore(Store):
                 return
             if Store.delete_artifact(self, name, now - FRESH_SECONDS):
                 left -= sizes[name]
+
+
+def _at_once(work: Callable[[Value], Result], values: Sequence[Value]) -> list[Result]:
+    """The results of `work` on each value, in threads, which wait for the storage at the same time."""
+    if len(values) < 2:
+        return [work(value) for value in values]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(work, values))
 
 
 def _is_below(name: str) -> bool:

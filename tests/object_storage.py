@@ -116,7 +116,7 @@ class Faulty:
     """A proxy before an S3 server that spoils every k-th request, in turn: a status 503, no answer to a request that
     was not passed on, no answer to one that was, half of an answer, and an answer after a second."""
 
-    KINDS = ("status", "before", "after", "half", "late")
+    KINDS: tuple[str, ...] = ("status", "before", "after", "half", "late")
 
     def __init__(self, port: int, each: int) -> None:
         self.spoiled: Counter[str] = Counter()

@@ -7,6 +7,7 @@ import json
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -389,6 +390,29 @@ def test_garbage_collection(machines: Machines, corpus_file: Path) -> None:
     for run, each in built.items():
         models = {artifact.digest for artifact in each.artifacts if artifact.stage in ("train", "export")}
         assert models.isdisjoint(left) == (run == gone)
+
+
+class Late(Faulty):
+    """A storage whose every answer takes a second."""
+
+    KINDS = ("late",)
+
+
+def test_files_are_copied_at_the_same_time(machines: Machines, tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        for number in range(8):
+            (folder / f"{number}.bin").write_bytes(b"x" * 1000)
+
+    late = Late(machines.server.port, 1)
+    try:
+        for name, work in (("one", lambda store: store.publish_run("r", fill)), ("two", lambda s: s.run_file("r"))):
+            on(machines.patch, tmp_path / name, late.port)
+            since = time.monotonic()
+            work(ObjectStore(machines.url))
+            assert time.monotonic() - since < 8, "one after the other takes more than eight seconds"
+        assert len(list((ObjectStore(machines.url).root / "runs" / "r").iterdir())) == 8
+    finally:
+        late.close()
 
 
 def test_copies_have_a_limit(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
