@@ -17,6 +17,7 @@ from prefect import Task, unmapped
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from al_qalam.tasks.progress import tracked, watchers
+from al_qalam.tasks.stages import stopped
 from qalam_core.errors import RecipeError, StoreError
 from qalam_core.object_store import store_at
 from qalam_core.pipeline.stage import Stage
@@ -41,6 +42,7 @@ class Workers:
 
         Raises StoreError when a worker's artifacts are not visible here, or when its process was killed.
         """
+        stopped.clear()
         try:
             batches = batched(stages)
             futures = self.runner.map(task, {"store": unmapped(store), "stages": batches})
@@ -58,6 +60,9 @@ class Workers:
                 "a worker process was killed, most likely for memory; what is finished is kept: run the same command "
                 "again, with runner=threads or fewer PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS"
             ) from None
+        except BaseException:
+            stopped.set()
+            raise
         return results
 
 

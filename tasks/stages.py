@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from threading import Event
 from typing import Any
 
 from prefect import Task, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.states import Cancelled
 
 from al_qalam.tasks.events import announce
 from al_qalam.tasks.links import report_link, review_link
@@ -42,6 +44,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 """Options of a stage's task, in addition to the common policy."""
 
 
+stopped = Event()
+"""Set when a build has failed or is interrupted: the tasks in threads of this process end with the stage at hand."""
+
 ROWS = 500  # of a kind of stage in a table of Prefect
 
 known: list[SourceFile] = []
@@ -59,8 +64,17 @@ def resolve(corpus: Corpus) -> list[SourceFile]:
 @task(name="stages", **POLICY)
 def run_stages(store: str, stages: Sequence[Stage]) -> Any:
     """Build the artifacts of stages, or reuse them, one after the other."""
+    return _run_all(store, stages)  # a worker gets a copy of this function, and of `stopped` if it were named here
+
+
+def _run_all(store: str, stages: Sequence[Stage]) -> Any:
     without_tracebacks()  # also here because a process worker only runs tasks
-    return ended([_run(store, stage) for stage in stages])
+    made = list[Artifact]()
+    for stage in stages:
+        if stopped.is_set():
+            return Cancelled(message=f"the build was stopped; {len(made)} of {len(stages)} are finished")
+        made.append(_run(store, stage))
+    return ended(made)
 
 
 def _run(store: str, stage: Stage) -> Artifact:

@@ -20,11 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from al_qalam.tasks.runners import TASKS, batched, workers
+from al_qalam.tasks.runners import TASKS, Workers, batched, workers
+from al_qalam.tasks.stages import run_stages, stopped
 from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import RecipeError
 from qalam_core.pipeline.build import InPlace, ingested, tokenized
 from qalam_core.pipeline.ingest import Ingest
+from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 from tests.conftest import sentences
@@ -240,6 +243,30 @@ def test_a_stage_that_fails_ends_its_task_with_one_line(recipe: Path, tmp_path: 
     cached = done.stdout.split()[1::2]
     assert cached[:7] == ["True"] * 7, done.stderr  # 06 is in the task that failed
     assert cached[7:9] == ["False"] * 2
+
+
+def test_an_interrupted_task_ends_with_the_stage_at_hand(
+    recipe: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that fails or is stopped waits for its threads, and not for all the stages that they were given."""
+
+    class Interrupted:
+        def map(self, task: Any, parameters: Any) -> None:
+            raise KeyboardInterrupt
+
+    def ingest(self: Ingest, out: Path, progress: Progress) -> IngestFacts:
+        with pytest.raises(KeyboardInterrupt):
+            Workers(Interrupted(), elsewhere=False).map(run_stages, str(store.root), stages)  # type: ignore[arg-type]
+        return run(self, out, progress)
+
+    run, stages = Ingest.run, [Ingest.of(file) for file in resolve(Recipe.load(recipe).corpus.sources)]
+    monkeypatch.setattr(Ingest, "run", ingest)
+    try:
+        state = run_stages.fn(str(store.root), stages)
+        assert (state.name, state.message) == ("Cancelled", f"the build was stopped; 1 of {FILES} are finished")
+    finally:
+        stopped.clear()
+    assert [*store.artifacts()] == [f"ingest/{stages[0].identity.digest}"]
 
 
 @given(count=st.integers(0, 70_000))
