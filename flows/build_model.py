@@ -84,18 +84,16 @@ def _ended(published: Published, store: str) -> Any:
 @flow(name="train_model", flow_run_name="train {recipe.name}", persist_result=False)
 @supervised
 def train_model(
-    recipe: Recipe, tokenizer: str, tokens: list[str], store: str = ".qalam", parent: str = "", corpus: str = "",
-    continues: bool = False,
+    recipe: Recipe, corpus: str, tokenizer: str, store: str = ".qalam", parent: str = "", continues: bool = False
 ) -> Any:  # fmt: skip
     """Train from artifacts in the store; the message of the final state has the digest of the checkpoint.
 
     Args:
         recipe: everything that determines the model
+        corpus: digest of the prepared corpus
         tokenizer: digest of the tokenizer
-        tokens: digests of the token shards, in order
         store: folder of artifacts and runs on the machine that runs the flow, or s3://BUCKET/PREFIX
         parent: the run whose weights to begin with; empty: random ones
-        corpus: digest of the prepared corpus, where the training of `parent` goes on, or copies of documents weigh
         continues: whether the training of `parent` goes on; else its weights alone are taken
     """
     store = confined(store)
@@ -103,7 +101,6 @@ def train_model(
     start = WarmStart.of(Runs(home), parent, recipe) if parent else None
     if start and not continues:
         start = replace(start, state=None)
-    text = home.artifact("prepare", corpus) if corpus else None
-    stage = Train.of(recipe, *remote.found(store, tokenizer, tokens), start, text)
-    checkpoint = artifact_of(stages.task_of(Train)(store, stage))
+    stage = remote.stage_of(home, recipe, corpus, tokenizer, start)
+    checkpoint = artifact_of(stages.task_of(Train)(store, [stage]))
     return Completed(message=remote.result(checkpoint), data=checkpoint)

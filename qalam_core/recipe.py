@@ -150,7 +150,7 @@ class Corpus(Frozen):
     test: Fraction = Field(0.05, description="share of documents held out for the gate")
     validation_mb: Annotated[int, Field(ge=0)] = Field(32, description="most MB of text in validation; 0: no limit")
     test_mb: Annotated[int, Field(ge=0)] = Field(32, description="most MB of text held out for the gate; 0: no limit")
-    shard_mb: Positive = Field(16, description="MB of normalised text per shard; shards are tokenized in parallel")
+    shard_mb: Natural = Field(0, description="MB of text per shard; 0: 16, and more for sources above 32 GB")
 
     @field_validator("thresholds")
     @classmethod

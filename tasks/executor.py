@@ -30,7 +30,7 @@ class AsTasks:
         """Run one stage in the flow's process."""
         if self.training and isinstance(stage, Train):
             return artifact_of(remote.train(self.training, self.store, self.recipe, stage))
-        return artifact_of(task_of(type(stage))(self.store, stage))
+        return artifact_of(task_of(type(stage))(self.store, [stage]))
 
     def map(self, stages: Sequence[Stage]) -> list[Artifact]:
         """Run stages on the workers."""
@@ -40,6 +40,7 @@ class AsTasks:
 
 
 def artifact_of(returned: Any) -> Artifact:
-    """The artifact that a task call returned; a reused one is the data of a state named Cached."""
-    artifact: Artifact = returned.result() if isinstance(returned, State) else returned
+    """The artifact that a task call for one stage returned; a reused one is in the data of a state named Cached."""
+    artifact: Artifact
+    [artifact] = returned.result() if isinstance(returned, State) else returned
     return artifact

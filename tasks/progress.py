@@ -5,7 +5,7 @@ progress artifacts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 from uuid import UUID
@@ -102,12 +102,20 @@ class _Artifact:
             log.warning("the progress of %s cannot be shown: %s", self._tracker.label, type(error).__name__)
 
 
-def shown(stage: Stage, artifact: Artifact) -> Any:
-    """Report to the watchers that `stage` has finished; -> the artifact, inside a state named Cached if reused."""
+def shown(stage: Stage, artifact: Artifact) -> Artifact:
+    """Report to the watchers, and in the run's log, that `stage` has finished."""
     for watcher in watchers:
         watcher.finished(stage, artifact)
-    if artifact.cached:
-        return Completed(name="Cached", message=f"{artifact.stage} {artifact.digest[:12]} reused", data=artifact)
-    figures = filter(None, (f"built in {artifact.seconds:.1f} s", throughput([artifact]), waits(artifact)))
-    log.info("%s: %s", stage.label, ", ".join(figures))
+    if not artifact.cached:
+        figures = filter(None, (f"built in {artifact.seconds:.1f} s", throughput([artifact]), waits(artifact)))
+        log.info("%s: %s", stage.label, ", ".join(figures))
     return artifact
+
+
+def ended(artifacts: Sequence[Artifact]) -> Any:
+    """What the task of some stages returns: their artifacts, inside a state named Cached if all were reused."""
+    if not all(artifact.cached for artifact in artifacts):
+        return artifacts
+    first, *others = artifacts
+    message = f"{first.stage} {first.digest[:12]}{f' and {len(others)} more' if others else ''} reused"
+    return Completed(name="Cached", message=message, data=artifacts)

@@ -1,25 +1,29 @@
 """Training in another work pool, on the same store: a task that runs the deployment `train_model` and waits for it.
-The run gets the digests of its input artifacts, and returns the digest of the checkpoint, and its seconds.
+The run gets the digests of the corpus and the tokenizer, from which those of the token shards follow, and returns the
+digest of the checkpoint, and its seconds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from prefect import task
 from prefect.client.schemas import FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from al_qalam.tasks.policy import POLICY, tag_of
-from al_qalam.tasks.progress import shown
+from al_qalam.tasks.progress import ended, shown
 from qalam_core.errors import RecipeError, TrainingError
 from qalam_core.files import json_object
 from qalam_core.object_store import store_at
+from qalam_core.pipeline.lineage import WarmStart
+from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.pipeline.train import Train
+from qalam_core.pipeline.vocab import Vocab
 from qalam_core.progress import waiting
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact, Store
@@ -31,26 +35,32 @@ def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
     home = store_at(store)
     ready = home.find(stage.identity)
     if ready:
-        return shown(stage, ready)
-    parameters = {
-        "recipe": recipe.canonical(), "store": store, "tokenizer": stage.tokenizer.digest,
-        "tokens": [artifact.digest for artifact in stage.tokens],
-        "parent": stage.warm_start.parent.run if stage.warm_start else "",
-        "corpus": next((file.artifact.digest for file in (*stage.texts, stage.copies) if file), ""),
-        "continues": bool(stage.texts),
-    }  # fmt: skip
+        return ended([shown(stage, ready)])
+    given = parameters(store, recipe, stage)
     try:
         with waiting(f"the training run of {deployment}"):
-            run = run_deployment(deployment, parameters=parameters, poll_interval=5, tags=[tag_of(recipe.name)])
+            run = run_deployment(deployment, parameters=given, poll_interval=5, tags=[tag_of(recipe.name)])
     except ObjectNotFound:
         raise RecipeError(f"training: the server has no deployment {deployment}; `qalam deploy` creates it") from None
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (409, 422):
+            raise
+        raise RecipeError(f"training: {deployment} takes other parameters; `qalam deploy` updates it") from None
     assert isinstance(run, FlowRun)
     assert run.state  # it has ended
     if not run.state.is_completed():
         raise TrainingError(
             f"run {run.name} of {deployment} ended {run.state.name}: {run.state.message}; a new run resumes it"
         )
-    return shown(stage, _received(home, run.state.message or ""))
+    return ended([shown(stage, _received(home, run.state.message or ""))])
+
+
+def parameters(store: str, recipe: Recipe, stage: Train) -> dict[str, Any]:
+    """Of `train_model`, for this training."""
+    return {
+        "recipe": recipe.canonical(), "store": store, "corpus": stage.corpus, "tokenizer": stage.tokenizer.digest,
+        "parent": stage.warm_start.parent.run if stage.warm_start else "", "continues": bool(stage.texts),
+    }  # fmt: skip
 
 
 def result(checkpoint: Artifact) -> str:
@@ -67,7 +77,14 @@ def _received(home: Store, message: str) -> Artifact:
     return made.with_manifest(artifact.manifest)
 
 
-def found(store: str, tokenizer: str, tokens: Sequence[str]) -> tuple[Artifact, list[Artifact]]:
-    """The tokenizer and the token shards with these digests. Raises StoreError."""
-    home = store_at(store)
-    return home.artifact("vocab", tokenizer), [home.artifact("tokenize", digest) for digest in tokens]
+def stage_of(home: Store, recipe: Recipe, corpus: str, tokenizer: str, start: WarmStart | None) -> Train:
+    """The training on a prepared corpus, which begins with `start`, from digests. Raises StoreError."""
+    # its manifest names the shards; few trainings read its text, of which object storage would make a copy here
+    text = Artifact(Prepare.name, corpus, home.artifact_folder(Prepare.name, corpus))
+    text = text.with_manifest(home.manifest(Prepare.name, corpus))
+    vocabulary = home.artifact(Vocab.name, tokenizer)
+    tokens = [home.artifact(made.name, made.identity.digest) for made in Tokenize.all_of(text, vocabulary)]
+    stage = Train.of(recipe, vocabulary, tokens, start, text)
+    if stage.texts or stage.copies:
+        home.artifact(Prepare.name, corpus)
+    return stage

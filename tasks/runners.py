@@ -10,18 +10,21 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from prefect import Task, unmapped
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from al_qalam.tasks.progress import tracked, watchers
+from al_qalam.tasks.stages import stopped
 from qalam_core.errors import RecipeError, StoreError
 from qalam_core.object_store import store_at
 from qalam_core.pipeline.stage import Stage
 from qalam_core.store import Artifact
 
 THREADS = 4  # a thread that tokenizes needs about 150 MB, and its native code uses more cores by itself
+TASKS = 500  # of a kind of stage at most: each is a run in Prefect's database
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long to wait for a cluster's first worker
 
@@ -34,26 +37,32 @@ class Workers:
     elsewhere: bool
 
     def map(self, task: Task[..., Any], store: str, stages: Sequence[Stage]) -> list[Artifact]:
-        """Run `task` once for each stage; the first error is raised unchanged.
+        """Run `task` for the stages, each alone or, of more than TASKS, several in a row; the first error is raised
+        unchanged.
 
         Raises StoreError when a worker's artifacts are not visible here, or when its process was killed.
         """
+        stopped.clear()
         try:
-            futures = self.runner.map(task, {"store": unmapped(store), "stage": list(stages)})
+            batches = batched(stages)
+            futures = self.runner.map(task, {"store": unmapped(store), "stages": batches})
             if not self.elsewhere:
-                results: list[Artifact] = futures.result()
-                return results
-            home, results = store_at(store), []
+                return list(chain.from_iterable(futures.result()))
+            home, results = store_at(store), list[Artifact]()
             with tracked(stages[0].name, "stages") as progress:
                 # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
-                for stage, future in zip(stages, futures, strict=True):
+                for batch, future in zip(batches, futures, strict=True):
                     progress(len(results), len(stages))
-                    results.append(_reported(stage, home.here(future.result())))
+                    made = zip(batch, future.result(), strict=True)
+                    results += [_reported(stage, home.here(artifact)) for stage, artifact in made]
         except BrokenProcessPool:
             raise StoreError(
                 "a worker process was killed, most likely for memory; what is finished is kept: run the same command "
                 "again, with runner=threads or fewer PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS"
             ) from None
+        except BaseException:
+            stopped.set()
+            raise
         return results
 
 
@@ -121,6 +130,12 @@ def _dask(address: str, source: str) -> Iterator[TaskRunner[Any]]:
                 f"the Dask scheduler {f'at {address}' if address else 'on this machine'} is gone; what is finished is "
                 "kept: start it, and run the same command again"
             ) from None
+
+
+def batched(stages: Sequence[Stage]) -> list[Sequence[Stage]]:
+    """The stages of each task, in order: one of few stages, several of thousands."""
+    size = max(1, -(-len(stages) // TASKS))
+    return [stages[start : start + size] for start in range(0, len(stages), size)]
 
 
 def _reported(stage: Stage, artifact: Artifact) -> Artifact:

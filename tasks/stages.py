@@ -1,5 +1,6 @@
 """The tasks of a build: one for each kind of stage, `resolve` before them and `publish` after them.
-A stage's task returns its artifact, in a state named Cached when it was reused.
+A task builds one stage, or several of thousands of a kind; it returns their artifacts, in a state named Cached when all
+were reused.
 """
 
 from __future__ import annotations
@@ -7,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from threading import Event
 from typing import Any
 
 from prefect import Task, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.states import Cancelled
 
 from al_qalam.tasks.events import announce
 from al_qalam.tasks.links import report_link, review_link
 from al_qalam.tasks.outcome import without_tracebacks
 from al_qalam.tasks.policy import POLICY, RETRIES, training_slot
-from al_qalam.tasks.progress import shown, watch
+from al_qalam.tasks.progress import ended, shown, watch
 from qalam_core.corpus.sources import SourceFile
 from qalam_core.corpus.sources import resolve as resolve_sources
 from qalam_core.object_store import store_at
@@ -41,6 +44,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 """Options of a stage's task, in addition to the common policy."""
 
 
+stopped = Event()
+"""Set when a build has failed or is interrupted: the tasks in threads of this process end with the stage at hand."""
+
+ROWS = 500  # of a kind of stage in a table of Prefect
+
 known: list[SourceFile] = []
 """The files of the sources, where this process found them just before it started a flow, as the command line does."""
 
@@ -53,21 +61,41 @@ def resolve(corpus: Corpus) -> list[SourceFile]:
         return known or resolve_sources(corpus.sources)
 
 
-@task(name="stage", **POLICY)
-def run_stage(store: str, stage: Stage) -> Any:
-    """Build a stage's artifact, or reuse it."""
+@task(name="stages", **POLICY)
+def run_stages(store: str, stages: Sequence[Stage]) -> Any:
+    """Build the artifacts of stages, or reuse them, one after the other."""
+    return _run_all(store, stages)  # a worker gets a copy of this function, and of `stopped` if it were named here
+
+
+def _run_all(store: str, stages: Sequence[Stage]) -> Any:
     without_tracebacks()  # also here because a process worker only runs tasks
+    made = list[Artifact]()
+    for stage in stages:
+        if stopped.is_set():
+            return Cancelled(message=f"the build was stopped; {len(made)} of {len(stages)} are finished")
+        made.append(_run(store, stage))
+    return ended(made)
+
+
+def _run(store: str, stage: Stage) -> Artifact:
     slot = training_slot if stage.name == "train" else nullcontext
     with watch(stage.name, stage.label, stage.unit) as progress:
         artifact = store_at(store).build(stage, progress, slot)
     return shown(stage, artifact)
 
 
+def _named(parameters: dict[str, Any]) -> str:
+    """The name of a task's run: the label of its stage, or of the first of several."""
+    first, *others = parameters["stages"]
+    return f"{first.label} and {len(others)} more" if others else str(first.label)
+
+
 @cache
 def task_of(kind: type[Stage]) -> Task[..., Any]:
     """The task for stages of a kind, with the stage's name."""
     options = {"description": kind.__doc__, **_OPTIONS.get(kind.name, {})}
-    return run_stage.with_options(name=kind.name, task_run_name="{stage.label}", **options)
+    named: Any = _named  # Prefect's type of it has a class method that no function has
+    return run_stages.with_options(name=kind.name, task_run_name=named, **options)
 
 
 @task(name="publish", task_run_name="publish", **POLICY)
@@ -84,8 +112,19 @@ def publish(
         create_link_artifact(link, "the full report", key="report-page", description=published.run)
     if not isinstance(published.review, str) and (link := review_link(published.run)):
         create_link_artifact(link, "the review against the champion", key="review-page", description=published.run)
-    create_table_artifact([_row(artifact) for artifact in artifacts], key="stages", description=published.run)
+    create_table_artifact(rows(artifacts), key="stages", description=published.run)
     return published
+
+
+def rows(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """The table `stages`: a row for each artifact, but one for all of a kind of more than ROWS."""
+    kinds: dict[str, list[Artifact]] = {}
+    for artifact in artifacts:
+        kinds.setdefault(artifact.stage, []).append(artifact)
+    return [
+        row for kind in kinds.values()
+        for row in (map(_row, kind) if len(kind) <= ROWS else [_row_of_all(kind)])
+    ]  # fmt: skip
 
 
 def _row(artifact: Artifact) -> dict[str, Any]:
@@ -93,4 +132,13 @@ def _row(artifact: Artifact) -> dict[str, Any]:
         "stage": artifact.stage, "result": "cached" if artifact.cached else "built",
         "seconds": round(artifact.seconds, 1), "waited": waits(artifact).removeprefix("waited "),
         "speed": throughput([artifact]), "digest": artifact.digest[:12],
+    }  # fmt: skip
+
+
+def _row_of_all(kind: Sequence[Artifact]) -> dict[str, Any]:
+    cached = sum(artifact.cached for artifact in kind)
+    return {
+        "stage": kind[0].stage, "result": f"{cached:,} cached, {len(kind) - cached:,} built",
+        "seconds": round(sum(artifact.seconds for artifact in kind), 1), "waited": "",
+        "speed": throughput(kind), "digest": "",
     }  # fmt: skip

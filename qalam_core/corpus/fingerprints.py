@@ -324,15 +324,18 @@ class _Distinct:
 
     def values(self) -> Hashes:
         """All distinct ones, sorted."""
-        self._values = _distinct(np.concatenate([self._values, *self._pending]))
+        gathered = np.concatenate([self._values, *self._pending])
+        self._values = gathered[:0]  # the parts are freed before the whole is sorted
         self._pending.clear()
+        self._values = _distinct(gathered)
         return self._values
 
 
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """The distinct values, sorted; several times as fast as np.unique, which hashes integers first."""
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+    """The distinct values, sorted; `values` are sorted in place. Several times as fast as np.unique, which hashes
+    integers first."""
+    values.sort()
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _united(parts: Sequence[NDArray[Any]], kind: type) -> NDArray[Any]:

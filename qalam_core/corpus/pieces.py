@@ -1,7 +1,8 @@
-"""Pieces: where a large file of lines is cut, so that one that grew or changed is read again only where it did.
+"""Pieces: where a large file of lines is cut, so that one that grew or changed is read again only where it did; and how
+much larger the parts of a corpus are when it is large.
 
-A piece ends behind the first line after PIECE_BYTES whose checksum is a multiple of LINES: the cuts depend on the text
-around them alone, and come together again behind a change.
+A piece ends behind the first line after its least size whose checksum is a multiple of LINES: the cuts depend on the
+text around them alone, and come together again behind a change.
 Source: Muthitacharoen et al., A Low-bandwidth Network File System (2001), section 3.1, for content-defined cuts.
 """
 
@@ -12,8 +13,10 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-PIECE_BYTES = 16 << 20
-LINES = 256  # mean number of lines after PIECE_BYTES
+PIECE_BYTES = 16 << 20  # the least, of a corpus that has not grown
+LINES = 256  # mean number of lines after the least size
+
+STEP_BYTES = 32_000_000_000  # of sources, up to which nothing has grown: 2,000 parts of 16 MB
 
 _READ = 1 << 20
 
@@ -27,8 +30,19 @@ class Piece(NamedTuple):
     first_line: int  # counted from 1
 
 
-def pieces(file: BinaryIO, blank: bool) -> Iterator[Piece]:
-    """The pieces of a file, in order; one of no bytes for an empty file. With `blank`, they end behind blank lines.
+def growth(size: int, most: int = 64) -> int:
+    """How many times 16 MB the parts of a corpus have, whose sources have `size` bytes: 1, 2, 4 and so on up to `most`.
+
+    So there are 1,000 to 2,000 parts, up to 2 TB. All of them change at a step, which is why steps are far apart.
+    Pieces and groups are read in record batches, whatever their size.
+    """
+    return min(most, 1 << (max(0, size - 1) // STEP_BYTES).bit_length())
+
+
+def pieces(file: BinaryIO, least: int, blank: bool) -> Iterator[Piece]:
+    """The pieces of a file, in order, of `least` bytes or more but for the last; one of no bytes for an empty file.
+
+    With `blank`, they end behind blank lines.
 
     Raises OSError.
     """
@@ -36,7 +50,7 @@ def pieces(file: BinaryIO, blank: bool) -> Iterator[Piece]:
     while True:
         file.seek(start)
         sha256, size, lines = hashlib.sha256(), 0, 0
-        while size < PIECE_BYTES and (data := file.read(min(_READ, PIECE_BYTES - size))):
+        while size < least and (data := file.read(min(_READ, least - size))):
             sha256.update(data)
             size += len(data)
             lines += data.count(b"\n")

@@ -25,6 +25,7 @@ from qalam_core.corpus.filtered import COUNTED, REJECTED, REJECTS, TEXTS, Filter
 from qalam_core.corpus.filters import REASONS, FilterSettings, Reasons
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.held_out import HeldOut
+from qalam_core.corpus.pieces import growth
 from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, half, read_texts, required_splits
 from qalam_core.corpus.words import Hashes, Numbers
 from qalam_core.corpus.writer import IngestFacts
@@ -32,6 +33,7 @@ from qalam_core.errors import CorpusError
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Corpus, Frozen
 
+SHARD_MB, SHARD_GROWTH = 16, 16  # of a corpus that has not grown; and at most, as a worker holds a shard's tokens
 HELD_OUT, COPIES = "held_out.arrow", "copies.arrow"
 
 
@@ -44,11 +46,12 @@ class PrepareSettings(Shares):
     test_mb: int
 
     @classmethod
-    def of(cls, corpus: Corpus) -> PrepareSettings:
-        """From the recipe's corpus section."""
+    def of(cls, corpus: Corpus, size: int = 0) -> PrepareSettings:
+        """From the recipe's corpus section, for sources of `size` bytes."""
         return cls(
             validation=corpus.validation, test=corpus.test, normalisation=NORMALISATIONS[corpus.normalisation],
-            shard_mb=corpus.shard_mb, validation_mb=corpus.validation_mb, test_mb=corpus.test_mb,
+            shard_mb=corpus.shard_mb or SHARD_MB * growth(size, SHARD_GROWTH),
+            validation_mb=corpus.validation_mb, test_mb=corpus.test_mb,
         )  # fmt: skip
 
 

@@ -11,11 +11,11 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qalam_core.corpus.pieces import PIECE_BYTES, Piece, pieces
+from qalam_core.corpus.pieces import PIECE_BYTES, Piece, growth, pieces
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.files import digest, sha256_file
@@ -95,8 +95,9 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
     if not sources:
         raise CorpusError("corpus.sources: empty; name at least one file, folder, glob or data set")
     files: dict[tuple[object, ...], SourceFile] = {}
+    least = PIECE_BYTES * growth(_bytes_here(sources))
     for source in sources:
-        for place, file in _files(source):
+        for place, file in _files(source, least):
             # a file that two sources name is read once, under the first one's name
             start = file.piece.start if file.piece else 0
             key = (place, start, file.settings.model_copy(update={"name": "", "found": False}))
@@ -106,8 +107,24 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
     return list(files.values())
 
 
-def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
-    """The files of one source, each with what identifies it. What was found but is no text is passed over and named."""
+def _bytes_here(sources: Sequence[Source]) -> int:
+    """Bytes of the files on disk that the sources name, which alone are cut into pieces."""
+    sizes: dict[str, int] = {}
+    for source in sources:
+        if source.path.startswith("hf:") or is_url(source.path):
+            continue
+        for path in expand(source)[0]:
+            if source.format != "auto" or parts(path)[1]:
+                with suppress(OSError):  # it is named where it is read
+                    sizes[os.path.realpath(path)] = path.stat().st_size
+    return sum(sizes.values())
+
+
+def _files(source: Source, least: int) -> Iterator[tuple[str, SourceFile]]:
+    """The files of one source, each with what identifies it; pieces of large ones, of `least` bytes or more.
+
+    What was found but is no text is passed over and named.
+    """
     if source.path.startswith("hf:"):
         file = _hub(source)
         yield file.digest, file
@@ -128,7 +145,7 @@ def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
             )
         settings = ReadSettings.of(source, place, found) if known else None
         try:
-            read = list(_parts_of(path, settings)) if settings else []
+            read = list(_parts_of(path, settings, least)) if settings else []
         except CorpusError as error:
             if not found:
                 raise
@@ -195,14 +212,14 @@ def parts(path: str | Path) -> tuple[str, str, str]:
     return name.stem if kind else name.name, kind, compression
 
 
-def _parts_of(path: Path, settings: ReadSettings) -> Iterator[tuple[str, int, Piece | None]]:
+def _parts_of(path: Path, settings: ReadSettings, least: int) -> Iterator[tuple[str, int, Piece | None]]:
     """Digest, size and place of each part that is read by itself: the whole file, or pieces of a large one of lines."""
     lines = settings.format == "jsonl" or (settings.format == "text" and settings.unit in ("line", "paragraph"))
     try:
-        large = path.stat().st_size >= 2 * PIECE_BYTES
+        large = path.stat().st_size >= 2 * least
         if large and lines and not settings.compression and settings.encoding == "utf-8":
             with path.open("rb") as file:
-                for piece in pieces(file, blank=settings.unit == "paragraph"):
+                for piece in pieces(file, least, blank=settings.unit == "paragraph"):
                     yield piece.digest, piece.size, piece
             return
     except OSError as error:

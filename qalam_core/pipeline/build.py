@@ -120,7 +120,8 @@ def tokenized(
 def ingested(recipe: Recipe, files: Sequence[SourceFile], executor: Executor) -> Documents:
     """The documents of source files, as read and filtered."""
     read = executor.map([Ingest.of(file) for file in files])
-    return Documents(read, executor.map(Filter.all_of(recipe, files, read)))
+    filtered = executor.map(Filter.all_of(recipe, files, read))
+    return Documents(read, filtered, size=sum(file.size for file in files))
 
 
 def read_by(corpus: Artifact, start: WarmStart | None, executor: Executor) -> list[Artifact]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.filtered import FilterFacts, filter_documents
 from qalam_core.corpus.filters import FilterSettings, filters_by_slice
+from qalam_core.corpus.pieces import growth
 from qalam_core.corpus.readers import DOCUMENTS
 from qalam_core.corpus.sources import SourceFile
 from qalam_core.display import printable
@@ -17,7 +18,7 @@ from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
 from qalam_core.store import Artifact
 
-GROUP_BYTES = 16_000_000  # of small files that are filtered together, on average
+GROUP_BYTES = 16_000_000  # of small files that are filtered together, on average, in a corpus that has not grown
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ def _groups(files: Sequence[SourceFile], documents: Sequence[Artifact]) -> Itera
     file is added only the group around it changes.
     """
     group: list[Artifact] = []
+    size = GROUP_BYTES * growth(sum(file.size for file in files))
     for number, (file, read) in enumerate(zip(files, documents, strict=True)):
         group.append(read)
-        ends = int(file.digest[:8], 16) / 2**32 < file.size / GROUP_BYTES
+        ends = int(file.digest[:8], 16) / 2**32 < file.size / size
         if ends or number + 1 == len(files) or files[number + 1].settings.name != file.settings.name:
             yield file.settings.name, group
             group = []

@@ -26,6 +26,7 @@ class Documents(NamedTuple):
     read: list[Artifact]
     filtered: list[Artifact]
     folds: Sequence[Artifact] = ()  # of those that passed, unless training begins at random
+    size: int = 0  # bytes of the source files
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Prepare(Stage):
     @classmethod
     def of(cls, recipe: Recipe, documents: Documents, seen: Artifact | None = None) -> Prepare:
         """The stage for the documents of all files."""
-        settings = PrepareSettings.of(recipe.corpus)
+        settings = PrepareSettings.of(recipe.corpus, documents.size)
         return cls(settings, tuple(documents.read), tuple(documents.filtered), seen, tuple(documents.folds))
 
     def run(self, out: Path, progress: Progress) -> CorpusFacts:

@@ -54,6 +54,7 @@ class Train(Stage):
     copies: ArtifactFile | None  # how many documents each stands for, where that weighs
     # logging, validation and saving do not change the weights
     monitoring: Monitoring = field(compare=False, metadata=UNHASHED)
+    corpus: str = field(default="", compare=False, metadata=UNHASHED)  # digest of what the tokens came from
 
     @classmethod
     def of(
@@ -62,14 +63,16 @@ class Train(Stage):
     ) -> Train:  # fmt: skip
         """The stage for these tokens, which begins with `start` or with random weights.
 
-        `corpus` is where the tokens came from; it is needed where `start` has a state, or copies weigh.
+        `corpus` is where the tokens came from; it is needed where `start` has a state, or copies weigh, and to train on
+        another machine.
         """
         continues = start is not None and start.state is not None
         settings = _settings(recipe, tokenizer.facts(VocabFacts).entries, continues)
         copies = corpus.file(COPIES) if corpus and settings.optimisation.copies != "once" else None
         shards = (*of_split(tokens, "train"), *of_split(tokens, "validation"))
         texts = shards_of(corpus, "train") if continues and corpus else ()
-        return cls(settings, tokenizer, shards, start, texts, copies, recipe.train.narrowed(Monitoring))
+        monitoring = recipe.train.narrowed(Monitoring)
+        return cls(settings, tokenizer, shards, start, texts, copies, monitoring, corpus.digest if corpus else "")
 
     def run(self, out: Path, progress: Progress) -> TrainFacts:
         """Write model.safetensors, state.safetensors and metrics.jsonl."""

@@ -58,7 +58,7 @@ def write_shard(
     -> (documents, tokens). Memory: 2 bytes per token (4 with more than 65,536 entries).
     """
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    pieces: list[npt.NDArray[Any]] = [np.empty(0, dtype)]
+    written = bytearray()  # grows in place, where joining arrays would take as much memory again
     lengths: list[npt.NDArray[Any]] = [np.zeros(1, np.int64)]
     for ids, counts in encoded:
         closed = np.cumsum(counts + 2)
@@ -67,9 +67,9 @@ def write_shard(
         for places, special in ((closed - counts - 2, start), (closed - 1, end)):
             piece[places], inner[places] = special, False
         piece[inner] = ids
-        pieces.append(piece)
+        written += piece.tobytes()
         lengths.append(counts + 2)
-    values = np.concatenate(pieces)
+    values = np.frombuffer(written, dtype)
     offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
     lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
     columns: dict[str, Any] = {"tokens": lists}

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from al_qalam.tasks.remote import stage_of
 from qalam_core.files import files_below
+from qalam_core.object_store import store_at
 from qalam_core.objects import Objects
 from qalam_core.pipeline.build import build
 from qalam_core.recipe import to_toml
@@ -103,3 +105,9 @@ def test_workers_on_other_machines_need_no_common_path(
     assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == {
         path.name: path.read_bytes() for path in (plain.folder / "model").iterdir()
     }
+    # a fourth, to train: it finds the tokens by what the corpus's manifest says, without a copy of the text
+    monkeypatch.setenv("QALAM_CACHE", str(tmp_path / "gpu"))
+    gpu, digests = store_at("s3://bucket/spread"), {made.stage: made.digest for made in plain.artifacts}
+    training = stage_of(gpu, recipe, digests["prepare"], digests["vocab"], None)
+    assert training.identity.digest == digests["train"]
+    assert sorted(path.name for path in (gpu.root / "artifacts").iterdir()) == ["tokenize", "vocab"]

@@ -237,7 +237,7 @@ def test_a_line_of_100_mb_takes_bounded_memory(tmp_path: Path, name: str) -> Non
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300  # MB; the line alone is 100, and 400 as Python's text
     documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
-    assert all(artifact.cached for artifacts in documents for artifact in artifacts)
+    assert all(artifact.cached for artifact in (*documents.read, *documents.filtered))
     corpus = store.build(Prepare.of(recipe, documents))
     facts = corpus.facts(CorpusFacts)
     assert facts.rejected == {"too_long": 1}

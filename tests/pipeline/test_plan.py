@@ -204,7 +204,8 @@ def test_reuse_takes_all_stages_from_the_store_or_none(mine: Built) -> None:
 def test_a_warm_start_is_what_it_resolves_to(built: Built, caplog: pytest.LogCaptureFixture) -> None:
     """The champion, where anything but the request differs from its training; else what the champion began with."""
     artifacts = built.published.artifacts
-    documents = Documents(*([made for made in artifacts if made.stage == stage] for stage in ("ingest", "filter")))
+    read, filtered = ([made for made in artifacts if made.stage == stage] for stage in ("ingest", "filter"))
+    documents = Documents(read, filtered)
 
     def resolved(**train: Any) -> WarmStart | None:
         return warm_start(changed(built.recipe, "train", **train), documents, built.runs)

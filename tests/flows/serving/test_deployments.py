@@ -174,7 +174,7 @@ def test_the_server_rejects_parameters_that_are_not_a_valid_recipe(stack: Stack)
     assert "vocab_size" in refused.value.answer or "260" in refused.value.answer
 
 
-@pytest.mark.parametrize("what", [{"store": "/somewhere/else"}, {"tokenizer": "../" * 8, "tokens": []}])
+@pytest.mark.parametrize("what", [{"store": "/somewhere/else"}, {"corpus": "../" * 8, "tokenizer": "../" * 8}])
 def test_a_run_cannot_leave_the_store(stack: Stack, what: dict[str, Any]) -> None:
     """A client that may start runs over the API cannot choose which folders of the worker's machine they use."""
     if "store" in what:
