@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import hashlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import re
@@ -15,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qalam_core.corpus.pieces import PIECE_BYTES, Piece, pieces
+from qalam_core.corpus.pieces import LINES, PIECE_BYTES, Piece, pieces
+from qalam_core.digests import READ_ALL, Digests, State
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.files import digest, sha256_file
@@ -90,13 +92,16 @@ class SourceFile:
         return self.copy or self.path
 
 
-def resolve(sources: Sequence[Source]) -> list[SourceFile]:
-    """The files of `sources`, in their order, sorted within each, digested, without duplicates. Raises CorpusError."""
+def resolve(sources: Sequence[Source], digests: Digests = READ_ALL) -> list[SourceFile]:
+    """The files of `sources`, in their order, sorted within each, digested, without duplicates. Raises CorpusError.
+
+    All are read for their digests but those that `digests` remembers.
+    """
     if not sources:
         raise CorpusError("corpus.sources: empty; name at least one file, folder, glob or data set")
     files: dict[tuple[object, ...], SourceFile] = {}
     for source in sources:
-        for place, file in _files(source):
+        for place, file in _files(source, digests):
             # a file that two sources name is read once, under the first one's name
             start = file.piece.start if file.piece else 0
             key = (place, start, file.settings.model_copy(update={"name": "", "found": False}))
@@ -106,14 +111,14 @@ def resolve(sources: Sequence[Source]) -> list[SourceFile]:
     return list(files.values())
 
 
-def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
+def _files(source: Source, digests: Digests) -> Iterator[tuple[str, SourceFile]]:
     """The files of one source, each with what identifies it. What was found but is no text is passed over and named."""
     if source.path.startswith("hf:"):
-        file = _hub(source)
+        file = _hub(source, digests)
         yield file.digest, file
         return
     if is_url(source.path):
-        yield from _objects(source)
+        yield from _objects(source, digests)
         return
     paths, passed = expand(source)
     found = not source.path.startswith("package:") and not Path(source.path).is_file()
@@ -128,7 +133,7 @@ def _files(source: Source) -> Iterator[tuple[str, SourceFile]]:
             )
         settings = ReadSettings.of(source, place, found) if known else None
         try:
-            read = list(_parts_of(path, settings)) if settings else []
+            read = list(_parts_of(path, settings, digests)) if settings else []
         except CorpusError as error:
             if not found:
                 raise
@@ -195,24 +200,35 @@ def parts(path: str | Path) -> tuple[str, str, str]:
     return name.stem if kind else name.name, kind, compression
 
 
-def _parts_of(path: Path, settings: ReadSettings) -> Iterator[tuple[str, int, Piece | None]]:
+def _parts_of(path: Path, settings: ReadSettings, digests: Digests) -> Iterator[tuple[str, int, Piece | None]]:
     """Digest, size and place of each part that is read by itself: the whole file, or pieces of a large one of lines."""
     lines = settings.format == "jsonl" or (settings.format == "text" and settings.unit in ("line", "paragraph"))
+    blank = settings.unit == "paragraph"
+
+    def cut(path: Path) -> list[Piece]:
+        with path.open("rb") as file:
+            return list(pieces(file, blank))
+
     try:
         large = path.stat().st_size >= 2 * PIECE_BYTES
         if large and lines and not settings.compression and settings.encoding == "utf-8":
-            with path.open("rb") as file:
-                for piece in pieces(file, blank=settings.unit == "paragraph"):
-                    yield piece.digest, piece.size, piece
+            record = digests.of_source(str(path.absolute()))
+            found = record.of_file(f"pieces {PIECE_BYTES} {LINES} {blank}", path, cut)
+            record.save()
+            for piece in itertools.starmap(Piece, found):
+                yield piece.digest, piece.size, piece
             return
     except OSError as error:
         raise _unreadable(path, error) from None
-    yield (*_fingerprint(path), None)
+    yield (*_fingerprint(path, digests), None)
 
 
-def _fingerprint(path: Path) -> tuple[str, int]:
+def _fingerprint(path: Path, digests: Digests) -> tuple[str, int]:
     try:
-        return sha256_file(path), path.stat().st_size
+        record = digests.of_source(str(path.absolute()))
+        sha256 = record.of_file("sha256", path, sha256_file)
+        record.save()
+        return sha256, path.stat().st_size
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -285,7 +301,7 @@ def _in_two(url: str) -> tuple[str, str]:
     return f"{scheme}://{'/'.join(steps[:plain])}", "/".join(steps[plain:])
 
 
-def _objects(source: Source) -> Iterator[tuple[str, SourceFile]]:
+def _objects(source: Source, digests: Digests) -> Iterator[tuple[str, SourceFile]]:
     """The objects at a URL: one, those that match a pattern, or those below a URL that ends with a slash."""
     url = source.path
     if shown(url) != url:
@@ -313,7 +329,7 @@ def _objects(source: Source) -> Iterator[tuple[str, SourceFile]]:
             continue
         count += 1
         with _unreachable(place):
-            pinned_by, size = object_digest(objects, name, source.identity)
+            pinned_by, size = object_digest(objects, name, source.identity, digests)
         yield place, SourceFile(ReadSettings.of(source, place, found), place, pinned_by, size, object=source.identity)
     if not count:
         raise CorpusError(f"{url}: no object there has a known suffix ({_SUFFIXES}); correct the address, or add some")
@@ -325,15 +341,27 @@ def _hidden(name: str) -> bool:
     return any(step.startswith(".") for step in name.split("/"))
 
 
-def object_digest(objects: Objects, name: str, identity: str) -> tuple[str, int]:
+def object_digest(objects: Objects, name: str, identity: str, digests: Digests = READ_ALL) -> tuple[str, int]:
     """What pins an object, and its size in bytes. Raises CorpusError, StoreError and FileNotFoundError."""
-    meta = objects.meta(name)
-    if identity == "content":
+
+    def look() -> State:
+        meta = objects.meta(name)
+        changed = round(meta.changed * 1e9)
+        return State(meta.size, changed, changed, "" if meta.version.startswith("W/") else meta.version)
+
+    def read() -> tuple[str, int]:
         sha256, size = hashlib.sha256(), 0
         for chunk in objects.chunks(name):
             sha256.update(chunk)
             size += len(chunk)
         return sha256.hexdigest(), size
+
+    if identity == "content":
+        record = digests.of_source(f"{objects.url}/{name}")
+        content, size = record.value("content", look, read)
+        record.save()
+        return content, size
+    meta = objects.meta(name)
     if not meta.version or meta.version.startswith("W/"):
         raise CorpusError(f'{objects.url}/{name}: its server tells no version; set identity = "content" on its source')
     return digest(["version", meta.version, meta.size]), meta.size
@@ -385,7 +413,7 @@ def _packaged(spec: str) -> Path:
     return path
 
 
-def _hub(source: Source) -> SourceFile:
+def _hub(source: Source, digests: Digests = READ_ALL) -> SourceFile:
     """A Hugging Face data set: on the Hub at a revision, or a builder over local data files."""
     name = source.path.removeprefix("hf:")
     if not source.revision and ("/" in name or not source.data_files):
@@ -398,7 +426,7 @@ def _hub(source: Source) -> SourceFile:
     _refuse_unpinned(source, name)
     pinned, size = list(source.data_files), 0
     if not source.revision:  # local files are one stream to the builder, so one digest covers them all
-        found = [_fingerprint(Path(file)) for file in data_files(source)]
+        found = [_fingerprint(Path(file), digests) for file in data_files(source)]
         pinned, size = [sha256 for sha256, _ in found], sum(length for _, length in found)
     pinned_by = digest(["hf", name, source.config, source.split, source.revision, pinned])
     return SourceFile(ReadSettings.of(source, source.path), source.path, pinned_by, size, source)
