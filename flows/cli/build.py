@@ -140,7 +140,7 @@ def forget(
     parsed = Recipe.load(path, changes)
     published = _built(parsed, target)
     summary(published)
-    seen = Fingerprints.load(target.artifact("seen", published.record.artifacts["seen"][0]).path)
+    seen = Fingerprints.load(target.doubting().artifact("seen", published.record.artifacts["seen"][0]).path)
     if read := excluded.read_by(seen):
         raise StoreError(f"{published.run}: its lineage has read {len(read)} of the texts in {exclude}; do not use it")
     out.print(f"{published.run}: neither it nor a run before it has read any text of {exclude}", soft_wrap=True)

@@ -390,7 +390,9 @@ def copied(file: SourceFile, folder: Path) -> Iterator[SourceFile]:
             sha256 = objects.download(name, copy)
             now = sha256 if file.object == "content" else object_digest(objects, name, file.object)[0]
         if now != file.digest or copy.stat().st_size != file.size:
-            raise CorpusError(f"{file.path}: changed since the build began; run it again when nothing writes to it")
+            raise CorpusError(
+                f"{file.path}: changed since the build began; run it again when nothing writes to it, or with --verify"
+            )
         yield replace(file, copy=str(copy))
 
 
