@@ -187,9 +187,9 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _is_there(file: Path) -> bool:
-    """Whether what a record is of may be there still."""
+    """Whether what a record is of may be there still. OSError when it cannot be read."""
     try:
         place = str(_content(file)["place"])
-    except (OSError, ValueError, LookupError):
+        return file.stat().st_mtime > time.time() - URL_SECONDS if "://" in place else os.path.lexists(place)
+    except (*NOT_THERE, ValueError, LookupError):
         return False
-    return file.stat().st_mtime > time.time() - URL_SECONDS if "://" in place else os.path.lexists(place)

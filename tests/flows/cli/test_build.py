@@ -40,7 +40,8 @@ def test_a_flow_that_verifies_trusts_nothing_that_was_recorded_before(
     monkeypatch: pytest.MonkeyPatch, corpus_file: Path, store: Store, verify: bool
 ) -> None:
     """From before the sources are resolved on, and in every process."""
-    from al_qalam.flows import build_model as flows
+    from al_qalam.flows.build_model import build_model
+    from al_qalam.tasks import stages
 
     doubted = []
 
@@ -48,7 +49,7 @@ def test_a_flow_that_verifies_trusts_nothing_that_was_recorded_before(
         doubted.append((store.root / "digests" / "doubted").exists())
         raise StoreError("stopped")
 
-    monkeypatch.setattr(flows.stages, "resolve", stopped)
+    monkeypatch.setattr(stages, "resolve", stopped)
     with pytest.raises(StoreError, match="stopped"):
-        inspect.unwrap(flows.build_model.fn)(tiny_recipe(corpus_file), str(store.root), verify=verify)
+        inspect.unwrap(build_model.fn)(tiny_recipe(corpus_file), str(store.root), verify=verify)
     assert doubted == [verify]
