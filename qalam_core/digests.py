@@ -78,14 +78,14 @@ class Record:
         self._new: dict[str, tuple[State, Any]] = {}
 
     def value(self, name: str, look: Callable[[], State], read: Callable[[], Any]) -> Any:
-        """What `read` gives, which JSON can hold: as it is remembered, unless `look` says that it may differ now."""
+        """What `read` gives, as JSON holds it: as it is remembered, unless `look` says that it may differ now."""
         state = look()
         before, known = self._known.get(name, (None, None))
         same = bool(state.version) and before == state
         if same and self._trusted:
             return known
         clock = time.time_ns() - round(SETTLED_SECONDS * 1e9)
-        value = read()
+        value = json.loads(json.dumps(read()))  # as it will be remembered
         if same and value != known:
             log.warning("%s: its content changed, although its size and times are the same", self._place)
         if self._file and self._writes and state.version and state.before(clock):

@@ -85,7 +85,9 @@ def test_what_did_not_change_is_not_read_again(soon: None, reads: list[Path], tm
     assert resolve(asked, Digests(tmp_path / "other")) == resolve(asked), "another record knows nothing"
 
 
-def test_the_pieces_of_a_large_file_are_remembered(soon: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pieces_of_a_large_file_are_remembered(
+    soon: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for place in (pieces, sources):
         monkeypatch.setattr(place, "PIECE_BYTES", 2_000)
     path = write(tmp_path / "a.txt", b"".join(b"%d\n\n" % number for number in range(5_000)))
@@ -94,6 +96,8 @@ def test_the_pieces_of_a_large_file_are_remembered(soon: None, tmp_path: Path, m
     found = [resolve(each, Digests(tmp_path / "known")) for each in asked]
     assert len(found[0]) > 2
     assert found[0] != found[1]
+    assert [resolve(each, Digests(tmp_path / "known").doubting()) for each in asked] == found
+    assert not caplog.messages, "nothing changed"
     monkeypatch.setattr(sources, "pieces", None)
     assert [resolve(each, Digests(tmp_path / "known")) for each in asked] == found
 

@@ -103,7 +103,7 @@ def test_which_objects_a_url_names(url: str, caplog: pytest.LogCaptureFixture) -
 
 
 def test_an_object_is_read_again_where_it_may_have_changed(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     read, chunks, meta = list[str](), Objects.chunks, Objects.meta
 
@@ -128,6 +128,9 @@ def test_an_object_is_read_again_where_it_may_have_changed(
     objects.write("b.txt", b"b.txt later")
     assert asked() == ["b.txt"]
     assert asked() == []
+    Digests(tmp_path / "known").doubt()
+    assert asked() == ["a.txt", "b.txt"]
+    assert not caplog.messages, "nothing changed silently"
     for version in ("", 'W/"1"'):
         with monkeypatch.context() as patch:
             patch.setattr(Objects, "meta", lambda *each, version=version: meta(*each)._replace(version=version))
