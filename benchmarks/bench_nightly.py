@@ -142,7 +142,7 @@ class Chain:
     def build(self, recipe: Recipe) -> tuple[Timed, list[Artifact]]:
         """All stages, on the text that has arrived."""
         executor, before = Timed(self.store, tokenizer=self.tokenizer), _cpu_seconds()
-        files = resolve(recipe.corpus.sources)
+        files = resolve(recipe.corpus.sources, self.store.digests)
         executor.seconds["digests"] = _cpu_seconds() - before
         return executor, stages_in_order(recipe, files, History(Runs(self.store)), executor)
 

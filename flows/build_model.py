@@ -30,7 +30,7 @@ from qalam_core.runs import Runs
 
 @flow(name="build_model", flow_run_name=run_name("build {recipe.name}"), persist_result=False)
 @supervised
-def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> Any:
+def build_model(recipe: Recipe, store: str = ".qalam", training: str = "", verify: bool = False) -> Any:
     """Build a model from a recipe, reusing artifacts in the store; Failed when the gate refuses the model.
 
     Args:
@@ -38,10 +38,13 @@ def build_model(recipe: Recipe, store: str = ".qalam", training: str = "") -> An
         store: folder of artifacts and runs on the machine that runs the flow, or s3://BUCKET/PREFIX
         training: deployment that trains (`train_model/train`), in a work pool whose machines see the same store;
             empty: train in this flow's process
+        verify: read all sources and artifacts, also where their sizes and times are as they were
     """
     store = confined(store)
     report_base()  # a wrong address is an error now, and not after the training
-    files = stages.resolve(recipe.corpus)
+    if verify:
+        store_at(store).doubt()
+    files = stages.resolve(recipe.corpus, store)
     with workers(recipe.runner) as pool:
         executor = AsTasks(store, pool, recipe, training)
         artifacts = stages_in_order(recipe, files, History(Runs(store_at(store))), executor)
@@ -67,7 +70,7 @@ def propose_model(
     report_base()
     home = store_at(store)
     found = replace(candidate(Runs(home), Path(package), why, proposer(who), recipe), only_judged=not promote)
-    files = [] if found.corpus else stages.resolve(found.recipe.corpus)
+    files = [] if found.corpus else stages.resolve(found.recipe.corpus, store)
     with workers(found.recipe.runner) as pool:
         executor = AsTasks(store, pool, found.recipe)
         artifacts = proposed(found, files, History(Runs(home)), executor)

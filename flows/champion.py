@@ -36,7 +36,7 @@ def evaluate_champion(recipe: Recipe, store: str = ".qalam") -> Any:
     run = runs.champion(recipe.name)
     if run is None:
         return Completed(message=f"{recipe.name} has no champion yet")
-    files = stages.resolve(recipe.corpus)
+    files = stages.resolve(recipe.corpus, store)
     proposal = runs.record(run).proposal
     seen = None if proposal and proposal.unknown else WarmStart.of(runs, run, recipe).seen
     with workers(recipe.runner) as pool:

@@ -68,23 +68,25 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Context manager of a temporary path that replaces `path` atomically and durably at the end of the block.
 
     Readers see the old content or the new one, also after a crash. When the block fails, the temporary file is deleted
-    and `path` is unchanged.
+    and `path` is unchanged. One that is not `durable` may have any content after the machine has crashed.
     """
     with _temporary(path) as temporary:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         temporary.replace(path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file atomically and durably; create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replacing(path, durable) as temporary:
         temporary.write_bytes(content)
 
 

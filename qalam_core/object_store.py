@@ -134,9 +134,8 @@ class ObjectStore(Store):
     def reference(self, stage: str, key: str) -> Artifact:
         """The artifact of a recorded digest, of which a copy is made if it is in the store."""
         home = self.artifact_folder(stage, key)
-        if not (home / MANIFEST).is_file():
-            self._fetch(stage, key)
-        return Artifact(stage, key, home)
+        fetched = None if (home / MANIFEST).is_file() else self._fetch(stage, key)
+        return fetched or Artifact(stage, key, home)
 
     def manifest(self, stage: str, key: str) -> Manifest:
         """The manifest of a recorded digest, without its files. Raises DamagedError."""
@@ -169,8 +168,12 @@ class ObjectStore(Store):
             new = replace(value, **changed) if changed else value
         return cast("Value", new)
 
-    def _undamaged(self, stage: str, key: str) -> Artifact | None:
-        found = super()._undamaged(stage, key)
+    def manifests(self) -> Store:
+        """The same store, for a command that writes nothing: only `here` copies an artifact's files."""
+        return _Manifests(self)
+
+    def _undamaged(self, stage: str, key: str, remember: bool = False) -> Artifact | None:
+        found = super()._undamaged(stage, key, remember)
         if found is None:
             return self._fetch(stage, key)
         try:
@@ -471,6 +474,33 @@ class ObjectStore(Store):
                 return
             if Store.delete_artifact(self, name, now - FRESH_SECONDS):
                 left -= sizes[name]
+
+
+class _Manifests(ObjectStore):
+    """A store of which artifacts are given as their manifests say, and not copied."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.__dict__ |= store.__dict__
+        self.digests = store.digests.read_only()
+        self._store = store
+
+    def here(self, value: Value) -> Value:
+        """The same stage, artifact or tuple, with copies of what it reads."""
+        return self._store.here(value)
+
+    def _undamaged(self, stage: str, key: str, remember: bool = False) -> Artifact | None:
+        return self._fetch(stage, key) or Store._undamaged(self, stage, key)
+
+    def _fetch(self, stage: str, key: str) -> Artifact | None:
+        try:
+            manifest, _ = self._manifest(stage, key)
+        except (FileNotFoundError, ValueError):
+            return None
+        return Artifact(stage, key, self.artifact_folder(stage, key), True).with_manifest(manifest)
+
+    def run_file(self, run: str, name: str = "") -> Path:
+        """A file of a run, of which a copy is made; or its folder, of which none is."""
+        return super().run_file(run, name) if name else self.root / "runs" / run
 
 
 def _at_once(work: Callable[[Value], Result], values: Sequence[Value]) -> list[Result]:

@@ -402,8 +402,10 @@ class Runs:
 
     def model(self, run: str) -> str:
         """The digest of a run's model. Raises StoreError."""
+        if run not in self:
+            self.folder(run)
         with self.store.disk_errors():
-            return model_digest(self.folder(run) / "model")
+            return model_digest(self.store.run_file(run, "model/manifest.json").parent)
 
     def rolled_back(self, name: str, model: str) -> Promotion | None:
         """The rollback from a model under `name`, unless a person has promoted it again since."""

@@ -4,11 +4,13 @@ Layout:
     <store>/artifacts/<stage>/<digest>/          files, and manifest.json, written last
     <store>/artifacts/<stage>/<digest>.partial/  being built, or left behind by a killed build
     <store>/locks/                               flock files; the kernel releases them when their process ends
+    <store>/digests/                             what tells that files are as they were; see digests.py
     <store>/runs/, <store>/champions/            see runs.py
 """
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import os
@@ -25,6 +27,7 @@ from typing import IO, Any, Protocol, Self, TypeVar
 
 from pydantic import ValidationError
 
+from qalam_core.digests import Digests, Record, State, clock_after
 from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import (
     NOT_THERE,
@@ -109,7 +112,7 @@ class Artifact:
 
     def exists(self) -> bool:
         """Whether it is in the store; it may be damaged."""
-        return (self.path / MANIFEST).is_file()
+        return "manifest" in self.__dict__ or (self.path / MANIFEST).is_file()
 
     def facts(self, kind: type[Facts]) -> Facts:
         """The facts that its stage recorded."""
@@ -166,6 +169,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).resolve()
+        self.digests = Digests(self.root / "digests")
 
     @property
     def place(self) -> str:
@@ -195,7 +199,7 @@ class Store:
         since = time.monotonic()
         with self._alone(stage), self.disk_errors(name), self.locked(f"{name}-{key}"):
             waited = {"lock": time.monotonic() - since}
-            if (artifact := self._undamaged(name, key)) is not None:
+            if (artifact := self._undamaged(name, key, remember=True)) is not None:
                 self.mark_used(artifact)
                 return replace(artifact, waited=waited).with_manifest(artifact.manifest)
             if home.exists():
@@ -211,7 +215,7 @@ class Store:
                     waited["slot"] = time.monotonic() - asked
                     progress(0, 0)  # from here on it works
                     facts = stage.run(partial, progress)
-                manifest = _finish(partial, identity, facts)
+                manifest = _finish(partial, identity, facts, self._remembered(name, key))
                 partial.rename(home)
             except BaseException:
                 if not stage.resumable:  # a partial result is useless, and takes space on a full disk
@@ -242,12 +246,40 @@ class Store:
         """What `build` would reuse, or None. Neither locks nor writes."""
         return self._undamaged(identity.stage, identity.digest)
 
+    def reuse(self, identity: Identity) -> Artifact | None:
+        """What `build` would reuse, which is in use from here on, or None. Does not lock."""
+        self.mark_used(self.reference(identity.stage, identity.digest))  # first: gc keeps what is in use
+        return self._undamaged(identity.stage, identity.digest, remember=True)
+
+    def doubt(self) -> None:
+        """Have all sources and artifacts read the next time that they are used, also where their sizes and times are as
+        they were. Raises StoreError."""
+        with self.disk_errors():
+            self.digests.doubt()
+
+    def _remembered(self, stage: str, key: str) -> Record:
+        """Of the files of an artifact."""
+        return self.digests.of(stage, key, str(self.artifact_folder(stage, key)))
+
     def artifact(self, stage: str, key: str) -> Artifact:
         """The artifact of that digest. Raises DamagedError, and StoreError if `key` is not a digest."""
         artifact = self._undamaged(stage, key)
         if artifact is None:
             raise self._missing(stage, key)
         return artifact
+
+    def manifests(self) -> Store:
+        """The same store, for a command that writes nothing. On object storage, only `here` copies an artifact then."""
+        return self._with(self.digests.read_only())
+
+    def doubting(self) -> Self:
+        """The same store, for a command that writes nothing and reads whatever it checks."""
+        return self._with(self.digests.doubting())
+
+    def _with(self, digests: Digests) -> Self:
+        found = copy.copy(self)
+        found.digests = digests
+        return found
 
     def _missing(self, stage: str, key: str) -> DamagedError:
         return DamagedError(f"{stage} {key[:12]} is missing or damaged in {self.place}; build its recipe again")
@@ -265,21 +297,28 @@ class Store:
         place = self.root / path
         return sum(each.stat().st_size for each in (place, *place.rglob("*")) if each.is_file())
 
-    def _undamaged(self, stage: str, key: str) -> Artifact | None:
+    def _undamaged(self, stage: str, key: str, remember: bool = False) -> Artifact | None:
         """The artifact of that digest if it has exactly the bytes that were finished.
 
-        Only wrong bytes count as damage: a disk that cannot be read raises StoreError.
+        Files are read unless they are remembered; what was read is, with `remember`. Only wrong bytes count as damage:
+        a disk that cannot be read raises StoreError.
         """
         since, home = time.monotonic(), self.artifact_folder(stage, key)
+        known = self._remembered(stage, key)
         with self.disk_errors(stage):
             try:
                 manifest = _read_manifest(home)
-                if any(sha256_file(home / name) != entry.sha256 for name, entry in manifest.files.items()):
+                if any(
+                    known.of_file(name, home / name, sha256_file) != entry.sha256
+                    for name, entry in manifest.files.items()
+                ):
                     return None
                 if sorted(manifest.files) != _files(home):
                     return None
             except (*NOT_THERE, ValueError):
                 return None
+        if remember:
+            known.save()
         return Artifact(stage, key, home, True, time.monotonic() - since).with_manifest(manifest)
 
     def artifact_folder(self, stage: str, key: str) -> Path:
@@ -312,10 +351,12 @@ class Store:
             if not free or _last_use(folder) >= unused_since:
                 return False
             delete_folder(folder)
+            self.digests.forget(stage, folder.name)
             return True
 
     def abandoned(self, unused_since: float) -> list[str]:
-        """Temporary files and folders that killed processes left, relative to the store; none used since (Unix time).
+        """Temporary files and folders that killed processes left, and records of files that are gone, relative to the
+        store; none used since (Unix time).
 
         Only their age tells that nobody, perhaps on another machine, is writing them.
         """
@@ -323,10 +364,9 @@ class Store:
             stages = [f"artifacts/{stage}" for stage in names(self.root / "artifacts")]
             places = ["", "runs", "champions", "outbox", *stages]
             found = [Path(place, name) for place in places for name in names(self.root / place)]
-            return [
-                str(path) for path in found
-                if _TEMPORARY.fullmatch(path.name) and _last_use(self.root / path) < unused_since
-            ]  # fmt: skip
+            left = [str(path) for path in found if _TEMPORARY.fullmatch(path.name)]
+            left += [f"digests/{name}" for name in self.digests.of_what_is_gone()]
+            return [path for path in left if _last_use(self.root / path) < unused_since]
 
     def delete_abandoned(self, name: str) -> None:
         """Delete one of `abandoned`."""
@@ -468,15 +508,20 @@ def _parsed_manifest(content: bytes) -> Manifest:
         raise ValueError(f"not a manifest: {error.errors()[0]['msg']}") from None
 
 
-def _finish(folder: Path, identity: Identity, facts: Frozen) -> Manifest:
+def _finish(folder: Path, identity: Identity, facts: Frozen, record: Record) -> Manifest:
     """Flush every file, then write the manifest: an artifact with a manifest is complete."""
     written = _files(folder)
     for name in written:
         sync(folder / name)
-    sizes = {name: (folder / name).stat().st_size for name in written}
-    files = {name: FileEntry(bytes=size, sha256=sha256_file(folder / name)) for name, size in sizes.items()}
+    states = {name: State.of(folder / name) for name in written}
+    clock = clock_after(list(states.values()), folder / MANIFEST)
+    files = {name: FileEntry(bytes=state.size, sha256=sha256_file(folder / name)) for name, state in states.items()}
     manifest = Manifest(**dict(identity), facts=facts.canonical(), files=files)
     replace_file(folder / MANIFEST, manifest.to_json())
+    for name, entry in files.items():
+        if states[name].before(clock):
+            record.add(name, states[name], entry.sha256)
+    record.save()
     return manifest
 
 

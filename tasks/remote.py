@@ -33,7 +33,7 @@ from qalam_core.store import Artifact, Store
 def train(deployment: str, store: str, recipe: Recipe, stage: Train) -> Any:
     """Run `deployment` to train, unless the store has the checkpoint. Raises RecipeError, TrainingError."""
     home = store_at(store)
-    ready = home.find(stage.identity)
+    ready = home.reuse(stage.identity)
     if ready:
         return ended([shown(stage, ready)])
     given = parameters(store, recipe, stage)

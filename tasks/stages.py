@@ -54,11 +54,11 @@ known: list[SourceFile] = []
 
 
 @task(name="resolve", task_run_name="resolve", **RETRIES, **POLICY)
-def resolve(corpus: Corpus) -> list[SourceFile]:
-    """Find the files of the sources and compute the digests of their content."""
+def resolve(corpus: Corpus, store: str) -> list[SourceFile]:
+    """Find the files of the sources and compute the digests of their content, unless the store remembers them."""
     with watch("resolve", "resolve", "files") as progress:
         progress(0, 0)
-        return known or resolve_sources(corpus.sources)
+        return known or resolve_sources(corpus.sources, store_at(store).digests)
 
 
 @task(name="stages", **POLICY)

@@ -15,10 +15,10 @@ LOCKS = ("fcntl.flock",)
 
 
 class Failing:
-    """The calls of some kinds below `folder`, in their order; those in `chosen` fail."""
+    """The calls of some kinds below `folder`, and not below `but`, in their order; those in `chosen` fail."""
 
-    def __init__(self, folder: Path, kinds: tuple[str, ...], number: int, chosen: range) -> None:
-        self.folder, self.kinds, self.number, self.chosen = folder, kinds, number, chosen
+    def __init__(self, folder: Path, kinds: tuple[str, ...], number: int, chosen: range, but: Path | None) -> None:
+        self.folder, self.kinds, self.number, self.chosen, self.but = folder, kinds, number, chosen, but
         self.calls = 0
 
     def meet(self, event: str, arguments: tuple[object, ...]) -> None:
@@ -34,7 +34,7 @@ class Failing:
         if not isinstance(target, str | os.PathLike):
             return
         path = Path(os.path.realpath(target))
-        if self.folder in (path, *path.parents):
+        if self.folder in (path, *path.parents) and self.but not in path.parents:
             self.calls += 1
             if self.calls - 1 in self.chosen:
                 raise OSError(self.number, os.strerror(self.number), os.fspath(target))
@@ -53,10 +53,11 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def broken(
-    folder: Path, kinds: tuple[str, ...], number: int = errno.EIO, chosen: range = range(1 << 30)
+    folder: Path, kinds: tuple[str, ...], number: int = errno.EIO, chosen: range = range(1 << 30),
+    but: Path | None = None,
 ) -> Iterator[Failing]:  # fmt: skip
     """Context manager in which the `chosen` calls of some kinds below `folder` fail with errno `number`."""
-    disk = Failing(folder.resolve(), kinds, number, chosen)
+    disk = Failing(folder.resolve(), kinds, number, chosen, but and but.resolve())
     _failing.append(disk)
     try:
         yield disk

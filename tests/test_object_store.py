@@ -21,9 +21,11 @@ from qalam_core.object_store import ObjectStore, store_at
 from qalam_core.objects import Objects
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.collect import collect
+from qalam_core.pipeline.plan import plan
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.train import Train
 from qalam_core.progress import Progress
+from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs, TrainFacts
 from qalam_core.store import Artifact, Store
 from qalam_core.training.spec import CHECKPOINTS, METRICS, WEIGHTS
@@ -124,6 +126,50 @@ def test_two_machines_share_a_store(machines: Machines, corpus_file: Path, store
     assert content(local.folder / "model") == content(two.folder / "model")
     assert list(Runs(there).summaries()) == [one.run]
     assert not machines.objects.below("leases")
+
+
+def copies(store: Store) -> list[str]:
+    return [name for name in files_below(store.root / "artifacts") if not name.endswith("/manifest.json")]
+
+
+@pytest.mark.parametrize("start", ["scratch", "champion", "continue"])
+def test_a_plan_on_a_new_machine_copies_no_artifact(machines: Machines, start: str, tmp_path: Path) -> None:
+    """It is the plan of the one that built; also where training begins with the champion and keeps its tokenizer."""
+    machines.share()
+    values = machines.built.recipe.canonical()
+    values["train"] |= {"start": start, "steps": 7}
+    values["tokenizer"]["keep"] = "" if start == "scratch" else "champion"
+    recipe, one, there = Recipe.parse(values), machines.be("one"), machines.be("two")
+    machines.be("one")
+    expected = [plan(each, one) for each in (machines.built.recipe, recipe)]
+    assert (expected[0].complete, expected[1].complete) == (True, False)
+    machines.be("two")
+    assert [plan(each, there) for each in (machines.built.recipe, recipe)] == expected
+    assert not (there.root / "artifacts").exists()
+    assert all("model/" not in name for name in files_below(there.root) if not name.endswith("model/manifest.json"))
+
+
+def test_a_plan_copies_what_it_reads(machines: Machines, tmp_path: Path) -> None:
+    """Whether the champion has read a text that the recipe excludes."""
+    published = machines.share()
+    values = machines.built.recipe.canonical()
+    values["train"]["start"] = "champion"
+    values["corpus"]["exclude"] = str(tmp_path / "exclude.txt")
+    (tmp_path / "exclude.txt").write_text("نص لم يقرأه أحد من قبل في أي كتاب\n", encoding="utf-8")
+    recipe, there = Recipe.parse(values), machines.be("two")
+    assert not plan(recipe, there).complete
+    seen = published.record.artifacts["seen"][0]
+    assert {Path(name).parts[:2] for name in copies(there)} == {("seen", seen)}
+
+
+def test_a_plan_counts_what_no_machine_has_shared(machines: Machines) -> None:
+    machines.share()
+    one = machines.be("one")
+    machines.objects.delete(*machines.objects.below("artifacts"))
+    assert plan(machines.built.recipe, one).complete, "this one has it, and shares it when it builds"
+    there = machines.be("two")
+    assert not plan(machines.built.recipe, there).complete
+    assert not machines.objects.below("artifacts")
 
 
 def test_a_list_of_runs_does_not_fetch_their_packages(machines: Machines) -> None:

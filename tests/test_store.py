@@ -22,9 +22,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qalam_core.digests import READ_ALL, State
 from qalam_core.errors import StoreError
 from qalam_core.evaluation.results import Check, Verdict
-from qalam_core.files import replace_file
+from qalam_core.files import files_below, replace_file, sha256_bytes, sha256_file
 from qalam_core.package.write import replace_card
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
@@ -268,11 +269,13 @@ def test_find_neither_locks_nor_writes(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
-def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, number: int) -> None:
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, number: int, remembered: bool) -> None:
     """Whichever file or folder it is; a reader and a build say so, and nothing is renamed, deleted or built again."""
     made = make(store, fill())
+    store.digests = store.digests if remembered else READ_ALL
     find = Identity(stage="s", version=1, settings={"a": 1}, inputs={"i": "d"})
-    calls = 4  # the manifest, the file, and two folders
+    calls = 3 if remembered else 4  # the manifest, two folders, and the file
     for use in (lambda: make(store, never), lambda: store.artifact("s", made.digest), lambda: store.find(find)):
         with broken(made.path, READS, chosen=range(0)) as disk:
             use()
@@ -286,6 +289,90 @@ def test_a_disk_that_cannot_be_read_is_not_damage(store: Store, number: int) -> 
             assert "\n" not in str(caught.value)
         assert tree(store.root / "artifacts") == before
     assert make(store, never).cached, "it is undamaged"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files of artifacts that are read for their digests."""
+    found: list[Path] = []
+
+    def counted(path: Path) -> str:
+        found.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("qalam_core.store.sha256_file", counted)
+    return found
+
+
+def test_an_artifact_that_did_not_change_is_not_read_again(
+    store: Store, read: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its build on; without a record the next build reads it, and what writes nothing does so each time."""
+    made = make(store, fill())
+    file = made.path / "sub" / "file.txt"
+    for again in (store, Store(store.root)):
+        assert make(again, never).cached
+        assert again.find(made.manifest)
+        assert again.reuse(made.manifest)
+        assert again.artifact("s", made.digest)
+    assert len(read) == 1
+    assert store.doubting().artifact("s", made.digest)
+    assert read[1:] == [file]
+    shutil.rmtree(store.root / "digests")
+    monkeypatch.setattr("qalam_core.digests.SETTLED_SECONDS", 0.0)
+    for use, count in ((store.find, 3), (store.find, 4), (store.reuse, 5), (store.reuse, 5), (store.find, 5)):
+        assert use(made.manifest)
+        assert len(read) == count
+    assert store.delete_artifact(f"s/{made.digest}", unused_since=math.inf)
+    assert not files_below(store.root / "digests")
+
+
+def _flip_with_times(file: Path) -> None:
+    before = file.stat()
+    file.write_text("jello")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_damage_is_noticed_whatever_became_of_the_file(store: Store, tmp_path: Path) -> None:
+    """At once, and after the store was used, moved or copied."""
+    key = make(store, fill()).digest
+
+    def used() -> Store:
+        assert make(store, never).cached
+        return store
+
+    def copied() -> Store:
+        return Store(shutil.copytree(store.root, tmp_path / "copied"))
+
+    def moved() -> Store:
+        store.root.rename(tmp_path / "moved")
+        return Store(tmp_path / "moved")
+
+    for place in (copied, used, moved):
+        now = place()
+        for damage in (_flip, _flip_with_times):
+            damage(now.artifact_folder("s", key) / "sub" / "file.txt")
+            assert now.find(Identity(stage="s", version=1, settings={"a": 1}, inputs={"i": "d"})) is None
+            again = make(now, fill())
+            assert not again.cached
+            assert make(now, never).cached
+
+
+def test_damage_that_nothing_shows_is_found_by_doubt(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A bad disk changes no times: here the record is changed instead."""
+    made = make(store, fill())
+    _flip(made.path / "sub" / "file.txt")
+    record = store._remembered("s", made.digest)
+    record.add("sub/file.txt", State.of(made.path / "sub" / "file.txt"), sha256_bytes(b"hello"))
+    record.save()
+    assert make(store, never).cached
+    assert store.doubting().find(made.manifest) is None
+    assert make(store, never).cached
+    store.doubt()
+    assert not make(Store(store.root), fill()).cached
+    assert f"{made.path}: its content changed, although its size and times are the same" in caplog.messages
+    assert (made.path / "sub" / "file.txt").read_text() == "hello"
+    assert make(Store(store.root), never).cached
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])

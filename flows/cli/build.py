@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption
+from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption, VerifyOption
 from al_qalam.flows.cli.terminal import Bars, bars, err, out, plan_table, print_json, reused, summary
 from al_qalam.flows.recipes import included_recipe, recipe_path
 from al_qalam.flows.serving.database import usable_home
@@ -39,13 +39,15 @@ def plan(
     recipe: RecipeArgument,
     store: StoreOption = DEFAULT_STORE,
     set_: SetOption = None,
+    verify: VerifyOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show which stages a build would reuse, which it would build, why, and how long it would take."""
     from qalam_core.pipeline.estimate import UNITS
     from qalam_core.pipeline.plan import plan as make_plan
 
-    found = make_plan(Recipe.load(recipe_path(recipe), set_ or ()), store_at(store))
+    home = store_at(store)
+    found = make_plan(Recipe.load(recipe_path(recipe), set_ or ()), home.doubting() if verify else home)
     if as_json:
         rows = [
             {"stage": row.stage, "label": row.label, "action": row.action, "reasons": row.reasons, "digest": row.digest}
@@ -60,11 +62,18 @@ def plan(
         plan_table(found)
 
 
-def build(recipe: RecipeArgument, store: StoreOption = DEFAULT_STORE, set_: SetOption = None) -> None:
+def build(
+    recipe: RecipeArgument,
+    store: StoreOption = DEFAULT_STORE,
+    set_: SetOption = None,
+    verify: VerifyOption = False,
+) -> None:
     """Build a model; artifacts that are in the store are reused."""
     parsed = Recipe.load(recipe_path(recipe), set_ or ())
     target = store_at(store)
     target.ensure_writable()
+    if verify:
+        target.doubt()
     finish(_built(parsed, target), target)
 
 
@@ -131,7 +140,7 @@ def forget(
     parsed = Recipe.load(path, changes)
     published = _built(parsed, target)
     summary(published)
-    seen = Fingerprints.load(target.artifact("seen", published.record.artifacts["seen"][0]).path)
+    seen = Fingerprints.load(target.doubting().artifact("seen", published.record.artifacts["seen"][0]).path)
     if read := excluded.read_by(seen):
         raise StoreError(f"{published.run}: its lineage has read {len(read)} of the texts in {exclude}; do not use it")
     out.print(f"{published.run}: neither it nor a run before it has read any text of {exclude}", soft_wrap=True)
@@ -178,7 +187,7 @@ def _built(recipe: Recipe, store: Store) -> Published:
         from qalam_core.corpus.sources import resolve
 
         with terminal.tracked("resolve", "files"):
-            files = resolve(recipe.corpus.sources)
+            files = resolve(recipe.corpus.sources, store.digests)
         return _from_store(recipe, store, files) or _by_flow(recipe, store, terminal, files)
 
 

@@ -21,6 +21,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: train.steps=200."),
 ]
+VerifyOption = Annotated[
+    bool,
+    typer.Option("--verify", help="Read all sources and artifacts, also where sizes and times are as they were."),
+]
 ModelArgument = Annotated[str, typer.Argument(help="A package folder, or a run id.")]
 
 

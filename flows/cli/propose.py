@@ -92,7 +92,7 @@ def _from_store(found: Candidate, store: Store) -> Published | None:
 
     runs, executor = Runs(store), Reuse(store)
     try:
-        artifacts = proposed(found, sources_of(found), History(runs), executor)
+        artifacts = proposed(found, sources_of(found, store), History(runs), executor)
     except NotBuiltError:
         return None
     for label, artifact in executor.found:

@@ -52,7 +52,9 @@ def _ingest(file: SourceFile, out: Path, progress: Progress) -> IngestFacts:
     with reading(file):
         same = current_digest(file) == file.digest
     if not same:
-        raise CorpusError(f"{file.path}: changed while it was read; run again when nothing writes to it")
+        raise CorpusError(
+            f"{file.path}: changed while it was read; run again when nothing writes to it, or with --verify"
+        )
     progress(file.size, file.size)
     return facts
 

@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import hashlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import re
@@ -15,7 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qalam_core.corpus.pieces import PIECE_BYTES, Piece, growth, pieces
+from qalam_core.corpus.pieces import LINES, PIECE_BYTES, Piece, growth, pieces
+from qalam_core.digests import READ_ALL, Digests, State
 from qalam_core.display import printable
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.files import digest, sha256_file
@@ -90,14 +92,17 @@ class SourceFile:
         return self.copy or self.path
 
 
-def resolve(sources: Sequence[Source]) -> list[SourceFile]:
-    """The files of `sources`, in their order, sorted within each, digested, without duplicates. Raises CorpusError."""
+def resolve(sources: Sequence[Source], digests: Digests = READ_ALL) -> list[SourceFile]:
+    """The files of `sources`, in their order, sorted within each, digested, without duplicates. Raises CorpusError.
+
+    All are read for their digests but those that `digests` remembers.
+    """
     if not sources:
         raise CorpusError("corpus.sources: empty; name at least one file, folder, glob or data set")
     files: dict[tuple[object, ...], SourceFile] = {}
     least = PIECE_BYTES * growth(_bytes_here(sources))
     for source in sources:
-        for place, file in _files(source, least):
+        for place, file in _files(source, digests, least):
             # a file that two sources name is read once, under the first one's name
             start = file.piece.start if file.piece else 0
             key = (place, start, file.settings.model_copy(update={"name": "", "found": False}))
@@ -120,17 +125,17 @@ def _bytes_here(sources: Sequence[Source]) -> int:
     return sum(sizes.values())
 
 
-def _files(source: Source, least: int) -> Iterator[tuple[str, SourceFile]]:
+def _files(source: Source, digests: Digests, least: int) -> Iterator[tuple[str, SourceFile]]:
     """The files of one source, each with what identifies it; pieces of large ones, of `least` bytes or more.
 
     What was found but is no text is passed over and named.
     """
     if source.path.startswith("hf:"):
-        file = _hub(source)
+        file = _hub(source, digests)
         yield file.digest, file
         return
     if is_url(source.path):
-        yield from _objects(source)
+        yield from _objects(source, digests)
         return
     paths, passed = expand(source)
     found = not source.path.startswith("package:") and not Path(source.path).is_file()
@@ -145,7 +150,7 @@ def _files(source: Source, least: int) -> Iterator[tuple[str, SourceFile]]:
             )
         settings = ReadSettings.of(source, place, found) if known else None
         try:
-            read = list(_parts_of(path, settings, least)) if settings else []
+            read = list(_parts_of(path, settings, digests, least)) if settings else []
         except CorpusError as error:
             if not found:
                 raise
@@ -212,24 +217,37 @@ def parts(path: str | Path) -> tuple[str, str, str]:
     return name.stem if kind else name.name, kind, compression
 
 
-def _parts_of(path: Path, settings: ReadSettings, least: int) -> Iterator[tuple[str, int, Piece | None]]:
+def _parts_of(
+    path: Path, settings: ReadSettings, digests: Digests, least: int
+) -> Iterator[tuple[str, int, Piece | None]]:  # fmt: skip
     """Digest, size and place of each part that is read by itself: the whole file, or pieces of a large one of lines."""
     lines = settings.format == "jsonl" or (settings.format == "text" and settings.unit in ("line", "paragraph"))
+    blank = settings.unit == "paragraph"
+
+    def cut(path: Path) -> list[Piece]:
+        with path.open("rb") as file:
+            return list(pieces(file, least, blank))
+
     try:
         large = path.stat().st_size >= 2 * least
         if large and lines and not settings.compression and settings.encoding == "utf-8":
-            with path.open("rb") as file:
-                for piece in pieces(file, least, blank=settings.unit == "paragraph"):
-                    yield piece.digest, piece.size, piece
+            record = digests.of_source(str(path.absolute()))
+            found = record.of_file(f"pieces {least} {LINES} {blank}", path, cut)
+            record.save()
+            for piece in itertools.starmap(Piece, found):
+                yield piece.digest, piece.size, piece
             return
     except OSError as error:
         raise _unreadable(path, error) from None
-    yield (*_fingerprint(path), None)
+    yield (*_fingerprint(path, digests), None)
 
 
-def _fingerprint(path: Path) -> tuple[str, int]:
+def _fingerprint(path: Path, digests: Digests) -> tuple[str, int]:
     try:
-        return sha256_file(path), path.stat().st_size
+        record = digests.of_source(str(path.absolute()))
+        sha256 = record.of_file("sha256", path, sha256_file)
+        record.save()
+        return sha256, path.stat().st_size
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -302,7 +320,7 @@ def _in_two(url: str) -> tuple[str, str]:
     return f"{scheme}://{'/'.join(steps[:plain])}", "/".join(steps[plain:])
 
 
-def _objects(source: Source) -> Iterator[tuple[str, SourceFile]]:
+def _objects(source: Source, digests: Digests) -> Iterator[tuple[str, SourceFile]]:
     """The objects at a URL: one, those that match a pattern, or those below a URL that ends with a slash."""
     url = source.path
     if shown(url) != url:
@@ -330,7 +348,7 @@ def _objects(source: Source) -> Iterator[tuple[str, SourceFile]]:
             continue
         count += 1
         with _unreachable(place):
-            pinned_by, size = object_digest(objects, name, source.identity)
+            pinned_by, size = object_digest(objects, name, source.identity, digests)
         yield place, SourceFile(ReadSettings.of(source, place, found), place, pinned_by, size, object=source.identity)
     if not count:
         raise CorpusError(f"{url}: no object there has a known suffix ({_SUFFIXES}); correct the address, or add some")
@@ -342,15 +360,27 @@ def _hidden(name: str) -> bool:
     return any(step.startswith(".") for step in name.split("/"))
 
 
-def object_digest(objects: Objects, name: str, identity: str) -> tuple[str, int]:
+def object_digest(objects: Objects, name: str, identity: str, digests: Digests = READ_ALL) -> tuple[str, int]:
     """What pins an object, and its size in bytes. Raises CorpusError, StoreError and FileNotFoundError."""
-    meta = objects.meta(name)
-    if identity == "content":
+
+    def look() -> State:
+        meta = objects.meta(name)
+        changed = round(meta.changed * 1e9)
+        return State(meta.size, changed, changed, "" if meta.version.startswith("W/") else meta.version)
+
+    def read() -> tuple[str, int]:
         sha256, size = hashlib.sha256(), 0
         for chunk in objects.chunks(name):
             sha256.update(chunk)
             size += len(chunk)
         return sha256.hexdigest(), size
+
+    if identity == "content":
+        record = digests.of_source(f"{objects.url}/{name}")
+        content, size = record.value("content", look, read)
+        record.save()
+        return content, size
+    meta = objects.meta(name)
     if not meta.version or meta.version.startswith("W/"):
         raise CorpusError(f'{objects.url}/{name}: its server tells no version; set identity = "content" on its source')
     return digest(["version", meta.version, meta.size]), meta.size
@@ -379,7 +409,9 @@ def copied(file: SourceFile, folder: Path) -> Iterator[SourceFile]:
             sha256 = objects.download(name, copy)
             now = sha256 if file.object == "content" else object_digest(objects, name, file.object)[0]
         if now != file.digest or copy.stat().st_size != file.size:
-            raise CorpusError(f"{file.path}: changed since the build began; run it again when nothing writes to it")
+            raise CorpusError(
+                f"{file.path}: changed since the build began; run it again when nothing writes to it, or with --verify"
+            )
         yield replace(file, copy=str(copy))
 
 
@@ -402,7 +434,7 @@ def _packaged(spec: str) -> Path:
     return path
 
 
-def _hub(source: Source) -> SourceFile:
+def _hub(source: Source, digests: Digests = READ_ALL) -> SourceFile:
     """A Hugging Face data set: on the Hub at a revision, or a builder over local data files."""
     name = source.path.removeprefix("hf:")
     if not source.revision and ("/" in name or not source.data_files):
@@ -415,7 +447,7 @@ def _hub(source: Source) -> SourceFile:
     _refuse_unpinned(source, name)
     pinned, size = list(source.data_files), 0
     if not source.revision:  # local files are one stream to the builder, so one digest covers them all
-        found = [_fingerprint(Path(file)) for file in data_files(source)]
+        found = [_fingerprint(Path(file), digests) for file in data_files(source)]
         pinned, size = [sha256 for sha256, _ in found], sum(length for _, length in found)
     pinned_by = digest(["hf", name, source.config, source.split, source.revision, pinned])
     return SourceFile(ReadSettings.of(source, source.path), source.path, pinned_by, size, source)

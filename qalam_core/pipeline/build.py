@@ -198,9 +198,7 @@ class Reuse(Executor):
 
     def run(self, stage: Stage) -> Artifact:
         """Look one stage up."""
-        identity = stage.identity
-        self.store.mark_used(self.store.reference(identity.stage, identity.digest))  # first: gc keeps what is in use
-        artifact = self.store.find(identity)
+        artifact = self.store.reuse(stage.identity)
         if artifact is None:
             raise NotBuiltError(stage.label)
         self.found.append((stage.label, artifact))
@@ -210,13 +208,13 @@ class Reuse(Executor):
 def propose(candidate: Candidate, store: Store, progress: Progress = no_progress) -> Published:
     """Measure a proposed package, and publish it, in this process, without Prefect. Raises QalamError."""
     runs = Runs(store)
-    artifacts = proposed(candidate, sources_of(candidate), History(runs), InPlace(store, progress))
+    artifacts = proposed(candidate, sources_of(candidate, store), History(runs), InPlace(store, progress))
     return publish(runs, candidate.recipe, artifacts, candidate)
 
 
-def sources_of(candidate: Candidate) -> list[SourceFile]:
+def sources_of(candidate: Candidate, store: Store) -> list[SourceFile]:
     """The files that a candidate's corpus is prepared from; none where it has one."""
-    return [] if candidate.corpus else resolve(candidate.recipe.corpus.sources)
+    return [] if candidate.corpus else resolve(candidate.recipe.corpus.sources, store.digests)
 
 
 def build(recipe: Recipe, store: Store, progress: Progress = no_progress) -> Published:
@@ -225,5 +223,6 @@ def build(recipe: Recipe, store: Store, progress: Progress = no_progress) -> Pub
     Artifacts that the store has already are reused. Raises QalamError.
     """
     runs = Runs(store)
-    artifacts = stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), InPlace(store, progress))
+    files = resolve(recipe.corpus.sources, store.digests)
+    artifacts = stages_in_order(recipe, files, History(runs), InPlace(store, progress))
     return publish(runs, recipe, artifacts)

@@ -229,7 +229,7 @@ def _checked(start: WarmStart, recipe: Recipe, runs: Runs) -> WarmStart:
     if recipe.corpus.exclude:
         excluded = Excluded.load(Path(recipe.corpus.exclude))
         _check_ids(excluded, start, recipe, runs)
-        if read := excluded.read_by(Fingerprints.load(start.seen.path)):
+        if read := excluded.read_by(Fingerprints.load(runs.store.here(start.seen).path)):
             raise TrainingError(
                 f"train.start: run {start.parent.run}, or a run before it, has read {len(read)} of the texts in "
                 f"{recipe.corpus.exclude}; `qalam forget` builds from the last run that has not"

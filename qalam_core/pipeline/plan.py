@@ -66,11 +66,12 @@ class Plan:
 
 def plan(recipe: Recipe, store: Store) -> Plan:
     """What `build` would do. Raises the errors that the recipe and its sources cause."""
+    store = store.manifests()
     runs = Runs(store)
     reasons = Reasons(runs, recipe.name)
     planner = _Planner(store, reasons)
     try:
-        stages_in_order(recipe, resolve(recipe.corpus.sources), History(runs), planner)
+        stages_in_order(recipe, resolve(recipe.corpus.sources, store.digests), History(runs), planner)
     except _UnknownError:
         after = f"after {planner.rows[-1].stage}"
         names = [kind.name for kind in STAGES]

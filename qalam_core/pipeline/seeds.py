@@ -36,7 +36,8 @@ def trained(recipe: Recipe, store: Store, count: int, progress: Callable[[int], 
         one = recipe.model_copy(update={"seed": seed % 2**32})
         if one.train.start == "continue":
             one = one.model_copy(update={"train": one.train.model_copy(update={"start": "scratch"})})
-        stages = evaluated(one, resolve(one.corpus.sources), History(Runs(store)), InPlace(store, progress(one.seed)))
+        files = resolve(one.corpus.sources, store.digests)
+        stages = evaluated(one, files, History(Runs(store)), InPlace(store, progress(one.seed)))
         report, _ = measured(stages[-1])
         test = test or report.test_digest
         bits = report.bits_per_byte.model

@@ -20,7 +20,9 @@ import zstandard
 
 from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import SourceFile, resolve
+from qalam_core.digests import Digests
 from qalam_core.errors import CorpusError
+from qalam_core.files import sha256_bytes
 from qalam_core.objects import Objects
 from qalam_core.pipeline.build import build
 from qalam_core.recipe import Recipe, Source, to_toml
@@ -98,6 +100,41 @@ def test_which_objects_a_url_names(url: str, caplog: pytest.LogCaptureFixture) -
     assert resolve([Source(path=f"{url}/a/")])[0].settings.name == "a"
     assert resolve([Source(path=f"{url}/a/one.txt")])[0].settings.name == "one"
     assert len(resolve([Source(path=f"{url}/a/one.txt"), Source(path=f"{url}/a/")])) == 2, "each object once"
+
+
+def test_an_object_is_read_again_where_it_may_have_changed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, chunks, meta = list[str](), Objects.chunks, Objects.meta
+
+    def counted(objects: Objects, name: str, size: int | None = None) -> Iterator[bytes]:
+        read.append(name)
+        return chunks(objects, name, size)
+
+    def asked() -> list[str]:
+        read.clear()
+        found = resolve([Source(path=f"{url}/")], Digests(tmp_path / "known"))
+        assert [file.digest for file in found] == [sha256_bytes(objects.read(name)[0]) for name in ("a.txt", "b.txt")]
+        return [*read]
+
+    monkeypatch.setattr(Objects, "chunks", counted)
+    objects = Objects(url)
+    for name in ("a.txt", "b.txt"):
+        objects.write(name, f"{name} first".encode())
+    assert asked() == asked() == ["a.txt", "b.txt"], "they are too young to be remembered"
+    monkeypatch.setattr("qalam_core.digests.SETTLED_SECONDS", 0.0)
+    assert asked() == ["a.txt", "b.txt"]
+    assert asked() == []
+    objects.write("b.txt", b"b.txt later")
+    assert asked() == ["b.txt"]
+    assert asked() == []
+    Digests(tmp_path / "known").doubt()
+    assert asked() == ["a.txt", "b.txt"]
+    assert not caplog.messages, "nothing changed silently"
+    for version in ("", 'W/"1"'):
+        with monkeypatch.context() as patch:
+            patch.setattr(Objects, "meta", lambda *each, version=version: meta(*each)._replace(version=version))
+            assert asked() == ["a.txt", "b.txt"], "no version tells that they are the same"
 
 
 @pytest.mark.parametrize("identity", ["content", "version"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import typer
 
 from al_qalam.flows.cli import build
 from al_qalam.tasks.policy import tag_of
+from qalam_core.errors import StoreError
 from qalam_core.store import Store
+from tests.conftest import tiny_recipe
 
 
 def test_a_build_has_the_tag_of_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,3 +33,23 @@ def test_a_build_has_the_tag_of_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(typer.Exit):
         build.by_flow("my-recipe", Store(tmp_path / "store"), terminal, stopped)
     assert found == [{tag_of("my-recipe")}]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_flow_that_verifies_trusts_nothing_that_was_recorded_before(
+    monkeypatch: pytest.MonkeyPatch, corpus_file: Path, store: Store, verify: bool
+) -> None:
+    """From before the sources are resolved on, and in every process."""
+    from al_qalam.flows.build_model import build_model
+    from al_qalam.tasks import stages
+
+    doubted = []
+
+    def stopped(*_: object) -> Any:
+        doubted.append((store.root / "digests" / "doubted").exists())
+        raise StoreError("stopped")
+
+    monkeypatch.setattr(stages, "resolve", stopped)
+    with pytest.raises(StoreError, match="stopped"):
+        inspect.unwrap(build_model.fn)(tiny_recipe(corpus_file), str(store.root), verify=verify)
+    assert doubted == [verify]

@@ -21,7 +21,9 @@ from al_qalam.flows.cli import build as build_commands
 from al_qalam.flows.cli.main import GROUPS, app
 from al_qalam.flows.cli.terminal import bars
 from qalam_core.corpus.sources import SourceFile, resolve
+from qalam_core.digests import State
 from qalam_core.errors import CorpusError, QalamError
+from qalam_core.files import sha256_bytes
 from qalam_core.pipeline.build import History, InPlace, build, stages_in_order
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.stage import Stage
@@ -322,6 +324,33 @@ def test_every_command_has_an_example_that_parses(name: str) -> None:
 
 def test_the_version_is_the_packages() -> None:
     assert qalam("--version").stdout == f"qalam {metadata.version('al-qalam')}\n"
+
+
+def test_what_changed_silently_is_found_on_request(
+    mine: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a bad disk changes files: here their records are made to say that they were read as they are now."""
+    recipe, where = tmp_path / "tiny.toml", ["--store", mine.store.root]
+    recipe.write_text(to_toml(mine.recipe), encoding="utf-8")
+    (key,) = mine.published.record.artifacts["vocab"]
+    file, record = mine.store.artifact("vocab", key).path / "tokenizer.json", mine.store._remembered("vocab", key)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b" ")
+    record.add(file.name, State.of(file), sha256_bytes(whole))
+    record.save()
+    said = f"{file.parent}: its content changed, although its size and times are the same"
+    assert "0 to build" in qalam("plan", recipe, *where).stdout
+    for _ in range(2):  # it changes nothing
+        caplog.clear()
+        assert "0 to build" not in qalam("plan", recipe, *where, "--verify").stdout
+        assert caplog.messages == [said]
+    done = qalam_process("build", recipe, *where, "--verify", COLUMNS="400")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr + done.stdout
+    assert file.read_bytes() == whole
+    again = qalam("build", recipe, *where, "--verify")
+    assert again.returncode == 0
+    assert caplog.messages == [said]
 
 
 def test_a_plan_is_a_table_or_json(mine: Built, tmp_path: Path) -> None:

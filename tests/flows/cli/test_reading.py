@@ -56,11 +56,13 @@ def test_a_store_that_cannot_be_written_can_be_read(
 def test_a_disk_that_cannot_be_read_is_one_line_and_no_verdict(
     name: str, built: Built, arguments: Callable[[str], list[object]]
 ) -> None:
-    with broken(built.store.root, READS, chosen=range(0)) as disk:
+    # what is remembered of files need not be read, unless to delete what is of none
+    but = None if name == "gc" else built.store.root / "digests"
+    with broken(built.store.root, READS, chosen=range(0), but=but) as disk:
         qalam(*arguments(name))
     before = tree(built.store.root)
     for call in {0, disk.calls // 2, disk.calls - 1} if disk.calls else ():
-        with broken(built.store.root, READS, errno.ESTALE, range(call, call + 1)):
+        with broken(built.store.root, READS, errno.ESTALE, range(call, call + 1), but):
             done = qalam(*arguments(name))
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), (call, done.stderr)
         assert "its disk does not answer; mount it again" in done.stderr or "cannot be read (Stale file" in done.stderr
