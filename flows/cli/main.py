@@ -75,6 +75,7 @@ GROUPS: dict[str, dict[str, tuple[Callable[..., Any], str]]] = {
         "sign": (packages.sign, "qalam sign my_model --key key.pem"),
     },
     "Serve and deploy": {
+        "serve": (serving.serve, "qalam serve demo --port 8000"),
         "up": (serving.up, "qalam up demo"),
         "down": (serving.down, "qalam down"),
         "deploy": (serving.deploy, "qalam deploy my.toml --notify https://example.org/hook"),

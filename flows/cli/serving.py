@@ -1,4 +1,4 @@
-"""The commands for unattended builds: up, down, deploy, watch."""
+"""The commands for unattended builds: up, down, deploy, watch; and serve, for a model."""
 
 from __future__ import annotations
 
@@ -114,6 +114,28 @@ def watch(
         out.print(
             f"{len(changed)} changed: {', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}", soft_wrap=True
         )
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A package folder, a run id, or a name whose champion is followed.")],
+    store: StoreOption = DEFAULT_STORE,
+    host: Annotated[str, typer.Option(help="Address to listen on; others need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
+    token: Annotated[
+        str,
+        typer.Option(envvar="QALAM_SERVE_TOKEN", show_envvar=True, help="Clients must send it as a bearer token."),
+    ] = "",
+    places: Annotated[int, typer.Option(min=1, max=1024, help="Texts that are generated at the same time.")] = 32,
+    waiting: Annotated[int, typer.Option(min=0, help="Texts that may wait for a place.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer, at most.")] = 4096,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of one request, at most.")] = 1 << 20,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for one answer.")] = 300.0,
+) -> None:
+    """Serve a model over HTTP, with the API of OpenAI's completions."""
+    from al_qalam.flows.serving.completions import Limits
+    from al_qalam.flows.serving.server import run
+
+    run(model, store, host, port, token, places, waiting, Limits(max_body, max_tokens, places, seconds), out.print)
 
 
 def _server() -> None:

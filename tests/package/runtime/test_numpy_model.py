@@ -9,7 +9,7 @@ import torch
 
 from qalam_core.evaluation.integrity import transformer
 from qalam_core.package.runtime.architecture import ModelConfig
-from qalam_core.package.runtime.numpy_model import _GELUS, NumpyTransformer, _sample, erf
+from qalam_core.package.runtime.numpy_model import _GELUS, NumpyTransformer, erf, sample
 from tests.small_package import CONFIG, LLAMA, weights
 
 
@@ -58,7 +58,7 @@ def test_top_p_keeps_the_fewest_tokens_with_the_probability() -> None:
     logits = np.log(np.array([[0.1, 0.5, 0.05, 0.3, 0.05]], np.float32))
     random = np.random.default_rng(0)
     for share, allowed in ((0.01, {1}), (0.49, {1}), (0.51, {1, 3}), (0.85, {0, 1, 3}), (1.0, {0, 1, 2, 3, 4})):
-        drawn = {int(_sample(logits, 1.0, 0, share, random)[0]) for _ in range(300)}
+        drawn = {int(sample(logits, 1.0, 0, share, random)[0]) for _ in range(300)}
         assert drawn == allowed, share
 
 

@@ -1,0 +1,410 @@
+"""The HTTP API of `qalam serve`: OpenAI's completions, /healthz, and /metrics.
+
+Source: the OpenAI API reference, "Completions" (the object, its stream and its errors).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from al_qalam.flows.serving.engine import BusyError, Choice, Engine, notifier
+from al_qalam.flows.serving.models import Models, Served
+from qalam_core.display import printable
+from qalam_core.errors import QalamError
+from qalam_core.package.batching import Sampling, Token
+
+Message = dict[str, Any]  # of ASGI, and a scope
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take."""
+
+    body: int = 1 << 20  # bytes
+    tokens: int = 4096  # of an answer, all its texts together
+    texts: int = 32  # of one request
+    seconds: float = 300.0  # for one request
+
+
+class ApiError(Exception):
+    """An answer with an error."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+class Completion(BaseModel):
+    """The body of /v1/completions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str = ""
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    max_tokens: Annotated[int, Field(ge=0)] = 16
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0  # not OpenAI's; 0: all
+    n: Annotated[int, Field(ge=1)] = 1
+    stream: bool = False
+    stream_options: dict[str, bool] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool = False
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    user: str | None = None
+    # accepted with the values that ask for nothing
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    frequency_penalty: Literal[0] | Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Literal[0] | Annotated[float, Field(ge=0, le=0)] | None = None
+
+
+def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
+    """The ASGI application; with a `token` each request needs it, and with `local` one of this machine's host names."""
+    app = FastAPI(title="Al-Qalam", docs_url=None, redoc_url=None, openapi_url=None)
+    measured = _Measured(models)
+
+    @app.exception_handler(ApiError)
+    async def _api_error(_: Request, error: ApiError) -> Response:
+        return _error(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, str)) or None
+        if first["type"] == "extra_forbidden":
+            return _error(ApiError(400, f"{printable(place or '')}: not a parameter of completions here", place))
+        return _error(ApiError(400, f"{printable(place or 'body')}: {printable(first['msg'])}", place))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> Response:
+        return _error(ApiError(error.status_code, str(error.detail)))
+
+    @app.exception_handler(QalamError)
+    async def _model(_: Request, error: QalamError) -> Response:
+        return _error(ApiError(503, str(error)))
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok", "model": (await models.current()).run})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(measured.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def listed() -> Response:
+        served = await models.current()
+        entry = {"id": models.name, "object": "model", "created": served.created, "owned_by": "al-qalam"}
+        return JSONResponse({"object": "list", "data": [{**entry, "root": served.run}]})
+
+    @app.post("/v1/completions")
+    async def completions(asked: Completion, request: Request) -> Response:
+        served = await models.current()
+        if asked.model not in ("", models.name, served.run):
+            raise ApiError(404, f"{printable(asked.model)}: this server has {models.name}", "model", "model_not_found")
+        answer = _Answer(served, asked, limits)
+        measured.requests.inc()
+        measured.prompt_tokens.inc(answer.prompt_tokens)
+        with measured.seconds.time():
+            try:
+                answer.begin()
+            except BusyError:
+                raise ApiError(429, "all places are taken, and as many requests wait as may; try again") from None
+            if asked.stream:
+                return StreamingResponse(answer.events(), media_type="text/event-stream")
+            return JSONResponse(await answer.whole(request))
+
+    return _Guarded(app, limits.body, token, local)
+
+
+class _Answer:
+    """The texts that one request asks for."""
+
+    def __init__(self, served: Served, asked: Completion, limits: Limits) -> None:
+        self._served, self._asked, self._limits = served, asked, limits
+        self._engine: Engine = served.engine
+        self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self._changed = asyncio.Event()
+        stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+        if any(not each for each in stop):
+            raise ApiError(400, "stop: a sequence is empty", "stop")
+        prompts = self._prompts()
+        if (texts := len(prompts) * asked.n) > limits.texts:
+            raise ApiError(400, f"{texts} texts are asked for; at most {limits.texts} in one request", "n")
+        if (total := texts * asked.max_tokens) > limits.tokens:
+            raise ApiError(400, f"{total} tokens are asked for; at most {limits.tokens} in one request", "max_tokens")
+        if not asked.max_tokens and not asked.echo:
+            raise ApiError(400, "max_tokens: 0 needs echo", "max_tokens")
+        context = self._engine.model.max_seq_len
+        if (longest := max(map(len, prompts)) + asked.max_tokens) > context:
+            raise ApiError(
+                400,
+                f"prompt and answer have {longest} tokens, the start of the text included; the model's context is "
+                f"{context}",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+        self.prompt_tokens = sum(len(prompt) - 1 for prompt in prompts)
+        # a greedy text needs no draws; others differ from one another, and are the same for the same seed
+        sampling = Sampling(
+            asked.max_tokens, asked.temperature, asked.top_k, asked.top_p, asked.logprobs, asked.echo
+        )  # fmt: skip
+        notify = notifier(asyncio.get_running_loop(), self._changed)
+        self._choices = [
+            Choice(prompt, sampling, _generator(asked.seed, number), stop, asked.stream, notify)
+            for prompt in prompts
+            for number in range(asked.n)
+        ]
+
+    def _prompts(self) -> list[list[int]]:
+        """The ids of each prompt, after that of the start of a text."""
+        asked, start = self._asked.prompt, self._engine.model.specials.start
+        one = isinstance(asked, str) or not asked or isinstance(asked[0], int)
+        several: Sequence[Any] = [asked] if one else asked
+        found = []
+        for each in several:
+            ids = self._engine.tokenizer.encode(each) if isinstance(each, str) else list(each)
+            most = self._engine.model.vocab_size
+            if bad := [id_ for id_ in ids if not 0 <= id_ < most]:
+                raise ApiError(400, f"prompt: {bad[0]} is no token; ids are below {most}", "prompt")
+            found.append([start, *ids])
+        return found
+
+    def begin(self) -> None:
+        """Raises BusyError."""
+        self._engine.submit(self._choices)
+        self._until = time.monotonic() + self._limits.seconds
+
+    async def whole(self, request: Request) -> dict[str, Any]:
+        """The answer, when all texts are finished. Raises ApiError."""
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            while not all(choice.reason for choice in self._choices):
+                await self._next(gone)
+        finally:
+            gone.cancel()
+            self._engine.cancel(self._choices)
+        choices = [self._choice(number, choice) for number, choice in enumerate(self._choices)]
+        return self._object(choices) | {"usage": self._usage()}
+
+    async def events(self) -> AsyncIterator[str]:
+        """The answer as server-sent events, which end when the client goes away."""
+        shown = [(0, 0)] * len(self._choices)  # characters, tokens
+        ended = [False] * len(self._choices)
+        try:
+            while not all(ended):
+                for number, choice in enumerate(self._choices):
+                    if ended[number]:
+                        continue
+                    ended[number] = bool(choice.reason)
+                    begin = shown[number]
+                    shown[number] = (len(choice.text), self._settled(choice))
+                    if begin != shown[number] or ended[number]:
+                        yield _event(self._object([self._choice(number, choice, begin, shown[number])]))
+                if not all(ended):
+                    await self._next(None)
+            if (self._asked.stream_options or {}).get("include_usage"):
+                yield _event(self._object([]) | {"usage": self._usage()})
+            yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield _event(_content(error))
+        finally:
+            self._engine.cancel(self._choices)
+
+    def _settled(self, choice: Choice) -> int:
+        """How many tokens are within the text that is shown."""
+        if choice.reason:
+            return len(choice.tokens)
+        return sum(offset < len(choice.text) for offset in choice.offsets)
+
+    async def _next(self, gone: asyncio.Future[Any] | None) -> None:
+        """Wait until a text has changed. Raises ApiError after the time limit, and when the client has gone."""
+        changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
+        awaited = {changed, gone} if gone else {changed}
+        left = max(0.0, self._until - time.monotonic())
+        done, _ = await asyncio.wait(awaited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        if gone in done:
+            raise ApiError(499, "the client has gone")
+        if not done:
+            raise ApiError(504, f"not finished within {self._limits.seconds:g} s; ask for fewer tokens")
+        self._changed.clear()
+
+    def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id, "object": "text_completion", "created": self._created, "model": self._served.run,
+            "choices": choices,
+        }  # fmt: skip
+
+    def _choice(
+        self, number: int, choice: Choice, begin: tuple[int, int] = (0, 0), end: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
+        """One text, or what is new of it: from so many characters and tokens to so many."""
+        last = (len(choice.text), len(choice.tokens))
+        shown, counted = end or last
+        text, prompt, before = choice.text[begin[0] : shown], list[Token](), 0
+        if self._asked.echo:
+            echoed = self._engine.tokenizer.decode(choice.ids[1:])
+            before = len(echoed)
+            if begin == (0, 0):
+                text, prompt = echoed + text, list(choice.prompt)
+        tokens = choice.tokens[begin[1] : counted]
+        offsets = [before + offset for offset in choice.offsets[begin[1] : counted]]
+        return {
+            "index": number, "text": text, "logprobs": self._logprobs(prompt, tokens, offsets),
+            "finish_reason": (choice.reason or None) if (shown, counted) == last else None,
+        }  # fmt: skip
+
+    def _logprobs(self, prompt: Sequence[Token], tokens: Sequence[Token], offsets: Sequence[int]) -> Any:
+        if self._asked.logprobs is None:
+            return None
+        spelled, before, places = self._engine.spelled, 0, list[int]()
+        ids = list[int]()
+        for token in prompt:
+            places.append(before)
+            ids.append(token.id)
+            before = len(self._engine.tokenizer.decode(ids))
+        every = [*prompt, *tokens]
+        return {
+            "tokens": [spelled(token.id) for token in every],
+            "token_logprobs": [token.logprob for token in every],
+            "top_logprobs": [{spelled(id_): value for id_, value in token.top} for token in every],
+            "text_offset": [*places, *offsets],
+        }
+
+    def _usage(self) -> dict[str, int]:
+        generated = sum(len(choice.tokens) for choice in self._choices)
+        return {
+            "prompt_tokens": self.prompt_tokens, "completion_tokens": generated,
+            "total_tokens": self.prompt_tokens + generated,
+        }  # fmt: skip
+
+
+def _generator(seed: int | None, number: int) -> np.random.Generator:
+    """Of the `number`-th text for one prompt; of the first it is that of `NumpyTransformer.generate`."""
+    if seed is None:
+        return np.random.default_rng()
+    return np.random.default_rng([seed, number] if number else seed)
+
+
+async def _disconnected(request: Request) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.2)
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def _content(error: ApiError) -> dict[str, Any]:
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def _error(error: ApiError) -> Response:
+    return JSONResponse(_content(error), error.status)
+
+
+class _Measured:
+    """Figures for Prometheus."""
+
+    def __init__(self, models: Models) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("qalam_requests", "Completions that were asked for.", registry=registry)
+        self.prompt_tokens = Counter("qalam_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self.seconds = Histogram("qalam_request_seconds", "Until the answer, or the first event.", registry=registry)
+        for name, text, value in (
+            ("qalam_generated_tokens", "Tokens that were generated.", models.generated),
+            ("qalam_active_texts", "Texts that are being generated.", models.active),
+            ("qalam_waiting_texts", "Texts that wait for a place.", models.waiting),
+        ):
+            Gauge(name, text, registry=registry).set_function(value)
+
+    def text(self) -> str:
+        return generate_latest(self._registry).decode()
+
+
+class _Guarded:
+    """Refuses what must not reach the API: requests without the token, under a foreign host name, or too large."""
+
+    def __init__(self, app: Any, most: int, token: str, local: bool) -> None:
+        self._app, self._most, self._token, self._local = app, most, token.encode(), local
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        problem = self._problem(scope["method"], scope["path"], headers)
+        if problem is None:
+            content, problem = await self._body(receive)
+        if problem is not None:
+            answer: Any = _error(problem)
+            await answer(scope, receive, send)
+            return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        await self._app(scope, again, send)
+
+    def _problem(self, method: str, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if self._local and name not in ("localhost", "127.0.0.1", "[::1]"):
+            return ApiError(403, "only requests to localhost are answered: no page reaches this by another name")
+        given = headers.get(b"authorization", b"")
+        if self._token and path != "/healthz" and not hmac.compare_digest(given, b"Bearer " + self._token):
+            return ApiError(
+                401, "no token, or a wrong one; send it as Authorization: Bearer TOKEN", code="invalid_api_key"
+            )
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if method == "POST" and kind != b"application/json":  # a page of another site may send other types unasked
+            return ApiError(415, "send JSON, with the header Content-Type: application/json")
+        if (size := headers.get(b"content-length", b"0")).isdigit() and int(size) > self._most:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"a body may have {self._most:,} bytes")
+
+    async def _body(self, receive: Receive) -> tuple[bytes, ApiError | None]:
+        parts, size = list[bytes](), 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b"", ApiError(499, "the client has gone")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._most:
+                return b"", self._too_large()
+            if not message.get("more_body"):
+                return b"".join(parts), None

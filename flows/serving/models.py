@@ -1,0 +1,85 @@
+"""Which model a server has: a package, a run, or the champion of a name, whose promotions it follows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from al_qalam.flows.serving.engine import Engine
+from qalam_core import package as packages
+from qalam_core.errors import QalamError, StoreError
+from qalam_core.object_store import store_at
+from qalam_core.runs import Runs
+
+LOOK_SECONDS = 1.0
+"""How often the history of a name's champions is looked at."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers."""
+
+    run: str  # the name of a package's folder, where it is of no run
+    created: int  # Unix time
+    engine: Engine
+
+
+class Models:
+    """The model of a server. Requests keep the one that they began with; a new champion answers those that follow."""
+
+    def __init__(self, model: str, store: str, places: int, waiting: int) -> None:
+        self._places, self._waiting = places, waiting
+        self._lock = asyncio.Lock()
+        self._runs: Runs | None = None
+        self._folder = Path(model)
+        self.name = self._folder.resolve().name if self._folder.is_dir() else model
+        if not self._folder.is_dir():
+            self._runs = Runs(store_at(store))
+            if model in self._runs:
+                self._folder, self._runs = self._runs.folder(model) / "model", None
+            elif self._runs.champion(model) is None:
+                place = self._runs.store.place
+                raise StoreError(
+                    f"{model}: neither a package folder, nor a run or a name with a champion in {place}; `qalam runs` "
+                    "lists them"
+                )
+        self._looked = time.monotonic()
+        self._served = self._load()
+
+    async def current(self) -> Served:
+        """The model for a request that begins now. Raises QalamError while a new champion cannot be read."""
+        async with self._lock:
+            if self._runs and time.monotonic() - self._looked > LOOK_SECONDS:
+                self._served = await asyncio.to_thread(self._load)
+                self._looked = time.monotonic()
+            return self._served
+
+    def generated(self) -> float:
+        """Tokens of the present model."""
+        return self._served.engine.generated
+
+    def active(self) -> float:
+        """Texts that it generates now."""
+        return self._served.engine.active
+
+    def waiting(self) -> float:
+        """Texts that wait for a place."""
+        return self._served.engine.waiting
+
+    def _load(self) -> Served:
+        before: Served | None = getattr(self, "_served", None)
+        run, folder = self.name, self._folder
+        if self._runs:
+            champion = self._runs.champion(self.name)
+            if champion is None:
+                raise QalamError(f"{self.name} has no champion any more")
+            run = champion
+            if before and before.run == run:
+                return before
+            folder = self._runs.folder(run) / "model"
+        served = Served(run, int(time.time()), Engine(packages.read(folder), self._places, self._waiting))
+        if before:
+            before.engine.close()  # when all its requests are answered
+        return served

@@ -1,0 +1,150 @@
+"""Generation for several requests at once, which join and leave between two tokens (continuous batching), in numpy.
+
+Shapes: as in numpy_model.py. Source: Yu et al., Orca (OSDI 2022), for batches that change after each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer, attention, draw
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one text are drawn; as in `NumpyTransformer.generate`."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    logprobs: int | None = None  # report each token's, and those of so many of the most probable ones
+    prompt: bool = False  # report them of the prompt as well
+
+
+class Token(NamedTuple):
+    """A token with its natural logarithm of probability, and the most probable ones with theirs; NaN where not asked
+    for."""
+
+    id: int
+    logprob: float = float("nan")
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False)
+class Text:
+    """A text that is being generated."""
+
+    ids: list[int]  # that the model has read, and the last one, which it has not
+    sampling: Sampling
+    random: np.random.Generator
+    prompt: list[Token] = field(default_factory=list)  # of the prompt but its first, where logprobs are asked for
+    generated: int = 0
+
+
+class Batch:
+    """The texts that are generated together: at most `places`, each in a row of the cache of keys and values.
+
+    For a text alone the tokens are those of `generate`; in company a logit may differ in its last bits, as products of
+    other shapes are rounded in another order.
+    """
+
+    def __init__(self, model: NumpyTransformer, places: int) -> None:
+        self.model, self.places = model, places
+        self.texts: list[Text] = []  # by row
+        config = model.config
+        # memory is taken where it is written
+        self._cache = np.zeros(
+            (config.num_layers, 2, places, config.kv_heads, config.max_seq_len, config.head_size), np.float32
+        )
+
+    def join(self, ids: Sequence[int], sampling: Sampling, random: np.random.Generator) -> tuple[Text, Token | None]:
+        """Add a text that begins with `ids`; -> it, and its first token. Needs a free place, one id or more, and room
+        for all tokens in the model's context."""
+        row, length = len(self.texts), len(ids)
+        assert row < self.places
+        assert 0 < length <= self.model.max_seq_len - sampling.max_tokens
+        layers = [partial(attention, cache_2BKPD=layer[:, row : row + 1], start=0) for layer in self._cache]
+        features_TC = self.model.features(np.array([ids]), np.arange(length), layers)[0]
+        text = Text(list(ids), sampling, random)
+        if sampling.prompt and sampling.logprobs is not None:
+            logits_TV = features_TC[:-1] @ self.model.head_CV
+            text.prompt = [
+                _token(logits, id_, sampling.logprobs) for logits, id_ in zip(logits_TV, ids[1:], strict=True)
+            ]
+        if not sampling.max_tokens:
+            return text, None
+        self.texts.append(text)
+        (token,) = self._drawn([text], features_TC[-1:] @ self.model.head_CV)
+        return text, token
+
+    def step(self) -> list[tuple[Text, Token]]:
+        """The next token of every text."""
+        ids_B1 = np.array([[text.ids[-1]] for text in self.texts])
+        positions_B = np.array([len(text.ids) - 1 for text in self.texts])
+        caches = self._cache[:, :, : len(ids_B1)]
+        if len(ids_B1) == 1:
+            layers = [partial(attention, cache_2BKPD=cache, start=int(positions_B[0])) for cache in caches]
+        else:
+            layers = [partial(_ragged, cache_2BKPD=cache, positions_B=positions_B) for cache in caches]
+        features_BC = self.model.features(ids_B1, positions_B[:, None], layers)[:, 0]
+        return list(zip(self.texts, self._drawn(self.texts, features_BC @ self.model.head_CV), strict=True))
+
+    def leave(self, text: Text) -> None:
+        """Remove a text; the last one takes its row."""
+        row, last = self.texts.index(text), self.texts.pop()
+        if last is not text:
+            self.texts[row] = last
+            used = len(last.ids)
+            self._cache[:, :, row, :, :used] = self._cache[:, :, len(self.texts), :, :used]
+
+    def _drawn(self, texts: Sequence[Text], logits_BV: Floats) -> list[Token]:
+        ids = [_drawn(text, logits_V) for text, logits_V in zip(texts, logits_BV, strict=True)]
+        found = []
+        for text, id_, logits_V in zip(texts, ids, logits_BV, strict=True):
+            text.ids.append(id_)
+            text.generated += 1
+            count = text.sampling.logprobs
+            found.append(Token(id_) if count is None else _token(logits_V, id_, count))
+        return found
+
+
+def _drawn(text: Text, logits_V: Floats) -> int:
+    chosen = text.sampling
+    if chosen.temperature == 0:
+        return int(logits_V.argmax())
+    return draw(logits_V, chosen.temperature, chosen.top_k, chosen.top_p, text.random)
+
+
+def _token(logits_V: Floats, id_: int, count: int) -> Token:
+    scaled: NDArray[np.float64] = logits_V.astype(np.float64) - float(logits_V.max())
+    logprobs = scaled - np.log(np.exp(scaled).sum())
+    best = np.argpartition(-logprobs, min(count, len(logprobs) - 1))[:count]
+    best = best[np.lexsort((best, -logprobs[best]))]
+    return Token(id_, float(logprobs[id_]), tuple((int(index), float(logprobs[index])) for index in best))
+
+
+def _ragged(
+    q_BHTD: Floats, k_BKTD: Floats, v_BKTD: Floats, cache_2BKPD: Floats, positions_B: NDArray[np.int64]
+) -> Floats:  # fmt: skip
+    """`attention` of one token of each text, T = 1, at positions of their own."""
+    B, H, _, D = q_BHTD.shape
+    K, end = k_BKTD.shape[1], int(positions_B.max()) + 1
+    cache_2BKPD[0, np.arange(B), :, positions_B] = k_BKTD[:, :, 0]
+    cache_2BKPD[1, np.arange(B), :, positions_B] = v_BKTD[:, :, 0]
+    q_BKGD: Floats = (q_BHTD * np.float32(D**-0.5)).reshape(B, K, H // K, D)
+    scores_BKGP: Floats = q_BKGD @ cache_2BKPD[0, :, :, :end].swapaxes(-1, -2)
+    beyond_B11P: NDArray[np.bool_] = np.arange(end) > positions_B[:, None, None, None]
+    scores_BKGP[np.broadcast_to(beyond_B11P, scores_BKGP.shape)] = -np.inf
+    scores_BKGP -= scores_BKGP.max(-1, keepdims=True)
+    np.exp(scores_BKGP, out=scores_BKGP)
+    scores_BKGP /= scores_BKGP.sum(-1, keepdims=True)
+    mix_BKGD: Floats = scores_BKGP @ cache_2BKPD[1, :, :, :end]
+    result: Floats = mix_BKGD.reshape(B, 1, H * D)
+    return result

@@ -1,0 +1,375 @@
+"""`qalam serve`, with the openai client and with clients that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from al_qalam.flows.serving import models as models_module
+from al_qalam.flows.serving.completions import Limits, application
+from al_qalam.flows.serving.engine import Choice
+from al_qalam.flows.serving.models import Models
+from qalam_core import package as packages
+from qalam_core.package.batching import Sampling, Token
+from qalam_core.package.read import Package
+from qalam_core.package.runtime.numpy_model import NumpyTransformer
+from qalam_core.package.runtime.tokenizer import Tokenizer
+from tests.conftest import SUBJECTS, Built
+from tests.flows.processes import clean_environment, own_signals, qalam
+
+
+class Service(NamedTuple):
+    """A running server, and the package that it serves."""
+
+    process: subprocess.Popen[str]
+    address: str
+    package: Package
+    run: str
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.package.vocabulary)
+
+
+def start(*arguments: object, **environment: str) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", "serve", *map(str, arguments)],
+        env=clean_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=own_signals,
+    )  # fmt: skip
+    assert process.stdout
+    line = process.stdout.readline()
+    assert "; Ctrl-C ends it" in line, process.communicate()[1]
+    return process, line.partition(" at ")[2].partition("/v1;")[0]
+
+
+@pytest.fixture(scope="module")
+def service(built: Built) -> Iterator[Service]:
+    run = built.published.run
+    process, address = start(run, "--store", built.store.root, "--port", 0, "--places", 4, "--waiting", 2)
+    yield Service(process, address, packages.read(built.published.folder / "model"), run)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, ""), errors
+
+
+def expected(service: Service, prompt: str, tokens: int, temperature: float, top_k: int, seed: int) -> str:
+    """What `qalam generate` prints, without the prompt."""
+    whole = packages.generate(service.package, prompt, tokens, temperature, top_k, seed)
+    return whole.removeprefix(service.tokenizer.decode(service.tokenizer.encode(prompt)))
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (0.8, 50), (1.0, 0)])
+def test_an_answer_is_what_generate_prints(service: Service, temperature: float, top_k: int) -> None:
+    for number, prompt in enumerate(SUBJECTS[:4]):
+        asked: dict[str, Any] = {"model": service.run, "prompt": prompt, "max_tokens": 20, "temperature": temperature}
+        answer = service.client.completions.create(**asked, seed=number, extra_body={"top_k": top_k})
+        assert answer.choices[0].text == expected(service, prompt, 20, temperature, top_k, number)
+        parts = service.client.completions.create(
+            **asked, seed=number, extra_body={"top_k": top_k}, stream=True, stream_options={"include_usage": True}
+        )
+        events = list(parts)
+        pieces = [event.choices[0].text for event in events if event.choices]
+        assert "".join(pieces) == answer.choices[0].text
+        assert sum(piece.count("\ufffd") for piece in pieces) == answer.choices[0].text.count("\ufffd")
+        reasons = [event.choices[0].finish_reason for event in events if event.choices]
+        assert set(reasons[:-1]) <= {None}
+        assert reasons[-1] == answer.choices[0].finish_reason in ("length", "stop")
+        assert events[-1].usage == answer.usage
+
+
+def test_texts_of_one_request_differ_and_are_the_same_again(service: Service) -> None:
+    def texts() -> list[str]:
+        answer = service.client.completions.create(model="", prompt=["القط", "ال"], n=2, max_tokens=12, seed=3)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        return [choice.text for choice in answer.choices]
+
+    assert texts() == texts()
+    assert len(set(texts())) == 4
+
+
+def test_in_company_a_text_is_what_it_is_alone(service: Service) -> None:
+    found: dict[str, str] = {}
+
+    def ask(prompt: str, tokens: int) -> None:
+        answer = service.client.completions.create(model="", prompt=prompt, max_tokens=tokens, temperature=0)
+        found[prompt] = answer.choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(prompt, 8 + 3 * n)) for n, prompt in enumerate(SUBJECTS[:5])]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.005)
+    for thread in threads:
+        thread.join()
+    for number, prompt in enumerate(SUBJECTS[:5]):
+        assert found[prompt] == expected(service, prompt, 8 + 3 * number, 0.0, 0, 0)
+
+
+def test_logprobs_are_the_models(service: Service) -> None:
+    prompt = "القط في البيت"
+    answer = service.client.completions.create(
+        model="", prompt=prompt, max_tokens=6, temperature=0, logprobs=3, echo=True
+    )
+    tokenizer = service.tokenizer
+    ids = tokenizer.encode(prompt)
+    model = NumpyTransformer(service.package.config, service.package.weights, tokenizer.specials)
+    generated = model.generate([[tokenizer.specials.start, *ids]], 6, 0.0)[0]
+    logits = model(generated[None])[0][0].astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    choice = answer.choices[0]
+    shown = choice.logprobs
+    assert shown and shown.token_logprobs and shown.tokens and shown.top_logprobs and shown.text_offset
+    assert choice.text == tokenizer.decode(generated)
+    wanted = [logprobs[place, generated[place + 1]] for place in range(len(shown.tokens))]
+    assert shown.token_logprobs == pytest.approx(wanted, abs=1e-4)
+    for place, top in enumerate(shown.top_logprobs):
+        assert max(top.values()) == pytest.approx(logprobs[place].max(), abs=1e-4)
+        assert len(top) <= 3
+    for token, offset in zip(shown.tokens, shown.text_offset, strict=True):
+        assert token.startswith("bytes:") or choice.text[offset:].startswith(token)
+    scored = service.client.completions.create(model="", prompt=prompt, max_tokens=0, logprobs=1, echo=True)
+    assert scored.choices[0].logprobs
+    assert scored.choices[0].logprobs.token_logprobs == pytest.approx(wanted[: len(ids)], abs=1e-4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_sequences(service: Service, stream: bool) -> None:
+    whole = expected(service, "القط", 20, 0.0, 0, 0)
+    for stop in {whole[2:4], whole[5:8], whole[0], whole[-1]}:
+        asked: dict[str, Any] = {"model": "", "prompt": "القط", "max_tokens": 20, "temperature": 0}
+        if stream:
+            events = list(service.client.completions.create(**asked, stop=[stop, "☃☃"], stream=True))
+            text, reason = "".join(event.choices[0].text for event in events), events[-1].choices[0].finish_reason
+        else:
+            choice = service.client.completions.create(**asked, stop=stop).choices[0]
+            text, reason = choice.text, choice.finish_reason
+        assert text == whole[: whole.index(stop)]
+        assert reason == "stop"
+
+
+def test_ids_are_prompts_too(service: Service) -> None:
+    ids = service.tokenizer.encode("القط")
+    by_ids = service.client.completions.create(model="", prompt=ids, max_tokens=5, temperature=0)
+    assert by_ids.choices[0].text == expected(service, "القط", 5, 0.0, 0, 0)
+
+
+def test_models_health_and_figures(service: Service) -> None:
+    (model,) = service.client.models.list().data
+    assert model.id == service.run
+    with httpx.Client(base_url=service.address) as http:
+        assert http.get("/healthz").json() == {"status": "ok", "model": service.run}
+        figures = http.get("/metrics").text
+        assert http.get("/nothing").json()["error"]["type"] == "not_found_error"
+        assert http.get("/v1/completions").status_code == 405
+        form = http.post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+        assert form.status_code == 415, "what a page of another site may send without asking"
+    (generated,) = (line for line in figures.splitlines() if line.startswith("qalam_generated_tokens "))
+    assert float(generated.split()[1]) >= 0
+    assert "qalam_active_texts 0.0" in figures
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"max_tokens": 32}, 400, "the model's context is 32"),
+        ({"max_tokens": -1}, 400, "max_tokens"),
+        ({"max_tokens": 0}, 400, "needs echo"),
+        ({"max_tokens": "5"}, 400, "max_tokens"),
+        ({"temperature": float("nan")}, 400, "temperature"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"prompt": [9999]}, 400, "9999 is no token"),
+        ({"prompt": [-1]}, 400, "-1 is no token"),
+        ({"prompt": [["a"]]}, 400, "prompt"),
+        ({"prompt": ["a"] * 5}, 400, "at most 4"),
+        ({"n": 5}, 400, "at most 4"),
+        ({"stop": ""}, 400, "stop"),
+        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"logprobs": 21}, 400, "logprobs"),
+        ({"best_of": 2}, 400, "best_of"),
+        ({"suffix": "x"}, 400, "suffix"),
+        ({"logit_bias": {"1": 5}}, 400, "logit_bias"),
+        ({"frequency_penalty": 1.0}, 400, "frequency_penalty"),
+        ({"messages": []}, 400, "messages: not a parameter"),
+        ({"model": "gpt-4\x1b[31m"}, 404, "this server has"),
+    ],
+)
+def test_a_mistake_is_one_line(service: Service, body: dict[str, Any], status: int, message: str) -> None:
+    content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    answer = httpx.post(f"{service.address}/v1/completions", content=content, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, set(error)) == (status, {"message", "type", "param", "code"})
+    assert message in error["message"]
+    assert "\n" not in error["message"]
+    assert "\x1b" not in error["message"]
+
+
+def test_garbage_never_breaks_it(service: Service) -> None:
+    drawn = random.Random(5)
+    values: list[Any] = [None, "", "ا\ud800", "\u0000", -1, 1e308, True, [], [[]], [""], {}, 10**30, "x" * 5000]
+    keys = ["prompt", "max_tokens", "stop", "seed", "n", "logprobs", "echo", "stream", "temperature", "user", "بب"]
+    with httpx.Client(base_url=service.address) as http:
+        for _ in range(60):
+            body = {key: drawn.choice(values) for key in drawn.sample(keys, drawn.randint(1, 4))}
+            content = json.dumps(body).encode()
+            if drawn.random() < 0.3:
+                content = content[: drawn.randint(0, len(content))]
+            answer = http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (200, 400), (body, answer.text)
+        assert http.get("/healthz").status_code == 200
+
+
+def test_a_client_that_goes_away_frees_its_place(built: Built) -> None:
+    async def run() -> None:
+        models = Models(str(built.published.folder / "model"), "", 1, 0)
+        engine = (await models.current()).engine
+        asked = asyncio.Event()
+        choice = Choice([2], Sampling(30, 1.0), np.random.default_rng(0), (), True, asked.set)
+        engine.submit([choice])
+        engine.cancel([choice])
+        until = time.monotonic() + 5
+        while engine.active and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        assert not engine.active
+        engine.close()
+
+    asyncio.run(run())
+
+
+def test_places_are_free_after_clients_went_away(service: Service) -> None:
+    body = json.dumps({"prompt": "ال", "max_tokens": 30, "stream": True, "n": 4}).encode()
+    host, port = service.address.removeprefix("http://").split(":")
+    for _ in range(5):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+            )
+            connection.recv(100)
+    until = time.monotonic() + 10
+    while "qalam_active_texts 0.0" not in httpx.get(f"{service.address}/metrics").text:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def served(built: Built, limits: Limits = Limits(), token: str = "", local: bool = True, **more: Any) -> Any:  # noqa: B008
+    models = Models(str(built.published.folder / "model"), "", more.get("places", 4), more.get("waiting", 4))
+    transport = httpx.ASGITransport(application(models, limits, token, local), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+
+def test_limits(built: Built) -> None:
+    async def run() -> None:
+        async with served(built, Limits(body=200, tokens=20, seconds=1e-9), token="secret") as http:
+            assert (await http.get("/v1/models")).status_code == 401
+            assert (await http.get("/healthz")).status_code == 200
+            http.headers["Authorization"] = "Bearer secret"
+            assert (await http.get("/v1/models")).status_code == 200
+            http.headers["Content-Type"] = "application/json"
+            large = await http.post("/v1/completions", content=b" " * 201)
+            assert large.json()["error"]["message"] == "a body may have 200 bytes"
+
+            async def chunks() -> Any:
+                for _ in range(201):
+                    yield b" "
+
+            assert (await http.post("/v1/completions", content=chunks())).status_code == 413
+            many = await http.post("/v1/completions", json={"max_tokens": 21})
+            assert "at most 20" in many.json()["error"]["message"]
+            late = await http.post("/v1/completions", json={"max_tokens": 5})
+            assert late.status_code == 504
+            foreign = await http.get("/healthz", headers={"Host": "evil.example:8000"})
+            assert foreign.status_code == 403
+            for host in ("127.0.0.1:8000", "[::1]:9", "localhost"):
+                assert (await http.get("/healthz", headers={"Host": host})).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_more_than_may_wait_is_refused(built: Built) -> None:
+    async def run() -> list[int]:
+        async with served(built, places=1, waiting=1) as http:
+            body = {"prompt": "ال", "max_tokens": 30}
+            answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for _ in range(6)))
+            return sorted(answer.status_code for answer in answers)
+
+    found = asyncio.run(run())
+    assert set(found) == {200, 429}
+    assert found[0] == 200
+
+
+def test_a_promotion_is_picked_up_between_requests(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "LOOK_SECONDS", 0.0)
+    from qalam_core.pipeline.build import build
+
+    async def run() -> None:
+        models = Models("tiny", str(mine.store.root), 2, 2)
+        first = await models.current()
+        assert first.run == mine.published.run
+        second = build(mine.recipe.model_copy(update={"seed": 8}), mine.store)
+        mine.runs.promote("tiny", second.run, when="2026-01-01T00:00:00Z", why="x", who="x")
+        then = await models.current()
+        assert (then.run, then is first) == (second.run, False)
+        first.engine._thread.join(5)
+        assert not first.engine._thread.is_alive()
+        then.engine.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "neither a package folder, nor a run or a name with a champion"),
+        (["{run}", "--host", "0.0.0.0"], "set QALAM_SERVE_TOKEN"),
+        (["{run}", "--host", "no-such-host.invalid", "--token", "x"], "choose another --host"),
+        (["{run}", "--port", "{taken}"], "choose another --host or --port"),
+        (["{run}", "--token", "a b"], "the token has characters"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(built: Built, arguments: list[str], message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = {"run": built.published.run, "taken": str(taken.getsockname()[1])}
+        done = qalam("serve", *(each.format(**given) for each in arguments), "--store", built.store.root)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_pieces_of_letters_and_stops() -> None:
+    """Of every way in which bytes are divided among tokens, and whatever the stop sequence."""
+    text = "قط 😀\ufffd، é!"
+    for stop in ("", "😀", " 😀", "ط ", "، é!", "!x", "é!"):
+        choice = Choice([2], Sampling(100), np.random.default_rng(0), [stop] if stop else [], True, lambda: None)
+        shown = ""
+        for byte in text.encode():
+            choice.add(Token(4 + byte), bytes([byte]))
+            assert choice.text.startswith(shown)
+            shown = choice.text
+            if choice.reason:
+                break
+        if not choice.reason:
+            choice.add(Token(3), None)
+        assert choice.text == (text[: text.index(stop)] if stop and stop in text else text)
+        assert choice.reason == "stop"
+        assert len(choice.tokens) == len(choice.text.encode())
+        assert not math.isnan(choice.offsets[-1])
