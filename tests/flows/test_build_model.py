@@ -53,7 +53,7 @@ def on_server(api: str, corpus_file: Path, tmp_path_factory: pytest.TempPathFact
     return recipe, folder / "store"
 
 
-TASKS = 15  # resolve, the stages (tokenize twice), publish
+TASKS = 16  # resolve, the stages (tokenize twice), publish
 
 
 def test_a_build_is_seen_on_the_server(on_server: tuple[Path, Path], api: str) -> None:
