@@ -10,6 +10,8 @@ or held out in its place. matches.py finds the documents that share a key.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import rensa
 from numpy.typing import NDArray
@@ -58,10 +60,15 @@ def by_key(keys: Hashes, rows: Numbers) -> tuple[Hashes, Numbers]:
     """Sorted by key, and by row where keys are equal."""
     order = np.argsort(keys)  # several times as fast as a stable sort; the order of equal keys depends on the processor
     keys, rows = keys[order], rows[order]
-    equal = np.flatnonzero(keys[1:] == keys[:-1])
-    tied = np.union1d(equal, equal + 1)
+    new = first_of(keys)
+    tied = ~(new & np.append(new[1:], True))
     rows[tied] = rows[tied][np.lexsort((rows[tied], keys[tied]))]
     return keys, rows
+
+
+def first_of(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which elements of a sorted array are not the same as the one before."""
+    return np.append(True, values[1:] != values[:-1])[: len(values)]
 
 
 def of_bands(keys: Hashes) -> NDArray[np.bool_]:

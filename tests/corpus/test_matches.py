@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalam_core.corpus import filtered, matches
-from qalam_core.corpus.duplicates import band_keys, by_key
+from qalam_core.corpus.duplicates import band_keys
 from qalam_core.corpus.filtered import KEYS, filter_documents, read_keys
 from qalam_core.corpus.filters import FilterSettings
 from qalam_core.corpus.matches import MATCHES, Repeats, match_documents
@@ -162,12 +163,13 @@ def test_keys_are_in_sorted_runs_and_a_range_has_its_own(tmp_path: Path) -> None
 def test_a_key_of_all_documents_is_kept_once_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges cannot divide it."""
     sorted_at_once: list[int] = []
+    linked = matches._linked
 
-    def counted(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        sorted_at_once.append(len(keys))
-        return by_key(keys, rows)
+    def counted(parts: Sequence[tuple[np.ndarray, np.ndarray]], write: Any) -> tuple[np.ndarray, np.ndarray]:
+        sorted_at_once.append(sum(len(keys) for keys, _ in parts))
+        return linked(parts, write)
 
-    monkeypatch.setattr(matches, "by_key", counted)
+    monkeypatch.setattr(matches, "_linked", counted)
     text = " ".join(page(random.Random(1), 20))
     with small(500, 15 * 20):
         repeats = found(tmp_path, [[text] * 100] * 4, 1, batch=20)
