@@ -23,7 +23,7 @@ from qalam_core.progress import Progress, no_progress
 
 MATCHES = "matches.arrow"
 
-_KEYS = 1 << 22  # that are sorted together, about; a key needs some 40 bytes of memory
+_KEYS = 1 << 21  # that are sorted together, about; a key needs some 80 bytes of memory
 _SCHEMA = pa.schema([("row", pa.int64()), ("first", pa.int64()), ("similar", pa.bool_())])
 _NONE = np.zeros(0, np.int64)
 
