@@ -155,7 +155,7 @@ class _Keys:
     def _flush(self) -> None:
         if self._waiting:
             keys, rows = by_key(*map(np.concatenate, zip(*self._waiting, strict=True)))
-            self._file.write_batch(pa.record_batch([keys, rows.astype(np.uint32)], schema=_KEYS))
+            self._file.write_batch(pa.record_batch([keys, pa.array(rows, pa.uint32())], schema=_KEYS))  # checked
             self._waiting.clear()
 
 
