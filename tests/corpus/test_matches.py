@@ -26,7 +26,7 @@ from qalam_core.corpus.splits import read_texts
 from qalam_core.corpus.words import words
 from tests.conftest import examples
 from tests.corpus.preparing import prepare_files
-from tests.corpus.test_prepare import content, kept, page, part, rejected, write
+from tests.corpus.test_prepare import content, family, kept, page, part, rejected, write
 
 SETTINGS = FilterSettings.of(part(near_duplicates=True, min_arabic=0.0), "none")
 
@@ -170,12 +170,44 @@ def test_a_key_of_all_documents_is_kept_once_in_memory(tmp_path: Path, monkeypat
         return linked(parts, write)
 
     monkeypatch.setattr(matches, "_linked", counted)
-    text = " ".join(page(random.Random(1), 20))
+    texts = family(random.Random(1), 400)
     with small(500, 15 * 20):
-        repeats = found(tmp_path, [[text] * 100] * 4, 1, batch=20)
-    assert repeats.reasons(0, 400).tolist() == ["", *["duplicate"] * 399]
+        repeats = found(tmp_path, [texts[start : start + 100] for start in range(0, 400, 100)], 1, batch=20)
+    assert repeats.reasons(0, 400).tolist().count("") == 1
     assert repeats.copies()[1].tolist() == [400]
     assert max(sorted_at_once) < 1500  # of 6,000
+    links: list[pa.RecordBatch] = []
+    with small(30, 1):
+        matches._join(((np.array([16], np.uint64), np.array([row])) for row in range(400)), links.append)
+    assert {row: link["first"][at].as_py() for link in links for at, row in enumerate(link["row"].to_pylist())} == (
+        dict.fromkeys(range(1, 400), 0)
+    )
+    assert len(links) > 3
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=60), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_links_are_written_in_one_order(values: list[int], size: int, order: random.Random) -> None:
+    """Though equal keys are sorted in another one, as on another processor."""
+    pairs = [(value * 16, row) for row, value in enumerate(values)]
+    written = []
+    for _ in range(2):
+        links: list[pa.RecordBatch] = []
+        arrays = [np.array(pairs[start : start + size]).T for start in range(0, len(pairs), size)]
+        matches._linked([(keys.astype(np.uint64), rows) for keys, rows in arrays], links.append)
+        written.append([link.to_pylist() for link in links])
+        order.shuffle(pairs)
+    assert written[0] == written[1]
+
+
+def test_a_digest_of_which_only_a_part_is_equal_is_no_repeat(tmp_path: Path) -> None:
+    """Keys have 60 bits of a digest: the digests themselves decide."""
+    found(tmp_path, [["واحد", "اثنان"]], 1)
+    link = pa.record_batch([[1], [0], [False]], schema=matches._SCHEMA)
+    with pa.ipc.new_file(tmp_path / "matches-0" / MATCHES, link.schema) as file:
+        file.write_batch(link)
+    repeats = Repeats.of([tmp_path / "matches-0"], [tmp_path / "filtered-0"])
+    assert repeats.reasons(0, 2).tolist() == ["", ""]
+    assert not len(repeats.copies()[0])
 
 
 def test_no_documents_are_no_repeats(tmp_path: Path) -> None:
