@@ -59,8 +59,9 @@ try {
   opened = openPackage(Object.fromEntries(blocks.map((block) => [block.id, JSON.parse(block.textContent)])));
   button.disabled = false;
   prompt.focus();
-  const seconds = figure(performance.now() / 1000, 1);
-  status.textContent = `جاهز بعد ${seconds} ث، عدد المعاملات: ${figure(opened.config.PARAMETERS)}`;
+  status.dataset.seconds = performance.now() / 1000;  // since the page was asked for
+  const parameters = figure(opened.config.PARAMETERS);
+  status.textContent = `جاهز بعد ${figure(performance.now() / 1000, 1)} ث، عدد المعاملات: ${parameters}`;
 } catch (error) {
   status.textContent = `لا يمكن فتح النموذج: ${error.message}`;
 }
