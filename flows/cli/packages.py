@@ -267,7 +267,7 @@ def export(
     from qalam_core.package.interop.storage import convert
 
     folder = package_folder(model, store)
-    if to is None and target.suffix == ".html":
+    if to is None and target.suffix.lower() == ".html":
         browser_page.export_page(folder, target, dtype)
     elif to is None or to is Foreign.package:
         convert(folder, target, dtype or "f32")

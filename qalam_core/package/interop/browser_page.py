@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from qalam_core.errors import PackageError
-from qalam_core.files import WRONG_PLACE, replace_file
+from qalam_core.files import replace_file
 from qalam_core.package.interop.storage import convert
 from qalam_core.package.read import read
 from qalam_core.package.runtime.weights_reader import weight_files
@@ -44,8 +44,8 @@ def export_page(folder: Path, out: Path, dtype: str | None = None) -> None:
         title = _title((folder / "MODEL_CARD.md").read_text(encoding="utf-8"))
     try:
         replace_file(out, page(texts, title).encode())
-    except WRONG_PLACE as error:
-        raise PackageError(f"{out}: cannot be written ({error.strerror}); name another file") from None
+    except OSError as error:
+        raise PackageError(f"{out}: cannot be written ({error.strerror}); name another file, or free space") from None
 
 
 def page(texts: dict[str, str], title: str) -> str:
