@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.data_reader import INVERSE, read_config, read_vocabulary
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
-from qalam_core.package.runtime.tokenizer import ROLES, Specials, Tokenizer, Vocabulary
+from qalam_core.package.runtime.rows import MATRIX_TYPES
+from qalam_core.package.runtime.tokenizer import ROLES, SPLITS, Specials, Tokenizer, Vocabulary
 from qalam_core.package.runtime.weights_reader import FormatError, read_weights
 from qalam_core.package.vocabulary import ALPHABET, readable
 from qalam_core.package.write import _config_text, _vocab_text
@@ -150,7 +151,7 @@ def accepted() -> Iterator[tuple[str, Given]]:
     yield "vocab of another project that has all bytes and no UNK", vocabulary_of(FOREIGN)
     yield "vocab with a comment after a word", changed(vocabulary_of(BPE), '"a": 4,', '"a": 4,  # alpha')
     yield "vocab with a backslash that begins no escape", changed(vocabulary_of(BPE), '"c": 10', '"\\\\q": 10')
-    for dtype in ("f32", "f16", "bf16", "i8", "q8"):
+    for dtype in MATRIX_TYPES:
         yield f"weights as {dtype}", weights_of(dtype)
         values = random_tensors(WIDE)
         yield f"weights as {dtype}, without padding", {
@@ -335,7 +336,7 @@ def mutants() -> dict[str, Any]:
     """Texts, and changes of them with the index of their values; null where they are refused."""
     texts: list[Given] = [config_of(CONFIG), config_of(QWEN3)]
     texts += [vocabulary_of(words) for words in (WORDS, BPE, FOREIGN_SMALL)]
-    texts += [weights_of(dtype) for dtype in ("f32", "f16", "bf16", "i8", "q8")]
+    texts += [weights_of(dtype) for dtype in MATRIX_TYPES]
     values: list[Any] = []
     found = []
     with small_steps():
@@ -409,12 +410,8 @@ def paired(**changes: Any) -> Vocabulary:
 
 def tokenizing() -> dict[str, Any]:
     """Vocabularies, and texts with their ids in each and the text of these ids."""
-    foreign = [paired(split=split, form=form, ignore_merges=whole) for split, form, whole in (
-        ("gpt2", "none", False),
-        ("llama3", "NFC", True),
-        ("qwen2", "none", False),
-        ("al-qalam", "NFKC", False),
-    )]  # fmt: skip
+    foreign = [paired(split=split, form="none") for split in SPLITS]
+    foreign += [paired(split="llama3", form="NFC", ignore_merges=True), paired(form="NFKC", split="al-qalam")]
     found = [vocabulary(), trained_tokenizer("bpe").vocabulary, BPE, *foreign]
     tokenizers = [Tokenizer(words) for words in found]
     return {

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qalam_core.errors import PackageError
@@ -18,7 +19,7 @@ from qalam_core.package.interop.browser_page import SCRIPTS, export_page, source
 from qalam_core.package.interop.storage import convert
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
-from tests.browsers import CHROMIUM, browse, probe
+from tests.browsers import CHROMIUM, ENGINES, browse, evaluate, probe
 from tests.conftest import Built
 from tests.package.conftest import trained_tokenizer
 from tests.small_package import WORDS, contents, edit, export, vocabulary, writer
@@ -140,6 +141,28 @@ def test_the_runtime_is_short_and_has_no_references() -> None:
         assert not re.search(r"\b(fetch|XMLHttpRequest|import|require|eval|innerHTML|document\.write)\b", source(name))
         assert not {"</script", "<!--"} & set(re.findall(r"</script|<!--", source(name)))
         assert max(map(len, source(name).split("\n"))) <= 120
+
+
+SAMPLE = """(() => {
+  let [draws, counts] = [0, new Array(60).fill(0)];
+  Math.random = () => (draws++ + 0.5) / data.draws;
+  for (let draw = 0; draw < data.draws; draw++) counts[sample(Float32Array.from(data.logits), data.temperature)]++;
+  return counts;
+})()"""
+
+
+@pytest.mark.skipif(not ENGINES, reason="neither chromium nor node on this machine")
+@pytest.mark.usefixtures("processes")
+def test_a_token_is_drawn_from_the_50_likeliest_by_its_probability(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(size=60).astype(np.float32)
+    for temperature in (0.5, 1.3, 0):
+        given = {"logits": logits.tolist(), "temperature": temperature, "draws": 2000}
+        scripts = [source("reader.js"), source("model.js")]
+        drawn = np.array(evaluate(ENGINES[-1], tmp_path, scripts, SAMPLE, given))
+        powers = np.exp(logits / temperature) if temperature else (logits == logits.max()).astype(float)
+        powers[np.argsort(logits)[:10]] = 0
+        assert np.abs(drawn - 2000 * powers / powers.sum()).max() <= 1.01
+        assert np.count_nonzero(drawn) <= 50
 
 
 GREEDY = """

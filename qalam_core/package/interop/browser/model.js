@@ -131,7 +131,7 @@ class Transformer {
     this.memories = Array.from({ length: this.config.NUM_LAYERS }, () => ({ keys: [], values: [] }));
   }
 
-  /** Take the next token; -> a function that gives the logits of the one after it.
+  /** Take the next token; -> a function that gives the logits of the one after it, until another token is taken.
    *
    * What the last block gives is needed for these logits alone, so only that function computes it. */
   read(id) {
