@@ -26,7 +26,7 @@ from qalam_core.package import ModelConfig, read, write
 from qalam_core.package.interop.browser_page import export_page
 from qalam_core.package.interop.storage import convert
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
-from tests.browsers import probe
+from tests.browsers import CHROMIUM, probe
 
 SHAPE: dict[str, Any] = {"vocab_size": 4096, "dim": 128, "num_heads": 4, "num_layers": 2, "max_seq_len": 128}
 CONFIGS = {
@@ -60,6 +60,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument("packages", nargs="*", type=Path, metavar="PACKAGE")
     asked = parser.parse_args()
+    if CHROMIUM is None:
+        sys.exit("chromium was not found; install it, or put it on PATH")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; best of {RUNS}\n")
     heads = f"tokens/s, {WITHIN}", f"tokens/s, {BEYOND}", f"numpy's, {BEYOND}"
     print(f"{'':24}{'parameters':>12}{'MB':>8}{'ready s':>10}" + "".join(f"{head:>16}" for head in heads))

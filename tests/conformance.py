@@ -26,9 +26,8 @@ from qalam_core.package.runtime.tokenizer import ROLES, SPLITS, Specials, Tokeni
 from qalam_core.package.runtime.weights_reader import FormatError, read_weights
 from qalam_core.package.vocabulary import ALPHABET, readable
 from qalam_core.package.write import _config_text, _vocab_text
-from tests import ROOT
+from tests import GOLDEN, ROOT
 from tests.mutants import CONFIG_BPE, FOREIGN, FOREIGN_SMALL, mutant, small_steps
-from tests.package.conftest import trained_tokenizer
 from tests.small_package import CONFIG, LLAMA, TINY, random_tensors, shard_texts, tiny_texts, vocabulary, without_blocks
 
 FOLDER = ROOT / "docs" / "conformance"
@@ -412,7 +411,7 @@ def tokenizing() -> dict[str, Any]:
     """Vocabularies, and texts with their ids in each and the text of these ids."""
     foreign = [paired(split=split, form="none") for split in SPLITS]
     foreign += [paired(split="llama3", form="NFC", ignore_merges=True), paired(form="NFKC", split="al-qalam")]
-    found = [vocabulary(), trained_tokenizer("bpe").vocabulary, BPE, *foreign]
+    found = [vocabulary(), read_vocabulary(GOLDEN / "tiny_package" / "vocab.py", 300), BPE, *foreign]
     tokenizers = [Tokenizer(words) for words in found]
     return {
         "vocabularies": [_written(vocabulary_of(words)) for words in found],
