@@ -42,8 +42,9 @@ test-oldest: .venv-oldest/ready  ## a build and the quick tests with the lowest 
 	$(OLDEST)/python -m pytest -q -n 2 -m "not processes"
 	QALAM_STORE=$$(mktemp -d) $(OLDEST)/qalam build demo --set train.steps=20 || [ $$? = 1 ]  # 1: the gate refused
 
-golden: .venv/test  ## rewrite tests/golden after an intended change
+golden: .venv/test  ## rewrite tests/golden and docs/conformance after an intended change
 	QALAM_GOLDEN=rewrite $(BIN)/python -m pytest -p no:randomly tests/pipeline/test_golden.py
+	$(BIN)/python -m tests.conformance
 
 fuzz: .venv/test  ## mutate weights files for a minute: the reader must refuse them, or agree with Python
 	$(PIP) --editable ".[fuzz]"

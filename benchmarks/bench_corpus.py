@@ -46,6 +46,7 @@ from benchmarks.texts import texts
 from qalam_core.arabic import NORMALISATIONS, normalise_array
 from qalam_core.corpus.filtered import filter_documents
 from qalam_core.corpus.filters import FilterSettings, first_violation
+from qalam_core.corpus.matches import match_documents
 from qalam_core.corpus.prepare import FilteredFiles, PrepareSettings, prepare
 from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import resolve
@@ -141,7 +142,9 @@ def measured(part: str, folder: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             settings, filtered = FilterSettings.of(corpus, corpus.filters), Path(out) / "filtered"
             files = [FilteredFiles("x", filtered, filter_documents([file], settings, filtered))]
-            found["kept"] = prepare(files, PrepareSettings.of(corpus), settings, Path(out) / "prepared").kept
+            matches = Path(out) / "matches"
+            match_documents([(filtered, files[0].facts.passed)], 0, 1, matches)
+            found["kept"] = prepare(files, [matches], PrepareSettings.of(corpus), settings, Path(out) / "prepared").kept
     found["seconds"], found["cpu"] = time.perf_counter() - since, time.process_time() - spent
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found["bytes"] = json.loads((folder / "size.json").read_text())

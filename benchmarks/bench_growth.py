@@ -39,7 +39,7 @@ from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs
 from qalam_core.store import Store
 
-STAGES = ("digests", "ingest", "filter", "fold", "prepare", "tokenize", "fingerprint", "seen")
+STAGES = ("digests", "ingest", "filter", "match", "fold", "prepare", "tokenize", "fingerprint", "seen")
 NIGHTS = (0.001, 0.003, 0.01, 0.03)  # new text, as a share of the corpus; the first one folds all of it
 TARGET, READ_TARGET = 0.05, 0.05
 LAYOUTS = {"file": math.inf, "files": 1.0}  # MB of text of each file, at most

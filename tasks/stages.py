@@ -34,6 +34,7 @@ from qalam_core.store import Artifact
 _OPTIONS: dict[str, dict[str, Any]] = {
     "ingest": {"tags": ["data"], **RETRIES},
     "filter": {"tags": ["data"]},
+    "match": {"tags": ["data"]},
     "fold": {"tags": ["data"]},
     "fingerprint": {"tags": ["data"]},
     "prepare": {"tags": ["data"]},

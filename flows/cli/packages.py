@@ -245,20 +245,32 @@ def sign(
 def export(
     model: ModelArgument,
     target: Out,
-    to: Annotated[Foreign, typer.Option(help="package, transformers or safetensors.")] = Foreign.package,
+    to: Annotated[
+        Foreign | None, typer.Option(help="package (default), transformers or safetensors.", show_default=False)
+    ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Storage type of a package's matrices, as `package.dtype` in a recipe.")
-    ] = "f32",
+        str | None,
+        typer.Option(
+            help="Storage type of a package's matrices, as `package.dtype` in a recipe: f32, or in a page that of the "
+            "package, i8 for f32.",
+            show_default=False,
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Write a package in another storage type, for Hugging Face transformers, or as safetensors."""
+    """Write a package in another storage type, for Hugging Face transformers, as safetensors, or as a page.
+
+    An OUT that ends in .html is a page in which the model runs in a browser, without a network.
+    """
+    from qalam_core.package.interop import browser_page, transformers_folder
     from qalam_core.package.interop import safetensors_file as interop
-    from qalam_core.package.interop import transformers_folder
     from qalam_core.package.interop.storage import convert
 
     folder = package_folder(model, store)
-    if to is Foreign.package:
-        convert(folder, target, dtype)
+    if to is None and target.suffix.lower() == ".html":
+        browser_page.export_page(folder, target, dtype)
+    elif to is None or to is Foreign.package:
+        convert(folder, target, dtype or "f32")
     elif to is Foreign.transformers:
         transformers_folder.export_transformers(folder, target)
     elif to is Foreign.safetensors:

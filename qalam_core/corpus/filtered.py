@@ -17,18 +17,20 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
-from qalam_core.corpus.duplicates import BANDS, Digests
+from qalam_core.corpus.duplicates import Digests, by_key, document_keys
 from qalam_core.corpus.exclusion import Excluded
 from qalam_core.corpus.filters import Filtered, FilterSettings, Reasons, check_languages, filter_batch
-from qalam_core.corpus.words import Hashes
+from qalam_core.corpus.words import Hashes, Numbers
 from qalam_core.corpus.writer import HEAD
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Frozen
 
-TEXTS, KEYS, REJECTS = "texts.arrow", "keys.arrow", "rejects.arrow"
+TEXTS, DIGESTS, KEYS, REJECTS = "texts.arrow", "digests.arrow", "keys.arrow", "rejects.arrow"
 
 _TEXTS = pa.schema([("text", pa.large_string()), ("source", pa.string())])
-_KEYS = pa.schema([("digest", pa.binary(16)), ("long", pa.bool_()), ("bands", pa.large_list(pa.uint64()))])
+_DIGESTS = pa.schema([("digest", pa.binary(16)), ("bytes", pa.int32())])
+_KEYS = pa.schema([("key", pa.uint64()), ("row", pa.uint32())])
+_RUN = 1 << 20  # keys that are sorted together, at least
 REJECTED = pa.schema([("text", pa.large_string()), ("source", pa.string()), ("reason", pa.string())])
 
 
@@ -44,6 +46,11 @@ class FilterFacts(Frozen):
     replaced: int  # with U+FFFD
     rejected: dict[str, int]
 
+    @property
+    def passed(self) -> int:
+        """Documents that passed the filters."""
+        return self.read - sum(self.rejected.values())
+
 
 COUNTED = tuple(name for name in FilterFacts.model_fields if name not in ("read", "rejected"))
 """What is counted of documents besides their number: each is a field of Filtered, too."""
@@ -55,10 +62,10 @@ def filter_documents(
 ) -> FilterFacts:  # fmt: skip
     """Filter the documents of files that were read, in their order, into the folder `out`; -> counts.
 
-    Writes texts.arrow (text: normalised; source) and, row for row, keys.arrow (digest: the first 16 bytes of the text's
-    sha256; long: whether it has enough words for band keys; bands: these, empty or BANDS of them), and rejects.arrow
-    (text: at most HEAD characters as read; source, reason). `excluded` documents are rejected. Progress is in bytes of
-    the files. Raises RecipeError.
+    Writes texts.arrow (text: normalised; source) and, row for row, digests.arrow (digest: the first 16 bytes of the
+    text's sha256; bytes: of the text, UTF-8); keys.arrow (key, row: of `document_keys`), each record batch sorted by
+    key; and rejects.arrow (text: at most HEAD characters as read; source, reason). `excluded` documents are rejected.
+    Progress is in bytes of the files. Raises RecipeError.
     """
     check_languages(settings)
     out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +73,8 @@ def filter_documents(
     total = sum(path.stat().st_size for path in files)
     with (
         ipc.new_file(out / TEXTS, _TEXTS) as texts,
-        ipc.new_file(out / KEYS, _KEYS) as keys,
+        ipc.new_file(out / DIGESTS, _DIGESTS) as digests,
+        _Keys(out / KEYS) as keys,
         ipc.new_file(out / REJECTS, REJECTED) as rejects,
     ):
         for batch, done in _filtered(files, settings, excluded):
@@ -77,8 +85,8 @@ def filter_documents(
             rejected.update(batch.reasons[~passed].tolist())
             columns = [batch.texts.filter(pa.array(passed)), batch.slices.filter(pa.array(passed))]
             texts.write_batch(pa.record_batch(columns, schema=_TEXTS))
-            bands = batch.keys[passed[batch.long]]
-            keys.write_batch(keys_batch(batch.digests[passed], batch.long[passed], bands))
+            digests.write_batch(_digests(batch.digests[passed], columns[0]))
+            keys.add(batch.digests[passed], batch.long[passed], batch.keys[passed[batch.long]])
             reject(rejects, batch.read, batch.slices, batch.reasons, np.flatnonzero(~passed))
             progress(done, total)
     return FilterFacts(
@@ -87,20 +95,20 @@ def filter_documents(
     )
 
 
-def keys_batch(digests: Digests, long: NDArray[np.bool_], bands: Hashes) -> pa.RecordBatch:
-    """Rows of keys.arrow; `bands` are of the long documents."""
-    fixed = pa.Array.from_buffers(pa.binary(16), len(digests), [None, pa.py_buffer(digests.tobytes())])
-    offsets = np.concatenate([[0], np.cumsum(np.where(long, BANDS, 0))]).astype(np.int64)
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(bands.reshape(-1)))
-    return pa.record_batch([fixed, pa.array(long), lists], schema=_KEYS)
+def read_digests(folder: Path) -> Iterator[tuple[Digests, NDArray[np.int32]]]:
+    """Digests of the documents that `filter_documents` wrote, and the bytes of their texts, in batches as theirs."""
+    for batch, _ in batches([folder / DIGESTS]):
+        yield np.frombuffer(batch.column("digest").buffers()[1] or b"", "S16"), batch.column("bytes").to_numpy()
 
 
-def read_keys(folder: Path) -> Iterator[tuple[Digests, NDArray[np.bool_], Hashes]]:
-    """Digests, which are long, and the band keys of those (documents, BANDS), of what `filter_documents` wrote."""
-    for batch, _ in batches([folder / KEYS]):
-        digests = np.frombuffer(batch.column("digest").buffers()[1] or b"", "S16")
-        long = batch.column("long").to_numpy(zero_copy_only=False)
-        yield digests, long, batch.column("bands").values.to_numpy().reshape(-1, BANDS)
+def read_keys(folder: Path, low: int, high: int) -> Iterator[tuple[Hashes, NDArray[np.uint32]]]:
+    """The keys from `low` to below `high` that `filter_documents` wrote, and their rows, in sorted parts."""
+    # mapped: no more than the part is read, and its pages are given back with the file
+    with pa.memory_map(str(folder / KEYS)) as file, ipc.open_file(file) as reader:
+        for index in range(reader.num_record_batches):
+            keys, rows = (column.to_numpy() for column in reader.get_batch(index).columns)
+            part = slice(np.searchsorted(keys, np.uint64(low)), np.searchsorted(keys, np.uint64(high - 1), "right"))
+            yield keys[part].copy(), rows[part].copy()
 
 
 def batches(paths: Sequence[Path]) -> Iterator[tuple[pa.RecordBatch, int]]:
@@ -113,6 +121,42 @@ def batches(paths: Sequence[Path]) -> Iterator[tuple[pa.RecordBatch, int]]:
             for index in range(reader.num_record_batches):
                 yield reader.get_batch(index), before + size * (index + 1) // reader.num_record_batches
         before += size
+
+
+def _digests(digests: Digests, texts: pa.Array) -> pa.RecordBatch:
+    fixed = pa.Array.from_buffers(pa.binary(16), len(digests), [None, pa.py_buffer(digests.tobytes())])
+    return pa.record_batch([fixed, pc.binary_length(texts).cast(pa.int32())], schema=_DIGESTS)
+
+
+class _Keys:
+    """The file of keys; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: Any = ipc.new_file(path, _KEYS)
+        self._waiting: list[tuple[Hashes, Numbers]] = []
+        self._documents = 0
+
+    def __enter__(self) -> _Keys:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._file.close()
+
+    def add(self, digests: Digests, long: NDArray[np.bool_], bands: Hashes) -> None:
+        """Add the keys of the next documents; `bands` are of the `long` ones."""
+        keys, rows = document_keys(digests, long, bands)
+        self._waiting.append((keys, rows + self._documents))
+        self._documents += len(digests)
+        if sum(len(keys) for keys, _ in self._waiting) >= _RUN:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            keys, rows = by_key(*map(np.concatenate, zip(*self._waiting, strict=True)))
+            self._file.write_batch(pa.record_batch([keys, pa.array(rows, pa.uint32())], schema=_KEYS))  # checked
+            self._waiting.clear()
 
 
 def reject(rejects: Any, texts: pa.Array, names: pa.Array, reasons: Reasons, rows: NDArray[np.intp]) -> None:

@@ -15,7 +15,7 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from qalam_core.corpus.duplicates import BANDS, Digests
-from qalam_core.corpus.filtered import TEXTS, batches, read_keys
+from qalam_core.corpus.filtered import TEXTS, batches, read_digests
 from qalam_core.corpus.fingerprints import SHORT, Fingerprints, Hashed, folded
 from qalam_core.corpus.splits import ENCODE_BYTES, Shares, below
 from qalam_core.corpus.words import Hashes
@@ -49,7 +49,7 @@ def fold_documents(filtered: Path, shares: Shares, out: Path, progress: Progress
             digests.clear()
             texts.clear()
 
-        for (batch, done), (found, _, _) in zip(batches([filtered / TEXTS]), read_keys(filtered), strict=True):
+        for (batch, done), (found, _) in zip(batches([filtered / TEXTS]), read_digests(filtered), strict=True):
             chosen = below(found, shares.test + shares.validation)
             digests.append(found[chosen])
             texts.append(batch.column("text").filter(pa.array(chosen)))

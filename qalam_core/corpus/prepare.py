@@ -6,10 +6,8 @@ which split it is in depends on its text alone. So a corpus that grows keeps its
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +18,14 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from qalam_core.arabic import NORMALISATIONS, Rules
-from qalam_core.corpus.duplicates import Clusters, Digests, KnownDigests
-from qalam_core.corpus.filtered import COUNTED, REJECTED, REJECTS, TEXTS, FilterFacts, batches, read_keys, reject
+from qalam_core.corpus.duplicates import Digests
+from qalam_core.corpus.filtered import COUNTED, REJECTED, REJECTS, TEXTS, FilterFacts, batches, read_digests, reject
 from qalam_core.corpus.filters import REASONS, FilterSettings, Reasons
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.held_out import HeldOut
+from qalam_core.corpus.matches import Repeats
 from qalam_core.corpus.pieces import growth
-from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, half, read_texts, required_splits
+from qalam_core.corpus.splits import SPLITS, Shards, Shares, assign, below, half, read_texts, required_splits
 from qalam_core.corpus.words import Hashes, Numbers
 from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError
@@ -100,17 +99,19 @@ class CorpusFacts(SliceCounts):
 
 
 def prepare(
-    files: Sequence[FilteredFiles], settings: PrepareSettings, filters: FilterSettings, out: Path,
-    progress: Progress = no_progress, read: Sequence[tuple[str, IngestFacts]] = (), seen: Fingerprints | None = None,
-    folds: Sequence[Path] = (),
+    files: Sequence[FilteredFiles], matches: Sequence[Path], settings: PrepareSettings, filters: FilterSettings,
+    out: Path, progress: Progress = no_progress, read: Sequence[tuple[str, IngestFacts]] = (),
+    seen: Fingerprints | None = None, folds: Sequence[Path] = (),
 ) -> CorpusFacts:  # fmt: skip
     """Deduplicate and split the documents of `files`, in their order, into `out`; -> counts.
+
+    `matches` are the folders that `match_documents` wrote about `files`, one for each partition.
 
     Writes train-00000.arrow and so on, each of half to twice `shard_mb` MB of text (columns id: the first 16 hex digits
     of the text's sha256, text, source), and rejects.arrow (text: at most HEAD characters; source, reason). Every
     document is in one of them. copies.arrow has the documents that were kept in place of others (id as a number,
-    copies: how many, itself included), by id. Memory: a few record batches, and per document what duplicates.py states;
-    as much temporary disk space. Progress is in bytes of the files.
+    copies: how many, itself included), by id. Memory: a few record batches, what `Repeats` states, and 40 bytes for
+    each document that the shares hold out. Progress is in bytes of the files.
 
     `seen` is what the ancestors of the model have read: what would be held out and meets it goes to training instead.
     Texts of which `fold_documents` wrote the hashes into a folder of `folds` are not folded for that. With `seen`, also
@@ -123,53 +124,32 @@ def prepare(
     total = sum((file.folder / TEXTS).stat().st_size for file in files)
     counts = _Counts(files, read)
     shards = [Shards(out, split, settings.shard_mb * 1_000_000) for split in SPLITS]
-    spool = out / "spool"
-    with closing(Clusters(spool)) as clusters:
-        known, fresh, repeated = KnownDigests(), list[NDArray[np.bool_]](), [np.zeros(0, "S16")]
-        for file in files:
-            for digests, long, keys in read_keys(file.folder):
-                new = known.add(digests, np.ones(len(digests), np.bool_))
-                fresh.append(new)
-                repeated.append(digests[~new])
-                clusters.add(digests[new], long[new], keys[new[long]])
-        del known
-        kept_digests, near, kept_rows = clusters.finish()
-    shutil.rmtree(spool)
-    copies = _copies(kept_digests, kept_rows, np.concatenate(repeated))
-    del kept_rows, repeated
+    repeats = Repeats.of(matches, [file.folder for file in files])
+    copies = _copies(*repeats.copies())
     with ipc.new_file(out / COPIES, copies.schema) as file:
         file.write_batch(copies)
-    split = np.full(len(kept_digests), -1, np.int8)
-    split[~near] = assign(kept_digests[~near], settings)
-    if settings.validation_mb or settings.test_mb:
-        sizes = _sizes(files, fresh)
-        for name, most in (("validation", settings.validation_mb), ("test", settings.test_mb)):
-            if most:
-                _cap(split, SPLITS.index(name), kept_digests, sizes, most * 1_000_000)
+    splits = _Splits.of(files, repeats, settings)
     held_out = HeldOut.of(seen, folds) if seen else None
     hashes = [np.zeros(0, np.uint64)]
-    row, done, place = 0, 0, iter(fresh)
+    row, done = 0, 0
     with ipc.new_file(out / REJECTS, REJECTED) as rejects:
         for batch, _ in batches([file.folder / REJECTS for file in files]):
             rejects.write_batch(batch)
         for file in files:
-            for batch, _ in batches([file.folder / TEXTS]):
-                new = next(place)
-                rows = slice(row, row + int(new.sum()))
-                row = rows.stop
-                reasons = np.full(len(batch), "duplicate", np.object_)
-                reasons[new] = np.where(near[rows], "near_duplicate", "")
+            for (batch, _), (digests, _) in zip(batches([file.folder / TEXTS]), read_digests(file.folder), strict=True):
+                reasons = repeats.reasons(row, len(batch))
+                row += len(batch)
                 counts.reject(batch.column("source"), reasons)
                 reject(rejects, batch.column("text"), batch.column("source"), reasons, np.flatnonzero(reasons != ""))
-                batch = batch if new.all() else batch.filter(pa.array(new))
+                split = np.where(reasons == "", splits.of_documents(digests), -1)
                 if held_out:
-                    to_training, of_others = _to_training(split[rows], kept_digests[rows], batch, held_out)
+                    to_training, of_others = _to_training(split, digests, batch, held_out)
                     counts.count("seen_by_ancestor", to_training)
                     hashes.append(of_others)
                 for index, shard in enumerate(shards):
-                    own = split[rows] == index
+                    own = split == index
                     text, source = (_selected(batch.column(name), own) for name in ("text", "source"))
-                    shard.write(text, source, kept_digests[rows][own])
+                    shard.write(text, source, digests[own])
                 done += batch.nbytes
                 progress(min(done, total), total)
     for shard in shards:
@@ -206,25 +186,53 @@ def _to_training(
     return chosen.column("source").filter(pa.array(read)), hashes[~read]
 
 
-def _copies(digests: Digests, kept: Numbers, repeated: Digests) -> pa.RecordBatch:
-    """COPIES, from the row that is kept in place of each distinct document, and the digests of equal ones."""
-    equal, times = np.unique(repeated, return_counts=True)
-    documents = np.bincount(kept, minlength=len(digests))
-    if len(equal):
-        order = np.argsort(digests)
-        np.add.at(documents, kept[order[np.searchsorted(digests, equal, sorter=order)]], times)
-    several = np.flatnonzero(documents > 1)
-    ids = half(digests[several], 0)
+def _copies(digests: Digests, documents: Numbers) -> pa.RecordBatch:
+    """COPIES, of the documents that are kept in place of others."""
+    ids = half(digests, 0)
     by_id = np.argsort(ids)
-    return pa.record_batch({"id": ids[by_id], "copies": documents[several][by_id].astype(np.int32)})
+    return pa.record_batch({"id": ids[by_id], "copies": documents[by_id].astype(np.int32)})
 
 
-def _sizes(files: Sequence[FilteredFiles], fresh: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
-    """UTF-8 bytes of each document whose text did not come before."""
-    place, found = iter(fresh), [np.zeros(0, np.int64)]
-    for batch, _ in batches([file.folder / TEXTS for file in files]):
-        found.append(pc.binary_length(batch.column("text")).to_numpy()[next(place)])
-    return np.concatenate(found)
+class _Splits(NamedTuple):
+    """Which split documents are in: those that could be held out, and the rest in training."""
+
+    digests: Digests  # sorted
+    split: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, files: Sequence[FilteredFiles], repeats: Repeats, settings: PrepareSettings) -> _Splits:
+        """From the digests and sizes of all documents that are kept."""
+        low, sizes, training = [np.zeros(0, "S16")], [np.zeros(0, np.int32)], np.zeros(0, "S16")
+        row, others = 0, 0
+        for file in files:
+            for digests, of_texts in read_digests(file.folder):
+                kept = repeats.reasons(row, len(digests)) == ""
+                row += len(digests)
+                could = below(digests, settings.test + settings.validation)
+                low.append(digests[kept & could])
+                sizes.append(of_texts[kept & could])
+                rest = digests[kept & ~could]
+                others += len(rest)
+                lower = rest[rest < training[-1]] if len(training) == 2 else rest
+                training = np.sort(np.concatenate([training, lower]))[:2]  # which `assign` may have to hold out
+        chosen = np.concatenate([*low, training])
+        split = assign(chosen, settings, others - len(training))
+        bytes_of = np.concatenate([*sizes, np.zeros(len(training), np.int32)]).astype(np.int64)
+        for name, most in (("validation", settings.validation_mb), ("test", settings.test_mb)):
+            if most:
+                _cap(split, SPLITS.index(name), chosen, bytes_of, most * 1_000_000)
+        order = np.argsort(chosen)
+        return cls(chosen[order], split[order])
+
+    def of_documents(self, digests: Digests) -> NDArray[np.int8]:
+        """An index into SPLITS for each document that is kept."""
+        split = np.zeros(len(digests), np.int8)
+        if len(self.digests):
+            known = np.flatnonzero(half(digests, 0) <= half(self.digests[-1:], 0))
+            place = np.searchsorted(self.digests, digests[known])
+            found = self.digests[np.minimum(place, len(self.digests) - 1)] == digests[known]
+            split[known[found]] = self.split[place[found]]
+        return split
 
 
 def _cap(split: NDArray[np.int8], index: int, digests: Digests, sizes: NDArray[np.int64], most: int) -> None:

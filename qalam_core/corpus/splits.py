@@ -85,22 +85,23 @@ def below(digests: Digests, share: float) -> NDArray[np.bool_]:
     return found
 
 
-def assign(digests: Digests, shares: Shares) -> NDArray[np.int8]:
+def assign(digests: Digests, shares: Shares, others: int = 0) -> NDArray[np.int8]:
     """The split of each document, an index into SPLITS, by its digest's first 8 bytes: test takes the lowest.
 
     A required split that is empty by chance, in a small corpus, gets the smallest digest of the largest split.
+    `others` are training documents besides, with larger digests than two that are among `digests`.
     """
     train, validation, test = range(len(SPLITS))
     held_out = np.where(below(digests, shares.test), test, validation)
     split = np.where(below(digests, shares.test + shares.validation), held_out, train).astype(np.int8)
     needed = required_splits(shares)
     counts = np.bincount(split, minlength=len(SPLITS))[needed]
-    if counts.all() or counts.sum() < len(needed):
+    if counts.all() or counts.sum() + others < len(needed):
         return split
     members = {index: sorted(np.flatnonzero(split == index), key=digests.__getitem__) for index in needed}
     for index in needed:
         if not members[index]:
-            largest = max(needed, key=lambda other: len(members[other]))
+            largest = max(needed, key=lambda other: len(members[other]) + (others if other == train else 0))
             members[index].append(members[largest].pop(0))
             split[members[index][0]] = index
     return split

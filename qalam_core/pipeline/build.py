@@ -18,6 +18,7 @@ from qalam_core.pipeline.gate import Gate, Incumbents, incumbents
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.keep import earlier_tokenizer, kept_tokenizer
 from qalam_core.pipeline.lineage import WarmStart, warm_start
+from qalam_core.pipeline.match import Match
 from qalam_core.pipeline.prepare import Documents, Prepare
 from qalam_core.pipeline.propose import Candidate, Propose
 from qalam_core.pipeline.publish import Published, publish
@@ -34,6 +35,7 @@ from qalam_core.store import Artifact, Store
 STAGES: tuple[type[Stage], ...] = (
     Ingest,
     Filter,
+    Match,
     Fold,
     Prepare,
     Vocab,
@@ -118,10 +120,11 @@ def tokenized(
 
 
 def ingested(recipe: Recipe, files: Sequence[SourceFile], executor: Executor) -> Documents:
-    """The documents of source files, as read and filtered."""
+    """The documents of source files, as read and filtered, and which of them repeat others."""
     read = executor.map([Ingest.of(file) for file in files])
     filtered = executor.map(Filter.all_of(recipe, files, read))
-    return Documents(read, filtered, size=sum(file.size for file in files))
+    matches = executor.map(Match.all_of(filtered))
+    return Documents(read, filtered, matches, size=sum(file.size for file in files))
 
 
 def read_by(corpus: Artifact, start: WarmStart | None, executor: Executor) -> list[Artifact]:
@@ -151,7 +154,8 @@ def evaluated(recipe: Recipe, files: Sequence[SourceFile], past: Past, executor:
     *fingerprints, seen = read_by(corpus, start, executor)
     package = executor.run(Export.of(recipe, corpus, tokenizer, checkpoint, seen, start, kept))
     evaluation = executor.run(Evaluate.of(recipe, package, checkpoint, corpus, tokens, seen, tests))
-    text = [*documents.read, *documents.filtered, *documents.folds, corpus, tokenizer, *tokens]
+    found = [*documents.read, *documents.filtered, *documents.matches, *documents.folds]
+    text = [*found, corpus, tokenizer, *tokens]
     return [*text, checkpoint, *fingerprints, seen, package, evaluation]
 
 
@@ -169,7 +173,7 @@ def proposed(candidate: Candidate, files: Sequence[SourceFile], past: Past, exec
     evaluation = executor.run(Evaluate.of(recipe, package, None, corpus, tokens, seen, tests))
     decision = executor.run(Gate.of(recipe, corpus, seen, package, evaluation, past.incumbents(recipe, evaluation)))
     tokenizer = [candidate.tokenizer] if candidate.tokenizer else []
-    text = [*documents.read, *documents.filtered, corpus, *tokenizer, *tokens]
+    text = [*documents.read, *documents.filtered, *documents.matches, corpus, *tokenizer, *tokens]
     return [*text, *([seen] if seen else ()), package, evaluation, decision]
 
 

@@ -1,4 +1,4 @@
-"""Stage 7: the package on the held-out split -> report.json (reproducible) and budgets.json (sizes and times)."""
+"""Stage 8: the package on the held-out split -> report.json (reproducible) and budgets.json (sizes and times)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 6: trained weights and the tokenizer -> the package."""
+"""Stage 7: trained weights and the tokenizer -> the package."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Filter(Stage):
     """Normalises and filters documents."""
 
     name = "filter"
-    version = 2
+    version = 3
 
     settings: FilterSettings
     documents: tuple[Artifact, ...]
@@ -47,7 +47,7 @@ class Filter(Stage):
         return f"filter {printable(self.slice)}"
 
     def run(self, out: Path, progress: Progress) -> FilterFacts:
-        """Write texts.arrow, keys.arrow and rejects.arrow."""
+        """Write texts.arrow, digests.arrow, keys.arrow and rejects.arrow."""
         paths = [artifact.path / DOCUMENTS for artifact in self.documents]
         return filter_documents(paths, self.settings, out, progress, self.excluded)
 

@@ -23,6 +23,7 @@ from qalam_core.pipeline.fingerprint import Fingerprint
 from qalam_core.pipeline.fold import Fold
 from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.lineage import changed_values
+from qalam_core.pipeline.match import Match
 from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.stage import Stage, text_bytes
 from qalam_core.pipeline.tokenize import Tokenize
@@ -204,6 +205,9 @@ class Reasons:
         if isinstance(stage, Filter):
             shared = [len(set(made.manifest.inputs.values()) & set(inputs.values())) for made in last]
             last = [last[shared.index(max(shared))]] if any(shared) or len(last) == 1 else []
+        if isinstance(stage, Match):
+            number = stage.settings.partition
+            last = [made for made in last if made.manifest.settings["partition"] == number]
         if isinstance(stage, (Fold, Tokenize, Fingerprint)):
             part = "documents" if isinstance(stage, Fold) else "shard"
             last = [made for made in last if made.manifest.inputs.get(part) == inputs[part]]

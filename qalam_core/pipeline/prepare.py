@@ -1,4 +1,4 @@
-"""Stage 3: all documents that passed the filters -> deduplicated shards of three splits, and the rejected documents."""
+"""Stage 4: all documents that passed the filters -> deduplicated shards of three splits, and the rejected documents."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts, FilteredFiles, PrepareSettings, prepare
 from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError, StoreError
+from qalam_core.pipeline.match import complete
 from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
@@ -25,6 +26,7 @@ class Documents(NamedTuple):
 
     read: list[Artifact]
     filtered: list[Artifact]
+    matches: Sequence[Artifact] = ()  # of those that passed
     folds: Sequence[Artifact] = ()  # of those that passed, unless training begins at random
     size: int = 0  # bytes of the source files
 
@@ -40,13 +42,15 @@ class Prepare(Stage):
     documents: tuple[Artifact, ...]
     filtered: tuple[Artifact, ...]
     seen: Artifact | None  # what the ancestors of the model have read
+    matches: tuple[Artifact, ...] = field(metadata=UNHASHED)  # of `filtered`: they follow from these
     folds: tuple[Artifact, ...] = field(default=(), metadata=UNHASHED)  # of `filtered`: they only save time
 
     @classmethod
     def of(cls, recipe: Recipe, documents: Documents, seen: Artifact | None = None) -> Prepare:
         """The stage for the documents of all files."""
         settings = PrepareSettings.of(recipe.corpus, documents.size)
-        return cls(settings, tuple(documents.read), tuple(documents.filtered), seen, tuple(documents.folds))
+        matches, folds = tuple(documents.matches), tuple(documents.folds)
+        return cls(settings, tuple(documents.read), tuple(documents.filtered), seen, matches, folds)
 
     def run(self, out: Path, progress: Progress) -> CorpusFacts:
         """Write the shards, rejects.arrow and, with `seen`, held_out.arrow."""
@@ -69,8 +73,9 @@ class Prepare(Stage):
             FilteredFiles(slices[made.manifest.inputs["documents-00000"]], made.path, made.facts(FilterFacts))
             for made in self.filtered
         ]
-        folds = [made.path for made in self.folds]
-        return prepare(files, self.settings, filters, out, progress, read, seen, folds)
+        assert complete(self.matches, self.filtered), "matches of other documents: duplicates would be kept"
+        matches, folds = ([made.path for made in several] for several in (self.matches, self.folds))
+        return prepare(files, matches, self.settings, filters, out, progress, read, seen, folds)
 
 
 def shards_of(corpus: Artifact, *splits: str) -> tuple[ArtifactFile, ...]:

@@ -1,4 +1,4 @@
-"""Stage 4: one corpus shard and the tokenizer -> one token shard."""
+"""Stage 5: one corpus shard and the tokenizer -> one token shard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 5: token shards, and what an earlier run has left -> model.safetensors; trained by a separate process."""
+"""Stage 6: token shards, and what an earlier run has left -> model.safetensors; trained by a separate process."""
 
 from __future__ import annotations
 

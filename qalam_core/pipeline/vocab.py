@@ -1,4 +1,4 @@
-"""Stage 4: the training split, and perhaps the champion's tokenizer -> tokenizer.json."""
+"""Stage 5: the training split, and perhaps the champion's tokenizer -> tokenizer.json."""
 
 from __future__ import annotations
 

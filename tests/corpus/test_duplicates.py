@@ -1,11 +1,10 @@
-"""Duplicates: the index is a set, clusters are connected components, and of each the smallest digest is kept."""
+"""Duplicates: keys depend on the text alone, and clusters are connected components."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 import tempfile
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +12,18 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalam_core.corpus.duplicates import BANDS, GRAM, Clusters, KnownDigests, _join, band_keys
+from qalam_core.corpus.duplicates import BANDS, GRAM, band_keys, by_key, document_keys, of_bands, unite
 from qalam_core.corpus.words import hash_ngrams, ngrams, words
 from tests.conftest import examples
+from tests.corpus.preparing import prepare_files
+from tests.corpus.test_prepare import kept, part, write
 
 
-def digests(values: list[str]) -> np.ndarray:
-    return np.array([hashlib.sha256(value.encode()).digest()[:16] for value in values], "S16")
-
-
-@given(st.lists(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=20), max_size=20))
-def test_the_index_of_duplicates_is_a_set(batches: list[list[tuple[int, bool]]]) -> None:
-    seen, model = KnownDigests(), set[int]()
-    for batch in batches:
-        expected = []
-        for n, candidate in batch:
-            expected.append(candidate and n not in model)
-            model |= {n} if candidate else set()
-        candidates = np.array([candidate for _, candidate in batch], bool)
-        assert seen.add(digests([str(n) for n, _ in batch]), candidates).tolist() == expected
-    assert sum(map(len, seen._levels)) == len(model)
+def links(values: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Every item with the next one of the same value."""
+    order = np.argsort(values, kind="stable")
+    equal = np.flatnonzero(np.array(values)[order[1:]] == np.array(values)[order[:-1]])
+    return order[equal], order[equal + 1]
 
 
 @given(st.lists(st.lists(st.integers(0, 12), min_size=15, max_size=15), max_size=4))
@@ -40,7 +31,7 @@ def test_labels_are_connected_components(bands: list[list[int]]) -> None:
     labels = np.arange(15)
     groups = [{row} for row in range(15)]
     for band in bands:
-        _join(labels, np.array(band, np.uint64))
+        unite(labels, *links(band))
         for key in set(band):
             same = {row for row in range(15) if band[row] == key}
             joined = set().union(*(group for group in groups if group & same))
@@ -51,11 +42,19 @@ def test_labels_are_connected_components(bands: list[list[int]]) -> None:
 def test_a_long_chain_is_one_cluster() -> None:
     rows = np.random.default_rng(0).permutation(10_000)
     labels = np.arange(10_000)
-    for shift in (0, 1):  # neighbours in a random order share a key, in pairs
-        keys = np.empty(10_000, np.uint64)
-        keys[rows] = (np.arange(10_000) + shift) // 2
-        _join(labels, keys)
+    for shift in (0, 1):  # neighbours in a random order are linked, in pairs
+        values = np.empty(10_000, np.int64)
+        values[rows] = (np.arange(10_000) + shift) // 2
+        unite(labels, *links(values.tolist()))
     assert not labels.any()
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.randoms(use_true_random=False))
+def test_sorted_keys_are_the_same_in_any_order(values: list[int], order: random.Random) -> None:
+    pairs = [(value, row) for row, value in enumerate(values)]
+    order.shuffle(pairs)
+    keys, rows = by_key(np.array([key for key, _ in pairs], np.uint64), np.array([row for _, row in pairs], np.int64))
+    assert list(zip(keys.tolist(), rows.tolist(), strict=True)) == sorted(pairs)
 
 
 def sentence(rng: random.Random, count: int) -> list[str]:
@@ -85,30 +84,38 @@ def corpus(seed: int) -> list[str]:
 
 
 def kept_of(texts: list[str], batch: int) -> set[str]:
-    with tempfile.TemporaryDirectory() as folder, closing(Clusters(Path(folder, "index"))) as clusters:
-        for start in range(0, len(texts), batch):
-            part = texts[start : start + batch]
-            clusters.add(digests(part), *band_keys(words(pa.array(part, pa.large_string()))))
-        given, dropped, kept = clusters.finish()
-    assert given.tolist() == digests(texts).tolist()
-    assert np.array_equal(dropped, kept != np.arange(len(texts)))  # each is dropped for another one
-    assert not dropped[kept].any()  # which is kept itself
-    return {text for text, drop in zip(texts, dropped, strict=True) if not drop}
+    """The texts that are kept of files with `batch` texts each."""
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name, f"{start}.arrow") for start in range(0, len(texts), batch)]
+        for number, path in enumerate(files):
+            write(path, [("a", text) for text in texts[number * batch :][:batch]])
+        prepare_files([("a", path) for path in files], part(near_duplicates=True, min_arabic=0.0), Path(name, "out"))
+        return {text for rows in kept(Path(name)).values() for _, _, text in rows}
 
 
 @settings(deadline=None, max_examples=examples(10))
 @given(st.integers(0, 10_000), st.integers(1, 30), st.randoms(use_true_random=False))
 def test_of_similar_texts_the_smallest_digest_is_kept_in_any_order(seed: int, batch: int, order: random.Random) -> None:
     texts = corpus(seed)
-    kept = kept_of(texts, batch)
+    found = kept_of(texts, batch)
     rank = {text: hashlib.sha256(text.encode()).digest() for text in texts}
     order.shuffle(texts)
-    assert kept_of(texts, 7) == kept
+    assert kept_of(texts, 7) == found
     for one in texts:
         alike = [other for other in texts if other != one and similar(one, other) > 0.95]
-        assert one not in kept or all(other not in kept and rank[one] < rank[other] for other in alike)
+        assert one not in found or all(other not in found and rank[one] < rank[other] for other in alike)
         if len(shingles(one)) == 0 or max(similar(one, other) for other in texts if other != one) < 0.2:
-            assert one in kept
+            assert one in found
+
+
+def test_keys_of_different_kinds_differ() -> None:
+    """Also where their hashes are equal."""
+    long, bands = np.array([False, True]), np.full((1, BANDS), 7 << 60, np.uint64)
+    keys, rows = document_keys(np.array([bytes([0x70]) + bytes(15), b"other"], "S16"), long, bands)
+    assert len(set(keys.tolist())) == len(keys) == BANDS + 2
+    assert sorted(rows.tolist()) == [0, *[1] * (BANDS + 1)]
+    assert of_bands(keys).sum() == BANDS
+    assert set((keys >> np.uint64(4)).tolist()) > {7 << 56}
 
 
 def test_keys_depend_on_the_text_alone() -> None:

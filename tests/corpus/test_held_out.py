@@ -10,7 +10,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalam_core.corpus.filtered import filter_documents, read_keys
+from qalam_core.corpus.filtered import filter_documents, read_digests
 from qalam_core.corpus.filters import FilterSettings
 from qalam_core.corpus.fingerprints import Fingerprints, document_hashes, folded
 from qalam_core.corpus.held_out import FOLDED, HeldOut, fold_documents
@@ -42,7 +42,7 @@ def test_what_was_folded_is_looked_up_as_its_text_is(found: list[str], before: l
     with tempfile.TemporaryDirectory() as scratch:
         folder = filtered(Path(scratch), found, batch)
         fold_documents(folder, PrepareSettings.of(ALL), Path(scratch, "folded"))
-        digests = np.concatenate([np.zeros(0, "S16"), *(part for part, _, _ in read_keys(folder))])
+        digests = np.concatenate([np.zeros(0, "S16"), *(part for part, _ in read_digests(folder))])
         everything = kept_texts(folder).combine_chunks()
         seen = read(*before)
         known, unknown = HeldOut.of(seen, [Path(scratch, "folded")]), HeldOut.of(seen, [])

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qalam_core.arabic import NORMALISATIONS, normalise
@@ -24,7 +24,7 @@ from qalam_core.corpus.filters import REASONS, FilterSettings, filters_by_slice,
 from qalam_core.corpus.prepare import COPIES, CorpusFacts, SliceCounts, SplitCounts, read_rejects
 from qalam_core.corpus.readers import ingest
 from qalam_core.corpus.sources import resolve
-from qalam_core.corpus.splits import SPLITS, Shards, read_split, read_texts
+from qalam_core.corpus.splits import SPLITS, Shards, Shares, read_split, read_texts
 from qalam_core.corpus.writer import SCHEMA, IngestFacts
 from qalam_core.errors import CorpusError, RecipeError
 from qalam_core.filter_profiles import FILTER_PROFILES
@@ -517,6 +517,17 @@ def test_no_split_of_a_small_corpus_is_empty(count: int, seed: int, order: rando
         run(Path(folder, "b"), shuffled, part())
         second = kept(Path(folder, "b"))
         assert {split: set(rows) for split, rows in first.items()} == {s: set(rows) for s, rows in second.items()}
+
+
+@given(st.sets(st.integers(0, 255), max_size=12), st.sampled_from([0.0, 0.004, 0.1]), st.sampled_from([0.004, 0.1]))
+@example({1, 2, 3, 50, 51, 52, 53}, 0.004, 0.1)
+def test_two_training_documents_are_enough_to_assign_all(heads: set[int], validation: float, test: float) -> None:
+    shares = Shares(validation=validation, test=test)
+    digests = np.array([bytes([head, *[1] * 15]) for head in sorted(heads)], "S16")
+    whole = module.assign(digests, shares)
+    chosen = int(module.below(digests, validation + test).sum()) + 2
+    assert whole[:chosen].tolist() == module.assign(digests[:chosen], shares, max(0, len(digests) - chosen)).tolist()
+    assert not whole[chosen:].any()
 
 
 def test_a_split_without_a_share_has_no_file(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mapped(store: Path) -> dict[str, str]:
     """Name of every file of the mapped stages' artifacts -> its sha256. Fails when an artifact is incomplete."""
     found = {}
-    for stage in ("ingest", "tokenize"):
+    for stage in ("ingest", "filter", "match", "tokenize"):
         for folder in sorted((store / "artifacts" / stage).iterdir()):
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             for name, entry in manifest["files"].items():

@@ -181,8 +181,8 @@ def test_a_build_gives_a_run(built: Built) -> None:
     assert record.recipe == built.recipe
     assert tuple(record.timings) == STAGES
     assert [artifact.stage for artifact in published.artifacts] == [
-        "ingest", "filter", "prepare", "vocab", "tokenize", "tokenize", "train", "fingerprint", "seen", "export",
-        "evaluate", "gate",
+        "ingest", "filter", "match", "prepare", "vocab", "tokenize", "tokenize", "train", "fingerprint", "seen",
+        "export", "evaluate", "gate",
     ]  # fmt: skip
     assert_tidy(built.store)
 
@@ -235,9 +235,9 @@ def other_text(split: str) -> str:
     [
         # what is not affected keeps its artifact: the other file, the other split's shard; a vocabulary is measured on
         # the validation split
-        ("test", ["ingest", "filter", "prepare"]),
-        ("validation", ["ingest", "filter", "prepare", "vocab", "tokenize"]),
-        ("train", ["ingest", "filter", "prepare", "vocab", "tokenize", "tokenize"]),
+        ("test", ["ingest", "filter", "match", "prepare"]),
+        ("validation", ["ingest", "filter", "match", "prepare", "vocab", "tokenize"]),
+        ("train", ["ingest", "filter", "match", "prepare", "vocab", "tokenize", "tokenize"]),
     ],
 )
 def test_one_more_file_rebuilds_what_it_affects(

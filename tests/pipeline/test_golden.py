@@ -123,7 +123,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     store = Store(folder / "store")
     documents = ingested(recipe, resolve(recipe.corpus.sources), InPlace(store))
     corpus, tokenizer, tokens, _ = tokenized(recipe, documents, InPlace(store))
-    return [*documents.read, *documents.filtered, corpus, tokenizer, *tokens]
+    return [*documents.read, *documents.filtered, *documents.matches, corpus, tokenizer, *tokens]
 
 
 def test_a_stage_whose_output_changes_raises_its_version(artifacts: list[Artifact]) -> None:

@@ -448,7 +448,7 @@ def test_a_run_records_what_it_was_built_from(built: Built) -> None:
 
 @pytest.mark.parametrize("command", [
     ("export", "{model}", "{out}"), ("export", "{model}", "{out}", "--to", "transformers"),
-    ("export", "{model}", "{out}", "--to", "safetensors"),
+    ("export", "{model}", "{out}", "--to", "safetensors"), ("export", "{model}", "{out}.html"),
     ("import", "{tensors}", "{out}", "--from", "safetensors", "--like", "{model}"),
     ("wheel", "{model}", "--name", "model", "--out", "{out}"), ("sign", "{model}", "--key", "{key}", "--out", "{out}"),
 ])  # fmt: skip

@@ -201,8 +201,8 @@ def test_a_triggered_run_builds(stack: Stack, daily: dict[str, Any]) -> None:
     assert "bits per byte" in artifacts["report"]
     table = stack.table(daily["id"], "stages")
     assert [row["stage"] for row in table if row["stage"] != "ingest"] == [
-        "filter", "prepare", "vocab", "tokenize", "tokenize", "train", "fingerprint", "seen", "export", "evaluate",
-        "gate",
+        "filter", "match", "prepare", "vocab", "tokenize", "tokenize", "train", "fingerprint", "seen", "export",
+        "evaluate", "gate",
     ]  # fmt: skip
     assert {row["result"] for row in table if row["stage"] == "train"} == {"built"}
     assert len(steps(stack.logs(daily["id"]))) == 6, "the trainer's log lines are in the run's log"
