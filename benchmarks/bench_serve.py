@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_serve [--block llama] [--check]
 
-Two models of random weights: one of the demo's shape, one of 21 million parameters. Each client sends one request
-after the other, with 8 tokens as its prompt, and 80 to generate, drawn from the 50 most probable ones. Clients are threads of one
-process, on the server's machine, with one connection each. Targets: with one client at least 0.9 of the tokens per second
-of `generate`, with 32 at least 3 times those of one client.
+Two models of random weights: one of the demo's shape, one of 21 million parameters. Each client sends one request after
+the other, with 8 tokens as its prompt and 80 to generate, drawn from the 50 most probable ones. Clients are threads of
+one process, on the server's machine, with one connection each. Targets: with one client at least 0.9 of the tokens per
+second of `generate`, with 32 at least 3 times those of one client.
 """
 
 from __future__ import annotations
