@@ -302,7 +302,7 @@ def test_the_groups_and_the_order_of_the_commands() -> None:
         ],
         "Champions": ["propose", "history", "promote", "rollback"],
         "Package": ["verify", "edit", "diff", "seal", "merge", "git", "export", "import", "wheel", "sign"],
-        "Serve and deploy": ["up", "down", "deploy", "watch"],
+        "Serve and deploy": ["serve", "up", "down", "deploy", "watch"],
     }
     help_text = qalam("--help").stdout
     found = [line.split()[1] for line in help_text.splitlines() if line.startswith("│ ") and line[2].islower()]
