@@ -1,5 +1,5 @@
-"""One model by six doors: imported with numpy and with torch, served, as a checkpoint of transformers, in a browser, and
-in the evaluation harness. Each goes on with the same 100 tokens."""
+"""One model by six doors: imported with numpy and with torch, served, as a checkpoint of transformers, in a browser,
+and in the evaluation harness. Each goes on with the same 100 tokens."""
 
 from __future__ import annotations
 
