@@ -1,5 +1,5 @@
-"""One model by six doors: imported with numpy and with torch, served, as a checkpoint of transformers, in a browser,
-and in the evaluation harness. Each goes on with the same 100 tokens."""
+"""One model by six doors: imported with numpy and with torch, served, as transformers load a folder of the Hub, in a
+browser, and in the evaluation harness. Each goes on with the same 100 tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 
 from qalam_core.package import ModelConfig
 from qalam_core.package.interop.browser_page import export_page
-from qalam_core.package.interop.transformers_folder import export_transformers
 from qalam_core.package.runtime.tokenizer import Tokenizer
+from qalam_core.reports.hub import export_hub
 from tests.browsers import CHROMIUM, probe
 from tests.flows.serving.test_completions import start
 from tests.package.conftest import trained_tokenizer
@@ -100,7 +100,7 @@ def by_transformers(package: Path, folder: Path) -> list[int]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    export_transformers(package, folder)
+    export_hub(package, folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     given: Any = AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt")
     with torch.no_grad():
