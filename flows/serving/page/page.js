@@ -58,6 +58,7 @@ const say = (message) => status.replaceChildren(...[message].flat());
 
 /** Do it, and say what went wrong. */
 async function tried(action) {
+  say("");
   try {
     await action();
   } catch (error) {
