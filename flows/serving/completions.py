@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from al_qalam.flows.serving import workbench
+from al_qalam.flows.serving.changing import Sessions
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine, notifier
 from al_qalam.flows.serving.errors import ApiError
 from al_qalam.flows.serving.models import Models, Served
@@ -75,7 +76,7 @@ class Completion(BaseModel):
 def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
     """The ASGI application; with a `token` each request needs it, and with `local` one of this machine's host names."""
     app = FastAPI(title="Al-Qalam", docs_url=None, redoc_url=None, openapi_url=None)
-    measured = _Measured(models)
+    measured, sessions = _Measured(models), Sessions()
 
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> Response:
@@ -113,7 +114,7 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
 
     @app.post("/v1/completions")
     async def completions(asked: Completion, request: Request) -> Response:
-        served = await models.current()
+        served = sessions.find(asked.model) or await models.current()
         if asked.model not in ("", models.name, served.run):
             raise ApiError(404, f"{printable(asked.model)}: this server has {models.name}", "model", "model_not_found")
         answer = _Answer(served, asked, limits)
@@ -128,7 +129,7 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
                 return StreamingResponse(answer.events(), media_type="text/event-stream")
             return JSONResponse(await answer.whole(request))
 
-    app.include_router(workbench.routes(models))
+    app.include_router(workbench.routes(models, sessions))
     return _Guarded(app, limits.body, token, local)
 
 
@@ -237,8 +238,10 @@ class _Answer:
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         awaited = {changed, gone} if gone else {changed}
         left = max(0.0, self._until - time.monotonic())
-        done, _ = await asyncio.wait(awaited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
+        try:
+            done, _ = await asyncio.wait(awaited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()  # also when the client of a stream has gone
         if gone in done:
             raise ApiError(499, "the client has gone")
         if not done:

@@ -14,9 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from qalam_core.package.batching import Batch, Sampling, Text, Token
-from qalam_core.package.read import Package
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
-from qalam_core.package.runtime.tokenizer import Tokenizer, token_bytes
+from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
 
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
@@ -84,10 +83,9 @@ def _overlap(text: str, stop: str) -> int:
 class Engine:
     """Generates with one model, in a thread of its own."""
 
-    def __init__(self, package: Package, places: int, waiting: int) -> None:
-        self.tokenizer = Tokenizer(package.vocabulary)
-        self.model = NumpyTransformer(package.config, package.weights, self.tokenizer.specials)
-        self.vocabulary, self._specials = package.vocabulary, {*self.tokenizer.specials.ids()}
+    def __init__(self, model: NumpyTransformer, vocabulary: Vocabulary, places: int, waiting: int) -> None:
+        self.model, self.vocabulary, self.tokenizer = model, vocabulary, Tokenizer(vocabulary)
+        self._specials = {*self.tokenizer.specials.ids()}
         self._batch = Batch(self.model, places)
         self._choices: dict[Text, Choice] = {}
         self._waiting, self._most = deque[Choice](), waiting

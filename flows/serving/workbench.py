@@ -1,4 +1,5 @@
-"""The page of `qalam serve`, and what it asks for beyond the API: ids, a word's row, and what happens in the model.
+"""The page of `qalam serve`, and what it asks for beyond the API: ids, a word's row, what happens in the model, and
+changed copies of it.
 
 The page writes with the API's own completions, whose prompts are ids: so a text is continued as it was tokenized.
 """
@@ -16,9 +17,10 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from al_qalam.flows.serving.changing import Edit, Sessions, keep
 from al_qalam.flows.serving.engine import Engine
 from al_qalam.flows.serving.errors import ApiError
-from al_qalam.flows.serving.models import Models
+from al_qalam.flows.serving.models import Models, Served
 from qalam_core.errors import PackageError
 from qalam_core.package.editing.rows import find_row
 from qalam_core.package.inside import look_inside, probabilities
@@ -39,6 +41,7 @@ class Ids(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    model: str = ""
     text: str = ""
     tokens: list[str] = []
 
@@ -48,6 +51,7 @@ class Word(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    model: str = ""
     word: str
     text: str = ""
 
@@ -57,6 +61,7 @@ class Lens(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    model: str = ""
     text: str = ""
 
 
@@ -67,20 +72,46 @@ class Attention(Lens):
     head: Annotated[int, Field(ge=0)] = 0
 
 
-def routes(models: Models) -> APIRouter:
+class Changed(BaseModel):
+    """The body of /page/change: all changes, and the page's copy so far, which ends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str = ""
+    edits: Annotated[list[Edit], Field(min_length=1, max_length=100)]
+
+
+class Kept(BaseModel):
+    """The body of /page/keep: the page's copy, its changes, and a name for the new folder."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    edits: Annotated[list[Edit], Field(min_length=1, max_length=100)]
+    folder: str
+
+
+def routes(models: Models, sessions: Sessions) -> APIRouter:
     """The page at /, and the paths below /page/ that it asks."""
     router, one, waiting = APIRouter(), asyncio.Lock(), 0
 
-    async def computed(find: Callable[[Engine], Found]) -> Found:
+    async def named(model: str) -> Served:
+        """The model, or a page's copy of it."""
+        found = sessions.find(model) if model else await models.current()
+        if found is None:
+            raise ApiError(404, "this changed model is no longer kept; change it again", "model", "model_not_found")
+        return found
+
+    async def computed(model: str, find: Callable[[Served], Found]) -> Found:
         """What `find` gives, in a thread, and one at a time: it may take seconds, and the memory of all logits."""
         nonlocal waiting
-        engine = (await models.current()).engine
+        served = await named(model)
         if waiting >= MOST_WAITING:
             raise ApiError(429, f"{waiting} requests wait already; try again")
         waiting += 1
         try:
             async with one:
-                return await asyncio.to_thread(find, engine)
+                return await asyncio.to_thread(find, served)
         finally:
             waiting -= 1
 
@@ -102,20 +133,28 @@ def routes(models: Models) -> APIRouter:
 
     @router.post("/page/ids")
     async def ids(asked: Ids) -> dict[str, Any]:
-        served = await models.current()
+        served = await named(asked.model)
         return {"ids": _ids(served.engine, asked), "run": served.run}
 
     @router.post("/page/word")
     async def word(asked: Word) -> dict[str, Any]:
-        return await computed(lambda engine: _word(engine, asked))
+        return await computed(asked.model, lambda served: _word(served.engine, asked))
 
     @router.post("/page/lens")
     async def lens(asked: Lens) -> dict[str, Any]:
-        return await computed(lambda engine: _lens(engine, asked.text))
+        return await computed(asked.model, lambda served: _lens(served.engine, asked.text))
 
     @router.post("/page/attention")
     async def attention(asked: Attention) -> dict[str, Any]:
-        return await computed(lambda engine: _attention(engine, asked))
+        return await computed(asked.model, lambda served: _attention(served.engine, asked))
+
+    @router.post("/page/change")
+    async def change(asked: Changed) -> dict[str, Any]:
+        return {"model": await computed("", lambda served: sessions.change(served, asked.edits, asked.model))}
+
+    @router.post("/page/keep")
+    async def kept(asked: Kept) -> dict[str, Any]:
+        return {"command": await computed(asked.model, lambda served: keep(served, asked.edits, asked.folder))}
 
     return router
 

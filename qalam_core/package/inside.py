@@ -1,6 +1,7 @@
-"""What happens in a model while it reads a text: what it would say after each layer, and where each head looks.
+"""What happens in a model while it reads a text: what it would say after each layer, and where each head looks; and
+the same model with another embedding.
 
-Shapes: as in numpy_model.py, with L layers. Source of the former: nostalgebraist, "Interpreting GPT: the logit lens"
+Shapes: as in numpy_model.py, with L layers. Source of the first: nostalgebraist, "Interpreting GPT: the logit lens"
 (2020).
 """
 
@@ -37,6 +38,16 @@ def look_inside(model: NumpyTransformer, ids: Sequence[int]) -> Inside:
     layers = [partial(_attention, weights)] * model.num_layers
     last_BTC = recorded.features(np.array([ids]), np.arange(len(ids)), layers)
     return Inside([*(model._ln_out(x_BTC)[0] for x_BTC in streams), last_BTC[0]], weights)
+
+
+def with_embedding(model: NumpyTransformer, embedding_VC: Floats) -> NumpyTransformer:
+    """A model with another embedding, and all else shared with `model`, which is not changed."""
+    changed = copy(model)
+    changed.weights = {**model.weights, "embedding.weight": embedding_VC}
+    changed._embedding_VC = embedding_VC
+    if model.tied:
+        changed.head_CV = embedding_VC.T
+    return changed
 
 
 def probabilities(model: NumpyTransformer, features_TC: Floats) -> Floats:

@@ -11,6 +11,7 @@ const percent = (part) => (part < 0.0001 ? `أقل من ${figure(0.01, 2)}٪` : 
 const LEVELS = [0.01, 0.05, 0.2, 0.5];  // probabilities from which a token's line is thicker
 const OTHERS = 12;  // tokens that are offered instead of one
 let [key, model, writing, words, chosen] = ["", null, null, [], -1];
+let [edits, copy] = [[], ""];  // the page's changes, and the name of its changed copy of the model
 
 // what a browser would obey; as in display.py
 const CONTROLS = new RegExp("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u206f" +
@@ -110,7 +111,7 @@ async function write(begin, tokens = [], most = Number(length.value), focused = 
   [go.textContent, words] = ["قف", []];
   say("يكتب…");
   try {
-    const { ids, run } = await (await ask("page/ids", { text: begin, tokens }, mine.signal)).json();
+    const { ids, run } = await (await ask("page/ids", { model: copy, text: begin, tokens }, mine.signal)).json();
     const room = model.context - 1 - ids.length;
     if (room < 0) throw new Error(`${ids.length} / ${model.context - 1}: the text is longer than the model's context`);
     const answer = await ask("v1/completions", {
@@ -263,7 +264,7 @@ let sentence = "";
 
 async function look() {
   sentence = at("sentence").value;
-  const { tokens, layers } = await asked("page/lens", { text: sentence });
+  const { tokens, layers } = await asked("page/lens", { model: copy, text: sentence });
   const names = layers.map((_, layer) => make("th", layer ? figure(layer) : "قبلها", { scope: "col" }));
   const rows = tokens.map((token, n) => make("tr", [
     header(token, "row"),
@@ -280,7 +281,7 @@ async function look() {
 
 async function attend() {
   const { tokens, weights } = await asked("page/attention", {
-    text: sentence, layer: Number(at("layer").value), head: Number(at("head").value),
+    model: copy, text: sentence, layer: Number(at("layer").value), head: Number(at("head").value),
   });
   const rows = weights.map((row, n) => make("tr", [
     header(tokens[n], "row"),
@@ -293,7 +294,7 @@ async function attend() {
 
 async function find(wanted) {
   at("word").value = wanted;
-  const found = await asked("page/word", { word: wanted, text: at("sentence").value });
+  const found = await asked("page/word", { model: copy, word: wanted, text: at("sentence").value });
   const mean = found.probabilities.reduce((sum, part) => sum + part, 0) / found.probabilities.length;
   const best = found.probabilities.indexOf(Math.max(...found.probabilities));
   const near = found.nearest.map(([other, cosine]) => {
@@ -341,7 +342,49 @@ at("search").addEventListener("submit", (event) => {
 });
 for (const id of ["layer", "head"]) at(id).addEventListener("change", () => tried(attend));
 
-// ---- the two parts, and the token
+// ---- change
+
+/** Have these changes in place of those so far, and write the same text before and after them. */
+async function change(wanted) {
+  copy = wanted.length ? (await asked("page/change", { model: copy, edits: wanted })).model : "";
+  edits = wanted;
+  at("name").textContent = printable(model.run) + (copy && " (معدّل)");
+  at("edits").replaceChildren(...edits.map(({ kind, word: row, factor, source, values }) => make("li", [
+    word(row), ...{ scale: [` × ${figure(factor ?? 1, 3)}`], copy: [" كسطر ", word(source ?? "")],
+      set: [` = ${values?.length} قيمة`] }[kind],
+  ])));
+  [at("undo").disabled, at("keep").hidden, at("kept").hidden] = [!edits.length, !edits.length, true];
+  const drawn = { prompt: prompt.value, temperature: Number(temperature.value), top_k: 50, seed: 1, echo: true };
+  const { ids } = await asked("page/ids", { text: prompt.value });
+  drawn.max_tokens = Math.max(0, Math.min(Number(length.value), model.context - 1 - ids.length));
+  for (const [id, name] of [["before", ""], ["after", copy]]) {
+    const { choices } = await asked("v1/completions", { ...drawn, model: name });
+    at(id).textContent = printable(choices[0].text);
+  }
+}
+
+at("edit").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const [kind, amount] = [at("kind").value, at("amount").value.trim()];
+  const latin = amount.replace(/[٠-٩]/g, (digit) => digit.charCodeAt(0) - 0x660).replaceAll("٫", ".");
+  const numbers = latin.split(/[\s,،]+/).map(Number);
+  const given = { scale: { factor: numbers[0] }, copy: { source: amount }, set: { values: numbers } }[kind];
+  tried(async () => {
+    if (kind !== "copy" && !numbers.every(Number.isFinite)) throw new Error(`${amount}: not a number`);
+    await change([...edits, { kind, word: at("row").value, ...given }]);
+  });
+});
+at("undo").addEventListener("click", () => tried(() => change(edits.slice(0, -1))));
+at("keep").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tried(async () => {
+    const { command } = await asked("page/keep", { model: copy, edits, folder: at("folder").value });
+    at("kept").replaceChildren("حُفظ حيث بدأ الخادم. لاقتراحه: ", make("code", [make("bdi", command, { dir: "ltr" })]));
+    at("kept").hidden = false;
+  });
+});
+
+// ---- the parts, and the token
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 function turn(tab) {

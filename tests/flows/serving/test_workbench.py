@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from al_qalam.flows.serving import workbench
+from al_qalam.flows.serving.changing import MOST_SESSIONS
 from al_qalam.flows.serving.completions import Limits, application
 from al_qalam.flows.serving.models import Models
 from qalam_core import package as packages
@@ -155,6 +156,108 @@ def test_only_so_many_wait(built: Built, monkeypatch: pytest.MonkeyPatch) -> Non
     assert 2 <= found.count(200) < 6
 
 
+def row(word: str, kind: str, **more: Any) -> dict[str, Any]:
+    return {"word": word, "kind": kind, **more}
+
+
+def test_a_changed_copy_is_the_pages_alone_and_is_kept_as_edit_does(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = packages.read(built.published.folder / "model")
+    first, second, third = [word for word in package.vocabulary.words if word.startswith(" ")][:3]
+    values = [0.25] * package.config.dim
+    changes = [row(first, "scale", factor=3.0), row(second, "copy", source=first), row(third, "set", values=values)]
+    asked_ = {"prompt": "القط", "max_tokens": 10, "temperature": 0, "logprobs": 5}
+
+    async def run() -> None:
+        models = Models(str(built.published.folder / "model"), "", 2, 2)
+        transport = httpx.ASGITransport(application(models, Limits(), "", local=True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+
+            async def post(path: str, body: dict[str, Any]) -> Any:
+                answer = await http.post(path, json=body)
+                assert answer.status_code == 200, answer.text
+                return answer.json()
+
+            before = await post("/v1/completions", asked_)
+            name = (await post("/page/change", {"edits": changes}))["model"]
+            changed = await post("/v1/completions", {**asked_, "model": name})
+            assert (await post("/v1/completions", asked_))["choices"] == before["choices"], "others have the model"
+            for word in (first, second):
+                shown = await post("/page/word", {"model": name, "word": word})
+                number = package.vocabulary.words.index(first)
+                assert shown["row"] == (package.weights["embedding.weight"][number] * 3).tolist()
+            kept = await post("/page/keep", {"model": name, "edits": changes, "folder": "mine"})
+            assert kept == {"command": "qalam propose mine --why REASON"}
+            again = await http.post("/page/keep", json={"model": name, "edits": changes, "folder": "mine"})
+            assert "mine exists" in again.json()["error"]["message"]
+            edited = packages.read(tmp_path / "mine")
+            assert packages.changes(edited) == []
+            fresh = Models(str(tmp_path / "mine"), "", 2, 2)
+            served = httpx.ASGITransport(application(fresh, Limits(), "", local=True))
+            async with httpx.AsyncClient(transport=served, base_url="http://localhost") as other:
+                answer = (await other.post("/v1/completions", json=asked_)).json()
+            assert answer["choices"] == changed["choices"]
+            assert changed["choices"] != before["choices"]
+            # a further change ends the copy, and so do others' copies
+            newer = (await post("/page/change", {"model": name, "edits": changes[:1]}))["model"]
+            gone = await http.post("/page/lens", json={"model": name})
+            assert (gone.status_code, "change it again" in gone.text) == (404, True)
+            for _ in range(MOST_SESSIONS):
+                await post("/page/change", {"edits": changes[:1]})
+            assert (await http.post("/v1/completions", json={**asked_, "model": newer})).status_code == 404
+
+    asyncio.run(run())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    card = (tmp_path / "mine" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"1. on the page of qalam serve: {first} times 3; {second} as {first}; {third} set" in card
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (row("قطقطقط", "scale", factor=2.0), "is not a token"),
+        (row("99999", "scale", factor=2.0), "has no row 99999"),
+        (row("5", "copy", source="☃"), "is not a token"),
+        (row("5", "set", values=[1.0, 2.0]), "2 numbers for a row of 32"),
+        (row("5", "set", values=[2e4] * 32), "at most 10,000"),
+        (row("5", "scale", factor=1e300), "at most 10,000"),
+        (row("5", "scale", factor=float("nan")), "at most 10,000"),
+        (row("5", "grow"), "kind"),
+        ({}, "edits"),
+    ],
+)
+def test_a_change_that_cannot_be_is_one_line(built: Built, edit: dict[str, Any], message: str) -> None:
+    async def run() -> httpx.Response:
+        models = Models(str(built.published.folder / "model"), "", 2, 2)
+        transport = httpx.ASGITransport(application(models, Limits(), "", local=True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            content = json.dumps({"edits": [edit] if edit else []})
+            return await http.post("/page/change", content=content, headers={"Content-Type": "application/json"})
+
+    answer = asyncio.run(run())
+    text = answer.json()["error"]["message"]
+    assert (answer.status_code, message in text, "\n" in text) == (400, True, False), text
+
+
+@pytest.mark.parametrize("folder", ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "a\n", "a\x00", "x" * 101, "-x"])
+def test_only_a_name_is_a_folder(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = [row("5", "scale", factor=2.0)]
+
+    async def run() -> httpx.Response:
+        models = Models(str(built.published.folder / "model"), "", 2, 2)
+        transport = httpx.ASGITransport(application(models, Limits(), "", local=True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            name = (await http.post("/page/change", json={"edits": changes})).json()["model"]
+            return await http.post("/page/keep", json={"model": name, "edits": changes, "folder": folder})
+
+    answer = asyncio.run(run())
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "folder")
+    assert not list(tmp_path.iterdir())
+
+
 # ---- in a browser
 
 READY = "typeof tabs !== 'undefined' && !go.disabled"
@@ -263,6 +366,53 @@ def test_a_model_is_read_by_keys_alone(address: str, tmp_path: Path) -> None:
             "status.textContent.includes('token') && status.textContent"
         )
         assert page.value("document.documentElement.scrollWidth - innerWidth") == 0
+
+
+@in_a_browser
+def test_a_word_is_changed_undone_and_kept_by_keys_alone(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process, address = start(built.published.run, "--store", built.store.root, "--port", 0)
+    try:
+        with Browser(tmp_path / "browser", 390, 844) as page:
+            page.open(f"{address}/")
+            page.until(READY)
+            page.value("void ([temperature.value, length.value] = [0, 10])")
+            page.type("القط")
+            page.value("tabs[0].focus()")
+            page.press("ArrowLeft", "ArrowLeft", "Tab")
+            likely = httpx.post(f"{address}/page/lens", json={"text": "القط"}).json()["layers"][-1][-1][0]
+            page.type(likely)
+            page.press("Tab", "Tab", "Enter")
+            page.until("edits.length === 1 && at('after').textContent")
+            before, scaled = page.value("[at('before').textContent, at('after').textContent]")
+            assert before.startswith("القط")
+            assert "معدّل" in page.value("at('name').textContent")
+            page.value("void (at('kind').value = 'set', at('amount').value = Array(32).fill('٠٫٥').join(' '))")
+            page.value("at('edit').querySelector('button').focus()")
+            page.press("Enter")
+            page.until(f"edits.length === 2 && at('after').textContent !== {json.dumps(scaled)}")
+            page.press("Tab", "Enter")
+            page.until(f"edits.length === 1 && at('after').textContent === {json.dumps(scaled)}")
+            page.value("at('amount').value = 'x'")
+            page.value("at('amount').focus()")
+            page.press("Enter")
+            page.until("status.textContent.includes('not a number')")
+            page.value("at('folder').focus()")
+            page.type("mine")
+            page.press("Enter")
+            page.until("!at('kept').hidden")
+            assert "qalam propose mine --why REASON" in page.value("at('kept').textContent")
+            assert page.value("document.documentElement.scrollWidth - innerWidth") == 0
+            page.value("at('undo').focus()")
+            page.press("Enter")
+            page.until("!edits.length && at('after').textContent === at('before').textContent")
+            assert page.value("at('name').textContent") == built.published.run
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert packages.changes(packages.read(tmp_path / "mine")) == []
 
 
 @in_a_browser
