@@ -70,7 +70,7 @@ async function tried(action) {
 async function open() {
   model = await asked("page/model");
   at("key").hidden = true;
-  at("name").textContent = printable(model.run);
+  at("name").replaceChildren(make("bdi", printable(model.run)));
   document.title = printable(model.run);
   for (const [name, count] of [["layer", model.layers], ["head", model.heads]]) {
     at(name).replaceChildren(...Array.from({ length: count }, (_, n) => make("option", figure(n + 1), { value: n })));
@@ -348,7 +348,7 @@ for (const id of ["layer", "head"]) at(id).addEventListener("change", () => trie
 async function change(wanted) {
   copy = wanted.length ? (await asked("page/change", { model: copy, edits: wanted })).model : "";
   edits = wanted;
-  at("name").textContent = printable(model.run) + (copy && " (معدّل)");
+  at("name").replaceChildren(make("bdi", printable(model.run)), copy && " (معدّل)");
   at("edits").replaceChildren(...edits.map(({ kind, word: row, factor, source, values }) => make("li", [
     word(row), ...{ scale: [` × ${figure(factor ?? 1, 3)}`], copy: [" كسطر ", word(source ?? "")],
       set: [` = ${values?.length} قيمة`] }[kind],
@@ -361,6 +361,7 @@ async function change(wanted) {
     const { choices } = await asked("v1/completions", { ...drawn, model: name });
     at(id).textContent = printable(choices[0].text);
   }
+  if (copy && at("before").textContent === at("after").textContent) say("لم يتغيّر هذا النص.");
 }
 
 at("edit").addEventListener("submit", (event) => {
