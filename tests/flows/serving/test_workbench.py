@@ -326,7 +326,7 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
         assert page.value(TEXT) == printable(wanted_text, lines=True)
 
         whole = "document.documentElement"
-        assert page.value(f"[{whole}.scrollWidth - innerWidth, {whole}.scrollHeight - innerHeight]") == [0, 0]
+        assert page.value(f"[{whole}.scrollWidth, {whole}.scrollHeight]") == [width, 844]
         assert page.value("getComputedStyle(document.body).backgroundColor") == (
             "rgb(23, 22, 20)" if dark else "rgb(253, 252, 249)"
         )
@@ -365,7 +365,7 @@ def test_a_model_is_read_by_keys_alone(address: str, tmp_path: Path) -> None:
         assert "is not a token of this model" in page.until(
             "status.textContent.includes('token') && status.textContent"
         )
-        assert page.value("document.documentElement.scrollWidth - innerWidth") == 0
+        assert page.value("document.documentElement.scrollWidth") == 390
 
 
 @in_a_browser
@@ -404,7 +404,7 @@ def test_a_word_is_changed_undone_and_kept_by_keys_alone(
             page.press("Enter")
             page.until("!at('kept').hidden")
             assert "qalam propose mine --why REASON" in page.value("at('kept').textContent")
-            assert page.value("document.documentElement.scrollWidth - innerWidth") == 0
+            assert page.value("document.documentElement.scrollWidth") == 390
             page.value("at('undo').focus()")
             page.press("Enter")
             page.until("!edits.length && at('after').textContent === at('before').textContent")
@@ -477,6 +477,11 @@ def test_nothing_of_a_model_is_markup(processes: None, tmp_path: Path) -> None:
                 if seen >= set(HOSTILE):
                     break
             assert seen >= set(HOSTILE)
+            for word in HOSTILE:
+                page.value(f"branch(0, {json.dumps(word)})")
+                page.until(f"!writing && words[0]?.token === {json.dumps(word)}")
+                assert page.value(TEXT).startswith(printable(word))
+                assert not {*"\u202e"} & {*page.value("document.body.innerText")}
             for word in HOSTILE[:4]:
                 page.value(f"tried(() => find({json.dumps(word)}))")
                 page.until("!at('found').hidden")
