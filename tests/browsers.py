@@ -6,9 +6,12 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,106 @@ def found(document: str) -> Any:
     match = re.search(r'data-found="([^"]*)"', document)
     assert match, document[:2000]
     return json.loads(html.unescape(match[1]))
+
+
+class Browser:
+    """A headless Chromium that is driven over a pipe, by the Chrome DevTools protocol: keys and clicks are real ones.
+
+    `requests` are the addresses that it has asked for, `problems` what it wrote to the console.
+    """
+
+    def __init__(self, folder: Path, width: int = 1280, height: int = 800, dark: bool = False) -> None:
+        self.requests, self.problems = list[str](), list[str]()
+        self._number, self._left = 0, b""
+        (told, self._in), (self._out, tells) = os.pipe(), os.pipe()
+        # it reads from descriptor 3 and writes to 4
+        command = f'exec "$0" "$@" 3<&{told} 4>&{tells}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", command, str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu",
+             "--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}"],
+            pass_fds=(told, tells), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(told)
+        os.close(tells)
+        self._session = ""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._in)  # then it exits
+        self._process.wait(20)
+        os.close(self._out)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The result of a command."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._in, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, (method, answer)
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._left:
+            assert select.select([self._out], [], [], 60)[0], "no answer from chromium"
+            part = os.read(self._out, 1 << 20)
+            assert part, "chromium has ended"
+            self._left += part
+        content, _, self._left = self._left.partition(b"\0")
+        message: dict[str, Any] = json.loads(content)
+        given = message.get("params", {})
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requests.append(given["request"]["url"])
+        elif message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
+            self.problems.append(json.dumps(given, ensure_ascii=False)[:500])
+        return message
+
+    def open(self, address: str) -> None:
+        self.call("Page.navigate", url=address)
+
+    def value(self, expression: str) -> Any:
+        """Of an expression of JavaScript in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def until(self, expression: str, seconds: float = 30) -> Any:
+        """The value of an expression as soon as it is true."""
+        end = time.monotonic() + seconds
+        while not (found := self.value(expression)):
+            assert time.monotonic() < end, (expression, self.value("document.body.innerText"), self.problems)
+            time.sleep(0.02)
+        return found
+
+    def type(self, text: str) -> None:
+        self.call("Input.insertText", text=text)
+
+    def press(self, *keys: str) -> None:
+        """Keys by their names, such as Enter."""
+        codes = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        for key in keys:
+            shared = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+            text = {"text": "\r"} if key == "Enter" else {}
+            self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **shared, **text)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
+
+    def picture(self) -> bytes:
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
 def _literal(data: Any) -> str:

@@ -1,4 +1,4 @@
-"""The HTTP API of `qalam serve`: OpenAI's completions, /healthz, and /metrics.
+"""The HTTP API of `qalam serve`: OpenAI's completions, /healthz, and /metrics; the page is in workbench.py.
 
 Source: the OpenAI API reference, "Completions" (the object, its stream and its errors).
 """
@@ -22,7 +22,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from al_qalam.flows.serving import workbench
+from al_qalam.flows.serving.changing import Sessions
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine, notifier
+from al_qalam.flows.serving.errors import ApiError
 from al_qalam.flows.serving.models import Models, Served
 from qalam_core.display import printable
 from qalam_core.errors import QalamError
@@ -41,14 +44,6 @@ class Limits:
     tokens: int = 4096  # of an answer, all its texts together
     texts: int = 32  # of one request
     seconds: float = 300.0  # for one request
-
-
-class ApiError(Exception):
-    """An answer with an error."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
 
 
 class Completion(BaseModel):
@@ -81,7 +76,7 @@ class Completion(BaseModel):
 def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
     """The ASGI application; with a `token` each request needs it, and with `local` one of this machine's host names."""
     app = FastAPI(title="Al-Qalam", docs_url=None, redoc_url=None, openapi_url=None)
-    measured = _Measured(models)
+    measured, sessions = _Measured(models), Sessions()
 
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> Response:
@@ -119,7 +114,7 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
 
     @app.post("/v1/completions")
     async def completions(asked: Completion, request: Request) -> Response:
-        served = await models.current()
+        served = sessions.find(asked.model) or await models.current()
         if asked.model not in ("", models.name, served.run):
             raise ApiError(404, f"{printable(asked.model)}: this server has {models.name}", "model", "model_not_found")
         answer = _Answer(served, asked, limits)
@@ -134,6 +129,7 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
                 return StreamingResponse(answer.events(), media_type="text/event-stream")
             return JSONResponse(await answer.whole(request))
 
+    app.include_router(workbench.routes(models, sessions))
     return _Guarded(app, limits.body, token, local)
 
 
@@ -242,8 +238,10 @@ class _Answer:
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         awaited = {changed, gone} if gone else {changed}
         left = max(0.0, self._until - time.monotonic())
-        done, _ = await asyncio.wait(awaited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
+        try:
+            done, _ = await asyncio.wait(awaited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()  # also when the client of a stream has gone
         if gone in done:
             raise ApiError(499, "the client has gone")
         if not done:
@@ -382,7 +380,7 @@ class _Guarded:
         if self._local and name not in ("localhost", "127.0.0.1", "[::1]"):
             return ApiError(403, "only requests to localhost are answered: no page reaches this by another name")
         given = headers.get(b"authorization", b"")
-        if self._token and path != "/healthz" and not hmac.compare_digest(given, b"Bearer " + self._token):
+        if self._token and path not in ("/healthz", "/") and not hmac.compare_digest(given, b"Bearer " + self._token):
             return ApiError(
                 401, "no token, or a wrong one; send it as Authorization: Bearer TOKEN", code="invalid_api_key"
             )

@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from qalam_core.package.batching import Batch, Sampling, Text, Token
-from qalam_core.package.read import Package
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
-from qalam_core.package.runtime.tokenizer import Tokenizer, token_bytes
+from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
 
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
@@ -83,10 +83,9 @@ def _overlap(text: str, stop: str) -> int:
 class Engine:
     """Generates with one model, in a thread of its own."""
 
-    def __init__(self, package: Package, places: int, waiting: int) -> None:
-        self.tokenizer = Tokenizer(package.vocabulary)
-        self.model = NumpyTransformer(package.config, package.weights, self.tokenizer.specials)
-        self.words, self._specials = package.vocabulary.words, {*self.tokenizer.specials.ids()}
+    def __init__(self, model: NumpyTransformer, vocabulary: Vocabulary, places: int, waiting: int) -> None:
+        self.model, self.vocabulary, self.tokenizer = model, vocabulary, Tokenizer(vocabulary)
+        self._specials = {*self.tokenizer.specials.ids()}
         self._batch = Batch(self.model, places)
         self._choices: dict[Text, Choice] = {}
         self._waiting, self._most = deque[Choice](), waiting
@@ -127,17 +126,25 @@ class Engine:
     def spelled(self, token: int) -> str:
         """A token as text; one that is part of a character as its bytes."""
         if token in self._specials:
-            return str(self.words[token])
+            return str(self.vocabulary.words[token])
         try:
             return self._bytes(token).decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._bytes(token))
 
+    def id_of(self, spelled: str) -> int:
+        """The token that `spelled` writes so. Raises KeyError."""
+        return self._ids[spelled]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {self.spelled(id_): id_ for id_ in reversed(range(self.model.vocab_size))}
+
     def _bytes(self, token: int) -> bytes:
         """What a token adds to a text; special ones but <UNK> add nothing."""
         if token in self._specials:
-            return self.words[token].encode() if token == self.tokenizer.specials.unk else b""
-        word = self.words[token]
+            return self.vocabulary.words[token].encode() if token == self.tokenizer.specials.unk else b""
+        word = self.vocabulary.words[token]
         return token_bytes(word) if self.tokenizer.algorithm == "bpe" else word.encode()
 
     def _run(self) -> None:

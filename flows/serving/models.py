@@ -11,6 +11,7 @@ from al_qalam.flows.serving.engine import Engine
 from qalam_core import package as packages
 from qalam_core.errors import QalamError, StoreError
 from qalam_core.object_store import store_at
+from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.runs import Runs
 
 LOOK_SECONDS = 1.0
@@ -24,6 +25,7 @@ class Served:
     run: str  # the name of a package's folder, where it is of no run
     created: int  # Unix time
     engine: Engine
+    folder: Path  # of the package
 
 
 class Models:
@@ -79,7 +81,10 @@ class Models:
             if before and before.run == run:
                 return before
             folder = self._runs.folder(run) / "model"
-        served = Served(run, int(time.time()), Engine(packages.read(folder), self._places, self._waiting))
+        package = packages.read(folder)
+        model = NumpyTransformer(package.config, package.weights, package.vocabulary.specials)
+        engine = Engine(model, package.vocabulary, self._places, self._waiting)
+        served = Served(run, int(time.time()), engine, folder)
         if before:
             before.engine.close()  # when all its requests are answered
         return served

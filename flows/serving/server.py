@@ -57,6 +57,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()  # clients may connect as soon as the address is printed
     except OSError as error:
         raise QalamError(f"{host}:{port}: {error.strerror}; choose another --host or --port") from None
     listening.set_inheritable(True)

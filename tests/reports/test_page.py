@@ -101,6 +101,7 @@ def test_the_page_states_everything(run: Run) -> None:
         assert all(digest in text for digest in digests)
     assert record.incumbent in text
     assert f"qalam reproduce {run.run}" in text
+    assert f"qalam serve {run.run} has a page" in re.sub("</?code>", "", text)
     assert all(check.message in text for check in record.verdict.checks)
     sentence = headline(run.run, record)
     assert text.count(sentence) == 2

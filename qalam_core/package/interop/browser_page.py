@@ -56,8 +56,8 @@ def page(texts: dict[str, str], title: str) -> str:
     style, script = source("page.css"), "".join(map(source, SCRIPTS))
     blocks = [f'<script type="application/json" id="{name}">{_json(text)}</script>' for name, text in texts.items()]
     return Template(source("page.html")).substitute(
-        title=html.escape(title), style=style, style_digest=_digest(style), script=script,
-        script_digest=_digest(script), files="\n".join(blocks),
+        title=html.escape(title), style=style, style_digest=digest(style), script=script,
+        script_digest=digest(script), files="\n".join(blocks),
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def _json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     """A digest as a Content-Security-Policy names it: nothing else than this text is executed, or styles the page."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 

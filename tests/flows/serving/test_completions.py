@@ -59,7 +59,9 @@ def start(*arguments: object, **environment: str) -> tuple[subprocess.Popen[str]
     assert process.stdout
     line = process.stdout.readline()
     assert "; Ctrl-C ends it" in line, process.communicate()[1]
-    return process, line.partition(" at ")[2].partition("/v1;")[0]
+    address = line.partition(" at ")[2].partition("/v1;")[0]
+    socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))).close()  # at once
+    return process, address
 
 
 @pytest.fixture(scope="module")

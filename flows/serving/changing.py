@@ -1,0 +1,140 @@
+"""Changed copies of the served model, each for one page: what is tried in memory, and kept as an edited package."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from al_qalam.flows.serving.engine import Engine
+from al_qalam.flows.serving.errors import ApiError
+from al_qalam.flows.serving.models import Served
+from qalam_core.display import printable
+from qalam_core.errors import PackageError
+from qalam_core.package.editing import rows as edits
+from qalam_core.package.editing.seal import seal
+from qalam_core.package.inside import with_embedding
+
+MOST_SESSIONS = 4
+"""Changed copies at a time, each with an embedding of its own; a further one ends that which was used longest ago."""
+
+MOST_VALUE = 10_000
+"""Of a changed row: the logits of a model with larger ones may not be finite."""
+
+_TENSOR = "embedding.weight"
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+
+
+class Edit(BaseModel):
+    """One change of a word's row: times `factor`, a copy of the row of `source`, or `values`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["scale", "copy", "set"]
+    word: str
+    factor: float = 1.0
+    source: str = ""
+    values: list[float] = []
+
+    def __str__(self) -> str:
+        given = {"scale": f"times {self.factor:g}", "copy": f"as {self.source}", "set": "set"}
+        return f"{self.word} {given[self.kind]}"
+
+
+class Sessions:
+    """The changed copies by their names, which only the page that asked for one knows."""
+
+    def __init__(self) -> None:
+        self._served: OrderedDict[str, Served] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, name: str) -> Served | None:
+        """The copy with this name, while there is one."""
+        with self._lock:
+            if name in self._served:
+                self._served.move_to_end(name)
+            return self._served.get(name)
+
+    def change(self, served: Served, changes: Sequence[Edit], name: str) -> str:
+        """Make a copy of `served` with these changes, in place of the one that was called `name`; -> its new name.
+        Raises ApiError."""
+        new = f"page-{secrets.token_hex(16)}"
+        changed = replace(served, run=new, engine=_changed(served.engine, changes))
+        with self._lock:
+            ended = [self._served.pop(name)] if name in self._served else []
+            self._served[new] = changed
+            while len(self._served) > MOST_SESSIONS:
+                ended.append(self._served.popitem(last=False)[1])
+        for each in ended:
+            each.engine.close()
+        return new
+
+
+def _changed(engine: Engine, changes: Sequence[Edit]) -> Engine:
+    """As the functions of `editing` change a package, but before its storage type rounds."""
+    embedding_VC = engine.model.weights[_TENSOR].copy()
+
+    def row_of(word: str) -> int:
+        found = edits.find_row(engine.vocabulary, _TENSOR, word)
+        if found >= len(embedding_VC):
+            raise PackageError(f'"{_TENSOR}" has no row {found}; rows are 0 to {len(embedding_VC) - 1}')
+        return found
+
+    for change in changes:
+        try:
+            row = row_of(change.word)
+            wanted = embedding_VC[row].astype(np.float64) * change.factor
+            if change.kind == "copy":
+                wanted = embedding_VC[row_of(change.source)].astype(np.float64)
+            if change.kind == "set":
+                wanted = np.array(change.values, np.float64)
+        except PackageError as error:
+            raise ApiError(400, str(error), "word") from None
+        if len(wanted) != embedding_VC.shape[1]:
+            raise ApiError(400, f"{len(wanted)} numbers for a row of {embedding_VC.shape[1]}; give one per value")
+        with np.errstate(over="ignore"):
+            embedding_VC[row] = wanted.astype(np.float32)
+        if not np.abs(embedding_VC[row]).max() <= MOST_VALUE:  # NaN is not either
+            raise ApiError(400, f"{printable(str(change))}: only values of at most {MOST_VALUE:,} are tried here")
+    model = with_embedding(engine.model, embedding_VC)
+    return Engine(model, engine.vocabulary, places=2, waiting=2)
+
+
+def keep(served: Served, changes: Sequence[Edit], name: str) -> str:
+    """Write `served` with these changes as the sealed package `name` in the present folder; -> the command that
+    proposes it. Raises ApiError."""
+    folder = Path(name)
+    if not _NAME.fullmatch(name) or not name.isprintable():
+        raise ApiError(400, "folder: give a name of letters, digits, '-', '_' and '.', and no path", "folder")
+    if folder.exists():
+        raise ApiError(400, f"folder: {name} exists; choose another name", "folder")
+    note = printable(f"on the page of qalam serve: {'; '.join(map(str, changes))}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".qalam-", dir=".") as scratch:
+            copied = Path(scratch) / "package"
+            shutil.copytree(served.folder, copied, ignore=shutil.ignore_patterns("__pycache__"))
+            for change in changes:
+                if change.kind == "scale":
+                    edits.scale_row(copied, _TENSOR, change.word, change.factor)
+                elif change.kind == "copy":
+                    edits.copy_row(copied, _TENSOR, change.word, change.source)
+                else:
+                    edits.set_row(copied, _TENSOR, change.word, change.values)
+            seal(copied, note)
+            copied.rename(folder)
+    except PackageError as error:
+        raise ApiError(400, str(error).replace(scratch, name)) from None
+    except OSError as error:
+        raise ApiError(400, f"folder: {name} cannot be written ({error.strerror})", "folder") from None
+    return f"qalam propose {shlex.quote(name)} --why REASON"

@@ -1,0 +1,412 @@
+"use strict";
+// The page of `qalam serve`: it writes with a model token by token, and reads what is inside it. Whatever comes from the
+// model is set as text, never as markup, and its control characters are written as escapes.
+
+const at = (id) => document.getElementById(id);
+const [text, mark, others, form, prompt, temperature, length, go, status] = [
+  "text", "mark", "others", "form", "prompt", "temperature", "length", "go", "status",
+].map(at);
+const figure = (value, digits = 0) => value.toLocaleString("ar-EG", { maximumFractionDigits: digits });
+const percent = (part) => (part < 0.0001 ? `أقل من ${figure(0.01, 2)}٪` : `${figure(part * 100, part < 0.01 ? 2 : 1)}٪`);
+const LEVELS = [0.01, 0.05, 0.2, 0.5];  // probabilities from which a token's line is thicker
+const OTHERS = 12;  // tokens that are offered instead of one
+let [key, model, writing, words, chosen] = ["", null, null, [], -1];
+let [edits, copy] = [[], ""];  // the page's changes, and the name of its changed copy of the model
+
+// what a browser would obey; as in display.py
+const CONTROLS = new RegExp("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u206f" +
+  "\\ud800-\\udfff\\ufff9-\\ufffb\\u{e0000}-\\u{e007f}]", "gu");
+const escaped = (char) => {
+  const code = char.codePointAt(0);
+  return code < 0x10000 ? `\\u${code.toString(16).padStart(4, "0")}` : `\\U${code.toString(16).padStart(8, "0")}`;
+};
+const printable = (given) => given.replace(CONTROLS, escaped);
+// a token by itself, on one line: its spaces are visible
+const NAMED = { " ": "␣", "\n": "⏎", "\t": "⇥" };
+const named = (token) => printable(token).replace(/^ |[\n\t]| $/g, (char) => NAMED[char]) || "∅";
+
+function make(tag, content = "", attributes = {}) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  if (typeof content === "string") made.textContent = content;
+  else made.append(...content);
+  return made;
+}
+const word = (token) => make("bdi", named(token));
+
+// ---- the server
+
+async function ask(path, body, signal) {
+  const headers = body ? { "Content-Type": "application/json" } : {};
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const answer = await fetch(path, {
+    method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal, cache: "no-store",
+  });
+  if (answer.ok) return answer;
+  if (answer.status === 401) askKey();
+  const problem = await answer.json().catch(() => null);
+  throw new Error(problem?.error?.message ?? `HTTP ${answer.status}`);
+}
+const asked = async (path, body) => (await ask(path, body)).json();
+
+function askKey() {
+  at("key").hidden = false;
+  at("token").value = "";
+  at("token").focus();
+}
+
+const say = (message) => status.replaceChildren(...[message].flat());
+
+/** Do it, and say what went wrong. */
+async function tried(action) {
+  say("");
+  try {
+    await action();
+  } catch (error) {
+    if (error.name !== "AbortError") say(["تعذّر ذلك: ", make("bdi", printable(error.message), { dir: "ltr" })]);
+  }
+}
+
+async function open() {
+  model = await asked("page/model");
+  at("key").hidden = true;
+  at("name").replaceChildren(make("bdi", printable(model.run)));
+  document.title = printable(model.run);
+  for (const [name, count] of [["layer", model.layers], ["head", model.heads]]) {
+    at(name).replaceChildren(...Array.from({ length: count }, (_, n) => make("option", figure(n + 1), { value: n })));
+  }
+  length.max = Math.min(400, model.context - 1);
+  length.dispatchEvent(new Event("input"));
+  go.disabled = false;
+  say(`عدد المعاملات: ${figure(model.parameters)}، الرموز: ${figure(model.words)}، السياق: ${figure(model.context)}`);
+  prompt.focus();
+}
+
+// ---- write
+
+/** Events of a stream, as they come. */
+async function* events(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let left = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (left + value).split("\n\n");
+    left = parts.pop();
+    for (const part of parts) {
+      if (part === "data: [DONE]") return;
+      const event = JSON.parse(part.slice("data: ".length));
+      if (event.error) throw new Error(event.error.message);
+      yield event;
+    }
+  }
+}
+
+/** Write on after a text and the tokens behind it: at most `most` tokens, and focus on one as soon as it is there. */
+async function write(begin, tokens = [], most = Number(length.value), focused = -1) {
+  writing?.abort();
+  const mine = writing = new AbortController();
+  const alone = () => writing === mine;
+  close();
+  [go.textContent, words] = ["قف", []];
+  say("يكتب…");
+  try {
+    const { ids, run } = await (await ask("page/ids", { model: copy, text: begin, tokens }, mine.signal)).json();
+    const room = model.context - 1 - ids.length;
+    if (room < 0) throw new Error(`${ids.length} / ${model.context - 1}: the text is longer than the model's context`);
+    const answer = await ask("v1/completions", {
+      model: run, prompt: ids, max_tokens: Math.min(most, room), temperature: Number(temperature.value), top_k: 50,
+      logprobs: OTHERS, echo: true, stream: true,
+    }, mine.signal);
+    let written = [];
+    const since = performance.now();
+    text.replaceChildren();
+    for await (const { choices: [choice] } of events(answer)) {
+      if (!alone()) return;
+      written.push(...choice.text);  // by characters: offsets count these
+      const { tokens: new_, token_logprobs, top_logprobs, text_offset } = choice.logprobs;
+      new_.forEach((token, n) => words.push({
+        token, logprob: token_logprobs[n], top: top_logprobs[n], offset: text_offset[n], given: words.length < ids.length,
+      }));
+      show(written, new_.length + 1);
+      if (words[focused]) [, focused] = [step(focused, 0), -1];
+    }
+    const count = words.length - ids.length;
+    const speed = count / ((performance.now() - since) / 1000);
+    const full = most && room < most && count === room ? "، امتلأ السياق" : "";
+    say(count ? `الرموز: ${figure(count)}، في الثانية: ${figure(speed)}${full}` : `انتهى النص هنا${full}`);
+  } finally {
+    if (alone()) [writing, go.textContent] = [null, "أكمل"];
+  }
+}
+
+/** Show the last so many tokens, which are new, or may have got more of their characters. */
+function show(written, latest) {
+  for (let n = Math.max(0, words.length - latest); n < words.length; n++) {
+    const one = words[n];
+    one.shown ??= token(n);
+    const piece = written.slice(one.offset, words[n + 1]?.offset).join("");
+    if (one.piece !== piece) one.shown.textContent = printable(one.piece = piece);
+  }
+  if (!text.contains(document.activeElement)) text.scrollTop = text.scrollHeight;
+}
+
+function token(n) {
+  const { logprob, given } = words[n];
+  const heat = LEVELS.filter((level) => Math.exp(logprob) >= level).length;
+  const made = make("span", "", {
+    class: `token heat-${heat}${given ? " given" : ""}`, role: "button", tabindex: n ? -1 : 0, "aria-expanded": false,
+  });
+  made.dataset.n = n;
+  text.append(made);
+  return made;
+}
+
+/** Say a token's probability, and which it is of those that were possible. */
+function tell(n) {
+  const { token, logprob } = words[n];
+  const likelier = Object.values(words[n].top).filter((other) => other > logprob).length;
+  const rank = likelier < Object.keys(words[n].top).length ? `، ترتيبه ${figure(likelier + 1)}` : "";
+  mark.replaceChildren(word(token), ` احتماله ${percent(Math.exp(logprob))}${rank}`);
+}
+
+function choose(n) {
+  close();
+  chosen = n;
+  const { token, logprob, top, shown } = words[n];
+  shown.setAttribute("aria-expanded", true);
+  const offered = Object.entries({ __proto__: null, ...top, [token]: logprob }).sort((a, b) => b[1] - a[1]);
+  others.replaceChildren(...offered.map(([other, value]) => {
+    const bar = make("i");
+    bar.style.inlineSize = `${Math.exp(value - offered[0][1]) * 100}%`;
+    const button = make("button", [word(other), make("span", percent(Math.exp(value))), bar], {
+      type: "button", "aria-pressed": other === token,
+    });
+    button.addEventListener("click", () => branch(n, other));
+    return button;
+  }));
+  others.hidden = false;
+  others.firstChild.focus();
+}
+
+function close() {
+  others.hidden = true;
+  words[chosen]?.shown?.setAttribute("aria-expanded", false);
+  const was = chosen;
+  chosen = -1;
+  return was;
+}
+
+/** Write on from another token in place of the n-th. */
+function branch(n, other) {
+  const before = words.slice(0, n).map((one) => one.token);
+  const ends = other === model.end;
+  tried(() => (ends ? write("", before, 0, n - 1) : write("", [...before, other], undefined, n)));
+}
+
+function step(from, by) {
+  const next = words[Math.min(words.length - 1, Math.max(0, from + by))]?.shown;
+  if (!next) return;
+  for (const one of text.querySelectorAll("[tabindex='0']")) one.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+}
+
+const numbered = (event) => Number(event.target.closest?.(".token")?.dataset.n ?? -1);
+text.addEventListener("focusin", (event) => numbered(event) >= 0 && tell(numbered(event)));
+text.addEventListener("click", (event) => numbered(event) >= 0 && choose(numbered(event)));
+text.addEventListener("keydown", (event) => {
+  const n = numbered(event);
+  const by = { ArrowLeft: 1, ArrowRight: -1, Home: -words.length, End: words.length }[event.key];  // right to left
+  if (n < 0 || (!by && event.key !== "Enter" && event.key !== " ")) return;
+  event.preventDefault();
+  if (by) step(n, by);
+  else choose(n);
+});
+others.addEventListener("keydown", (event) => {
+  const by = { ArrowLeft: 1, ArrowDown: 1, ArrowRight: -1, ArrowUp: -1 }[event.key];
+  if (!by) return;
+  event.preventDefault();
+  const all = [...others.children];
+  all[Math.min(all.length - 1, Math.max(0, all.indexOf(event.target.closest("button")) + by))].focus();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if (!others.hidden) words[close()]?.shown.focus();
+  else writing?.abort();
+});
+prompt.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!writing) form.requestSubmit(go);
+});
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (writing) writing.abort();
+  else tried(() => write(prompt.value));
+});
+for (const range of [temperature, length]) {
+  const shown = () => {
+    range.previousElementSibling.textContent = figure(Number(range.value), 1);
+  };
+  range.addEventListener("input", shown);
+  shown();
+}
+
+// ---- read
+
+const shade = (cell, part) => {
+  cell.style.background = `color-mix(in srgb, var(--accent) ${Math.round(part * 45)}%, transparent)`;
+  return cell;
+};
+const header = (token, scope) => make("th", [word(token)], { scope });
+let sentence = "";
+
+async function look() {
+  sentence = at("sentence").value;
+  const { tokens, layers } = await asked("page/lens", { model: copy, text: sentence });
+  const names = layers.map((_, layer) => make("th", layer ? figure(layer) : "قبلها", { scope: "col" }));
+  const rows = tokens.map((token, n) => make("tr", [
+    header(token, "row"),
+    ...layers.map((said) => shade(make("td", [word(said[n][0]), make("small", ` ${percent(said[n][1])}`)]), said[n][1])),
+  ]));
+  const table = make("table", [make("thead", [make("tr", [make("th", "بعد", { scope: "col" }), ...names])]), make("tbody", rows)]);
+  at("lens").replaceChildren(
+    make("h2", "ماذا كان سيقول لو انتهى بعد كل طبقة"),
+    make("div", [table], { class: "scroll", tabindex: 0, role: "region", "aria-label": "ما تقوله كل طبقة" }),
+  );
+  at("lens").hidden = false;
+  await attend();
+}
+
+async function attend() {
+  const { tokens, weights } = await asked("page/attention", {
+    model: copy, text: sentence, layer: Number(at("layer").value), head: Number(at("head").value),
+  });
+  const rows = weights.map((row, n) => make("tr", [
+    header(tokens[n], "row"),
+    ...row.map((part, to) => (to <= n ? shade(make("td", figure(part * 100)), part) : make("td"))),
+  ]));
+  const head = [make("th", "٪", { scope: "col" }), ...tokens.map((token) => header(token, "col"))];
+  at("weights").replaceChildren(make("thead", [make("tr", head)]), make("tbody", rows));
+  at("attention").hidden = false;
+}
+
+async function find(wanted) {
+  at("word").value = wanted;
+  const found = await asked("page/word", { model: copy, word: wanted, text: at("sentence").value });
+  const mean = found.probabilities.reduce((sum, part) => sum + part, 0) / found.probabilities.length;
+  const best = found.probabilities.indexOf(Math.max(...found.probabilities));
+  const near = found.nearest.map(([other, cosine]) => {
+    const button = make("button", [word(other), make("small", ` ${figure(cosine, 2)}`)], { type: "button" });
+    button.addEventListener("click", () => tried(() => find(/^[0-9]+$/.test(other) ? `"${other}"` : other)));
+    return button;
+  });
+  at("found").replaceChildren(
+    make("p", [
+      make("b", [word(found.word)]), ` رقمه ${figure(found.id)}، حصته من الاحتمال في الجملة ${percent(mean)}، وأكثرها `,
+      `${percent(found.probabilities[best])} بعد `, word(found.tokens[best]),
+    ]),
+    make("h2", "أقرب الكلمات"), make("div", near, { class: "words" }),
+    make("h2", `سطره في جدول التضمين، طوله ${figure(found.norm, 2)}`), bars(found.row),
+  );
+  at("found").hidden = false;
+}
+
+/** A row's values as bars, up for those above zero. */
+function bars(row) {
+  const most = Math.max(...row.map(Math.abs)) || 1;
+  const drawn = (tag, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+  const svg = drawn("svg", {
+    viewBox: `0 0 ${row.length} 2`, preserveAspectRatio: "none", role: "img",
+    "aria-label": `${figure(row.length)} قيمة بين ${figure(Math.min(...row), 3)} و${figure(Math.max(...row), 3)}`,
+  });
+  svg.append(...row.map((value, x) => drawn("rect", {
+    x: x + 0.1, y: value > 0 ? 1 - value / most : 1, width: 0.8, height: Math.abs(value) / most,
+    class: value > 0 ? "more" : "less",
+  })));
+  return svg;
+}
+
+at("reading").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tried(look);
+});
+at("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tried(() => find(at("word").value));
+});
+for (const id of ["layer", "head"]) at(id).addEventListener("change", () => tried(attend));
+
+// ---- change
+
+/** Have these changes in place of those so far, and write the same text before and after them. */
+async function change(wanted) {
+  copy = wanted.length ? (await asked("page/change", { model: copy, edits: wanted })).model : "";
+  edits = wanted;
+  at("name").replaceChildren(make("bdi", printable(model.run)), copy && " (معدّل)");
+  at("edits").replaceChildren(...edits.map(({ kind, word: row, factor, source, values }) => make("li", [
+    word(row), ...{ scale: [` × ${figure(factor ?? 1, 3)}`], copy: [" كسطر ", word(source ?? "")],
+      set: [` = ${values?.length} قيمة`] }[kind],
+  ])));
+  [at("undo").disabled, at("keep").hidden, at("kept").hidden] = [!edits.length, !edits.length, true];
+  const drawn = { prompt: prompt.value, temperature: Number(temperature.value), top_k: 50, seed: 1, echo: true };
+  const { ids } = await asked("page/ids", { text: prompt.value });
+  drawn.max_tokens = Math.max(0, Math.min(Number(length.value), model.context - 1 - ids.length));
+  for (const [id, name] of [["before", ""], ["after", copy]]) {
+    const { choices } = await asked("v1/completions", { ...drawn, model: name });
+    at(id).textContent = printable(choices[0].text);
+  }
+  if (copy && at("before").textContent === at("after").textContent) say("لم يتغيّر هذا النص.");
+}
+
+at("edit").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const [kind, amount] = [at("kind").value, at("amount").value.trim()];
+  const latin = amount.replace(/[٠-٩]/g, (digit) => digit.charCodeAt(0) - 0x660).replaceAll("٫", ".");
+  const numbers = latin.split(/[\s,،]+/).map(Number);
+  const given = { scale: { factor: numbers[0] }, copy: { source: amount }, set: { values: numbers } }[kind];
+  tried(async () => {
+    if (kind !== "copy" && !numbers.every(Number.isFinite)) throw new Error(`${amount}: not a number`);
+    await change([...edits, { kind, word: at("row").value, ...given }]);
+  });
+});
+at("undo").addEventListener("click", () => tried(() => change(edits.slice(0, -1))));
+at("keep").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tried(async () => {
+    const { command } = await asked("page/keep", { model: copy, edits, folder: at("folder").value });
+    at("kept").replaceChildren("حُفظ حيث بدأ الخادم. لاقتراحه: ", make("code", [make("bdi", command, { dir: "ltr" })]));
+    at("kept").hidden = false;
+  });
+});
+
+// ---- the parts, and the token
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+function turn(tab) {
+  for (const one of tabs) {
+    one.setAttribute("aria-selected", one === tab);
+    one.tabIndex = one === tab ? 0 : -1;
+    at(one.getAttribute("aria-controls")).hidden = one !== tab;
+  }
+  tab.focus();
+  at("sentence").value ||= prompt.value;
+}
+for (const tab of tabs) {
+  tab.addEventListener("click", () => turn(tab));
+  tab.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: 1, ArrowRight: -1 }[event.key];
+    if (by) turn(tabs[(tabs.indexOf(tab) + by + tabs.length) % tabs.length]);
+  });
+}
+at("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = at("token").value;
+  tried(open);
+});
+tried(open);
