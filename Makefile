@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo up down check test test-oldest lint golden fuzz bench chaos chaos-cluster pictures release clean
+.PHONY: help demo up down check test test-oldest lint golden fuzz bench chaos chaos-cluster docs pictures release clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ chaos: .venv/test  ## fifty builds under kill -9, full disks and concurrent buil
 
 chaos-cluster: .venv/test  ## fifty builds on two machines that share an object storage, which fails: the same
 	$(BIN)/python -m benchmarks.bench_object_store --chaos --check
+
+docs: .venv/test  ## build the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 pictures: .venv/demo  ## take the README's pictures again: a report, and a run in Prefect's UI; needs chromium
 	$(BIN)/python docs/pictures/make.py

@@ -6,7 +6,7 @@ The corpus has so many documents of about so many words, drawn from a seed: one 
 and one in ten nearly the same. It is read and filtered by two processes. Then its duplicates are joined, and the corpus
 is prepared: in one partition, in as many as a build takes, with one and with two workers, and in PARTITIONS, one after
 the other, as on so many machines. Each stage is a process of its own, whose processor time is that of all its threads
-and whose memory is its peak, as the kernel reports it (VmHWM). At 16 words, 4 million documents are 0.63 GB; below one
+and whose memory is its peak, as the kernel reports it (VmHWM). At 16 words, 4 million documents are 0.63 GB; below two
 million, the targets measure how processes start.
 
 Targets: the join in PARTITIONS and the preparation take at most 15 % more processor time than in one partition; every

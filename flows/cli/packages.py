@@ -29,6 +29,7 @@ class Foreign(StrEnum):
 
     package = "package"
     transformers = "transformers"
+    hub = "hub"
     safetensors = "safetensors"
     original = "original"
 
@@ -246,7 +247,7 @@ def export(
     model: ModelArgument,
     target: Out,
     to: Annotated[
-        Foreign | None, typer.Option(help="package (default), transformers or safetensors.", show_default=False)
+        Foreign | None, typer.Option(help="package (default), hub, transformers or safetensors.", show_default=False)
     ] = None,
     dtype: Annotated[
         str | None,
@@ -273,10 +274,16 @@ def export(
         convert(folder, target, dtype or "f32")
     elif to is Foreign.transformers:
         transformers_folder.export_transformers(folder, target)
+    elif to is Foreign.hub:
+        from qalam_core.reports.hub import export_hub
+
+        runs = Runs(store_at(store))
+        known = not Path(model).is_dir()
+        export_hub(folder, target, *((runs.record(model), runs.report(model)) if known else ()))
     elif to is Foreign.safetensors:
         interop.export_safetensors(folder, target)
     else:
-        raise PackageError("the original's format can only be imported; choose package, transformers or safetensors")
+        raise PackageError("the original's format can only be imported; choose package, hub, transformers, safetensors")
     out.print(str(target), soft_wrap=True)
 
 
@@ -295,7 +302,7 @@ def import_(
     from qalam_core.package.interop import original, transformers_folder
     from qalam_core.package.interop import safetensors_file as interop
 
-    if of is Foreign.transformers:
+    if of in (Foreign.transformers, Foreign.hub):
         words = packages.read(like).vocabulary if like else None
         remarks = transformers_folder.import_transformers(source, target, vocabulary=words, dtype=dtype)
     elif of is Foreign.original:

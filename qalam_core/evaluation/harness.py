@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from qalam_core.errors import PackageError
+from qalam_core.evaluation.continuations import common, continuation_scores
 from qalam_core.package import read
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
+
+TOGETHER = 16
+"""Continuations of one context that are read at the same time."""
 
 
 @register_model("qalam")
@@ -44,12 +49,17 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """ln P(continuation | context), and whether greedy decoding gives the continuation."""
-        answers = []
-        for context, continuation in (request.args for request in requests):
-            ids = self.tokenizer.encode(context + continuation)
-            # a token that spans the border belongs to the continuation
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokenizer.encode(context), ids, strict=False))
-            answers.append(self._score([self.start, *ids], len(list(same)) + 1))
+        answers: list[tuple[float, bool]] = []
+        for context, group in groupby((request.args for request in requests), itemgetter(0)):
+            begin = self.tokenizer.encode(context)
+            while continuations := [continuation for _, continuation in islice(group, TOGETHER)]:
+                texts = [[self.start, *self.tokenizer.encode(context + each)] for each in continuations]
+                # a token that spans the border belongs to the continuation
+                known = [min(common([[self.start, *begin], ids]), len(ids) - 1) for ids in texts]
+                if max(map(len, texts)) - 1 <= self.model.max_seq_len and min(known) > 0:
+                    answers += continuation_scores(self.model, texts, known)
+                else:
+                    answers += [self._score(ids, place) for ids, place in zip(texts, known, strict=True)]
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:

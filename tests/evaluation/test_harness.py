@@ -70,6 +70,7 @@ def test_likelihoods_are_the_models(package: Path) -> None:
     assert "السمك" not in text
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_harness_runs_a_local_task_offline(package: Path, tmp_path: Path) -> None:
     lines = [
         {"start": "القط", "good": " يأكل السمك", "bad": " السمك السمك"},

@@ -136,11 +136,11 @@ elif where == "promote":
     Runs.offer = lambda *arguments: kill()
 elif where == "manifest":
     finish = stores._finish
-    def late(folder, identity, facts):
+    def late(folder, identity, facts, record):
         if identity.stage == "vocab":
             (folder / "manifest.json").write_text("{")
             kill()
-        return finish(folder, identity, facts)
+        return finish(folder, identity, facts, record)
     stores._finish = late
 elif where:
     kind = next(kind for kind in STAGES if kind.name == where)

@@ -22,9 +22,7 @@ READS = {
     "evaluate": 2,  # parsed without execution; its digest against the package's manifest. A child process imports it.
     "publish": 1,  # copied into the run's folder
 }
-AGAIN = {
-    "export": 1,  # the store verifies its digest before it reuses the artifact
-}
+AGAIN: dict[str, int] = {}  # its size and times are as they were when the store read it
 
 _stage = ""
 _opened: Counter[str] = Counter()

@@ -359,7 +359,7 @@ def test_a_plan_is_a_table_or_json(mine: Built, tmp_path: Path) -> None:
     where = ["--store", mine.store.root]
     unchanged = qalam("plan", recipe, *where)
     assert unchanged.returncode == 0, unchanged.stderr
-    assert f"0 to build, 12 to reuse, compared with {mine.published.run}" in unchanged.stdout
+    assert f"0 to build, 13 to reuse, compared with {mine.published.run}" in unchanged.stdout
     changed = qalam("plan", recipe, *where, "--set", "gate.tolerance=0.04")
     assert changed.returncode == 0
     assert re.search(r"^gate +build .*tolerance: 0\.035 -> 0\.04$", changed.stdout, re.MULTILINE), changed.stdout
@@ -413,7 +413,7 @@ def test_a_fully_cached_build_does_not_start_prefect(mine: Built, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "every stage was cached: nothing had to be built" in done.stdout
     assert f"run      {mine.published.run}  (champion)" in done.stdout
-    assert done.stderr.count("cached ") == 12
+    assert done.stderr.count("cached ") == 13
 
 
 @pytest.mark.parametrize("named_by", ["environment", "file"])
