@@ -21,7 +21,7 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class BusyError(Exception):
-    """As many requests wait as may."""
+    """As many requests wait as may, or another model has just taken this one's place."""
 
 
 @dataclass(eq=False)
@@ -107,7 +107,9 @@ class Engine:
     def submit(self, choices: Sequence[Choice]) -> None:
         """Generate these, as soon as there are places. Raises BusyError."""
         with self._changed:
-            if len(self._waiting) + len(choices) > self._most + max(0, self._batch.places - self.active):
+            if self._closed or len(self._waiting) + len(choices) > self._most + max(
+                0, self._batch.places - self.active
+            ):
                 raise BusyError
             self._waiting.extend(choices)
             self._changed.notify()

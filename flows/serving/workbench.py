@@ -134,7 +134,7 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
     @router.post("/page/ids")
     async def ids(asked: Ids) -> dict[str, Any]:
         served = await named(asked.model)
-        return {"ids": _ids(served.engine, asked), "run": served.run}
+        return {"ids": await asyncio.to_thread(_ids, served.engine, asked), "run": served.run}
 
     @router.post("/page/word")
     async def word(asked: Word) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 
 from al_qalam.flows.serving import models as models_module
 from al_qalam.flows.serving.completions import Limits, application
-from al_qalam.flows.serving.engine import Choice
+from al_qalam.flows.serving.engine import BusyError, Choice
 from al_qalam.flows.serving.models import Models
 from qalam_core import package as packages
 from qalam_core.package.batching import Sampling, Token
@@ -253,6 +253,8 @@ def test_a_client_that_goes_away_frees_its_place(built: Built) -> None:
             await asyncio.sleep(0.01)
         assert not engine.active
         engine.close()
+        with pytest.raises(BusyError):  # a request that began just before
+            engine.submit([choice])
 
     asyncio.run(run())
 
