@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 
 from al_qalam.tasks import remote, stages
 from al_qalam.tasks.events import deliver
-from al_qalam.tasks.executor import AsTasks, artifact_of
+from al_qalam.tasks.executor import AsTasks, made_by
 from al_qalam.tasks.links import report_base
 from al_qalam.tasks.outcome import RefusedError, supervised
 from al_qalam.tasks.policy import confined, run_name
@@ -105,5 +105,5 @@ def train_model(
     if start and not continues:
         start = replace(start, state=None)
     stage = remote.stage_of(home, recipe, corpus, tokenizer, start)
-    checkpoint = artifact_of(stages.task_of(Train)(store, [stage]))
+    (checkpoint,) = made_by(stages.task_of(Train)(store, [stage]))
     return Completed(message=remote.result(checkpoint), data=checkpoint)

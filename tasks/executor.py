@@ -29,8 +29,12 @@ class AsTasks:
     def run(self, stage: Stage) -> Artifact:
         """Run one stage in the flow's process."""
         if self.training and isinstance(stage, Train):
-            return artifact_of(remote.train(self.training, self.store, self.recipe, stage))
-        return artifact_of(task_of(type(stage))(self.store, [stage]))
+            returned = remote.train(self.training, self.store, self.recipe, stage)
+        else:
+            returned = task_of(type(stage))(self.store, [stage])
+        made = made_by(returned)
+        self.workers.returned.append(made)
+        return made[0]
 
     def map(self, stages: Sequence[Stage]) -> list[Artifact]:
         """Run stages on the workers."""
@@ -39,8 +43,7 @@ class AsTasks:
         return self.workers.map(task_of(type(stages[0])), self.store, stages)
 
 
-def artifact_of(returned: Any) -> Artifact:
-    """The artifact that a task call for one stage returned; a reused one is in the data of a state named Cached."""
-    artifact: Artifact
-    [artifact] = returned.result() if isinstance(returned, State) else returned
-    return artifact
+def made_by(returned: Any) -> Sequence[Artifact]:
+    """The artifacts that a task call returned; reused ones are in the data of a state named Cached."""
+    made: Sequence[Artifact] = returned.result() if isinstance(returned, State) else returned
+    return made

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -35,6 +35,9 @@ class Workers:
 
     runner: TaskRunner[Any]
     elsewhere: bool
+    # what tasks returned: Prefect finds the edges of its graph by the addresses of results, and the address of one that
+    # was freed could be that of another task's parameter
+    returned: list[Any] = field(default_factory=list, compare=False)
 
     def map(self, task: Task[..., Any], store: str, stages: Sequence[Stage]) -> list[Artifact]:
         """Run `task` for the stages, each alone or, of more than TASKS, several in a row; the first error is raised
@@ -47,14 +50,16 @@ class Workers:
             batches = batched(stages)
             futures = self.runner.map(task, {"store": unmapped(store), "stages": batches})
             if not self.elsewhere:
-                return list(chain.from_iterable(futures.result()))
+                self.returned.append(made_here := futures.result())
+                return list(chain.from_iterable(made_here))
             home, results = store_at(store), list[Artifact]()
             with tracked(stages[0].name, "stages") as progress:
                 # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
                 for batch, future in zip(batches, futures, strict=True):
                     progress(len(results), len(stages))
-                    made = zip(batch, future.result(), strict=True)
-                    results += [_reported(stage, home.here(artifact)) for stage, artifact in made]
+                    self.returned.append(made := future.result())
+                    pairs = zip(batch, made, strict=True)
+                    results += [_reported(stage, home.here(artifact)) for stage, artifact in pairs]
         except BrokenProcessPool:
             raise StoreError(
                 "a worker process was killed, most likely for memory; what is finished is kept: run the same command "

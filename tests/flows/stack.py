@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import psutil
 
 from al_qalam.tasks.policy import TRAINING_SLOTS
+from qalam_core.progress import every
 from qalam_core.recipe import Recipe
 from tests.flows.processes import RefusedError, call, free_port, own_signals, qalam, users_packages, write_recipe
 
@@ -249,21 +250,21 @@ def trainers(folder: Path) -> list[psutil.Process]:
 @contextmanager
 def slowed(folder: Path) -> Iterator[None]:
     """The training in this folder advances a fifteenth of the time: it lasts, and other tests have the cores."""
-    ended = threading.Event()
+    running = trainers(folder)
 
-    def alternate() -> None:
-        running = trainers(folder)
-        while not ended.is_set():
-            for pause, seconds in ((psutil.Process.suspend, 1.4), (psutil.Process.resume, 0.1)):
-                for process in running:
-                    with suppress(psutil.NoSuchProcess):
-                        pause(process)
-                ended.wait(seconds)
+    def signal_all(number: int) -> None:
+        for process in running:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
-    thread = threading.Thread(target=alternate)
-    thread.start()
+    def advance() -> None:
+        signal_all(signal.SIGCONT)
+        time.sleep(0.1)
+        signal_all(signal.SIGSTOP)
+
+    signal_all(signal.SIGSTOP)
     try:
-        yield
+        with every(1.4, advance):
+            yield
     finally:
-        ended.set()
-        thread.join()
+        signal_all(signal.SIGCONT)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import RepoCard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qalam_core.errors import PackageError
 from qalam_core.package import read, verify
+from qalam_core.package.runtime.tokenizer import Tokenizer
 from qalam_core.reports.hub import SOURCE, export_hub
-from tests.conftest import Built
+from tests.conftest import Built, examples
 from tests.flows.cli.command import qalam
 
 
@@ -86,3 +90,31 @@ def test_transformers_load_it_by_their_names(built: Built, tmp_path: Path) -> No
         "generate", built.published.run, "القط في", "--tokens", 12, "--temperature", 0, "--store", built.store.root
     )
     assert text == done.stdout.rstrip("\n")
+
+
+PARTS = st.sampled_from([
+    "\u0643\u064e\u062a\u064e\u0628\u064e", "ـــ", "ﷺ", "ﻻ", "لا", "١٢٣", "123", "٪", "abc", "é", "e\u0301", "😀", "\u200f",
+    "\u200c", " ", "  ", "\n", "\t", "\u00a0", "،", "؟", "<END>", "أإآ", "\u0670", "ﬁ", "\u0000", "\ufeff", "\ud7ff",
+])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("hub") / "folder"
+    export_hub(built.published.folder / "model", out)
+    return out
+
+
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(PARTS, max_size=12))
+def test_any_text_has_the_same_ids_there(folder: Path, parts: list[str]) -> None:
+    tokenizer, vocabulary = _tokenizers(folder)
+    text = "".join(parts)
+    assert tokenizer(text)["input_ids"] == [vocabulary.specials.start, *vocabulary.encode(text)]
+
+
+@cache
+def _tokenizers(folder: Path) -> tuple[Any, Tokenizer]:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder), Tokenizer(read(folder / SOURCE).vocabulary)
