@@ -94,7 +94,8 @@ def test_transformers_load_it_by_their_names(built: Built, tmp_path: Path) -> No
 
 PARTS = st.sampled_from([
     "\u0643\u064e\u062a\u064e\u0628\u064e", "ـــ", "ﷺ", "ﻻ", "لا", "١٢٣", "123", "٪", "abc", "é", "e\u0301", "😀",
-    "\u200f", "\u200c", " ", "  ", "\n", "\t", "\u00a0", "،", "؟", "<END>", "أإآ", "\u0670", "ﬁ", "\u0000", "\ufeff", "\ud7ff",
+    "\u200f", "\u200c", " ", "  ", "\n", "\t", "\u00a0",
+    "،", "؟", "<END>", "أإآ", "\u0670", "ﬁ", "\u0000", "\ufeff", "\ud7ff",
 ])  # fmt: skip
 
 
