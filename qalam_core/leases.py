@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from qalam_core.errors import StoreError
 from qalam_core.files import json_object
 from qalam_core.objects import Objects
-from qalam_core.progress import waiting
+from qalam_core.progress import every, waiting
 
 
 @contextmanager
@@ -32,20 +31,15 @@ def lease(objects: Objects, work: str, seconds: float, done: Callable[[], bool])
     if not objects.create(name, content()):
         with waiting(f"another machine, which works on {work[:24]}"):
             _wait(objects, name, seconds, content, done)
-    ended = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(seconds / 3):
-            with suppress(StoreError):  # the next attempt may succeed; if none does, two machines do the same work
-                objects.write(name, content())
+        with suppress(StoreError):  # the next attempt may succeed; if none does, two machines do the same work
+            objects.write(name, content())
 
-    renewing = threading.Thread(target=renew, daemon=True)
-    renewing.start()
     try:
-        yield
+        with every(seconds / 3, renew):
+            yield
     finally:
-        ended.set()
-        renewing.join()
         with suppress(StoreError, FileNotFoundError):
             if json_object(objects.read(name)[0]).get("by") == mine:
                 objects.delete(name)

@@ -38,6 +38,7 @@ from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
 from qalam_core.leases import lease
 from qalam_core.objects import NOT_PLAIN, SCHEMES, Objects, is_url, shown
+from qalam_core.progress import every
 from qalam_core.store import (
     ELSEWHERE,
     MANIFEST,
@@ -116,6 +117,7 @@ class ObjectStore(Store):
         self._objects = Objects(url)
         # bytes of copies, and of those that were added since `_make_room` looked, which it does the first time
         self._limit = self._added = _setting("QALAM_CACHE_GB", CACHE_GB) * 1e9
+        self._making_room = threading.Lock()
         self._lease_seconds = _setting("QALAM_LEASE_SECONDS", LEASE_SECONDS)
         super().__init__(folder_of(url))
 
@@ -204,7 +206,8 @@ class ObjectStore(Store):
                     return None
                 replace_file(partial / MANIFEST, content)
                 if home.exists() and super()._undamaged(stage, key) is None:
-                    home.rename(home.with_name(f"{key}.damaged-{secrets.token_hex(4)}"))
+                    with suppress(FileNotFoundError):  # another thread has just made room
+                        home.rename(home.with_name(f"{key}.damaged-{secrets.token_hex(4)}"))
                 with suppress(OSError):  # another process was first
                     partial.rename(home)
             finally:
@@ -274,7 +277,7 @@ class ObjectStore(Store):
         if not stage.resumable:
             yield
             return
-        place, kept, ended = _interrupted(stage.identity), "", threading.Event()
+        place, kept = _interrupted(stage.identity), ""
         with suppress(DamagedError):  # then it begins again
             if not any(partial.iterdir()) and (index := self._files(place)) is not None:
                 files, content = index
@@ -289,22 +292,12 @@ class ObjectStore(Store):
                     self._keep(place, newest)
                     kept = newest[0].name
 
-        def repeatedly() -> None:
-            while not ended.wait(self._lease_seconds / 3):
-                keep()
-
-        thread = threading.Thread(target=repeatedly, daemon=True)
-        thread.start()
         try:
-            yield
+            with every(self._lease_seconds / 3, keep):
+                yield
         except BaseException:
-            ended.set()
-            thread.join()
             keep()
             raise
-        finally:
-            ended.set()
-            thread.join()
 
     def _keep(self, place: str, paths: Sequence[Path]) -> None:
         """Upload copies of files, which change meanwhile, in place of what was uploaded before."""
@@ -462,10 +455,11 @@ class ObjectStore(Store):
 
     def _make_room(self, added: int) -> None:
         """Delete the copies that were used longest ago where there are more than there is room for."""
-        self._added += added
-        if self._added < self._limit / 20:
-            return
-        self._added = 0
+        with self._making_room:  # files are downloaded in several threads
+            self._added += added
+            if self._added < self._limit / 20:
+                return
+            self._added = 0
         found = sorted((used, name) for name, used in Store.artifacts(self).items() if ".partial" not in name)
         sizes = {name: Store.size(self, f"artifacts/{name}") for _, name in found}
         left, now = sum(sizes.values()), time.time()

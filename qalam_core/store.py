@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -293,9 +294,8 @@ class Store:
         return self.reference(stage, key).manifest
 
     def size(self, path: str) -> int:
-        """Bytes of what is at a path relative to the store."""
-        place = self.root / path
-        return sum(each.stat().st_size for each in (place, *place.rglob("*")) if each.is_file())
+        """Bytes of what is at a path relative to the store; 0 of what is gone."""
+        return sum(status.st_size for status in _statuses(self.root / path) if stat.S_ISREG(status.st_mode))
 
     def _undamaged(self, stage: str, key: str, remember: bool = False) -> Artifact | None:
         """The artifact of that digest if it has exactly the bytes that were finished.
@@ -489,8 +489,8 @@ class Store:
 def delete_folder(folder: Path) -> None:
     """Delete crash-safely: rename first, then remove, together with what an earlier crash left."""
     renamed = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.deleted")
-    folder.rename(renamed)
-    with suppress(FileNotFoundError):  # another process deletes in the same folder, and this as well
+    with suppress(FileNotFoundError):  # another thread or process deletes in the same folder, and this as well
+        folder.rename(renamed)
         shutil.rmtree(renamed)
     for leftover in folder.parent.glob(".*.deleted"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -527,11 +527,14 @@ def _finish(folder: Path, identity: Identity, facts: Frozen, record: Record) -> 
 
 def _last_use(folder: Path) -> float:
     """The newest modification time of a folder and its files."""
-    times = []
-    for name in ("", *files_below(folder)):
-        with suppress(FileNotFoundError):  # a build may be replacing its files
-            times.append((folder / name).stat().st_mtime)
-    return max(times, default=0.0)
+    return max((status.st_mtime for status in _statuses(folder)), default=0.0)
+
+
+def _statuses(place: Path) -> Iterator[os.stat_result]:
+    """Of a folder and its files, or of a file, without what another process deletes meanwhile."""
+    for path in (place, *(place / name for name in files_below(place))):
+        with suppress(FileNotFoundError):
+            yield path.stat()
 
 
 def _files(folder: Path) -> list[str]:

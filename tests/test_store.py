@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from qalam_core.package.write import replace_card
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
 from qalam_core.runs import Runs, exceptions, model_digest
-from qalam_core.store import Artifact, Identity, Store
+from qalam_core.store import Artifact, Identity, Store, delete_folder
 from tests.conftest import Built, examples
 from tests.failing_disk import READS, WRITES, broken, tree
 
@@ -665,3 +666,42 @@ def test_accepted_exceptions_are_of_the_model(runs: Runs, built: Built) -> None:
     promote(runs, passed)
     assert runs.accepted(passed) == runs.accepted(refused) == ("refused: better on poetry",)
     assert runs.accepted(other) == ()
+
+
+def test_what_others_delete_meanwhile_is_no_error(tmp_path: Path) -> None:
+    store, ended = Store(tmp_path), threading.Event()
+    (tmp_path / "artifacts" / "train").mkdir(parents=True)
+    keys = [sha256_bytes(bytes([number])) for number in range(4)]
+
+    def make() -> None:
+        while not ended.is_set():
+            for key in keys:
+                made = tmp_path / "made" / str(time.monotonic_ns())
+                (made / "deep").mkdir(parents=True)
+                (made / "deep" / "file").write_bytes(b"1")
+                with suppress(OSError):
+                    made.rename(tmp_path / "artifacts" / "train" / key)
+
+    def delete() -> None:
+        while not ended.is_set():
+            for key in keys:
+                delete_folder(tmp_path / "artifacts" / "train" / key)
+
+    def look() -> int:
+        until, looked = time.monotonic() + 0.5, 0
+        while time.monotonic() < until:
+            for name in store.artifacts():
+                assert store.size(f"artifacts/{name}") in (0, 1)
+                store.delete_artifact(name, time.time() + 1)
+                looked += 1
+        return looked
+
+    with ThreadPoolExecutor(5) as pool:
+        working = [pool.submit(make), pool.submit(delete), pool.submit(delete)]
+        found = [pool.submit(look), pool.submit(look)]
+        try:
+            assert sum(each.result() for each in found)
+        finally:
+            ended.set()
+        for each in working:
+            each.result()

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from al_qalam.tasks.events import corpus_updated, deliver
 from qalam_core.corpus.sources import expand
 from qalam_core.errors import CorpusError, QalamError
-from qalam_core.files import replace_file
+from qalam_core.files import files_below, replace_file
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 
@@ -79,14 +80,17 @@ def _scan(folder: Path) -> Seen:
     if not folder.is_dir():
         raise CorpusError(f"{folder}: the folder is gone; mount or restore it")
     seen = {}
-    for path in folder.rglob("*"):
+    try:
+        names = files_below(folder)
+    except OSError as error:
+        raise CorpusError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
+    for name in names:
+        path = folder / name
         if not path.name.startswith(".") and not path.name.endswith((".part", ".tmp", ".crdownload")):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            if path.is_file():
-                seen[path.relative_to(folder).as_posix()] = [stat.st_size, stat.st_mtime_ns]
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                if S_ISREG(status.st_mode):
+                    seen[name] = [status.st_size, status.st_mtime_ns]
     return seen
 
 

@@ -92,6 +92,10 @@ class SourceFile:
         return self.copy or self.path
 
 
+Expanded = tuple[list[Path], dict[str, str]]
+"""The files of a source, and why others of its folder are passed over."""
+
+
 def resolve(sources: Sequence[Source], digests: Digests = READ_ALL) -> list[SourceFile]:
     """The files of `sources`, in their order, sorted within each, digested, without duplicates. Raises CorpusError.
 
@@ -100,9 +104,10 @@ def resolve(sources: Sequence[Source], digests: Digests = READ_ALL) -> list[Sour
     if not sources:
         raise CorpusError("corpus.sources: empty; name at least one file, folder, glob or data set")
     files: dict[tuple[object, ...], SourceFile] = {}
-    least = PIECE_BYTES * growth(_bytes_here(sources))
-    for source in sources:
-        for place, file in _files(source, digests, least):
+    here = [None if source.path.startswith("hf:") or is_url(source.path) else expand(source) for source in sources]
+    least = PIECE_BYTES * growth(_bytes(sources, here))
+    for source, expanded in zip(sources, here, strict=True):
+        for place, file in _files(source, expanded, digests, least):
             # a file that two sources name is read once, under the first one's name
             start = file.piece.start if file.piece else 0
             key = (place, start, file.settings.model_copy(update={"name": "", "found": False}))
@@ -112,20 +117,18 @@ def resolve(sources: Sequence[Source], digests: Digests = READ_ALL) -> list[Sour
     return list(files.values())
 
 
-def _bytes_here(sources: Sequence[Source]) -> int:
+def _bytes(sources: Sequence[Source], here: Sequence[Expanded | None]) -> int:
     """Bytes of the files on disk that the sources name, which alone are cut into pieces."""
     sizes: dict[str, int] = {}
-    for source in sources:
-        if source.path.startswith("hf:") or is_url(source.path):
-            continue
-        for path in expand(source)[0]:
+    for source, expanded in zip(sources, here, strict=True):
+        for path in expanded[0] if expanded else ():
             if source.format != "auto" or parts(path)[1]:
                 with suppress(OSError):  # it is named where it is read
                     sizes[os.path.realpath(path)] = path.stat().st_size
     return sum(sizes.values())
 
 
-def _files(source: Source, digests: Digests, least: int) -> Iterator[tuple[str, SourceFile]]:
+def _files(source: Source, expanded: Expanded | None, digests: Digests, least: int) -> Iterator[tuple[str, SourceFile]]:
     """The files of one source, each with what identifies it; pieces of large ones, of `least` bytes or more.
 
     What was found but is no text is passed over and named.
@@ -134,10 +137,10 @@ def _files(source: Source, digests: Digests, least: int) -> Iterator[tuple[str, 
         file = _hub(source, digests)
         yield file.digest, file
         return
-    if is_url(source.path):
+    if expanded is None:
         yield from _objects(source, digests)
         return
-    paths, passed = expand(source)
+    paths, passed = expanded
     found = not source.path.startswith("package:") and not Path(source.path).is_file()
     count = 0
     for path in paths:
@@ -256,8 +259,8 @@ def _unreadable(path: Path | str, error: OSError) -> CorpusError:
     return CorpusError(f"{path}: cannot be read ({error.strerror or error}); check that it exists and its permissions")
 
 
-def expand(source: Source) -> tuple[list[Path], dict[str, str]]:
-    """The files of a source, and why others of its folder are passed over. Raises CorpusError where there is none."""
+def expand(source: Source) -> Expanded:
+    """The files of a source on this disk. Raises CorpusError where there is none."""
     if source.path.startswith("package:"):
         return [_packaged(source.path.removeprefix("package:"))], {}
     if is_url(source.path):
