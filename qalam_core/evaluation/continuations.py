@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qalam_core.package.inference import log_softmax
 from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer, attention
 
 
@@ -36,13 +37,15 @@ def continuation_scores(
     found = []
     for tail, place, after_TC in zip(tails, known, after_BTC, strict=True):
         features_TC = np.concatenate([begin_1TC[0, -1:], after_TC[: len(tail) - 1]])[place - shared :]
-        logits_TV = (features_TC @ model.head_CV).astype(np.float64)
-        targets = np.array(tail[place - shared :])
-        largest = logits_TV.max(-1)
-        logs = logits_TV[np.arange(len(targets)), targets] - largest
-        logs -= np.log(np.exp(logits_TV - largest[:, None]).sum(-1))
-        found.append((float(logs.sum()), bool((logits_TV.argmax(-1) == targets).all())))
+        found.append(score(features_TC @ model.head_CV, tail[place - shared :]))
     return found
+
+
+def score(logits_TV: Floats, targets: Sequence[int]) -> tuple[float, bool]:
+    """ln P of T targets together, and whether each has the largest logit."""
+    logs_TV = log_softmax(logits_TV)
+    right = bool((logits_TV.argmax(-1) == targets).all())
+    return float(logs_TV[np.arange(len(targets)), targets].sum()), right
 
 
 def common(texts: Sequence[Sequence[int]]) -> int:

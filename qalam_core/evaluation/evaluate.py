@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from qalam_core.evaluation.results import (
     Integrity,
     Repetition,
     Report,
+    Sample,
     Slice,
     TensorStatistics,
     rounded,
@@ -98,7 +100,12 @@ def evaluate(
     subject = Subject(model, writer, tokenizer, package.vocabulary, normalisation, seed)
     tested = tuple(run(suite, subject, progress) for suite in suites)
     model.to("cpu")
-    finite = bool(np.isfinite(nats).all())
+    shown: tuple[Sample, ...] = ()
+    generation = no_generation()
+    if np.isfinite(nats).all():
+        with suppress(FloatingPointError):  # logits of other texts may not be finite
+            shown = samples(writer, tokenizer, prompts, seed)
+            generation = generation_statistics(writer, train_tokens, seed)
     vocab_size = model.vocab_size
     trained = training_sample(train_texts, train_tokens, TEXTS)
     unigram, ngram = Unigram.fit(trained.tokens, vocab_size), KneserNey.fit(trained.tokens, vocab_size, TOKEN_ORDER)
@@ -120,8 +127,8 @@ def evaluate(
             str(name): documents.figures(everything[slice_of == number], per_document, correct, confidence)
             for number, name in enumerate(names)
         },
-        samples=samples(writer, tokenizer, prompts, seed) if finite else (),
-        generation=generation_statistics(writer, train_tokens, seed) if finite else no_generation(),
+        samples=shown,
+        generation=generation,
         integrity=check(
             package, checkpoint, model, documents.stream, _tokenized(tokenizer, probes),
             _same_ids(tokenizer, trained.head, train_tokens), storage, _same_texts(tokenizer, probes, normalisation),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qalam_core.evaluation.results import Generation, Piece, Sample, rounded
+from qalam_core.package.inference import log_softmax
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 
 SAMPLES, SAMPLE_LENGTH = 16, 64
@@ -42,8 +43,7 @@ def _pieces(model: NumpyTransformer, tokenizer: Tokenizer, ids: Sequence[int], b
             break
         inside = place <= model.max_seq_len
         logits = within[place - 1] if inside else model(np.array([ids[place - model.max_seq_len : place]]))[0][0, -1]
-        logits = logits.astype(np.float64)
-        chance *= float(np.exp(logits[ids[place]] - logits.max()) / np.exp(logits - logits.max()).sum())
+        chance *= math.exp(log_softmax(logits)[ids[place]])
         text = tokenizer.decode(list(ids[1 : place + 1]), skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # a token may be the first of a letter's two bytes
             pieces.append(Piece(text=text[len(shown) :], probability=float(f"{chance:.3g}")))

@@ -23,7 +23,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from qalam_core.errors import PackageError
-from qalam_core.evaluation.continuations import common, continuation_scores
+from qalam_core.evaluation.continuations import common, continuation_scores, score
 from qalam_core.package import read
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
@@ -88,15 +88,10 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
         while place < len(ids):
             begin = 0 if place == known and len(ids) <= context + 1 else max(0, place - (context + 1) // 2)
             window = np.array([ids[begin : begin + context]])
-            logits_TV = self.model(window)[0][0].astype(np.float64)
+            logits_TV = self.model(window)[0][0]
             end = min(begin + context + 1, len(ids))
-            rows_NV = logits_TV[place - 1 - begin : end - 1 - begin]
-            targets = np.array(ids[place:end])
-            largest = rows_NV.max(-1)
-            logs = rows_NV[np.arange(len(targets)), targets] - largest
-            total += float((logs - np.log(np.exp(rows_NV - largest[:, None]).sum(-1))).sum())
-            greedy = greedy and bool((rows_NV.argmax(-1) == targets).all())
-            place = end
+            found, right = score(logits_TV[place - 1 - begin : end - 1 - begin], ids[place:end])
+            total, greedy, place = total + found, greedy and right, end
         return total, greedy
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer, attention, draw
+from qalam_core.package.inference import log_softmax
+from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer, attention, draw, unchecked
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Text:
     sampling: Sampling
     random: np.random.Generator
     prompt: list[Token] = field(default_factory=list)  # of the prompt but its first, where logprobs are asked for
-    generated: int = 0
 
 
 class Batch:
@@ -64,9 +64,10 @@ class Batch:
             (config.num_layers, 2, places, config.kv_heads, config.max_seq_len, config.head_size), np.float32
         )
 
+    @unchecked()
     def join(self, ids: Sequence[int], sampling: Sampling, random: np.random.Generator) -> tuple[Text, Token | None]:
         """Add a text that begins with `ids`; -> it, and its first token. Needs a free place, one id or more, and room
-        for all tokens in the model's context."""
+        for all tokens in the model's context. Raises FloatingPointError where its logits are not finite."""
         row, length = len(self.texts), len(ids)
         assert row < self.places
         assert 0 < length <= self.model.max_seq_len - sampling.max_tokens
@@ -80,12 +81,13 @@ class Batch:
             ]
         if not sampling.max_tokens:
             return text, None
+        token = _drawn(text, (features_TC[-1:] @ self.model.head_CV)[0])
         self.texts.append(text)
-        (token,) = self._drawn([text], features_TC[-1:] @ self.model.head_CV)
         return text, token
 
-    def step(self) -> list[tuple[Text, Token]]:
-        """The next token of every text."""
+    @unchecked()
+    def step(self) -> list[tuple[Text, Token | FloatingPointError]]:
+        """The next token of every text, or why it has none: its logits are not finite."""
         ids_B1 = np.array([[text.ids[-1]] for text in self.texts])
         positions_B = np.array([len(text.ids) - 1 for text in self.texts])
         caches = self._cache[:, :, : len(ids_B1)]
@@ -94,7 +96,13 @@ class Batch:
         else:
             layers = [partial(_ragged, cache_2BKPD=cache, positions_B=positions_B) for cache in caches]
         features_BC = self.model.features(ids_B1, positions_B[:, None], layers)[:, 0]
-        return list(zip(self.texts, self._drawn(self.texts, features_BC @ self.model.head_CV), strict=True))
+        found: list[tuple[Text, Token | FloatingPointError]] = []
+        for text, logits_V in zip(self.texts, features_BC @ self.model.head_CV, strict=True):
+            try:
+                found.append((text, _drawn(text, logits_V)))
+            except FloatingPointError as error:
+                found.append((text, error))
+        return found
 
     def leave(self, text: Text) -> None:
         """Remove a text; the last one takes its row."""
@@ -104,27 +112,16 @@ class Batch:
             used = len(last.ids)
             self._cache[:, :, row, :, :used] = self._cache[:, :, len(self.texts), :, :used]
 
-    def _drawn(self, texts: Sequence[Text], logits_BV: Floats) -> list[Token]:
-        ids = [_drawn(text, logits_V) for text, logits_V in zip(texts, logits_BV, strict=True)]
-        found = []
-        for text, id_, logits_V in zip(texts, ids, logits_BV, strict=True):
-            text.ids.append(id_)
-            text.generated += 1
-            count = text.sampling.logprobs
-            found.append(Token(id_) if count is None else _token(logits_V, id_, count))
-        return found
 
-
-def _drawn(text: Text, logits_V: Floats) -> int:
+def _drawn(text: Text, logits_V: Floats) -> Token:
     chosen = text.sampling
-    if chosen.temperature == 0:
-        return int(logits_V.argmax())
-    return draw(logits_V, chosen.temperature, chosen.top_k, chosen.top_p, text.random)
+    id_ = draw(logits_V, chosen.temperature, chosen.top_k, chosen.top_p, text.random)
+    text.ids.append(id_)
+    return Token(id_) if chosen.logprobs is None else _token(logits_V, id_, chosen.logprobs)
 
 
 def _token(logits_V: Floats, id_: int, count: int) -> Token:
-    scaled: NDArray[np.float64] = logits_V.astype(np.float64) - float(logits_V.max())
-    logprobs = scaled - np.log(np.exp(scaled).sum())
+    logprobs = log_softmax(logits_V)
     best = np.argpartition(-logprobs, min(count, len(logprobs) - 1))[:count]
     best = best[np.lexsort((best, -logprobs[best]))]
     return Token(id_, float(logprobs[id_]), tuple((int(index), float(logprobs[index])) for index in best))

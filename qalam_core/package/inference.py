@@ -1,11 +1,14 @@
-"""Text generation from a package's values with this release's runtime; code of the package is not executed."""
+"""Text generation from a package's values with this release's runtime, and the probabilities of its logits; code of the
+package is not executed."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from qalam_core.errors import PackageError
 from qalam_core.package.read import Package
-from qalam_core.package.runtime.numpy_model import NumpyTransformer
+from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 
 
@@ -18,9 +21,19 @@ def generate(
     seed: int | None = None,
     top_p: float = 1.0,
 ) -> str:
-    """Return `prompt` and its continuation; an empty prompt starts a document."""
+    """Return `prompt` and its continuation; an empty prompt starts a document. Raises PackageError."""
     tokenizer = Tokenizer(package.vocabulary)
     model = NumpyTransformer(package.config, package.weights, tokenizer.specials)
     ids = np.array([[tokenizer.specials.start, *tokenizer.encode(prompt)]])
-    generated = model.generate(ids, max_new_tokens, temperature, top_k, seed, top_p)
+    try:
+        generated = model.generate(ids, max_new_tokens, temperature, top_k, seed, top_p)
+    except FloatingPointError as error:
+        raise PackageError(f"{package.path}: {error}; scale them down, or train again") from None
     return tokenizer.decode(generated[0].tolist())
+
+
+def log_softmax(logits: Floats) -> NDArray[np.float64]:
+    """Natural logarithms of probabilities, along the last axis of (..., V) logits."""
+    shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qalam_core.package.inference import log_softmax
 from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer
 
 
@@ -52,11 +53,7 @@ def with_embedding(model: NumpyTransformer, embedding_VC: Floats) -> NumpyTransf
 
 def probabilities(model: NumpyTransformer, features_TC: Floats) -> Floats:
     """-> (T, V), of the next token."""
-    logits_TV: Floats = features_TC @ model.head_CV
-    logits_TV -= logits_TV.max(-1, keepdims=True)
-    np.exp(logits_TV, out=logits_TV)
-    logits_TV /= logits_TV.sum(-1, keepdims=True)
-    return logits_TV
+    return np.exp(log_softmax(features_TC @ model.head_CV)).astype(np.float32)
 
 
 def _attention(weights: list[Floats], q_BHTD: Floats, k_BKTD: Floats, v_BKTD: Floats) -> Floats:

@@ -6,10 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qalam_core.evaluation.integrity import transformer
+from qalam_core.model import _sample
 from qalam_core.package.runtime.architecture import ModelConfig
-from qalam_core.package.runtime.numpy_model import _GELUS, NumpyTransformer, erf, sample
+from qalam_core.package.runtime.numpy_model import _GELUS, NumpyTransformer, draw, erf, sample
+from tests.conftest import examples
 from tests.small_package import CONFIG, LLAMA, weights
 
 
@@ -60,6 +64,48 @@ def test_top_p_keeps_the_fewest_tokens_with_the_probability() -> None:
     for share, allowed in ((0.01, {1}), (0.49, {1}), (0.51, {1, 3}), (0.85, {0, 1, 3}), (1.0, {0, 1, 2, 3, 4})):
         drawn = {int(sample(logits, 1.0, 0, share, random)[0]) for _ in range(300)}
         assert drawn == allowed, share
+
+
+class Fixed:
+    """A random generator with a known draw."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+@settings(max_examples=examples(50))
+@given(
+    st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=40), st.sampled_from([0.0, 0.5, 1 - 2**-53]),
+    st.sampled_from([0.0, 5e-324, 1e-30, 0.3, 1.0, 2.0]), st.integers(0, 41), st.sampled_from([1e-9, 0.3, 0.999, 1.0]),
+)  # fmt: skip
+def test_a_draw_is_one_of_the_allowed(
+    values: list[float], value: float, temperature: float, top_k: int, top_p: float
+) -> None:
+    """At the ends of the interval as well, where sums are rounded."""
+    logits = np.array(values, np.float32)
+    drawn = draw(logits, temperature, top_k, top_p, Fixed(value))  # type: ignore[arg-type]
+    assert 0 <= drawn < len(logits)
+    if 0 < top_k < len(logits):
+        assert (logits > logits[drawn]).sum() < top_k
+    if temperature < 1e-20 or top_p == 1e-9:
+        assert logits[drawn] == logits.max()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float, top_k: int) -> None:
+    logits = np.array([1.0, bad, 0.5, 0.25], np.float32)
+    if bad == -math.inf:  # one of them is a probability of 0, but not all
+        assert sample(logits[None], temperature, top_k, 1.0, np.random.default_rng(0)) != [1]
+        logits[:] = bad
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sample(logits[None], temperature, top_k, 1.0, np.random.default_rng(0))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        _sample(torch.from_numpy(logits)[None], temperature, top_k, 1.0, None)
 
 
 def test_finished_rows_are_filled_with_end() -> None:
