@@ -6,11 +6,10 @@ Source: the OpenAI API reference, "Completions" (the object, its stream and its 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -26,14 +25,11 @@ from al_qalam.flows.serving import workbench
 from al_qalam.flows.serving.changing import Sessions
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine, notifier
 from al_qalam.flows.serving.errors import ApiError
+from al_qalam.flows.serving.guard import Guarded
 from al_qalam.flows.serving.models import Models, Served
 from qalam_core.display import printable
 from qalam_core.errors import QalamError
 from qalam_core.package.batching import Sampling, Token
-
-Message = dict[str, Any]  # of ASGI, and a scope
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -80,23 +76,23 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
 
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> Response:
-        return _error(error)
+        return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, str)) or None
         if first["type"] == "extra_forbidden":
-            return _error(ApiError(400, f"{printable(place or '')}: not a parameter of completions here", place))
-        return _error(ApiError(400, f"{printable(place or 'body')}: {printable(first['msg'])}", place))
+            return ApiError(400, f"{printable(place or '')}: not a parameter of completions here", place).response()
+        return ApiError(400, f"{printable(place or 'body')}: {printable(first['msg'])}", place).response()
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:
-        return _error(ApiError(error.status_code, str(error.detail)))
+        return ApiError(error.status_code, str(error.detail)).response()
 
     @app.exception_handler(QalamError)
     async def _model(_: Request, error: QalamError) -> Response:
-        return _error(ApiError(503, str(error)))
+        return ApiError(503, str(error)).response()
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -117,7 +113,7 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
         served = sessions.find(asked.model) or await models.current()
         if asked.model not in ("", models.name, served.run):
             raise ApiError(404, f"{printable(asked.model)}: this server has {models.name}", "model", "model_not_found")
-        answer = _Answer(served, asked, limits)
+        answer = _Answer(served, asked, limits, measured.generated_tokens.inc)
         measured.requests.inc()
         measured.prompt_tokens.inc(answer.prompt_tokens)
         with measured.seconds.time():
@@ -130,14 +126,14 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
             return JSONResponse(await answer.whole(request))
 
     app.include_router(workbench.routes(models, sessions))
-    return _Guarded(app, limits.body, token, local)
+    return Guarded(app, limits.body, token, local)
 
 
 class _Answer:
     """The texts that one request asks for."""
 
-    def __init__(self, served: Served, asked: Completion, limits: Limits) -> None:
-        self._served, self._asked, self._limits = served, asked, limits
+    def __init__(self, served: Served, asked: Completion, limits: Limits, count: Callable[[int], None]) -> None:
+        self._served, self._asked, self._limits, self._count = served, asked, limits, count
         self._engine: Engine = served.engine
         self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
         self._changed = asyncio.Event()
@@ -199,7 +195,8 @@ class _Answer:
                 await self._next(gone)
         finally:
             gone.cancel()
-            self._engine.cancel(self._choices)
+            self._end()
+        self._raise_errors()
         choices = [self._choice(number, choice) for number, choice in enumerate(self._choices)]
         return self._object(choices) | {"usage": self._usage()}
 
@@ -209,6 +206,7 @@ class _Answer:
         ended = [False] * len(self._choices)
         try:
             while not all(ended):
+                self._raise_errors()
                 for number, choice in enumerate(self._choices):
                     if ended[number]:
                         continue
@@ -223,9 +221,17 @@ class _Answer:
                 yield _event(self._object([]) | {"usage": self._usage()})
             yield "data: [DONE]\n\n"
         except ApiError as error:
-            yield _event(_content(error))
+            yield _event(error.content())
         finally:
-            self._engine.cancel(self._choices)
+            self._end()
+
+    def _end(self) -> None:
+        self._engine.cancel(self._choices)
+        self._count(sum(len(choice.tokens) for choice in self._choices))
+
+    def _raise_errors(self) -> None:
+        if errors := [choice.error for choice in self._choices if choice.error]:
+            raise ApiError(500, errors[0])
 
     def _settled(self, choice: Choice) -> int:
         """How many tokens are within the text that is shown."""
@@ -314,18 +320,6 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-
-
-def _content(error: ApiError) -> dict[str, Any]:
-    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
-
-
-def _error(error: ApiError) -> Response:
-    return JSONResponse(_content(error), error.status)
-
-
 class _Measured:
     """Figures for Prometheus."""
 
@@ -334,8 +328,8 @@ class _Measured:
         self.requests = Counter("qalam_requests", "Completions that were asked for.", registry=registry)
         self.prompt_tokens = Counter("qalam_prompt_tokens", "Tokens of prompts.", registry=registry)
         self.seconds = Histogram("qalam_request_seconds", "Until the answer, or the first event.", registry=registry)
+        self.generated_tokens = Counter("qalam_generated_tokens", "Tokens of answers that ended.", registry=registry)
         for name, text, value in (
-            ("qalam_generated_tokens", "Tokens that were generated.", models.generated),
             ("qalam_active_texts", "Texts that are being generated.", models.active),
             ("qalam_waiting_texts", "Texts that wait for a place.", models.waiting),
         ):
@@ -343,66 +337,3 @@ class _Measured:
 
     def text(self) -> str:
         return generate_latest(self._registry).decode()
-
-
-class _Guarded:
-    """Refuses what must not reach the API: requests without the token, under a foreign host name, or too large."""
-
-    def __init__(self, app: Any, most: int, token: str, local: bool) -> None:
-        self._app, self._most, self._token, self._local = app, most, token.encode(), local
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        problem = self._problem(scope["method"], scope["path"], headers)
-        if problem is None:
-            content, problem = await self._body(receive)
-        if problem is not None:
-            answer: Any = _error(problem)
-            await answer(scope, receive, send)
-            return
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": content, "more_body": False}
-
-        await self._app(scope, again, send)
-
-    def _problem(self, method: str, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
-        host = headers.get(b"host", b"").decode("latin-1")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if self._local and name not in ("localhost", "127.0.0.1", "[::1]"):
-            return ApiError(403, "only requests to localhost are answered: no page reaches this by another name")
-        given = headers.get(b"authorization", b"")
-        if self._token and path not in ("/healthz", "/") and not hmac.compare_digest(given, b"Bearer " + self._token):
-            return ApiError(
-                401, "no token, or a wrong one; send it as Authorization: Bearer TOKEN", code="invalid_api_key"
-            )
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if method == "POST" and kind != b"application/json":  # a page of another site may send other types unasked
-            return ApiError(415, "send JSON, with the header Content-Type: application/json")
-        if (size := headers.get(b"content-length", b"0")).isdigit() and int(size) > self._most:
-            return self._too_large()
-        return None
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"a body may have {self._most:,} bytes")
-
-    async def _body(self, receive: Receive) -> tuple[bytes, ApiError | None]:
-        parts, size = list[bytes](), 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return b"", ApiError(499, "the client has gone")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._most:
-                return b"", self._too_large()
-            if not message.get("more_body"):
-                return b"".join(parts), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ import numpy as np
 from qalam_core.package.batching import Batch, Sampling, Text, Token
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary, token_bytes
+
+log = logging.getLogger(__name__)
 
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
@@ -40,6 +43,7 @@ class Choice:
     offsets: list[int] = field(default_factory=list)  # in `text`, of each token
     prompt: Sequence[Token] = ()  # where logprobs are asked for
     reason: str = ""  # why it ended: "stop", "length", or "error"
+    error: str = ""  # what went wrong
     cancelled: bool = False
     _held: str = ""  # may be the beginning of a stop sequence
     _letters: codecs.IncrementalDecoder = field(default_factory=lambda: _utf8(errors="replace"))
@@ -56,6 +60,11 @@ class Choice:
         self._show(self._letters.decode(spelled, final=last))
         if last:
             self._finish("length")
+
+    def fail(self, error: str) -> None:
+        """End it, as there is no next token."""
+        self.reason, self.error = "error", error
+        self.notify()
 
     def _show(self, piece: str) -> None:
         self._held += piece
@@ -90,7 +99,6 @@ class Engine:
         self._choices: dict[Text, Choice] = {}
         self._waiting, self._most = deque[Choice](), waiting
         self._changed, self._closed = threading.Condition(), False
-        self.generated = 0  # tokens
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
@@ -116,8 +124,11 @@ class Engine:
 
     def cancel(self, choices: Sequence[Choice]) -> None:
         """Free the places of choices that nobody waits for."""
-        for choice in choices:
-            choice.cancelled = True
+        with self._changed:
+            for choice in choices:
+                choice.cancelled = True
+                if choice in self._waiting:
+                    self._waiting.remove(choice)
 
     def close(self) -> None:
         """End when all is generated that was submitted."""
@@ -164,11 +175,30 @@ class Engine:
             for text in [text for text, choice in self._choices.items() if choice.cancelled]:
                 self._leave(text)
             if self._choices:
-                for text, token in self._batch.step():
-                    self._deliver(text, self._choices[text], token)
+                self._step()
+
+    def _step(self) -> None:
+        try:
+            found = self._batch.step()
+        except Exception as error:  # who waits is told, and later requests are answered
+            for text, choice in [*self._choices.items()]:
+                self._leave(text)
+                choice.fail(_problem(error))
+            return
+        for text, token in found:
+            if isinstance(token, Token):
+                self._deliver(text, self._choices[text], token)
+            else:
+                choice = self._choices[text]
+                self._leave(text)
+                choice.fail(_problem(token))
 
     def _join(self, choice: Choice) -> None:
-        text, token = self._batch.join(choice.ids, choice.sampling, choice.random)
+        try:
+            text, token = self._batch.join(choice.ids, choice.sampling, choice.random)
+        except Exception as error:  # as above
+            choice.fail(_problem(error))
+            return
         choice.prompt = text.prompt
         if token is None:
             choice.reason = "length"
@@ -178,7 +208,6 @@ class Engine:
         self._deliver(text, choice, token)
 
     def _deliver(self, text: Text, choice: Choice, token: Token) -> None:
-        self.generated += 1
         before = choice.text
         between = b" " if self.tokenizer.algorithm == "word" and choice.tokens else b""
         choice.add(token, None if token.id == self.model.end_id else between + self._bytes(token.id))
@@ -190,6 +219,14 @@ class Engine:
     def _leave(self, text: Text) -> None:
         self._batch.leave(text)
         del self._choices[text]
+
+
+def _problem(error: Exception) -> str:
+    """What a client is told of it."""
+    if isinstance(error, FloatingPointError):
+        return str(error)
+    log.error("generation failed", exc_info=error)
+    return "generation failed; the server's log says why"
 
 
 def notifier(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

@@ -58,12 +58,8 @@ class Models:
                 self._looked = time.monotonic()
             return self._served
 
-    def generated(self) -> float:
-        """Tokens of the present model."""
-        return self._served.engine.generated
-
     def active(self) -> float:
-        """Texts that it generates now."""
+        """Texts that the present model generates now."""
         return self._served.engine.active
 
     def waiting(self) -> float:

@@ -24,7 +24,7 @@ from al_qalam.flows.serving.models import Models, Served
 from qalam_core.errors import PackageError
 from qalam_core.package.editing.rows import find_row
 from qalam_core.package.inside import look_inside, probabilities
-from qalam_core.package.interop.browser_page import digest
+from qalam_core.package.interop.browser_page import digest, source
 from qalam_core.package.statistics import nearest_tokens
 
 MOST_TOKENS = 64
@@ -161,7 +161,7 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
 
 def page() -> tuple[str, dict[str, str]]:
     """The page, and the headers that allow it its own script and style, this server, and nothing else."""
-    style, script = _source("page.css"), _source("page.js")
+    style, script = source("base.css") + _source("page.css"), _source("page.js")
     policy = (
         f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

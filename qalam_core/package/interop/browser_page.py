@@ -53,7 +53,7 @@ def page(texts: dict[str, str], title: str) -> str:
 
     The files are JSON strings in scripts that are not executed; without "<" nothing in them can end such a script.
     """
-    style, script = source("page.css"), "".join(map(source, SCRIPTS))
+    style, script = source("base.css"), "".join(map(source, SCRIPTS))
     blocks = [f'<script type="application/json" id="{name}">{_json(text)}</script>' for name, text in texts.items()]
     return Template(source("page.html")).substitute(
         title=html.escape(title), style=style, style_digest=digest(style), script=script,

@@ -22,10 +22,10 @@ import pytest
 
 from al_qalam.flows.serving import models as models_module
 from al_qalam.flows.serving.completions import Limits, application
-from al_qalam.flows.serving.engine import BusyError, Choice
+from al_qalam.flows.serving.engine import BusyError, Choice, Engine
 from al_qalam.flows.serving.models import Models
 from qalam_core import package as packages
-from qalam_core.package.batching import Sampling, Token
+from qalam_core.package.batching import Batch, Sampling, Token
 from qalam_core.package.read import Package
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
@@ -184,7 +184,7 @@ def test_models_health_and_figures(service: Service) -> None:
         assert http.get("/v1/completions").status_code == 405
         form = http.post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
         assert form.status_code == 415, "what a page of another site may send without asking"
-    (generated,) = (line for line in figures.splitlines() if line.startswith("qalam_generated_tokens "))
+    (generated,) = (line for line in figures.splitlines() if line.startswith("qalam_generated_tokens_total "))
     assert float(generated.split()[1]) >= 0
     assert "qalam_active_texts 0.0" in figures
 
@@ -281,7 +281,15 @@ def served(built: Built, limits: Limits = Limits(), token: str = "", local: bool
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
-def test_limits(built: Built) -> None:
+def test_limits(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    late_ended, join = threading.Event(), Engine._join
+
+    def joined(self: Engine, choice: Choice) -> None:
+        late_ended.wait(20)
+        join(self, choice)
+
+    monkeypatch.setattr(Engine, "_join", joined)
+
     async def run() -> None:
         async with served(built, Limits(body=200, tokens=20, seconds=1e-9), token="secret") as http:
             assert (await http.get("/v1/models")).status_code == 401
@@ -301,10 +309,86 @@ def test_limits(built: Built) -> None:
             assert "at most 20" in many.json()["error"]["message"]
             late = await http.post("/v1/completions", json={"max_tokens": 5})
             assert late.status_code == 504
+            late_ended.set()
             foreign = await http.get("/healthz", headers={"Host": "evil.example:8000"})
             assert foreign.status_code == 403
             for host in ("127.0.0.1:8000", "[::1]:9", "localhost"):
                 assert (await http.get("/healthz", headers={"Host": host})).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_logits_that_are_not_finite_end_their_text_alone(built: Built) -> None:
+    async def run() -> None:
+        models = Models(str(built.published.folder / "model"), "", 4, 4)
+        engine = (await models.current()).engine
+        bad = engine.model.vocab_size - 1
+        engine.model._embedding_VC = engine.model._embedding_VC.copy()  # what is read, and not what is written
+        engine.model._embedding_VC[bad] = np.nan
+        transport = httpx.ASGITransport(application(models, Limits(), "", True), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            good = {"prompt": [4, 5, 6], "max_tokens": 20, "temperature": 0}
+            broken: list[dict[str, Any]] = [
+                {"prompt": [4, bad]},
+                {"prompt": [[4, 5], [bad]], "echo": True, "logprobs": 2},
+            ]
+            for extra in ({}, {"stream": True}):
+                asked = [good, *(each | extra for each in broken), good]
+                answers = await asyncio.gather(*(http.post("/v1/completions", json=each) for each in asked))
+                assert len(answers[0].json()["choices"][0]["text"]) > 0
+                assert answers[0].json()["choices"] == answers[3].json()["choices"]
+                for answer in answers[1:3]:
+                    assert answer.status_code == (200 if extra else 500)
+                    (line,) = [line for line in answer.text.splitlines() if "error" in line]
+                    error = json.loads(line.removeprefix("data: "))["error"]
+                    assert error["type"] == "server_error"
+                    assert "not finite" in error["message"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("where", ["join", "step"])
+def test_a_defect_fails_the_request_and_not_the_server(
+    built: Built, monkeypatch: pytest.MonkeyPatch, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError("no memory")
+
+    async def run() -> None:
+        async with served(built) as http:
+            body = {"prompt": "ال", "max_tokens": 5, "n": 3}
+            with monkeypatch.context() as patch:
+                patch.setattr(Batch, where, broken)
+                answer = await http.post("/v1/completions", json=body)
+                assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+                assert "the server's log says why" in answer.json()["error"]["message"]
+            assert (await http.post("/v1/completions", json=body)).status_code == 200
+
+    asyncio.run(run())
+    assert "MemoryError" in caplog.text
+
+
+def test_who_has_gone_does_not_wait(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    step = Batch.step
+    monkeypatch.setattr(Batch, "step", lambda self: go.wait(20) and step(self))
+
+    async def run() -> None:
+        engine = (await Models(str(built.published.folder / "model"), "", 1, 1).current()).engine
+        choices = [
+            Choice([2], Sampling(9, 1.0), np.random.default_rng(0), (), False, lambda: None) for _ in range(3)
+        ]  # fmt: skip
+        engine.submit(choices[:1])
+        until = time.monotonic() + 5
+        while not engine.active and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        engine.submit(choices[1:2])
+        with pytest.raises(BusyError):
+            engine.submit(choices[2:])
+        engine.cancel(choices[1:2])
+        engine.submit(choices[2:])
+        go.set()
+        engine.close()
 
     asyncio.run(run())
 

@@ -265,5 +265,5 @@ def test_a_damaged_page_says_what_is_wrong(tmp_path: Path) -> None:
     export_page(export(tmp_path / "model"), tmp_path / "model.html")
     edit(tmp_path / "model.html", "DIM = 8", "DIM = 9")
     shown = browse(tmp_path / "model.html", tmp_path).stdout
-    assert re.search(r'<button id="button" disabled="">', shown)
+    assert re.search(r'<button id="go" disabled="">', shown)
     assert "config.py:" in shown

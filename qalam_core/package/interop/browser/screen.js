@@ -2,7 +2,7 @@
 // The page: reads the package in it, then continues what is typed, token by token.
 
 const [form, prompt, given, more, status, button, temperature, length] = [
-  "form", "prompt", "given", "more", "status", "button", "temperature", "length",
+  "form", "prompt", "given", "more", "status", "go", "temperature", "length",
 ].map((id) => document.getElementById(id));
 const figure = (value, digits = 0) => value.toLocaleString("ar-EG", { maximumFractionDigits: digits });
 const pause = () => new Promise((resolve) => setTimeout(resolve));
