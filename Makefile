@@ -29,8 +29,9 @@ check: .venv/test  ## in a minute: linters, types, and every test that starts no
 
 test: export QALAM_EXAMPLES = 100  # of each property, where `make check` tries 25
 test: export QALAM_QUICK_SECONDS = 10  # `make check` is strict; here the machine may be slow, or busy
-test: check  ## linters, types and every test
-	$(BIN)/python -m pytest -n 3 -m processes  # more workers than cores: those on a stack mostly wait
+test: .venv/test  ## linters, types and every test
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n 3  # more workers than cores: those on a stack mostly wait
 
 lint: .venv/test  ## linters and types
 	$(BIN)/ruff check --quiet .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -75,6 +76,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "processes" in item.fixturenames:  # type: ignore[attr-defined]
             item.add_marker("processes")
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it need not be traversed by each full collection."""
+    gc.collect()
+    gc.freeze()
 
 
 _quick: list[str] = []

@@ -6,11 +6,22 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
+from typing import Any
 from unittest import mock
 
-from al_qalam.flows.cli.main import main
+import typer
+
+from al_qalam.flows.cli import main as cli
 from tests.flows.processes import clean_environment
+
+
+@cache
+def _app() -> Callable[[], Any]:
+    """All commands, which `cli.app` makes anew for each call."""
+    return typer.main.get_command(cli.app)
 
 
 def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -21,11 +32,12 @@ def qalam(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     with (
         mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
         mock.patch.object(sys, "argv", command),
+        mock.patch.object(cli, "app", _app()),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
         try:
-            main()
+            cli.main()
             status = 0
         except SystemExit as ended:
             status = int(ended.code or 0)
