@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -119,6 +119,9 @@ def watch(
 def serve(
     model: Annotated[str, typer.Argument(help="A package folder, a run id, or a name whose champion is followed.")],
     store: StoreOption = DEFAULT_STORE,
+    backend: Annotated[
+        Literal["numpy", "torch", "cuda"], typer.Option(help="What computes: numpy, torch, or torch on a GPU.")
+    ] = "numpy",
     host: Annotated[str, typer.Option(help="Address to listen on; others need a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
     token: Annotated[
@@ -133,9 +136,11 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, with the API of OpenAI's completions."""
     from al_qalam.flows.serving.completions import Limits
+    from al_qalam.flows.serving.models import Backend
     from al_qalam.flows.serving.server import run
 
-    run(model, store, host, port, token, places, waiting, Limits(max_body, max_tokens, places, seconds), out.print)
+    limits = Limits(max_body, max_tokens, places, seconds)
+    run(model, store, Backend(backend), host, port, token, places, waiting, limits, out.print)
 
 
 def _server() -> None:

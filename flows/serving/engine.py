@@ -92,10 +92,12 @@ def _overlap(text: str, stop: str) -> int:
 class Engine:
     """Generates with one model, in a thread of its own."""
 
-    def __init__(self, model: NumpyTransformer, vocabulary: Vocabulary, places: int, waiting: int) -> None:
+    def __init__(
+        self, model: NumpyTransformer, vocabulary: Vocabulary, places: int, waiting: int, batch: Batch | None = None
+    ) -> None:
         self.model, self.vocabulary, self.tokenizer = model, vocabulary, Tokenizer(vocabulary)
         self._specials = {*self.tokenizer.specials.ids()}
-        self._batch = Batch(self.model, places)
+        self._batch = batch or Batch(self.model, places)
         self._choices: dict[Text, Choice] = {}
         self._waiting, self._most = deque[Choice](), waiting
         self._changed, self._closed = threading.Condition(), False

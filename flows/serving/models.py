@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from al_qalam.flows.serving.engine import Engine
@@ -16,6 +17,14 @@ from qalam_core.runs import Runs
 
 LOOK_SECONDS = 1.0
 """How often the history of a name's champions is looked at."""
+
+
+class Backend(StrEnum):
+    """What computes a model."""
+
+    NUMPY = "numpy"
+    TORCH = "torch"  # on the CPU
+    CUDA = "cuda"  # torch on a GPU
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,8 @@ class Served:
 class Models:
     """The model of a server. Requests keep the one that they began with; a new champion answers those that follow."""
 
-    def __init__(self, model: str, store: str, places: int, waiting: int) -> None:
-        self._places, self._waiting = places, waiting
+    def __init__(self, model: str, store: str, places: int, waiting: int, backend: Backend = Backend.NUMPY) -> None:
+        self._places, self._waiting, self._backend = places, waiting, backend
         self._lock = asyncio.Lock()
         self._runs: Runs | None = None
         self._folder = Path(model)
@@ -79,7 +88,12 @@ class Models:
             folder = self._runs.folder(run) / "model"
         package = packages.read(folder)
         model = NumpyTransformer(package.config, package.weights, package.vocabulary.specials)
-        engine = Engine(model, package.vocabulary, self._places, self._waiting)
+        batch = None
+        if self._backend != Backend.NUMPY:
+            from al_qalam.flows.serving.torch_batching import torch_batch  # torch takes a second
+
+            batch = torch_batch(model, self._places, cuda=self._backend == Backend.CUDA)
+        engine = Engine(model, package.vocabulary, self._places, self._waiting, batch)
         served = Served(run, int(time.time()), engine, folder)
         if before:
             before.engine.close()  # when all its requests are answered

@@ -11,13 +11,13 @@ from collections.abc import Callable
 import uvicorn
 
 from al_qalam.flows.serving.completions import Limits, application
-from al_qalam.flows.serving.models import Models
+from al_qalam.flows.serving.models import Backend, Models
 from qalam_core.errors import QalamError
 
 
 def run(
-    model: str, store: str, host: str, port: int, token: str, places: int, waiting: int, limits: Limits,
-    say: Callable[[str], None],
+    model: str, store: str, backend: Backend, host: str, port: int, token: str, places: int, waiting: int,
+    limits: Limits, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM. Raises QalamError."""
     local = _is_loopback(host)
@@ -30,7 +30,7 @@ def run(
         raise QalamError("the token has characters that a header cannot hold; use letters, digits and punctuation")
     listening = _listen(host, port)
     with listening:
-        models = Models(model, store, places, waiting)
+        models = Models(model, store, places, waiting, backend)
         config = uvicorn.Config(
             application(models, limits, token, local), log_level="warning", access_log=False, lifespan="off",
             timeout_graceful_shutdown=5, server_header=False,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.package.inference import log_softmax
-from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer, attention, draw, unchecked
+from qalam_core.package.runtime.numpy_model import Floats, Ids, NumpyTransformer, attention, draw, unchecked
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,25 @@ class Batch:
         self.model, self.places = model, places
         self.texts: list[Text] = []  # by row
         config = model.config
-        # memory is taken where it is written
-        self._cache = np.zeros(
-            (config.num_layers, 2, places, config.kv_heads, config.max_seq_len, config.head_size), np.float32
-        )
+        shape = (config.num_layers, 2, places, config.kv_heads, config.max_seq_len, config.head_size)
+        self._cache = self._empty(shape)
 
     @unchecked()
     def join(self, ids: Sequence[int], sampling: Sampling, random: np.random.Generator) -> tuple[Text, Token | None]:
         """Add a text that begins with `ids`; -> it, and its first token. Needs a free place, one id or more, and room
         for all tokens in the model's context. Raises FloatingPointError where its logits are not finite."""
-        row, length = len(self.texts), len(ids)
-        assert row < self.places
-        assert 0 < length <= self.model.max_seq_len - sampling.max_tokens
-        layers = [partial(attention, cache_2BKPD=layer[:, row : row + 1], start=0) for layer in self._cache]
-        features_TC = self.model.features(np.array([ids]), np.arange(length), layers)[0]
+        assert len(self.texts) < self.places
+        assert 0 < len(ids) <= self.model.max_seq_len - sampling.max_tokens
         text = Text(list(ids), sampling, random)
-        if sampling.prompt and sampling.logprobs is not None:
-            logits_TV = features_TC[:-1] @ self.model.head_CV
+        scored = sampling.prompt and sampling.logprobs is not None
+        logits_TV = self._read(len(self.texts), ids, 0 if scored else len(ids) - 1)
+        if scored:
             text.prompt = [
-                _token(logits, id_, sampling.logprobs) for logits, id_ in zip(logits_TV, ids[1:], strict=True)
+                _token(logits, id_, sampling.logprobs or 0) for logits, id_ in zip(logits_TV, ids[1:], strict=False)
             ]
         if not sampling.max_tokens:
             return text, None
-        token = _drawn(text, (features_TC[-1:] @ self.model.head_CV)[0])
+        token = _drawn(text, logits_TV[-1])
         self.texts.append(text)
         return text, token
 
@@ -90,14 +86,8 @@ class Batch:
         """The next token of every text, or why it has none: its logits are not finite."""
         ids_B1 = np.array([[text.ids[-1]] for text in self.texts])
         positions_B = np.array([len(text.ids) - 1 for text in self.texts])
-        caches = self._cache[:, :, : len(ids_B1)]
-        if len(ids_B1) == 1:
-            layers = [partial(attention, cache_2BKPD=cache, start=int(positions_B[0])) for cache in caches]
-        else:
-            layers = [partial(_ragged, cache_2BKPD=cache, positions_B=positions_B) for cache in caches]
-        features_BC = self.model.features(ids_B1, positions_B[:, None], layers)[:, 0]
         found: list[tuple[Text, Token | FloatingPointError]] = []
-        for text, logits_V in zip(self.texts, features_BC @ self.model.head_CV, strict=True):
+        for text, logits_V in zip(self.texts, self._next(ids_B1, positions_B), strict=True):
             try:
                 found.append((text, _drawn(text, logits_V)))
             except FloatingPointError as error:
@@ -111,6 +101,29 @@ class Batch:
             self.texts[row] = last
             used = len(last.ids)
             self._cache[:, :, row, :, :used] = self._cache[:, :, len(self.texts), :, :used]
+
+    # -- what another library computes with
+
+    def _empty(self, shape: tuple[int, ...]) -> Any:
+        return np.zeros(shape, np.float32)  # memory is taken where it is written
+
+    def _read(self, row: int, ids: Sequence[int], since: int) -> Floats:
+        """-> (T - since, V) logits of a text that is read into a row of the cache."""
+        layers = [partial(attention, cache_2BKPD=layer[:, row : row + 1], start=0) for layer in self._cache]
+        features_TC = self.model.features(np.array([ids]), np.arange(len(ids)), layers)[0]
+        logits_TV: Floats = features_TC[since:] @ self.model.head_CV
+        return logits_TV
+
+    def _next(self, ids_B1: Ids, positions_B: Ids) -> Floats:
+        """-> (B, V) logits of the first B rows, after one more token each, at positions of their own."""
+        caches = self._cache[:, :, : len(ids_B1)]
+        if len(ids_B1) == 1:
+            layers = [partial(attention, cache_2BKPD=cache, start=int(positions_B[0])) for cache in caches]
+        else:
+            layers = [partial(_ragged, cache_2BKPD=cache, positions_B=positions_B) for cache in caches]
+        features_BC = self.model.features(ids_B1, positions_B[:, None], layers)[:, 0]
+        logits_BV: Floats = features_BC @ self.model.head_CV
+        return logits_BV
 
 
 def _drawn(text: Text, logits_V: Floats) -> Token:
@@ -128,7 +141,7 @@ def _token(logits_V: Floats, id_: int, count: int) -> Token:
 
 
 def _ragged(
-    q_BHTD: Floats, k_BKTD: Floats, v_BKTD: Floats, cache_2BKPD: Floats, positions_B: NDArray[np.int64]
+    q_BHTD: Floats, k_BKTD: Floats, v_BKTD: Floats, cache_2BKPD: Floats, positions_B: Ids
 ) -> Floats:  # fmt: skip
     """`attention` of one token of each text, T = 1, at positions of their own."""
     B, H, _, D = q_BHTD.shape

@@ -23,7 +23,7 @@ import pytest
 from al_qalam.flows.serving import models as models_module
 from al_qalam.flows.serving.completions import Limits, application
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine
-from al_qalam.flows.serving.models import Models
+from al_qalam.flows.serving.models import Backend, Models
 from qalam_core import package as packages
 from qalam_core.package.batching import Batch, Sampling, Token
 from qalam_core.package.read import Package
@@ -276,9 +276,20 @@ def test_places_are_free_after_clients_went_away(service: Service) -> None:
 
 
 def served(built: Built, limits: Limits = Limits(), token: str = "", local: bool = True, **more: Any) -> Any:  # noqa: B008
-    models = Models(str(built.published.folder / "model"), "", more.get("places", 4), more.get("waiting", 4))
+    folder, backend = str(built.published.folder / "model"), more.get("backend", Backend.NUMPY)
+    models = Models(folder, "", more.get("places", 4), more.get("waiting", 4), backend)
     transport = httpx.ASGITransport(application(models, limits, token, local), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+
+def test_torch_gives_the_texts_of_numpy(built: Built) -> None:
+    async def run(backend: Backend) -> list[str]:
+        bodies = [{"prompt": prompt, "max_tokens": 20, "seed": 5, "n": 2} for prompt in ("ال", "قال رسول", "")]
+        async with served(built, backend=backend, places=6) as http:
+            answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies))
+            return [choice["text"] for answer in answers for choice in answer.json()["choices"]]
+
+    assert asyncio.run(run(Backend.TORCH)) == asyncio.run(run(Backend.NUMPY))
 
 
 def test_limits(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
