@@ -112,6 +112,8 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
         try:
             async with one:
                 return await asyncio.to_thread(find, served)
+        except FloatingPointError as error:
+            raise ApiError(500, str(error)) from None
         finally:
             waiting -= 1
 

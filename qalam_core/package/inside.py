@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qalam_core.package.inference import log_softmax
-from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer
+from qalam_core.package.runtime.numpy_model import NOT_FINITE, Floats, NumpyTransformer, unchecked
 
 
 class Inside(NamedTuple):
@@ -52,8 +52,12 @@ def with_embedding(model: NumpyTransformer, embedding_VC: Floats) -> NumpyTransf
 
 
 def probabilities(model: NumpyTransformer, features_TC: Floats) -> Floats:
-    """-> (T, V), of the next token."""
-    return np.exp(log_softmax(features_TC @ model.head_CV)).astype(np.float32)
+    """-> (T, V), of the next token. Raises FloatingPointError where logits are not finite."""
+    with unchecked():
+        logits_TV: Floats = features_TC @ model.head_CV
+    if not np.isfinite(logits_TV.max(-1)).all():
+        raise FloatingPointError(NOT_FINITE)
+    return np.exp(log_softmax(logits_TV)).astype(np.float32)
 
 
 def _attention(weights: list[Floats], q_BHTD: Floats, k_BKTD: Floats, v_BKTD: Floats) -> Floats:

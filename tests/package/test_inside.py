@@ -28,6 +28,8 @@ def test_it_is_what_the_model_computes(config: ModelConfig) -> None:
         np.testing.assert_allclose(found.features[layers] @ model.head_CV, shorter(np.array([IDS]))[0][0], atol=1e-4)
     said = probabilities(model, found.features[-1])
     np.testing.assert_allclose(said.sum(-1), 1, atol=1e-5)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        probabilities(model, np.full_like(found.features[-1], np.nan))
     assert (said.argmax(-1) == before[0].argmax(-1)).all()
 
 

@@ -236,6 +236,9 @@ function softmax(scores) {
 /** At temperature 0 the likeliest id, else one drawn from the 50 likeliest. */
 function sample(logits, temperature) {
   const best = logits.reduce((most, logit, id) => (logit > logits[most] ? id : most), 0);
+  if (!logits.every((logit) => logit <= logits[best]) || !Number.isFinite(logits[best])) {
+    throw new RangeError("logits are not finite: weights are too large");
+  }
   if (temperature === 0) return best;
   const least = logits.slice().sort().at(-50) ?? -Infinity;
   const shares = softmax(Array.from(logits, (logit) => (logit < least ? -Infinity : logit / temperature)));

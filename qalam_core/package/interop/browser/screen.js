@@ -32,7 +32,11 @@ async function write({ model, tokenizer }) {
 
 async function start() {
   [writing, stopped, button.textContent, status.textContent] = [true, false, "قف", "يكتب…"];
-  await write(opened);
+  try {
+    await write(opened);
+  } catch (error) {
+    status.textContent = `توقف النموذج: ${error.message}`;
+  }
   [writing, button.textContent] = [false, "أكمل"];
 }
 
