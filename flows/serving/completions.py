@@ -96,7 +96,7 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        return JSONResponse({"status": "ok", "model": (await models.current()).run})
+        return JSONResponse({"status": "ok", "model": models.current().run})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -104,13 +104,13 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
 
     @app.get("/v1/models")
     async def listed() -> Response:
-        served = await models.current()
+        served = models.current()
         entry = {"id": models.name, "object": "model", "created": served.created, "owned_by": "al-qalam"}
         return JSONResponse({"object": "list", "data": [{**entry, "root": served.run}]})
 
     @app.post("/v1/completions")
     async def completions(asked: Completion, request: Request) -> Response:
-        served = sessions.find(asked.model) or await models.current()
+        served = sessions.find(asked.model) or models.current()
         if asked.model not in ("", models.name, served.run):
             raise ApiError(404, f"{printable(asked.model)}: this server has {models.name}", "model", "model_not_found")
         answer = _Answer(served, asked, limits, measured.generated_tokens.inc)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,8 +14,12 @@ from al_qalam.flows.serving.engine import Engine
 from qalam_core import package as packages
 from qalam_core.errors import QalamError, StoreError
 from qalam_core.object_store import store_at
+from qalam_core.objects import UnansweredError
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
+from qalam_core.progress import every
 from qalam_core.runs import Runs
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How often the history of a name's champions is looked at."""
@@ -42,7 +48,6 @@ class Models:
 
     def __init__(self, model: str, store: str, places: int, waiting: int, backend: Backend = Backend.NUMPY) -> None:
         self._places, self._waiting, self._backend = places, waiting, backend
-        self._lock = asyncio.Lock()
         self._runs: Runs | None = None
         self._folder = Path(model)
         self.name = self._folder.resolve().name if self._folder.is_dir() else model
@@ -56,16 +61,31 @@ class Models:
                     f"{model}: neither a package folder, nor a run or a name with a champion in {place}; `qalam runs` "
                     "lists them"
                 )
-        self._looked = time.monotonic()
-        self._served = self._load()
+        self._served, self._problem = self._load(), ""
 
-    async def current(self) -> Served:
+    def current(self) -> Served:
         """The model for a request that begins now. Raises QalamError while a new champion cannot be read."""
-        async with self._lock:
-            if self._runs and time.monotonic() - self._looked > LOOK_SECONDS:
-                self._served = await asyncio.to_thread(self._load)
-                self._looked = time.monotonic()
-            return self._served
+        if self._problem:
+            raise QalamError(self._problem)
+        return self._served
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Context manager in which a name's promotions are picked up; requests go on while a model is read."""
+        with every(LOOK_SECONDS, self.look) if self._runs else nullcontext():
+            yield
+
+    def look(self) -> None:
+        """Read the champion of a name if it is another one now."""
+        try:
+            self._served, self._problem = self._load(), ""
+        except UnansweredError as error:  # the next time it may answer
+            log.warning("%s; %s goes on", error, self._served.run)
+        except QalamError as error:
+            self._problem = str(error)
+        except Exception:  # the thread must not end
+            log.exception("the champion of %s cannot be read", self.name)
+            self._problem = f"the champion of {self.name} cannot be read; the server's log says why"
 
     def active(self) -> float:
         """Texts that the present model generates now."""

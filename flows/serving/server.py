@@ -40,7 +40,8 @@ def run(
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that went away
         for ends in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again when it has ended
             signal.signal(ends, lambda *_: None)
-        uvicorn.Server(config).run([listening])
+        with models.followed():
+            uvicorn.Server(config).run([listening])
 
 
 def _is_loopback(host: str) -> bool:

@@ -97,7 +97,7 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
 
     async def named(model: str) -> Served:
         """The model, or a page's copy of it."""
-        found = sessions.find(model) if model else await models.current()
+        found = sessions.find(model) if model else models.current()
         if found is None:
             raise ApiError(404, "this changed model is no longer kept; change it again", "model", "model_not_found")
         return found
@@ -125,7 +125,7 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
 
     @router.get("/page/model")
     async def model() -> dict[str, Any]:
-        served = await models.current()
+        served = models.current()
         config, end = served.engine.model.config, served.engine.model.end_id
         return {
             "run": served.run, "context": config.max_seq_len, "layers": config.num_layers, "heads": config.num_heads,

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -25,6 +26,7 @@ from al_qalam.flows.serving.completions import Limits, application
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine
 from al_qalam.flows.serving.models import Backend, Models
 from qalam_core import package as packages
+from qalam_core.errors import QalamError
 from qalam_core.package.batching import Batch, Sampling, Token
 from qalam_core.package.read import Package
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
@@ -243,7 +245,7 @@ def test_garbage_never_breaks_it(service: Service) -> None:
 def test_a_client_that_goes_away_frees_its_place(built: Built) -> None:
     async def run() -> None:
         models = Models(str(built.published.folder / "model"), "", 1, 0)
-        engine = (await models.current()).engine
+        engine = models.current().engine
         asked = asyncio.Event()
         choice = Choice([2], Sampling(30, 1.0), np.random.default_rng(0), (), True, asked.set)
         engine.submit([choice])
@@ -332,7 +334,7 @@ def test_limits(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logits_that_are_not_finite_end_their_text_alone(built: Built) -> None:
     async def run() -> None:
         models = Models(str(built.published.folder / "model"), "", 4, 4)
-        engine = (await models.current()).engine
+        engine = models.current().engine
         bad = engine.model.vocab_size - 1
         engine.model._embedding_VC = engine.model._embedding_VC.copy()  # what is read, and not what is written
         engine.model._embedding_VC[bad] = np.nan
@@ -362,9 +364,6 @@ def test_logits_that_are_not_finite_end_their_text_alone(built: Built) -> None:
 def test_a_defect_fails_the_request_and_not_the_server(
     built: Built, monkeypatch: pytest.MonkeyPatch, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: object) -> None:
-        raise MemoryError("no memory")
-
     async def run() -> None:
         async with served(built) as http:
             body = {"prompt": "ال", "max_tokens": 5, "n": 3}
@@ -385,7 +384,7 @@ def test_who_has_gone_does_not_wait(built: Built, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Batch, "step", lambda self: go.wait(20) and step(self))
 
     async def run() -> None:
-        engine = (await Models(str(built.published.folder / "model"), "", 1, 1).current()).engine
+        engine = Models(str(built.published.folder / "model"), "", 1, 1).current().engine
         choices = [
             Choice([2], Sampling(9, 1.0), np.random.default_rng(0), (), False, lambda: None) for _ in range(3)
         ]  # fmt: skip
@@ -417,22 +416,60 @@ def test_more_than_may_wait_is_refused(built: Built) -> None:
 
 
 def test_a_promotion_is_picked_up_between_requests(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models_module, "LOOK_SECONDS", 0.0)
+    """And requests do not wait while the new model is read; one that cannot be read is said until another one can."""
+    monkeypatch.setattr(models_module, "LOOK_SECONDS", 0.02)
     from qalam_core.pipeline.build import build
 
-    async def run() -> None:
-        models = Models("tiny", str(mine.store.root), 2, 2)
-        first = await models.current()
-        assert first.run == mine.published.run
-        second = build(mine.recipe.model_copy(update={"seed": 8}), mine.store)
+    def until(true: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def problem() -> str:
+        try:
+            models.current()
+        except QalamError as error:
+            return str(error)
+        return ""
+
+    models = Models("tiny", str(mine.store.root), 2, 2)
+    first = models.current()
+    assert first.run == mine.published.run
+    second = build(mine.recipe.model_copy(update={"seed": 8}), mine.store)
+    reading, go_on, read = threading.Event(), threading.Event(), packages.read
+
+    def slow(folder: Path) -> Package:
+        reading.set()
+        go_on.wait(20)
+        return read(folder)
+
+    monkeypatch.setattr(packages, "read", slow)
+    with models.followed():
         mine.runs.promote("tiny", second.run, when="2026-01-01T00:00:00Z", why="x", who="x")
-        then = await models.current()
-        assert (then.run, then is first) == (second.run, False)
+        assert reading.wait(20)
+        assert models.current() is first
+        go_on.set()
+        until(lambda: models.current() is not first)
+        assert models.current().run == second.run
         first.engine._thread.join(5)
         assert not first.engine._thread.is_alive()
-        then.engine.close()
+        monkeypatch.setattr(packages, "read", broken)
+        mine.runs.promote("tiny", mine.published.run, when="2026-01-02T00:00:00Z", why="x", who="x")
+        until(lambda: "the server's log says why" in problem())
+        config = mine.published.folder / "model" / "config.py"
+        monkeypatch.setattr(packages, "read", read)
+        before = config.read_bytes()
+        config.write_bytes(b"?")
+        until(lambda: "config.py" in problem())
+        config.write_bytes(before)
+        until(lambda: not problem())
+        assert models.current().run == mine.published.run
+        models.current().engine.close()
 
-    asyncio.run(run())
+
+def broken(*_: object) -> None:
+    raise MemoryError("no memory")
 
 
 @pytest.mark.parametrize(
