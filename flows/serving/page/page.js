@@ -129,7 +129,6 @@ class Column {
     const mine = this.writing = new AbortController();
     const alone = () => this.writing === mine;
     this.close();
-    this.words = [];
     relabel();
     say("يكتب…", this.said);
     try {
@@ -140,8 +139,9 @@ class Column {
         model: run, prompt: ids, max_tokens: Math.min(most, room), temperature: Number(temperature.value), top_k: 50,
         logprobs: OTHERS, echo: true, stream: true,
       }, mine.signal);
-      const [written, since, words] = [[], performance.now(), this.words];
+      const [written, since, words] = [[], performance.now(), []];
       this.text.replaceChildren();
+      this.words = words;
       for await (const { choices: [choice] } of events(answer)) {
         if (!alone()) return;
         written.push(...choice.text);  // by characters: offsets count these

@@ -524,6 +524,8 @@ def test_a_word_is_added_undone_and_kept_by_keys_alone(
             page.until("!edits.length && at('after').textContent === at('before').textContent")
             page.value(f"first.branch({len(given)}, first.words.at(-1).token)")  # of the copy that is no more
             page.until("first.said.textContent.includes('write again')")
+            assert page.value(TEXT) == after, "the text stays"
+            page.value("first.choose(0)")
             page.value("at('edit').requestSubmit()")
             page.until(f"edits.length === 1 && at('after').textContent === {json.dumps(after)}")
             page.value("at('folder').focus()")
