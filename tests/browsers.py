@@ -156,10 +156,14 @@ class Browser:
 
     def press(self, *keys: str) -> None:
         """Keys by their names, such as Enter."""
-        codes = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes = {
+            "Enter": 13, "Escape": 27, "Tab": 9, "Space": 32,
+            "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,
+        }  # fmt: skip
         for key in keys:
-            shared = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
-            text = {"text": "\r"} if key == "Enter" else {}
+            typed = {"Enter": "\r", "Space": " "}.get(key, "")
+            shared = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": codes[key]}
+            text = {"text": typed} if typed else {}
             self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **shared, **text)
             self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
 

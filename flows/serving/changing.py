@@ -12,22 +12,23 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from al_qalam.flows.serving.engine import Engine
 from al_qalam.flows.serving.errors import ApiError
 from al_qalam.flows.serving.models import Served
 from qalam_core.display import printable
 from qalam_core.errors import PackageError
+from qalam_core.package.comments import TOKEN_TENSORS
 from qalam_core.package.editing import rows as edits
 from qalam_core.package.editing.seal import seal
-from qalam_core.package.inside import with_embedding
+from qalam_core.package.inside import with_rows
 
 MOST_SESSIONS = 4
-"""Changed copies at a time, each with an embedding of its own; a further one ends that which was used longest ago."""
+"""Changed copies at a time, each with rows of its own; a further one ends that which was used longest ago."""
 
 MOST_VALUE = 10_000
 """Of a changed row: the logits of a model with larger ones may not be finite."""
@@ -37,18 +38,21 @@ _NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
 class Edit(BaseModel):
-    """One change of a word's row: times `factor`, a copy of the row of `source`, or `values`."""
+    """One change of a word's row: times `factor`, a copy of the row of `source`, or `values`; or a new word, whose row
+    is the mean of those of `like`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    kind: Literal["scale", "copy", "set"]
+    kind: Literal["scale", "copy", "set", "add"]
     word: str
     factor: float = 1.0
     source: str = ""
     values: list[float] = []
+    like: Annotated[list[str], Field(max_length=100)] = []
 
     def __str__(self) -> str:
-        given = {"scale": f"times {self.factor:g}", "copy": f"as {self.source}", "set": "set"}
+        added = f"added, like {', '.join(self.like)}" if self.like else "added"
+        given = {"scale": f"times {self.factor:g}", "copy": f"as {self.source}", "set": "set", "add": added}
         return f"{self.word} {given[self.kind]}"
 
 
@@ -83,20 +87,20 @@ class Sessions:
 
 def _changed(engine: Engine, changes: Sequence[Edit]) -> Engine:
     """As the functions of `editing` change a package, but before its storage type rounds."""
-    embedding_VC = engine.model.weights[_TENSOR].copy()
-
-    def row_of(word: str) -> int:
-        found = edits.find_row(engine.vocabulary, _TENSOR, word)
-        if found >= len(embedding_VC):
-            raise PackageError(f'"{_TENSOR}" has no row {found}; rows are 0 to {len(embedding_VC) - 1}')
-        return found
-
+    vocabulary, weights = engine.vocabulary, engine.model.weights
+    rows = {name: weights[name] for name in TOKEN_TENSORS if name in weights} | {_TENSOR: weights[_TENSOR].copy()}
     for change in changes:
         try:
-            row = row_of(change.word)
+            if change.kind == "add":
+                vocabulary, like = edits.with_token(vocabulary, rows, change.word, change.like)
+                rows = {name: np.vstack([rows[name], edits.mean_row(rows, name, like)]) for name in rows}
+                continue
+            embedding_VC = rows[_TENSOR]
+            row = edits.checked_row(vocabulary, rows, _TENSOR, change.word)
             wanted = embedding_VC[row].astype(np.float64) * change.factor
             if change.kind == "copy":
-                wanted = embedding_VC[row_of(change.source)].astype(np.float64)
+                source = edits.checked_row(vocabulary, rows, _TENSOR, change.source)
+                wanted = embedding_VC[source].astype(np.float64)
             if change.kind == "set":
                 wanted = np.array(change.values, np.float64)
         except PackageError as error:
@@ -107,8 +111,7 @@ def _changed(engine: Engine, changes: Sequence[Edit]) -> Engine:
             embedding_VC[row] = wanted.astype(np.float32)
         if not np.abs(embedding_VC[row]).max() <= MOST_VALUE:  # NaN is not either
             raise ApiError(400, f"{printable(str(change))}: only values of at most {MOST_VALUE:,} are tried here")
-    model = with_embedding(engine.model, embedding_VC)
-    return Engine(model, engine.vocabulary, places=2, waiting=2)
+    return Engine(with_rows(engine.model, rows), vocabulary, places=2, waiting=2)
 
 
 def keep(served: Served, changes: Sequence[Edit], name: str) -> str:
@@ -129,8 +132,10 @@ def keep(served: Served, changes: Sequence[Edit], name: str) -> str:
                     edits.scale_row(copied, _TENSOR, change.word, change.factor)
                 elif change.kind == "copy":
                     edits.copy_row(copied, _TENSOR, change.word, change.source)
-                else:
+                elif change.kind == "set":
                     edits.set_row(copied, _TENSOR, change.word, change.values)
+                else:
+                    edits.add_token(copied, change.word, change.like)
             seal(copied, note)
             copied.rename(folder)
     except PackageError as error:

@@ -1,5 +1,5 @@
 """What happens in a model while it reads a text: what it would say after each layer, and where each head looks; and
-the same model with another embedding.
+the same model with other rows of its tokens.
 
 Shapes: as in numpy_model.py, with L layers. Source of the first: nostalgebraist, "Interpreting GPT: the logit lens"
 (2020).
@@ -7,8 +7,9 @@ Shapes: as in numpy_model.py, with L layers. Source of the first: nostalgebraist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,13 +42,15 @@ def look_inside(model: NumpyTransformer, ids: Sequence[int]) -> Inside:
     return Inside([*(model._ln_out(x_BTC)[0] for x_BTC in streams), last_BTC[0]], weights)
 
 
-def with_embedding(model: NumpyTransformer, embedding_VC: Floats) -> NumpyTransformer:
-    """A model with another embedding, and all else shared with `model`, which is not changed."""
+def with_rows(model: NumpyTransformer, rows: Mapping[str, Floats]) -> NumpyTransformer:
+    """A model with these tensors of a row per token, perhaps of more tokens; all else is shared with `model`, which is
+    not changed."""
     changed = copy(model)
-    changed.weights = {**model.weights, "embedding.weight": embedding_VC}
-    changed._embedding_VC = embedding_VC
-    if model.tied:
-        changed.head_CV = embedding_VC.T
+    changed.weights = {**model.weights, **rows}
+    changed._embedding_VC = changed.weights["embedding.weight"]
+    changed.head_CV = changed.weights["embedding.weight" if model.tied else "lm_head.weight"].T
+    changed.vocab_size = len(changed._embedding_VC)
+    changed.config = replace(model.config, vocab_size=changed.vocab_size)
     return changed
 
 

@@ -3,14 +3,14 @@
 // model is set as text, never as markup, and its control characters are written as escapes.
 
 const at = (id) => document.getElementById(id);
-const [text, mark, others, form, prompt, temperature, length, go, status] = [
-  "text", "mark", "others", "form", "prompt", "temperature", "length", "go", "status",
+const [mark, others, form, prompt, temperature, length, two, go, status] = [
+  "mark", "others", "form", "prompt", "temperature", "length", "two", "go", "status",
 ].map(at);
 const figure = (value, digits = 0) => value.toLocaleString("ar-EG", { maximumFractionDigits: digits });
 const percent = (part) => (part < 0.0001 ? `أقل من ${figure(0.01, 2)}٪` : `${figure(part * 100, part < 0.01 ? 2 : 1)}٪`);
 const LEVELS = [0.01, 0.05, 0.2, 0.5];  // probabilities from which a token's line is thicker
 const OTHERS = 12;  // tokens that are offered instead of one
-let [key, model, writing, words, chosen] = ["", null, null, [], -1];
+let [key, model] = ["", null];
 let [edits, copy] = [[], ""];  // the page's changes, and the name of its changed copy of the model
 
 // what a browser would obey; as in display.py
@@ -55,15 +55,15 @@ function askKey() {
   at("token").focus();
 }
 
-const say = (message) => status.replaceChildren(...[message].flat());
+const say = (message, where = status) => where.replaceChildren(...[message].flat());
 
 /** Do it, and say what went wrong. */
-async function tried(action) {
+async function tried(action, where = status) {
   say("");
   try {
     await action();
   } catch (error) {
-    if (error.name !== "AbortError") say(["تعذّر ذلك: ", make("bdi", printable(error.message), { dir: "ltr" })]);
+    if (error.name !== "AbortError") say(["تعذّر ذلك: ", make("bdi", printable(error.message), { dir: "ltr" })], where);
   }
 }
 
@@ -102,127 +102,154 @@ async function* events(answer) {
   }
 }
 
-/** Write on after a text and the tokens behind it: at most `most` tokens, and focus on one as soon as it is there. */
-async function write(begin, tokens = [], most = Number(length.value), focused = -1) {
-  writing?.abort();
-  const mine = writing = new AbortController();
-  const alone = () => writing === mine;
-  close();
-  [go.textContent, words] = ["قف", []];
-  say("يكتب…");
-  try {
-    const { ids, run } = await (await ask("page/ids", { model: copy, text: begin, tokens }, mine.signal)).json();
-    const room = model.context - 1 - ids.length;
-    if (room < 0) throw new Error(`${ids.length} / ${model.context - 1}: the text is longer than the model's context`);
-    const answer = await ask("v1/completions", {
-      model: run, prompt: ids, max_tokens: Math.min(most, room), temperature: Number(temperature.value), top_k: 50,
-      logprobs: OTHERS, echo: true, stream: true,
-    }, mine.signal);
-    let written = [];
-    const since = performance.now();
-    text.replaceChildren();
-    for await (const { choices: [choice] } of events(answer)) {
-      if (!alone()) return;
-      written.push(...choice.text);  // by characters: offsets count these
-      const { tokens: new_, token_logprobs, top_logprobs, text_offset } = choice.logprobs;
-      new_.forEach((token, n) => words.push({
-        token, logprob: token_logprobs[n], top: top_logprobs[n], offset: text_offset[n], given: words.length < ids.length,
-      }));
-      show(written, new_.length + 1);
-      if (words[focused]) [, focused] = [step(focused, 0), -1];
-    }
-    const count = words.length - ids.length;
-    const speed = count / ((performance.now() - since) / 1000);
-    const full = most && room < most && count === room ? "، امتلأ السياق" : "";
-    say(count ? `الرموز: ${figure(count)}، في الثانية: ${figure(speed)}${full}` : `انتهى النص هنا${full}`);
-  } finally {
-    if (alone()) [writing, go.textContent] = [null, "أكمل"];
-  }
-}
+/** A text that is written token by token in a box of its own, and can be written on from another token. */
+class Column {
+  words = [];
+  chosen = -1;  // of them, where others are offered
+  writing = null;
 
-/** Show the last so many tokens, which are new, or may have got more of their characters. */
-function show(written, latest) {
-  for (let n = Math.max(0, words.length - latest); n < words.length; n++) {
-    const one = words[n];
-    one.shown ??= token(n);
-    const piece = written.slice(one.offset, words[n + 1]?.offset).join("");
-    if (one.piece !== piece) one.shown.textContent = printable(one.piece = piece);
-  }
-  if (!text.contains(document.activeElement)) text.scrollTop = text.scrollHeight;
-}
-
-function token(n) {
-  const { logprob, given } = words[n];
-  const heat = LEVELS.filter((level) => Math.exp(logprob) >= level).length;
-  const made = make("span", "", {
-    class: `token heat-${heat}${given ? " given" : ""}`, role: "button", tabindex: n ? -1 : 0, "aria-expanded": false,
-  });
-  made.dataset.n = n;
-  text.append(made);
-  return made;
-}
-
-/** Say a token's probability, and which it is of those that were possible. */
-function tell(n) {
-  const { token, logprob } = words[n];
-  const likelier = Object.values(words[n].top).filter((other) => other > logprob).length;
-  const rank = likelier < Object.keys(words[n].top).length ? `، ترتيبه ${figure(likelier + 1)}` : "";
-  mark.replaceChildren(word(token), ` احتماله ${percent(Math.exp(logprob))}${rank}`);
-}
-
-function choose(n) {
-  close();
-  chosen = n;
-  const { token, logprob, top, shown } = words[n];
-  shown.setAttribute("aria-expanded", true);
-  const offered = Object.entries({ __proto__: null, ...top, [token]: logprob }).sort((a, b) => b[1] - a[1]);
-  others.replaceChildren(...offered.map(([other, value]) => {
-    const bar = make("i");
-    bar.style.inlineSize = `${Math.exp(value - offered[0][1]) * 100}%`;
-    const button = make("button", [word(other), make("span", percent(Math.exp(value))), bar], {
-      type: "button", "aria-pressed": other === token,
+  constructor(box) {
+    [this.box, this.text, this.said] = [box, box.querySelector(".text"), box.querySelector(".said")];
+    const numbered = (event) => Number(event.target.closest?.(".token")?.dataset.n ?? -1);
+    this.text.addEventListener("focusin", (event) => numbered(event) >= 0 && this.tell(numbered(event)));
+    this.text.addEventListener("click", (event) => numbered(event) >= 0 && this.choose(numbered(event)));
+    this.text.addEventListener("keydown", (event) => {
+      const [n, all] = [numbered(event), this.words.length];
+      const by = { ArrowLeft: 1, ArrowRight: -1, Home: -all, End: all }[event.key];  // right to left
+      if (n < 0 || (!by && event.key !== "Enter" && event.key !== " ")) return;
+      event.preventDefault();
+      if (by) this.step(n, by);
+      else this.choose(n);
     });
-    button.addEventListener("click", () => branch(n, other));
-    return button;
-  }));
-  others.hidden = false;
-  others.firstChild.focus();
-}
+  }
 
-function close() {
-  others.hidden = true;
-  words[chosen]?.shown?.setAttribute("aria-expanded", false);
-  const was = chosen;
-  chosen = -1;
-  return was;
-}
+  /** Write on after a text and the tokens behind it: at most `most` tokens, and focus on one as soon as it is there. */
+  async write(begin, tokens = [], most = Number(length.value), focused = -1) {
+    this.stop();
+    const mine = this.writing = new AbortController();
+    const alone = () => this.writing === mine;
+    this.close();
+    relabel();
+    say("يكتب…", this.said);
+    try {
+      const { ids, run } = await (await ask("page/ids", { model: copy, text: begin, tokens }, mine.signal)).json();
+      const room = model.context - 1 - ids.length;
+      if (room < 0) throw new Error(`${ids.length} / ${model.context - 1}: the text is longer than the model's context`);
+      const answer = await ask("v1/completions", {
+        model: run, prompt: ids, max_tokens: Math.min(most, room), temperature: Number(temperature.value), top_k: 50,
+        logprobs: OTHERS, echo: true, stream: true,
+      }, mine.signal);
+      const [written, since, words] = [[], performance.now(), []];
+      this.text.replaceChildren();
+      this.words = words;
+      for await (const { choices: [choice] } of events(answer)) {
+        if (!alone()) return;
+        written.push(...choice.text);  // by characters: offsets count these
+        const { tokens: new_, token_logprobs, top_logprobs, text_offset } = choice.logprobs;
+        new_.forEach((token, n) => words.push({
+          token, logprob: token_logprobs[n], top: top_logprobs[n], offset: text_offset[n], given: words.length < ids.length,
+        }));
+        this.show(written, new_.length + 1);
+        if (words[focused]) [, focused] = [this.step(focused, 0), -1];
+      }
+      const count = words.length - ids.length;
+      const speed = count / ((performance.now() - since) / 1000);
+      const full = most && room < most && count === room ? "، امتلأ السياق" : "";
+      say(count ? `الرموز: ${figure(count)}، في الثانية: ${figure(speed)}${full}` : `انتهى النص هنا${full}`, this.said);
+    } finally {
+      if (alone() && mine.signal.aborted) say("", this.said);
+      if (alone()) this.writing = null;
+      relabel();
+    }
+  }
 
-/** Write on from another token in place of the n-th. */
-function branch(n, other) {
-  const before = words.slice(0, n).map((one) => one.token);
-  const ends = other === model.end;
-  tried(() => (ends ? write("", before, 0, n - 1) : write("", [...before, other], undefined, n)));
-}
+  stop() {
+    this.writing?.abort();
+  }
 
-function step(from, by) {
-  const next = words[Math.min(words.length - 1, Math.max(0, from + by))]?.shown;
-  if (!next) return;
-  for (const one of text.querySelectorAll("[tabindex='0']")) one.tabIndex = -1;
-  next.tabIndex = 0;
-  next.focus();
-}
+  /** Show the last so many tokens, which are new, or may have got more of their characters. */
+  show(written, latest) {
+    for (let n = Math.max(0, this.words.length - latest); n < this.words.length; n++) {
+      const one = this.words[n];
+      one.shown ??= this.token(n);
+      const piece = written.slice(one.offset, this.words[n + 1]?.offset).join("");
+      if (one.piece !== piece) one.shown.textContent = printable(one.piece = piece);
+    }
+    if (!this.text.contains(document.activeElement)) this.text.scrollTop = this.text.scrollHeight;
+  }
 
-const numbered = (event) => Number(event.target.closest?.(".token")?.dataset.n ?? -1);
-text.addEventListener("focusin", (event) => numbered(event) >= 0 && tell(numbered(event)));
-text.addEventListener("click", (event) => numbered(event) >= 0 && choose(numbered(event)));
-text.addEventListener("keydown", (event) => {
-  const n = numbered(event);
-  const by = { ArrowLeft: 1, ArrowRight: -1, Home: -words.length, End: words.length }[event.key];  // right to left
-  if (n < 0 || (!by && event.key !== "Enter" && event.key !== " ")) return;
-  event.preventDefault();
-  if (by) step(n, by);
-  else choose(n);
-});
+  token(n) {
+    const { logprob, given } = this.words[n];
+    const heat = LEVELS.filter((level) => Math.exp(logprob) >= level).length;
+    const made = make("span", "", {
+      class: `token heat-${heat}${given ? " given" : ""}`, role: "button", tabindex: n ? -1 : 0, "aria-expanded": false,
+    });
+    made.dataset.n = n;
+    this.text.append(made);
+    return made;
+  }
+
+  /** Say a token's probability, and which it is of those that were possible. */
+  tell(n) {
+    const { token, logprob, top } = this.words[n];
+    const likelier = Object.values(top).filter((other) => other > logprob).length;
+    const rank = likelier < Object.keys(top).length ? `، ترتيبه ${figure(likelier + 1)}` : "";
+    mark.replaceChildren(word(token), ` احتماله ${percent(Math.exp(logprob))}${rank}`);
+  }
+
+  /** Offer others in place of the n-th token. */
+  choose(n) {
+    for (const one of columns) one.close();
+    this.chosen = n;
+    const { token, logprob, top, shown } = this.words[n];
+    shown.setAttribute("aria-expanded", true);
+    const offered = Object.entries({ __proto__: null, ...top, [token]: logprob }).sort((a, b) => b[1] - a[1]);
+    others.replaceChildren(...offered.map(([other, value]) => {
+      const bar = make("i");
+      bar.style.inlineSize = `${Math.exp(value - offered[0][1]) * 100}%`;
+      const button = make("button", [word(other), make("span", percent(Math.exp(value))), bar], {
+        type: "button", "aria-pressed": other === token,
+      });
+      button.addEventListener("click", () => this.branch(n, other));
+      return button;
+    }));
+    this.box.append(others);
+    others.hidden = false;
+    shown.scrollIntoView({ block: "nearest" });  // the text has become lower
+    others.firstChild.focus();
+  }
+
+  /** Offer none; -> in place of which token they were. */
+  close() {
+    const was = this.chosen;
+    if (was >= 0) [others.hidden, this.chosen] = [true, -1];
+    this.words[was]?.shown?.setAttribute("aria-expanded", false);
+    return was;
+  }
+
+  /** Write on from another token in place of the n-th. */
+  branch(n, other) {
+    const before = this.words.slice(0, n).map((one) => one.token);
+    const ends = other === model.end;
+    const write = () => (ends ? this.write("", before, 0, n - 1) : this.write("", [...before, other], undefined, n));
+    tried(write, this.said);
+  }
+
+  step(from, by) {
+    const next = this.words[Math.min(this.words.length - 1, Math.max(0, from + by))]?.shown;
+    if (!next) return;
+    for (const one of this.text.querySelectorAll("[tabindex='0']")) one.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+}
+const columns = [...document.querySelectorAll(".column")].map((box) => new Column(box));
+const [first, second] = columns;
+const busy = () => columns.some((one) => one.writing);
+const relabel = () => {
+  go.textContent = busy() ? "قف" : "أكمل";
+};
+
 others.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: 1, ArrowDown: 1, ArrowRight: -1, ArrowUp: -1 }[event.key];
   if (!by) return;
@@ -232,18 +259,25 @@ others.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
-  if (!others.hidden) words[close()]?.shown.focus();
-  else writing?.abort();
+  const open = columns.find((one) => one.chosen >= 0);
+  if (open) open.step(open.close(), 0);
+  else for (const one of columns) one.stop();
 });
 prompt.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  if (!writing) form.requestSubmit(go);
+  if (!busy()) form.requestSubmit(go);
 });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (writing) writing.abort();
-  else tried(() => write(prompt.value));
+  const visible = columns.filter((one) => !one.box.hidden);
+  if (busy()) for (const one of columns) one.stop();
+  else for (const one of visible) tried(() => one.write(prompt.value), one.said);
+});
+two.addEventListener("change", () => {
+  second.box.hidden = !two.checked;
+  second.stop();
+  second.close();
 });
 for (const range of [temperature, length]) {
   const shown = () => {
@@ -349,9 +383,9 @@ async function change(wanted) {
   copy = wanted.length ? (await asked("page/change", { model: copy, edits: wanted })).model : "";
   edits = wanted;
   at("name").replaceChildren(make("bdi", printable(model.run)), copy && " (معدّل)");
-  at("edits").replaceChildren(...edits.map(({ kind, word: row, factor, source, values }) => make("li", [
+  at("edits").replaceChildren(...edits.map(({ kind, word: row, factor, source, values, like }) => make("li", [
     word(row), ...{ scale: [` × ${figure(factor ?? 1, 3)}`], copy: [" كسطر ", word(source ?? "")],
-      set: [` = ${values?.length} قيمة`] }[kind],
+      set: [` = ${values?.length} قيمة`], add: [" كلمة جديدة", like?.length ? [": ", word(like.join(" + "))] : ""].flat() }[kind],
   ])));
   [at("undo").disabled, at("keep").hidden, at("kept").hidden] = [!edits.length, !edits.length, true];
   const drawn = { prompt: prompt.value, temperature: Number(temperature.value), top_k: 50, seed: 1, echo: true };
@@ -369,11 +403,18 @@ at("edit").addEventListener("submit", (event) => {
   const [kind, amount] = [at("kind").value, at("amount").value.trim()];
   const latin = amount.replace(/[٠-٩]/g, (digit) => digit.charCodeAt(0) - 0x660).replaceAll("٫", ".");
   const numbers = latin.split(/[\s,،]+/).map(Number);
-  const given = { scale: { factor: numbers[0] }, copy: { source: amount }, set: { values: numbers } }[kind];
+  const like = amount.split(/[\s,،]+/).filter(Boolean);
+  const given = { scale: { factor: numbers[0] }, copy: { source: amount }, set: { values: numbers }, add: { like } }[kind];
   tried(async () => {
-    if (kind !== "copy" && !numbers.every(Number.isFinite)) throw new Error(`${amount}: not a number`);
+    const bad = ["scale", "set"].includes(kind) && !numbers.every(Number.isFinite);
+    if (bad) throw new Error(`${amount}: not a number`);
     await change([...edits, { kind, word: at("row").value, ...given }]);
   });
+});
+at("kind").addEventListener("change", () => {
+  const kind = at("kind").value;
+  [at("hint").hidden, at("amount").required] = [kind !== "add", kind !== "add"];
+  at("amount").value = kind === "scale" ? "2" : "";
 });
 at("undo").addEventListener("click", () => tried(() => change(edits.slice(0, -1))));
 at("keep").addEventListener("submit", (event) => {

@@ -5,7 +5,7 @@ The manifest is not changed, so `verify` reports the edit until `seal` accepts i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,8 +101,8 @@ def _rewrite(
     """Replace a row by `make` of the row `source`, by default of itself."""
     folder = Path(folder)
     package = read(folder)
-    number = _checked_row(package, tensor, row)
-    origin = number if source is None else _checked_row(package, tensor, source)
+    number = checked_row(package.vocabulary, package.weights, tensor, row)
+    origin = number if source is None else checked_row(package.vocabulary, package.weights, tensor, source)
     old = package.weights[tensor][number].reshape(-1)
     wanted = _finite(make(package.weights[tensor][origin].reshape(-1)), tensor)
     position = find_row_line(folder, tensor, number)
@@ -116,14 +116,15 @@ def _rewrite(
     return Change(position.part.path.name, position.number, tensor, number, word, moved)
 
 
-def _checked_row(package: Package, tensor: str, row: int | str) -> int:
-    if tensor not in package.weights:
+def checked_row(vocabulary: Vocabulary, weights: Mapping[str, Row], tensor: str, row: int | str) -> int:
+    """As `find_row`. Raises PackageError where the model has no such tensor, or the tensor no such row."""
+    if tensor not in weights:
         if tensor == "lm_head.weight":
             raise PackageError('"lm_head.weight" is tied to "embedding.weight"; edit the latter')
-        hint = did_you_mean(tensor, list(package.weights), f"there are {', '.join(package.weights)}")
+        hint = did_you_mean(tensor, list(weights), f"there are {', '.join(weights)}")
         raise PackageError(f'"{tensor}" is not a tensor of this model; {hint}')
-    number = find_row(package.vocabulary, tensor, row)
-    count = len(package.weights[tensor])
+    number = find_row(vocabulary, tensor, row)
+    count = len(weights[tensor])
     if not 0 <= number < count:
         raise PackageError(f'"{tensor}" has no row {number}; rows are 0 to {count - 1}')
     return number
@@ -154,24 +155,40 @@ def add_token(folder: Path, token: str, like: Sequence[int | str] = ()) -> list[
     """
     folder = Path(folder)
     package = read(folder)
-    words = package.vocabulary
-    if not token.strip() or not token.isprintable():
-        raise PackageError(f"{token!a}: a token must be a word of printable characters")
-    if words.algorithm == "bpe":
-        readable, pair = _merge_for(words, token)
-    else:
-        readable, pair = _whole_word(words, token), None
-    numbers = [_checked_row(package, "embedding.weight", row) for row in like]
-    numbers = numbers or [words.words.index(part) for part in pair or (words.words[words.specials.unk],)]
+    grown, numbers = with_token(package.vocabulary, package.weights, token, like)
     tensors = [name for name in TOKEN_TENSORS if name in package.weights]
     contents: dict[str, bytes] = {}
-    changes = [_append(folder, contents, package, name, numbers, readable) for name in tensors]
-    merges = (*words.merges, pair) if pair else words.merges
-    contents["tokenizer.json"] = tokenizer_json(words._replace(words=(*words.words, readable), merges=merges)).encode()
-    contents["vocab.py"] = _vocab(folder, words, readable, pair)
+    changes = [_append(folder, contents, package, name, numbers, grown.words) for name in tensors]
+    contents["tokenizer.json"] = tokenizer_json(grown).encode()
+    contents["vocab.py"] = _vocab(folder, package.vocabulary, grown)
     contents["config.py"] = _config(folder, package, len(tensors))
     save(folder, contents)
     return changes
+
+
+def with_token(
+    vocabulary: Vocabulary, weights: Mapping[str, Row], token: str, like: Sequence[int | str]
+) -> tuple[Vocabulary, list[int]]:
+    """The vocabulary with the token that `add_token` adds, and the numbers of the rows of which its own is the mean.
+
+    Raises PackageError for a token that no text would have.
+    """
+    if not token.strip() or not token.isprintable():
+        raise PackageError(f"{token!a}: a token must be a word of printable characters")
+    if vocabulary.algorithm == "bpe":
+        readable, pair = _merge_for(vocabulary, token)
+    else:
+        readable, pair = _whole_word(vocabulary, token), None
+    numbers = [checked_row(vocabulary, weights, "embedding.weight", row) for row in like]
+    parts = pair or (vocabulary.words[vocabulary.specials.unk],)
+    merges = (*vocabulary.merges, pair) if pair else vocabulary.merges
+    grown = vocabulary._replace(words=(*vocabulary.words, readable), merges=merges)
+    return grown, numbers or [vocabulary.words.index(part) for part in parts]
+
+
+def mean_row(weights: Mapping[str, Row], tensor: str, rows: Sequence[int]) -> Row:
+    """With which a new token's row begins in one of the tensors that have a row for each."""
+    return _finite(weights[tensor][rows].mean(0, dtype=np.float64), tensor)
 
 
 def _whole_word(vocabulary: Vocabulary, token: str) -> str:
@@ -210,11 +227,12 @@ def _merge_for(vocabulary: Vocabulary, token: str) -> tuple[str, tuple[str, str]
 
 
 def _append(
-    folder: Path, contents: dict[str, bytes], package: Package, tensor: str, like: list[int], word: str
+    folder: Path, contents: dict[str, bytes], package: Package, tensor: str, like: list[int], words: tuple[str, ...]
 ) -> Change:
-    """Append a row to a tensor and update the shape in every header; the new files go into `contents`."""
+    """Append the row of the last word to a tensor and update the shape in every header; the new files go into
+    `contents`."""
     count, columns = package.weights[tensor].shape
-    wanted = _finite(package.weights[tensor][like].mean(0, dtype=np.float64), tensor)
+    wanted = mean_row(package.weights, tensor, like)
     literal = ""
     for part in tensor_parts(folder, tensor):
         name = part.path.name
@@ -225,14 +243,14 @@ def _append(
         start, stop, end = part.header.start + shift, part.header.stop + shift, part.end + shift
         rows = raw[stop:end]
         if last:
-            rows = _named(rows, tensor, part, (*package.vocabulary.words, word))
+            rows = _named(rows, tensor, part, words)
             number = raw.count(b"\n", 0, stop) + rows.count(b"\n") + 1
             position = Position(part, slice(end, end), '        "",', number)
             if len(like) == 1:
                 literal = _literal(folder, position, tensor, like[0])
             line = new_line(position, wanted, wanted, literal)
             rows += f"{line}\n".encode()
-            change = Change(name, number, tensor, count, word, float(np.linalg.norm(wanted.astype(np.float64))))
+            change = Change(name, number, tensor, count, words[-1], float(np.linalg.norm(wanted.astype(np.float64))))
         contents[name] = raw[:start] + header.encode() + rows + raw[end:]
     return change
 
@@ -250,11 +268,11 @@ def _named(rows: bytes, tensor: str, part: TensorPart, words: tuple[str, ...]) -
     return before + named + after if old else rows  # a comment that somebody rewrote stays
 
 
-def _vocab(folder: Path, vocabulary: Vocabulary, readable: str, pair: tuple[str, str] | None) -> bytes:
+def _vocab(folder: Path, before: Vocabulary, grown: Vocabulary) -> bytes:
     text = (folder / "vocab.py").read_text(encoding="utf-8")
-    added = [("WORD2IDX = {", "}", f"{quote(readable)}: {len(vocabulary.words)}")]
-    if pair:
-        added.append(("MERGES = (", ")", f"({quote(pair[0])}, {quote(pair[1])})"))
+    added = [("WORD2IDX = {", "}", f"{quote(grown.words[-1])}: {len(before.words)}")]
+    for left, right in grown.merges[len(before.merges) :]:
+        added.append(("MERGES = (", ")", f"({quote(left)}, {quote(right)})"))
     for opening, closing, entry in added:
         end = text.index(f"\n{closing}\n", text.index(f"\n{opening}\n"))
         text = f"{text[:end]}\n    {entry},{text[end:]}"

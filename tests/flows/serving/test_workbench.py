@@ -261,7 +261,7 @@ def test_only_a_name_is_a_folder(built: Built, tmp_path: Path, monkeypatch: pyte
 # ---- in a browser
 
 READY = "typeof tabs !== 'undefined' && !go.disabled"
-TEXT = "text.textContent"
+TEXT = "first.text.textContent"
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
         page.value("void ([temperature.value, length.value] = [0, 10])")
         page.type("القط في البيت")
         page.press("Enter")
-        page.until("!writing && words.length > 5")
+        page.until("!first.writing && first.words.length > 5")
         first = page.value(TEXT)
         assert first.startswith("القط في البيت")
         whole = httpx.post(
@@ -292,14 +292,14 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
         ).json()["choices"][0]
         assert first == printable(whole["text"], lines=True)
         logprobs = whole["logprobs"]
-        heats = page.value("words.map((one) => Number(/heat-(.)/.exec(one.shown.className)[1]))")
+        heats = page.value("first.words.map((one) => Number(/heat-(.)/.exec(one.shown.className)[1]))")
         said = np.exp(logprobs["token_logprobs"])
         assert heats == np.searchsorted([0.01, 0.05, 0.2, 0.5], said, side="right").tolist()
-        assert page.value("getComputedStyle(words[0].shown).borderBottomWidth") != "0px"
+        assert page.value("getComputedStyle(first.words[0].shown).borderBottomWidth") != "0px"
 
-        at = page.value("words.findIndex((one) => !one.given) + 1")
+        at = page.value("first.words.findIndex((one) => !one.given) + 1")
         page.press("Tab")  # to the sliders
-        page.value("text.querySelector('[tabindex=\"0\"]').focus()")
+        page.value("first.text.querySelector('[tabindex=\"0\"]').focus()")
         page.press(*["ArrowLeft"] * at)
         assert page.value("Number(document.activeElement.dataset.n)") == at
         assert "٪" in page.value("mark.textContent")
@@ -314,10 +314,10 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
         assert other == "false"
         likely = sorted(logprobs["top_logprobs"][at].items(), key=lambda one: -one[1])[2][0]
         page.press("Enter")
-        page.until(f"!writing && words.length > {at}")
-        assert page.value(f"words[{at}].token") == likely
+        page.until(f"!first.writing && first.words.length > {at}")
+        assert page.value(f"first.words[{at}].token") == likely
         kept = logprobs["tokens"][:at]
-        assert page.value(f"words.slice(0, {at}).map((one) => one.token)") == kept
+        assert page.value(f"first.words.slice(0, {at}).map((one) => one.token)") == kept
         assert page.value("document.activeElement.dataset.n") == str(at)
         ids = httpx.post(f"{address}/page/ids", json={"tokens": [*kept, likely]}).json()["ids"]
         most = min(10, 31 - len(ids))
@@ -332,6 +332,73 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
         )
         assert {f"http://{urlsplit(one).netloc}" for one in page.requests if not one.startswith("data:")} == {address}
         assert page.problems == []
+
+
+@in_a_browser
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_two_texts_are_written_and_branched_by_keys_alone(address: str, tmp_path: Path, width: int, dark: bool) -> None:
+    with Browser(tmp_path, width, 844, dark) as page:
+        page.open(f"{address}/")
+        page.until(READY)
+        page.value("void ([temperature.value, length.value] = [1.5, 20])")
+        page.type("القط في")
+        page.press("Tab", "Tab", "Tab", "Space", "Enter")
+        page.until("!busy() && first.words.length && second.words.length")
+        texts = page.value("columns.map((one) => one.text.textContent)")
+        assert all(text.startswith("القط في") for text in texts)
+        assert texts[0] != texts[1], "each has its own draws"
+        for column in ("first", "second"):
+            said = np.exp(page.value(f"{column}.words.map((one) => one.logprob)"))
+            heats = page.value(f"{column}.words.map((one) => Number(/heat-(.)/.exec(one.shown.className)[1]))")
+            assert heats == np.searchsorted([0.01, 0.05, 0.2, 0.5], said, side="right").tolist()
+        one, other = page.value("columns.map(({ box }) => box.getBoundingClientRect().toJSON())")
+        assert one["bottom"] < other["top"] if width == 390 else other["right"] < one["left"]
+
+        at = page.value("second.words.findIndex((one) => !one.given)")
+        page.value("void (temperature.value = 0)")
+        page.value("first.text.querySelector('[tabindex=\"0\"]').focus()")
+        page.press("Tab")
+        assert page.value("second.text.contains(document.activeElement)")
+        page.press(*["ArrowLeft"] * at, "Enter")
+        page.until("!others.hidden && others.contains(document.activeElement)")
+        assert page.value("second.box.contains(others) && second.chosen") == at
+        tops = page.value(
+            "[second.text, second.words[second.chosen].shown].map((one) => one.getBoundingClientRect().y)"
+        )
+        assert tops == sorted(tops), "it is still seen in the text, which has become lower"
+        page.press("Escape")
+        assert page.value("others.hidden && second.text.contains(document.activeElement)")
+        assert page.value("Number(document.activeElement.dataset.n)") == at
+        page.press("Enter", "ArrowDown", "ArrowDown")
+        chosen = page.value(
+            f"Object.entries({{ ...second.words[{at}].top, [second.words[{at}].token]: second.words[{at}].logprob }})"
+            ".sort((a, b) => b[1] - a[1])[2][0]"
+        )
+        page.press("Enter")
+        page.until(f"!busy() && second.words[{at}]?.token === {json.dumps(chosen)} && second.words.length > {at + 1}")
+        assert page.value(TEXT) == texts[0], "the other text stays"
+        ids = page.value(f"second.words.slice(0, {at + 1}).map((one) => one.token)")
+        ids = httpx.post(f"{address}/page/ids", json={"tokens": ids}).json()["ids"]
+        asked = {"prompt": ids, "max_tokens": min(20, 31 - len(ids)), "temperature": 0, "echo": True}
+        wanted = httpx.post(f"{address}/v1/completions", json=asked).json()["choices"][0]["text"]
+        assert page.value("second.text.textContent") == printable(wanted, lines=True)
+
+        page.value("first.choose(1)")
+        assert page.value("first.box.contains(others) && second.chosen === -1")
+        whole = "document.documentElement"
+        assert page.value(f"[{whole}.scrollWidth, {whole}.scrollHeight]") == [width, 844]
+        page.value("two.focus()")
+        page.press("Space")
+        assert page.value("second.box.hidden && !others.hidden")
+        page.press("Enter")
+        page.until(f"!busy() && {TEXT} === {json.dumps(printable(greedy(address, 'القط في'), lines=True))}")
+        assert page.value("second.text.textContent") == printable(wanted, lines=True), "it is not written again"
+        assert page.problems == []
+
+
+def greedy(address: str, prompt: str) -> str:
+    body = {"prompt": prompt, "max_tokens": 20, "temperature": 0, "echo": True}
+    return str(httpx.post(f"{address}/v1/completions", json=body).json()["choices"][0]["text"])
 
 
 @in_a_browser
@@ -416,6 +483,70 @@ def test_a_word_is_changed_undone_and_kept_by_keys_alone(
 
 
 @in_a_browser
+def test_a_word_is_added_undone_and_kept_by_keys_alone(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = packages.read(built.published.folder / "model").vocabulary.words
+    new, alike = " القب", [word.strip() for word in words[4:] if word.strip().isalpha()][:2]
+    assert new not in words
+    process, address = start(built.published.run, "--store", built.store.root, "--port", 0)
+    try:
+        with Browser(tmp_path / "browser", 390, 844) as page:
+            page.open(f"{address}/")
+            page.until(READY)
+            page.value("void ([temperature.value, length.value] = [0, 10])")
+            page.type(f"في{new}")
+            page.value("tabs[0].focus()")
+            page.press("ArrowLeft", "ArrowLeft", "Tab")
+            page.type(new)
+            page.press("Tab", "ArrowDown", "ArrowDown", "ArrowDown", "Tab")
+            assert page.value("at('kind').value === 'add' && document.activeElement.id === 'amount'")
+            assert page.value("!at('hint').hidden && at('amount').value === ''")
+            page.type("، ".join(alike))
+            page.press("Enter")
+            page.until("edits.length === 1 && at('after').textContent")
+            assert page.value("edits[0]") == {"kind": "add", "word": new, "like": alike}
+            assert page.value("at('edits').textContent") == f"␣{new.strip()} كلمة جديدة: {' + '.join(alike)}"
+            before, after = page.value("[at('before').textContent, at('after').textContent]")
+            assert before != after
+            page.value("tabs[2].focus()")
+            page.press("ArrowLeft")
+            page.value("prompt.focus()")
+            page.press("Enter")
+            page.until("!busy() && first.words.length > 2")
+            given = page.value("first.words.filter((one) => one.given).map((one) => one.token)")
+            assert given[-1:] == [new]
+            assert page.value(TEXT) == after
+            page.value("tabs[2].click()")
+            page.value("at('undo').focus()")
+            page.press("Enter")
+            page.until("!edits.length && at('after').textContent === at('before').textContent")
+            page.value(f"first.branch({len(given)}, first.words.at(-1).token)")  # of the copy that is no more
+            page.until("first.said.textContent.includes('write again')")
+            assert page.value(TEXT) == after, "the text stays"
+            page.value("first.choose(0)")
+            page.value("at('edit').requestSubmit()")
+            page.until(f"edits.length === 1 && at('after').textContent === {json.dumps(after)}")
+            page.value("at('folder').focus()")
+            page.type("mine")
+            page.press("Enter")
+            page.until("!at('kept').hidden")
+            page.value("at('edit').requestSubmit()")
+            assert "is already a token" in page.until("status.textContent.includes('token') && status.textContent")
+            assert page.value("edits.length === 1 && document.documentElement.scrollWidth") == 390
+            refused = ["400 (Bad Request)" in one for one in page.problems]
+            assert refused == [True, True], page.problems
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    package = packages.read(tmp_path / "mine", strict=True)
+    assert package.vocabulary.words == (*words, new)
+    assert packages.verify(tmp_path / "mine") == packages.changes(package) == []
+    assert packages.generate(package, f"في{new}", 10, temperature=0) == after
+
+
+@in_a_browser
 def test_a_text_is_shown_as_it_comes_and_stopped(processes: None, tmp_path: Path) -> None:
     tokenizer = trained_tokenizer("bpe")
     config = ModelConfig(vocab_size=len(tokenizer), dim=128, num_heads=4, num_layers=12, max_seq_len=512)
@@ -428,19 +559,26 @@ def test_a_text_is_shown_as_it_comes_and_stopped(processes: None, tmp_path: Path
             page.value("void ([temperature.value, length.value] = [0, 400])")
             page.type("القط")
             page.press("Enter")
-            seen = page.until("writing && words.length > 9 && text.textContent.length")
-            assert page.until(f"writing && text.textContent.length > {seen}")
+            seen = page.until("first.writing && first.words.length > 9 && first.text.textContent.length")
+            assert page.until(f"first.writing && first.text.textContent.length > {seen}")
             page.press("Escape")
-            page.until("!writing && go.textContent === 'أكمل'")
-            stopped = page.value("words.length")
+            page.until("!first.writing && go.textContent === 'أكمل'")
+            stopped = page.value("first.words.length")
             assert 9 < stopped < 400
             time.sleep(0.3)
-            assert page.value("words.length") == stopped
+            assert page.value("first.words.length") == stopped
             figures = httpx.get(f"{address}/metrics").text
             assert "qalam_active_texts 0.0" in figures
             page.value("void (length.value = 10, prompt.value = '')")
             page.press("Enter")
-            page.until("!writing && words.length === 10")
+            page.until("!first.writing && first.words.length === 10")
+            page.value("void (length.value = 400, two.click())")
+            page.press("Enter")
+            page.until("first.writing && second.writing && first.words.length > 5 && second.words.length > 5")
+            page.press("Escape")
+            page.until("!busy() && go.textContent === 'أكمل' && !first.said.textContent && !second.said.textContent")
+            time.sleep(0.3)
+            assert "qalam_active_texts 0.0" in httpx.get(f"{address}/metrics").text
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
@@ -463,12 +601,12 @@ def test_nothing_of_a_model_is_markup(processes: None, tmp_path: Path) -> None:
             seen: set[str] = set()
             for _ in range(12):
                 page.press("Enter")
-                page.until("!writing && words.length > 0 || status.textContent.includes('انتهى')")
-                if page.value("words.length"):
-                    seen |= set(page.value("words.flatMap((one) => Object.keys(one.top))"))
-                    assert page.value("text.querySelectorAll(':not(.token)').length") == 0
+                page.until("!first.writing && first.words.length > 0 || first.said.textContent.includes('انتهى')")
+                if page.value("first.words.length"):
+                    seen |= set(page.value("first.words.flatMap((one) => Object.keys(one.top))"))
+                    assert page.value("first.text.querySelectorAll(':not(.token)').length") == 0
                     assert page.value(TEXT) == printable(page.value(TEXT), lines=True)
-                    page.value("choose(0)")
+                    page.value("first.choose(0)")
                     tags = page.value("[...new Set([...others.querySelectorAll('*')].map((one) => one.tagName))]")
                     assert set(tags) == {"BUTTON", "BDI", "SPAN", "I"}
                     assert page.value("others.children.length") == 12
@@ -478,8 +616,8 @@ def test_nothing_of_a_model_is_markup(processes: None, tmp_path: Path) -> None:
                     break
             assert seen >= set(HOSTILE)
             for word in HOSTILE:
-                page.value(f"branch(0, {json.dumps(word)})")
-                page.until(f"!writing && words[0]?.token === {json.dumps(word)}")
+                page.value(f"first.branch(0, {json.dumps(word)})")
+                page.until(f"!first.writing && first.words[0]?.token === {json.dumps(word)}")
                 assert page.value(TEXT).startswith(printable(word))
                 assert not {*"\u202e"} & {*page.value("document.body.innerText")}
             for word in HOSTILE[:4]:
@@ -513,7 +651,7 @@ def test_the_token_is_asked_for(built: Built, tmp_path: Path) -> None:
             assert page.value("at('key').hidden && document.activeElement === prompt")
             page.type("القط")
             page.press("Enter")
-            page.until("!writing && words.length > 2")
+            page.until("!first.writing && first.words.length > 2")
             assert not [one for one in page.requests if "s3cret" in one]
     finally:
         process.send_signal(signal.SIGTERM)
