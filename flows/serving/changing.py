@@ -37,6 +37,9 @@ _TENSOR = "embedding.weight"
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
+Word = Annotated[str, Field(max_length=200)]
+
+
 class Edit(BaseModel):
     """One change of a word's row: times `factor`, a copy of the row of `source`, or `values`; or a new word, whose row
     is the mean of those of `like`."""
@@ -44,11 +47,11 @@ class Edit(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     kind: Literal["scale", "copy", "set", "add"]
-    word: str
+    word: Word
     factor: float = 1.0
-    source: str = ""
+    source: Word = ""
     values: list[float] = []
-    like: Annotated[list[str], Field(max_length=100)] = []
+    like: Annotated[list[Word], Field(max_length=100)] = []
 
     def __str__(self) -> str:
         added = f"added, like {', '.join(self.like)}" if self.like else "added"
