@@ -12,8 +12,8 @@ hub` writes, and answers the same endpoint: no chat template is involved. Prompt
 decode. Both compute in float32 and draw from the 50 likeliest at temperature 1. Its requests carry their own generation
 config, as the export's is greedy; there `<END>` ends nothing, while it ends few of our answers: tokens are counted as
 each server reports them. It runs with one thread and with one for each core, and the faster counts. Only a quiet
-machine compares them: the threads of torch and of numpy's BLAS wait for each other by spinning, which makes either
-server many times slower beside other work (OPENBLAS_NUM_THREADS=1 keeps ours to one).
+machine compares them: threads that wait for each other by spinning make a server many times slower beside other work.
+Numpy has one thread, unless OPENBLAS_NUM_THREADS says otherwise.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported
 
 import numpy as np
 
@@ -141,7 +143,8 @@ def theirs(hub: Path, threads: int) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", command, "serve", str(hub), *THEIR_OPTIONS],
             stdout=subprocess.DEVNULL, stderr=stream,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "HF_HUB_OFFLINE": "1"}
+            | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
         )  # fmt: skip
     try:
         while not (found := re.search(r"running on (http://\S+)", log.read_text())) and process.poll() is None:
