@@ -150,6 +150,17 @@ class ArtifactFile:
         return self.path.is_file() and sha256_file(self.path) == self.digest
 
 
+READS = "reads"
+
+
+def reads(*names: str) -> dict[str, tuple[str, ...]]:
+    """Metadata of a stage's field with artifacts of which `run` reads these files, or none, and their manifests.
+
+    Without it, all files count as read; of an `ArtifactFile` that one, besides these.
+    """
+    return {READS: names}
+
+
 class Buildable(Protocol):
     """What the store requires of a stage."""
 
@@ -193,7 +204,6 @@ class Store:
         A damaged one is set aside and built again. The context manager of `slot` is held while the stage runs, and not
         for an artifact that is reused. Raises StoreError when the disk fails, and whatever `stage.run` raises.
         """
-        stage = self.here(stage)
         identity = stage.identity
         name, key = identity.stage, identity.digest
         home = self.artifact_folder(name, key)
@@ -206,6 +216,7 @@ class Store:
             if home.exists():
                 aside = home.rename(home.with_name(f"{key}.damaged-{secrets.token_hex(4)}"))
                 log.warning("%s was damaged; it is kept as %s and built again", key[:12], aside.name)
+            stage = self.here(stage)
             partial = home.with_name(f"{key}.partial")
             if partial.exists() and not stage.resumable:
                 shutil.rmtree(partial)

@@ -21,7 +21,7 @@ from qalam_core.pipeline.tokenize import TOKENS, of_split
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Recipe
 from qalam_core.runs import SeenFacts
-from qalam_core.store import Artifact, ArtifactFile
+from qalam_core.store import Artifact, ArtifactFile, reads
 from qalam_core.tokens.shards import flat
 from qalam_core.training.spec import WEIGHTS
 
@@ -48,7 +48,7 @@ class Evaluate(Stage):
 
     settings: EvaluateSettings
     package: Artifact
-    checkpoint: Artifact | None  # None: the package was edited or imported
+    checkpoint: Artifact | None = field(metadata=reads(WEIGHTS))  # None: the package was edited or imported
     test: tuple[ArtifactFile, ...]  # shards
     train: tuple[ArtifactFile, ...]  # shards
     tokens: tuple[Artifact, ...]  # of training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qalam_core.corpus.prepare import CorpusFacts
@@ -15,7 +15,7 @@ from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Model, Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.runs import Ancestor, KeptTokenizer, SeenFacts, TrainFacts
-from qalam_core.store import Artifact
+from qalam_core.store import Artifact, reads
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 from qalam_core.training.spec import WEIGHTS, model_config
 
@@ -51,10 +51,10 @@ class Export(Stage):
     unit = "tensors"
 
     settings: ExportSettings
-    corpus: Artifact  # for the provenance
+    corpus: Artifact = field(metadata=reads())  # for the provenance
     tokenizer: Artifact
-    checkpoint: Artifact
-    seen: Artifact  # for the provenance
+    checkpoint: Artifact = field(metadata=reads(WEIGHTS))
+    seen: Artifact = field(metadata=reads())  # for the provenance
 
     @classmethod
     def of(
