@@ -148,6 +148,8 @@ class ObjectStore(Store):
         """The manifest of a recorded digest, without its files. Raises DamagedError."""
         if (self.artifact_folder(stage, key) / MANIFEST).is_file():
             return super().manifest(stage, key)
+        with suppress(DamagedError):  # or it is not there
+            return self._parts.manifest(stage, key)
         try:
             return self._manifest(stage, key)[0]
         except (FileNotFoundError, ValueError):

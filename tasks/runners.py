@@ -18,7 +18,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from al_qalam.tasks.progress import tracked, watchers
 from al_qalam.tasks.stages import stopped
-from qalam_core.errors import RecipeError, StoreError
+from qalam_core.errors import DamagedError, RecipeError, StoreError
 from qalam_core.object_store import store_at
 from qalam_core.pipeline.stage import Stage
 from qalam_core.store import Artifact, Store
@@ -52,7 +52,7 @@ class Workers:
             if not self.elsewhere:
                 self.returned.append(made_here := futures.result())
                 return list(chain.from_iterable(made_here))
-            home, results = store_at(store).manifests(), list[Artifact]()
+            home, results = store_at(store), list[Artifact]()
             with tracked(stages[0].name, "stages") as progress:
                 # in order, because Prefect's as_completed waits forever for the tasks of a broken pool
                 for batch, future in zip(batches, futures, strict=True):
@@ -146,13 +146,14 @@ def batched(stages: Sequence[Stage]) -> list[Sequence[Stage]]:
 def _reported(stage: Stage, made: Artifact, home: Store) -> Artifact:
     """Report a stage that another process has finished to the watchers here. Raises StoreError when its artifact is
     not visible here."""
-    found = home.reference(made.stage, made.digest)
-    if not found.exists():
+    path = home.artifact_folder(made.stage, made.digest)
+    try:
+        artifact = replace(made, path=path).with_manifest(home.manifest(made.stage, made.digest))
+    except DamagedError:
         raise StoreError(
-            f"{found.path}: a worker built this, but it is not visible here; the flow and all workers need the same "
-            "store at the same path"
-        )
-    artifact = replace(made, path=found.path).with_manifest(found.manifest)
+            f"{path}: a worker built this, but it is not visible here; the flow and all workers need the same store at "
+            "the same path"
+        ) from None
     for watcher in watchers:
         watcher.finished(stage, artifact)
     return artifact

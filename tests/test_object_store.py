@@ -607,11 +607,13 @@ def test_who_matches_downloads_no_text(machines: Machines, observed: Faulty) -> 
         assert requested(observed) == [("filter", key, "keys.arrow")]
     assert not any("/artifacts/prepare" in path or "/artifacts/ingest" in path for path in observed.read)
     assert there.manifests().find(match.identity), "it is shared"
+    observed.read.clear()
+    assert there.manifest("filter", key) == match.documents[0].manifest
+    assert not observed.read, "the manifest is here"
     for _ in range(2):
         there.build(prepare)
-        assert requested(observed) == [
-            ("filter", key, name) for name in ("digests.arrow", "keys.arrow", "rejects.arrow", "texts.arrow")
-        ]
+        own = [("filter", key, name) for name in ("digests.arrow", "rejects.arrow", "texts.arrow")]
+        assert requested(observed) == own, "and not the keys again"
     assert not (there.root / "artifacts" / "filter").exists()
     whole = there.here(match.documents[0])
     assert content(whole.path) == content(match.documents[0].path)
