@@ -31,7 +31,7 @@ test: export QALAM_EXAMPLES = 100  # of each property, where `make check` tries 
 test: export QALAM_QUICK_SECONDS = 10  # `make check` is strict; here the machine may be slow, or busy
 test: .venv/test  ## linters, types and every test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 3  # more workers than cores: those on a stack mostly wait
+	$(BIN)/python -m pytest -n 4  # more workers than cores: those on a stack mostly wait
 
 lint: .venv/test  ## linters and types
 	$(BIN)/ruff check --quiet .

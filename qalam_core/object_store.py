@@ -12,7 +12,8 @@ Objects:
     <url>/used/<stage>/<digest>                      empty, written when the artifact is used
 
 Each machine works in a folder of its own, laid out as a store, in which artifacts and runs are copies: they are
-downloaded once, verified by their digests, and deleted when they have long not been used.
+downloaded once, verified by their digests, and deleted when they have long not been used. In its folder `parts`, laid
+out likewise, are copies of single files of others.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from qalam_core.errors import DamagedError, StoreError
-from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
+from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file, try_lock
+from qalam_core.inputs import moved, read_by
 from qalam_core.leases import lease
 from qalam_core.objects import NOT_PLAIN, SCHEMES, Objects, is_url, shown
 from qalam_core.progress import every
@@ -71,6 +73,7 @@ REQUESTS = 8
 """Files that are downloaded or uploaded at the same time."""
 
 _INDEX = "files.json"
+_PARTS = "parts"
 
 Result = TypeVar("Result")
 
@@ -120,6 +123,7 @@ class ObjectStore(Store):
         self._making_room = threading.Lock()
         self._lease_seconds = _setting("QALAM_LEASE_SECONDS", LEASE_SECONDS)
         super().__init__(folder_of(url))
+        self._parts = Store(self.root / _PARTS)
 
     @property
     def place(self) -> str:
@@ -143,6 +147,8 @@ class ObjectStore(Store):
         """The manifest of a recorded digest, without its files. Raises DamagedError."""
         if (self.artifact_folder(stage, key) / MANIFEST).is_file():
             return super().manifest(stage, key)
+        with suppress(DamagedError):  # or it is not there
+            return self._parts.manifest(stage, key)
         try:
             return self._manifest(stage, key)[0]
         except (FileNotFoundError, ValueError):
@@ -155,20 +161,55 @@ class ObjectStore(Store):
 
     def here(self, value: Value) -> Value:
         """The same stage, artifact or tuple, with the paths of this machine, and with copies of what it reads."""
-        new: Any = value
-        if isinstance(value, Artifact):
-            home = self.artifact_folder(value.stage, value.digest)
-            if not (home / MANIFEST).is_file():
-                self.artifact(value.stage, value.digest)
-            new = value if value.path == home else replace(value, path=home)
-        elif type(value) is tuple:
-            parts = tuple(_at_once(self.here, new))
-            new = parts if any(one is not part for one, part in zip(new, parts, strict=True)) else value
-        elif is_dataclass(value) and not isinstance(value, type):
-            found = {part.name: getattr(value, part.name) for part in fields(value) if part.init}
-            changed = {name: here for name, one in found.items() if (here := self.here(one)) is not one}
-            new = replace(value, **changed) if changed else value
-        return cast("Value", new)
+        read: dict[tuple[str, str], Set[str] | None] = {}
+        for artifact, names in read_by(value):
+            key = artifact.stage, artifact.digest
+            before = read.setdefault(key, names)
+            read[key] = None if before is None or names is None else before | names
+        folders = _at_once(lambda key: self._copied(*key, read[key]), list(read))
+        return moved(value, dict(zip(read, folders, strict=True)))
+
+    def _copied(self, stage: str, key: str, names: Set[str] | None) -> Path:
+        """The folder of an artifact's copy, which may have no other files than `names`. Raises DamagedError."""
+        home = self.artifact_folder(stage, key)
+        if not (home / MANIFEST).is_file():
+            return self.artifact(stage, key).path if names is None else self._copied_in_part(stage, key, names)
+        super().mark_used(Artifact(stage, key, home))
+        return home
+
+    def _copied_in_part(self, stage: str, key: str, names: Set[str]) -> Path:
+        """The folder in `parts` of an artifact's manifest, of files of these names, and perhaps of others."""
+        artifact, lock, place = self._parts.reference(stage, key), f"{stage}-{key}", f"artifacts/{stage}/{key}"
+        known = self.digests.of(_PARTS, lock, str(artifact.path))
+
+        def is_there(name: str, entry: FileEntry) -> bool:
+            path = artifact.path / name
+            return _is_below(name) and path.is_file() and known.of_file(name, path, sha256_file) == entry.sha256
+
+        def copied(file: tuple[str, FileEntry]) -> bool:
+            name, entry = file
+            with _locked(self._parts, f"{lock}-{name.replace('/', '-')}"):  # others are copied at the same time
+                return is_there(name, entry) or self._copy_parts(place, content, {name: entry})
+
+        with self.disk_errors(stage), _locked(self._parts, lock, shared=True):  # nobody deletes it meanwhile
+            try:
+                files = _chosen(artifact.manifest, names)
+                whole = all(is_there(*file) for file in files)
+            except DamagedError:
+                whole = False
+            if not whole:
+                try:
+                    manifest, content = self._manifest(stage, key)
+                    files = _chosen(manifest, names)
+                    if not all(_at_once(copied, files)):
+                        raise DamagedError
+                except (FileNotFoundError, ValueError, DamagedError):
+                    raise self._missing(stage, key) from None
+                replace_file(artifact.path / MANIFEST, content)
+                self._make_room(sum(entry.bytes for _, entry in files))
+            self._parts.mark_used(artifact)
+        known.save()
+        return artifact.path
 
     def manifests(self) -> Store:
         """The same store, for a command that writes nothing: only `here` copies an artifact's files."""
@@ -325,9 +366,9 @@ class ObjectStore(Store):
         files, content = index
         with self.disk_errors():
             if name:  # alone: a list of runs reads one file of each, and not their packages
-                part = self.root / "parts" / run / name
+                part = self._parts.run_file(run, name)
                 if name in files and not part.is_file():
-                    self._copy_part(run, content, name, files[name], part)
+                    self._copy_parts(f"runs/{run}", content, {name: files[name]})
                 return part
             partial = home.with_name(f".{run}.{secrets.token_hex(8)}")
             try:
@@ -338,14 +379,18 @@ class ObjectStore(Store):
                 shutil.rmtree(partial, ignore_errors=True)
         return home
 
-    def _copy_part(self, run: str, index: bytes, name: str, entry: FileEntry, part: Path) -> None:
-        partial = part.with_name(f".{part.name}.{secrets.token_hex(8)}")
+    def _copy_parts(self, place: str, index: bytes, files: dict[str, FileEntry]) -> bool:
+        """Download single files into `parts`; -> whether all of them are there, with their digests."""
+        home = self._parts.root / place
+        partial = home.with_name(f".{home.name}.{secrets.token_hex(8)}")
         try:
-            if self._copy(f"runs/{run}", index, {name: entry}, partial):
-                part.parent.mkdir(parents=True, exist_ok=True)
-                (partial / name).rename(part)
+            copied = self._copy(place, index, files, partial)
+            for name in files if copied else ():
+                (home / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).replace(home / name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        return copied
 
     def _index(self, run: str) -> tuple[dict[str, FileEntry], bytes] | None:
         """The files of a run, with the content that says so; None where there is no such run."""
@@ -383,6 +428,7 @@ class ObjectStore(Store):
         """Delete a run."""
         self._objects.delete(f"runs/{run}/{_INDEX}")  # first, so that it is never there in part
         self._objects.delete(*self._objects.below(f"runs/{run}"))
+        shutil.rmtree(self._parts.run_file(run), ignore_errors=True)
         if (self.root / "runs" / run).exists():
             super().delete_run(run)
 
@@ -414,6 +460,8 @@ class ObjectStore(Store):
     def artifacts(self) -> dict[str, float]:
         """`<stage>/<digest>` of every artifact, and of what this machine has in part -> its last use (Unix time)."""
         found = super().artifacts()
+        for name, used in self._parts.artifacts().items():
+            found[name] = max(found.get(name, 0.0), used)
         for prefix in ("artifacts", "used"):
             for name, meta in self._objects.below(prefix).items():
                 place = "/".join(name.split("/")[1:3])
@@ -423,8 +471,9 @@ class ObjectStore(Store):
 
     def delete_artifact(self, name: str, unused_since: float) -> bool:
         """Delete `<stage>/<digest>`, one of `artifacts`; -> whether it was deleted."""
-        if (self.root / "artifacts" / name).exists() and not super().delete_artifact(name, unused_since):
-            return False
+        for home in (Store(self.root), self._parts):
+            if (home.root / "artifacts" / name).exists() and not home.delete_artifact(name, unused_since):
+                return False
         with suppress(FileNotFoundError):  # another machine may have begun to use it
             if self._objects.meta(f"used/{name}").changed >= unused_since:
                 return False
@@ -439,7 +488,8 @@ class ObjectStore(Store):
             place = "/".join(name.split("/")[:2])
             changed[place] = max(changed.get(place, 0.0), meta.changed)
         old = [place for place, last in changed.items() if last < unused_since]
-        return [*super().abandoned(unused_since), *old]
+        parts = (f"{_PARTS}/{name}" for name in self._parts.abandoned(unused_since))
+        return [*super().abandoned(unused_since), *parts, *old]
 
     def delete_abandoned(self, name: str) -> None:
         """Delete one of `abandoned`."""
@@ -451,7 +501,7 @@ class ObjectStore(Store):
     def size(self, path: str) -> int:
         """Bytes of what is at a path relative to the store."""
         there = sum(meta.size for meta in self._objects.below(path).values())
-        return there or super().size(path)
+        return there or super().size(path) + self._parts.size(path)
 
     def _make_room(self, added: int) -> None:
         """Delete the copies that were used longest ago where there are more than there is room for."""
@@ -460,14 +510,16 @@ class ObjectStore(Store):
             if self._added < self._limit / 20:
                 return
             self._added = 0
-        found = sorted((used, name) for name, used in Store.artifacts(self).items() if ".partial" not in name)
-        sizes = {name: Store.size(self, f"artifacts/{name}") for _, name in found}
-        left, now = sum(sizes.values()), time.time()
-        for used, name in found:
+        homes = (Store(self.root), self._parts)
+        copies = [(used, number, name) for number, home in enumerate(homes) for name, used in home.artifacts().items()]
+        found = sorted(copy for copy in copies if ".partial" not in copy[2])
+        sizes = [homes[number].size(f"artifacts/{name}") for _, number, name in found]
+        left, now = sum(sizes), time.time()
+        for (used, number, name), size in zip(found, sizes, strict=True):
             if left <= self._limit or used > now - FRESH_SECONDS:
                 return
-            if Store.delete_artifact(self, name, now - FRESH_SECONDS):
-                left -= sizes[name]
+            if homes[number].delete_artifact(name, now - FRESH_SECONDS):
+                left -= size
 
 
 class _Manifests(ObjectStore):
@@ -495,6 +547,21 @@ class _Manifests(ObjectStore):
     def run_file(self, run: str, name: str = "") -> Path:
         """A file of a run, of which a copy is made; or its folder, of which none is."""
         return super().run_file(run, name) if name else self.root / "runs" / run
+
+
+@contextmanager
+def _locked(home: Store, name: str, shared: bool = False) -> Iterator[None]:
+    """Wait for a store's lock, and hold it; unlike `Store.locked`, no process that is started meanwhile inherits it."""
+    with home._lock_file(name) as file:
+        try_lock(file, blocking=True, shared=shared)
+        yield
+
+
+def _chosen(manifest: Manifest, names: Set[str]) -> list[tuple[str, FileEntry]]:
+    """The files of these names. Raises DamagedError where one is unknown."""
+    if not names <= manifest.files.keys():
+        raise DamagedError
+    return [(name, manifest.files[name]) for name in sorted(names)]
 
 
 def _at_once(work: Callable[[Value], Result], values: Sequence[Value]) -> list[Result]:

@@ -193,7 +193,6 @@ class Store:
         A damaged one is set aside and built again. The context manager of `slot` is held while the stage runs, and not
         for an artifact that is reused. Raises StoreError when the disk fails, and whatever `stage.run` raises.
         """
-        stage = self.here(stage)
         identity = stage.identity
         name, key = identity.stage, identity.digest
         home = self.artifact_folder(name, key)
@@ -206,6 +205,7 @@ class Store:
             if home.exists():
                 aside = home.rename(home.with_name(f"{key}.damaged-{secrets.token_hex(4)}"))
                 log.warning("%s was damaged; it is kept as %s and built again", key[:12], aside.name)
+            stage = self.here(stage)
             partial = home.with_name(f"{key}.partial")
             if partial.exists() and not stage.resumable:
                 shutil.rmtree(partial)

@@ -86,5 +86,5 @@ def stage_of(home: Store, recipe: Recipe, corpus: str, tokenizer: str, start: Wa
     tokens = [home.artifact(made.name, made.identity.digest) for made in Tokenize.all_of(text, vocabulary)]
     stage = Train.of(recipe, vocabulary, tokens, start, text)
     if stage.texts or stage.copies:
-        home.artifact(Prepare.name, corpus)
+        home.manifests().artifact(Prepare.name, corpus)
     return stage

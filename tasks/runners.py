@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -18,10 +18,10 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from al_qalam.tasks.progress import tracked, watchers
 from al_qalam.tasks.stages import stopped
-from qalam_core.errors import RecipeError, StoreError
+from qalam_core.errors import DamagedError, RecipeError, StoreError
 from qalam_core.object_store import store_at
 from qalam_core.pipeline.stage import Stage
-from qalam_core.store import Artifact
+from qalam_core.store import Artifact, Store
 
 THREADS = 4  # a thread that tokenizes needs about 150 MB, and its native code uses more cores by itself
 TASKS = 500  # of a kind of stage at most: each is a run in Prefect's database
@@ -59,7 +59,7 @@ class Workers:
                     progress(len(results), len(stages))
                     self.returned.append(made := future.result())
                     pairs = zip(batch, made, strict=True)
-                    results += [_reported(stage, home.here(artifact)) for stage, artifact in pairs]
+                    results += [_reported(stage, artifact, home) for stage, artifact in pairs]
         except BrokenProcessPool:
             raise StoreError(
                 "a worker process was killed, most likely for memory; what is finished is kept: run the same command "
@@ -143,14 +143,17 @@ def batched(stages: Sequence[Stage]) -> list[Sequence[Stage]]:
     return [stages[start : start + size] for start in range(0, len(stages), size)]
 
 
-def _reported(stage: Stage, artifact: Artifact) -> Artifact:
+def _reported(stage: Stage, made: Artifact, home: Store) -> Artifact:
     """Report a stage that another process has finished to the watchers here. Raises StoreError when its artifact is
     not visible here."""
-    if not artifact.path.exists():
+    path = home.artifact_folder(made.stage, made.digest)
+    try:
+        artifact = replace(made, path=path).with_manifest(home.manifest(made.stage, made.digest))
+    except DamagedError:
         raise StoreError(
-            f"{artifact.path}: a worker built this, but it is not visible here; the flow and all workers need the same "
-            "store at the same path"
-        )
+            f"{path}: a worker built this, but it is not visible here; the flow and all workers need the same store at "
+            "the same path"
+        ) from None
     for watcher in watchers:
         watcher.finished(stage, artifact)
     return artifact

@@ -121,8 +121,9 @@ class Faulty:
     def __init__(self, port: int, each: int) -> None:
         self.spoiled: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()  # by method
+        self.read: Counter[str] = Counter()  # requests to read, by what comes after the address
         self.bytes: Counter[str] = Counter()  # up and down
-        calls, spoiled, requests, carried = count(1), self.spoiled, self.requests, self.bytes
+        calls, spoiled, requests, read, carried = count(1), self.spoiled, self.requests, self.read, self.bytes
         lock = threading.Lock()
         kinds = cycle(self.KINDS)
 
@@ -139,6 +140,7 @@ class Faulty:
                     kind = next(kinds) if next(calls) % each == 0 else ""
                     spoiled[kind] += 1
                     requests[self.command] += 1
+                    read[self.path] += self.command == "GET"
                     carried["up"] += len(body)
                 if kind == "status":
                     self.send_response(503)

@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pickle
 import secrets
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from qalam_core import object_store
+from qalam_core import digests, object_store
 from qalam_core import objects as objects_module
-from qalam_core.errors import StoreError
+from qalam_core.corpus.prepare import HELD_OUT
+from qalam_core.corpus.sources import resolve
+from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import files_below, read_bytes, replace_file, sha256_bytes, sha256_file
 from qalam_core.object_store import ObjectStore, store_at
 from qalam_core.objects import Objects
-from qalam_core.pipeline.build import build
+from qalam_core.pipeline.build import History, InPlace, build, stages_in_order
 from qalam_core.pipeline.collect import collect
+from qalam_core.pipeline.match import Match
 from qalam_core.pipeline.plan import plan
+from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.publish import Published
+from qalam_core.pipeline.seen import Seen
+from qalam_core.pipeline.stage import Stage
+from qalam_core.pipeline.tokenize import Tokenize
 from qalam_core.pipeline.train import Train
 from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Runs, TrainFacts
-from qalam_core.store import Artifact, Store
-from qalam_core.training.spec import CHECKPOINTS, METRICS, WEIGHTS
+from qalam_core.store import Artifact, ArtifactFile, Store
+from qalam_core.training.spec import CHECKPOINTS, METRICS, STATE, WEIGHTS
 from tests.conftest import Built, tiny_recipe
 from tests.object_storage import SECRET, Faulty, Server, on, s3_server
 
@@ -231,6 +245,12 @@ def test_no_name_in_the_store_leads_out_of_a_copy(machines: Machines, name: str,
     assert not there.run_file("tiny-0").exists()
     assert not there.run_file("tiny-0", name).is_file()
     assert {*files_below(tmp_path)} == before
+    (there.root / "escaped").write_bytes(b"x")
+    (there.root / "parts" / "artifacts" / "vocab" / key).mkdir(parents=True)
+    with pytest.raises(DamagedError, match="missing or damaged"):
+        there.here(ArtifactFile(Artifact("vocab", key, tmp_path), name, sha256_bytes(b"x")))
+    (there.root / "escaped").unlink()
+    assert {file for file in files_below(tmp_path) if "/locks/" not in file} == before
     assert not Path("/tmp/qalam-escaped").exists()
 
 
@@ -472,6 +492,237 @@ def test_copies_have_a_limit(machines: Machines, monkeypatch: pytest.MonkeyPatch
         there.reference(*name.split("/"))
     assert len(files_below(there.root / "artifacts")) < 10
     assert states(build(recipe, machines.be("one"))) == {True}
+
+
+# -- copies of single files -------------------------------------------------------------------------
+
+
+class Noting(InPlace):
+    """Notes the stages that it runs."""
+
+    ran: ClassVar[list[Stage]] = []
+
+    def run(self, stage: Stage) -> Artifact:
+        self.ran.append(stage)
+        return super().run(stage)
+
+
+def stages_of(recipe: Recipe, store: Store) -> list[Stage]:
+    Noting.ran.clear()
+    stages_in_order(recipe, resolve(recipe.corpus.sources), History(Runs(store)), Noting(store))
+    return list(Noting.ran)
+
+
+@pytest.fixture
+def observed(machines: Machines) -> Iterator[Faulty]:
+    """A proxy that spoils nothing, and counts what is requested."""
+    proxy = Faulty(machines.server.port, 10**9)
+    yield proxy
+    proxy.close()
+
+
+def be(machines: Machines, name: str, proxy: Faulty) -> ObjectStore:
+    """A machine behind a proxy, which counts from here on."""
+    proxy.read.clear()
+    on(machines.patch, machines.folder / name, proxy.port)
+    return ObjectStore(machines.url)
+
+
+def requested(proxy: Faulty) -> list[tuple[str, str, str]]:
+    """(stage, digest, file) of each request for a file of an artifact, without the manifests."""
+    places = (path.partition("/artifacts/")[2].split("/", 3) for path in proxy.read.elements())
+    return sorted((place[0], place[1], place[3]) for place in places if len(place) == 4)
+
+
+def unshare(machines: Machines, stage: Stage) -> None:
+    """Delete its result from the storage."""
+    machines.objects.delete(*machines.objects.below(f"artifacts/{stage.name}/{stage.identity.digest}"))
+
+
+def stage_that_matches(machines: Machines) -> Match:
+    """Of a shared build, without its result."""
+    machines.share()
+    (stage,) = (each for each in stages_of(machines.built.recipe, machines.be("one")) if isinstance(each, Match))
+    unshare(machines, stage)
+    return stage
+
+
+TRAIN, VALIDATION, TEST = (f"{split}-00000.arrow" for split in ("train", "validation", "test"))
+READ: dict[str, dict[str, set[str]]] = {
+    "filter": {"ingest": {"documents.arrow"}},
+    "match": {"filter": {"keys.arrow"}},
+    "fold": {"filter": {"texts.arrow", "digests.arrow"}},
+    "prepare": {"filter": {"texts.arrow", "digests.arrow", "rejects.arrow"}, "match": {"matches.arrow"}},
+    "vocab": {"prepare": {TRAIN, VALIDATION}},
+    "train": {"vocab": {"tokenizer.json"}, "tokenize": {"tokens.arrow"}},
+    "fingerprint": {"prepare": {TRAIN}},
+    "export": {"vocab": {"tokenizer.json"}, "train": {WEIGHTS}},
+    "evaluate": {"prepare": {TRAIN, TEST}, "tokenize": {"tokens.arrow"}, "train": {WEIGHTS}},
+    "gate": {"prepare": {TEST}, "evaluate": {"report.json", "budgets.json"}},
+}
+"""What a stage reads; besides, fingerprints of what was read, and packages, are read whole."""
+WHOLE = {"fold", "fingerprint", "seen", "export"}
+CONTINUED = {"prepare": {TRAIN}, "train": {WEIGHTS, STATE}}
+"""What a training reads besides, that continues another one."""
+
+
+@pytest.mark.parametrize("start", ["scratch", "continue"])
+def test_a_machine_copies_the_files_that_its_stage_reads(machines: Machines, observed: Faulty, start: str) -> None:
+    """A machine for each stage, with the result that one machine has."""
+    machines.share()
+    values = machines.built.recipe.canonical()
+    values["train"] |= {"start": start, "steps": 7 if start == "continue" else values["train"]["steps"]}
+    one = machines.be("one")
+    for number, stage in enumerate(stages_of(Recipe.parse(values), one)):
+        machines.be("one")
+        made = one.artifact(stage.name, stage.identity.digest)
+        unshare(machines, stage)
+        again = be(machines, f"machine {number}", observed).build(stage)
+        assert not again.cached
+        with_times = {"budgets.json", "verdict.json", METRICS}
+        assert all(
+            again.manifest.files[name] == made.manifest.files[name] for name in {*made.manifest.files} - with_times
+        )
+        found: dict[str, set[str]] = {}
+        for of, _, name in requested(observed):
+            found.setdefault(of, set()).add(name)
+        expected = READ.get(stage.name, {})
+        if isinstance(stage, Tokenize):
+            expected = {"prepare": {stage.shard.name}, "vocab": {"tokenizer.json"}}
+        if isinstance(stage, Train) and start == "continue":
+            expected = expected | CONTINUED
+        if isinstance(stage, Seen):
+            expected = {"prepare": {TRAIN, HELD_OUT} if start == "continue" else {TRAIN}}
+        assert {of: names for of, names in found.items() if of not in WHOLE} == expected, stage.name
+
+
+def test_who_matches_downloads_no_text(machines: Machines, observed: Faulty) -> None:
+    """The next stage on the same machine downloads what it reads besides, and who asks for all files gets them."""
+    match = stage_that_matches(machines)
+    (prepare,) = (each for each in stages_of(machines.built.recipe, machines.be("one")) if isinstance(each, Prepare))
+    unshare(machines, match)
+    unshare(machines, prepare)
+    there, key = be(machines, "two", observed), match.documents[0].digest
+    for _ in range(2):
+        there.build(match)
+        assert requested(observed) == [("filter", key, "keys.arrow")]
+    assert not any("/artifacts/prepare" in path or "/artifacts/ingest" in path for path in observed.read)
+    assert there.manifests().find(match.identity), "it is shared"
+    observed.read.clear()
+    assert there.manifest("filter", key) == match.documents[0].manifest
+    assert not observed.read, "the manifest is here"
+    for _ in range(2):
+        there.build(prepare)
+        own = [("filter", key, name) for name in ("digests.arrow", "rejects.arrow", "texts.arrow")]
+        assert requested(observed) == own, "and not the keys again"
+    assert not (there.root / "artifacts" / "filter").exists()
+    whole = there.here(match.documents[0])
+    assert content(whole.path) == content(match.documents[0].path)
+    assert there.here(match).documents == (whole,), "of two copies the whole one"
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", None])
+def test_a_damaged_file_is_found(machines: Machines, damage: bytes | None, observed: Faulty) -> None:
+    """In the storage, and on the machine."""
+    match, there = stage_that_matches(machines), machines.be("two")
+    key = match.documents[0].digest
+    (name,) = (name for name in machines.objects.below(f"artifacts/filter/{key}") if name.endswith("/keys.arrow"))
+    right = machines.objects.read(name)[0]
+    for wrong in (damage, right[:-1] + bytes([right[-1] ^ 1]) if damage is not None else None):
+        machines.objects.delete(name) if wrong is None else machines.objects.write(name, wrong)
+        with pytest.raises(DamagedError, match=f"filter {key[:12]} is missing or damaged in {machines.url}"):
+            there.build(match)
+        assert not files_below(there.root / "parts" / "artifacts")
+    machines.objects.write(name, right)
+    there.build(match)
+    (copy,) = there.root.glob("parts/artifacts/filter/*/keys.arrow")
+    shutil.rmtree(there.artifact_folder("match", match.identity.digest))
+    unshare(machines, match)
+    copy.unlink() if damage is None else copy.write_bytes(damage)
+    there = be(machines, "two", observed)
+    there.build(match)
+    assert requested(observed) == [("filter", key, "keys.arrow")]
+    assert copy.read_bytes() == right
+
+
+def test_a_manifest_in_part_that_was_damaged_is_replaced(machines: Machines) -> None:
+    match, there = stage_that_matches(machines), machines.be("two")
+    (document,) = there.here(match).documents
+    manifest = document.path / "manifest.json"
+    before = manifest.read_bytes()
+    for wrong in (b"", b"{}", b"[]", before.replace(b"keys.arrow", b"other.arrow")):
+        manifest.write_bytes(wrong)
+        there.here(match)
+        assert manifest.read_bytes() == before
+
+
+def test_several_at_once_copy_a_file_once(machines: Machines, observed: Faulty) -> None:
+    """Threads of one process, and stores as of several."""
+    match = stage_that_matches(machines)
+    stores = [be(machines, "two", observed) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda store: store.here(match), stores * 2))
+    assert len(set(found)) == 1
+    assert requested(observed) == [("filter", match.documents[0].digest, "keys.arrow")]
+    assert not stores[0].abandoned(time.time() + 1)
+
+
+def test_a_killed_copy_is_made_again(machines: Machines) -> None:
+    match, late = stage_that_matches(machines), Late(machines.server.port, 1)
+    (machines.folder / "stage").write_bytes(pickle.dumps(match))
+    code = "import pickle, sys; sys.modules['x'] = x = __import__('qalam_core.object_store').object_store; "
+    code += "x.ObjectStore(sys.argv[1]).here(pickle.loads(open(sys.argv[2], 'rb').read()))"
+    try:
+        there = be(machines, "two", late)
+        child = subprocess.Popen([sys.executable, "-c", code, machines.url, machines.folder / "stage"])
+        until = time.monotonic() + 60
+        while not (left := [*there.root.glob("parts/artifacts/filter/.*")]) and child.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    finally:
+        late.close()
+    there = machines.be("two")
+    assert there.abandoned(time.time() + 1) == [str(path.relative_to(there.root)) for path in left]
+    assert [path.name for path in there.here(match).documents[0].path.iterdir()] == ["keys.arrow", "manifest.json"]
+    for name in there.abandoned(time.time() + 1):
+        there.delete_abandoned(name)
+    assert not [*there.root.glob("parts/artifacts/filter/.*")]
+
+
+def test_copies_in_part_are_deleted_as_others(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    match, name = stage_that_matches(machines), ""
+    monkeypatch.setenv("QALAM_CACHE_GB", "0.000001")
+    monkeypatch.setattr(digests, "SETTLED_SECONDS", -1.0)  # what was read is remembered at once
+    there = machines.be("two")
+
+    def copied() -> list[str]:
+        return files_below(there.root / "parts" / "artifacts")
+
+    def not_used_for_long() -> None:
+        for file in copied():
+            os.utime(there.root / "parts" / "artifacts" / file, (0, 0))
+        os.utime(there.root / "parts" / "artifacts" / name, (0, 0))
+
+    name = f"filter/{there.here(match).documents[0].digest}"
+    not_used_for_long()
+    there.here(match)
+    there._make_room(1000)
+    assert copied() == [f"{name}/keys.arrow", f"{name}/manifest.json"], "it was just used again"
+    not_used_for_long()
+    (key,) = match.documents[0].manifest.inputs.values()
+    there.here(ArtifactFile(Artifact("ingest", key, Path()), "documents.arrow", ""))
+    assert copied() == [f"ingest/{key}/documents.arrow", f"ingest/{key}/manifest.json"]
+    assert there.delete_artifact(f"ingest/{key}", time.time() + 60)
+    for _ in range(2):
+        there.here(match)
+    assert there.size(f"artifacts/{name}") > 1000
+    assert not there.delete_artifact(name, time.time() - 60)
+    assert copied(), "it was just used"
+    assert there.delete_artifact(name, time.time() + 60)
+    assert copied() == []
+    assert there.abandoned(time.time() + 60) == [f"digests/parts/{name.replace('/', '-')}"]
 
 
 # -- mistakes and failures --------------------------------------------------------------------------

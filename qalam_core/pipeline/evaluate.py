@@ -14,6 +14,7 @@ from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.model_tests.cases import Suite
 from qalam_core.evaluation.results import Budgets, Copied, Repetition, Report, Sample
 from qalam_core.evaluation.sampling import held_out_sample
+from qalam_core.inputs import reads
 from qalam_core.pipeline.export import PACKAGE
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.stage import UNHASHED, Stage
@@ -48,7 +49,7 @@ class Evaluate(Stage):
 
     settings: EvaluateSettings
     package: Artifact
-    checkpoint: Artifact | None  # None: the package was edited or imported
+    checkpoint: Artifact | None = field(metadata=reads(WEIGHTS))  # None: the package was edited or imported
     test: tuple[ArtifactFile, ...]  # shards
     train: tuple[ArtifactFile, ...]  # shards
     tokens: tuple[Artifact, ...]  # of training

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qalam_core.corpus.prepare import CorpusFacts
+from qalam_core.inputs import reads
 from qalam_core.package.releases import code_digests
 from qalam_core.package.write import write
 from qalam_core.pipeline.lineage import WarmStart
@@ -51,10 +52,10 @@ class Export(Stage):
     unit = "tensors"
 
     settings: ExportSettings
-    corpus: Artifact  # for the provenance
+    corpus: Artifact = field(metadata=reads())  # for the provenance
     tokenizer: Artifact
-    checkpoint: Artifact
-    seen: Artifact  # for the provenance
+    checkpoint: Artifact = field(metadata=reads(WEIGHTS))
+    seen: Artifact = field(metadata=reads())  # for the provenance
 
     @classmethod
     def of(

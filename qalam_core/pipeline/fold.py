@@ -5,11 +5,13 @@ that are looked up in what that run has read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from qalam_core.corpus.filtered import DIGESTS, TEXTS
 from qalam_core.corpus.held_out import fold_documents
 from qalam_core.corpus.splits import Shares
+from qalam_core.inputs import reads
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen, Recipe
@@ -24,7 +26,7 @@ class Fold(Stage):
     version = 1
 
     settings: Shares
-    documents: Artifact
+    documents: Artifact = field(metadata=reads(TEXTS, DIGESTS))
 
     @classmethod
     def all_of(cls, recipe: Recipe, filtered: Sequence[Artifact]) -> list[Fold]:

@@ -60,7 +60,7 @@ class Incumbent:
     def test(self) -> tuple[ArtifactFile, ...]:
         """The shards of its test split, if they are in the store."""
         (key,) = self.record.artifacts["prepare"]
-        corpus = self.runs.store.reference("prepare", key)
+        corpus = self.runs.store.manifests().reference("prepare", key)
         return shards_of(corpus, "test") if corpus.exists() else ()
 
     @property

@@ -85,6 +85,6 @@ def _of(runs: Runs, run: str, record: RunRecord, recipe: Recipe, corpus: Artifac
     if changes := list(changed_values(old, new)):
         return "; ".join(changes)
     keeping = Keeping(before=tokenizer.facts(VocabFacts).fit, limit=recipe.tokenizer.regrow)
-    read = runs.store.reference("prepare", record.artifacts["prepare"][0])
+    read = runs.store.manifests().reference("prepare", record.artifacts["prepare"][0])
     shards = frozenset(shard.digest for shard in shards_of(read, "train")) if read.exists() else frozenset()
     return EarlierTokenizer(run, tokenizer.file(TOKENIZER), seen, keeping, shards)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from qalam_core.corpus.filters import weights_by_slice
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.errors import DamagedError, TrainingError
 from qalam_core.files import digest
+from qalam_core.inputs import reads
 from qalam_core.pipeline.prepare import Documents, Prepare
 from qalam_core.recipe import Continuing, Optimisation, Recipe, changed_pairs
 from qalam_core.runs import Ancestor, Parent, RunRecord, Runs
 from qalam_core.store import Artifact, ArtifactFile
-from qalam_core.training.spec import STATE
+from qalam_core.training.spec import STATE, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class WarmStart:
     lineage: tuple[Ancestor, ...]  # this run first, then the one that it began with, and so on
     path: Path  # of its package
     seen: Artifact  # what it and the runs before it have read
-    state: ArtifactFile | None = None  # of its training, which this one continues; None: it takes the weights alone
+    # of its training, which this one continues, with the weights; None: it takes the weights of the package alone
+    state: ArtifactFile | None = field(default=None, metadata=reads(WEIGHTS))
 
     @property
     def parent(self) -> Parent:

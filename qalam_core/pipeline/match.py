@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
 
-from qalam_core.corpus.filtered import FilterFacts
+from qalam_core.corpus.filtered import KEYS, FilterFacts
 from qalam_core.corpus.matches import match_documents
+from qalam_core.inputs import reads
 from qalam_core.pipeline.stage import Stage
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
@@ -31,7 +32,7 @@ class Match(Stage):
     unit = "ranges"
 
     settings: MatchSettings
-    documents: tuple[Artifact, ...]
+    documents: tuple[Artifact, ...] = field(metadata=reads(KEYS))
 
     @classmethod
     def all_of(cls, filtered: Sequence[Artifact]) -> list[Match]:

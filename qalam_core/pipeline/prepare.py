@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from qalam_core.corpus.filtered import FilterFacts
+from qalam_core.corpus.filtered import DIGESTS, REJECTS, TEXTS, FilterFacts
 from qalam_core.corpus.filters import FilterSettings
 from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.prepare import CorpusFacts, FilteredFiles, PrepareSettings, prepare
 from qalam_core.corpus.writer import IngestFacts
 from qalam_core.errors import CorpusError, StoreError
+from qalam_core.inputs import reads
 from qalam_core.pipeline.match import complete
 from qalam_core.pipeline.stage import UNHASHED, Stage
 from qalam_core.progress import Progress
@@ -39,8 +40,8 @@ class Prepare(Stage):
     version = 6
 
     settings: PrepareSettings
-    documents: tuple[Artifact, ...]
-    filtered: tuple[Artifact, ...]
+    documents: tuple[Artifact, ...] = field(metadata=reads())  # for the counts
+    filtered: tuple[Artifact, ...] = field(metadata=reads(TEXTS, DIGESTS, REJECTS))
     seen: Artifact | None  # what the ancestors of the model have read
     matches: tuple[Artifact, ...] = field(metadata=UNHASHED)  # of `filtered`: they follow from these
     folds: tuple[Artifact, ...] = field(default=(), metadata=UNHASHED)  # of `filtered`: they only save time

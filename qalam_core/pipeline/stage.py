@@ -34,6 +34,9 @@ class Stage(ABC):
     them, or None. All fields are hashed, and `run` reads nothing else, so that the artifact's digest covers everything
     that the result depends on. The exception is a field with the metadata UNHASHED.
 
+    With a store on object storage, a machine copies the files that `run` reads: all of an artifact, unless the metadata
+    `reads` of its field names them.
+
     Raise `version` when the output changes for the same settings and inputs; a golden test detects that.
     """
 

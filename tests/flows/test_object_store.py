@@ -98,8 +98,12 @@ def test_workers_on_other_machines_need_no_common_path(
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("built   ingest texts") == 6
     made = [len(list(tmp_path.glob(f"{name}/*/artifacts/ingest/*/manifest.json"))) for name in ("flow", "one", "two")]
-    assert made[0] == 6
+    assert made[0] == 0, "no stage of the flow reads them"
     assert min(made[1:]) > 0, "both worked"
+    for stage, names in {"ingest": [], "filter": ["digests.arrow", "rejects.arrow", "texts.arrow"]}.items():
+        copies = [path.name for path in tmp_path.glob(f"flow/*/parts/artifacts/{stage}/*/*")]
+        assert sorted({*copies}) == sorted([*names, "manifest.json"]), "what prepare reads"
+        assert not list(tmp_path.glob(f"flow/*/artifacts/{stage}/*"))
     plain = build(recipe, Store(tmp_path / "plain"))
     (run,) = (tmp_path / "flow").glob(f"*/runs/{plain.run}")
     assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == {
