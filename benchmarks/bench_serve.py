@@ -109,7 +109,7 @@ def measured(name: str, folder: Path) -> list[Target]:
     hub = folder.with_name("hub")
     export_hub(folder, hub)
     best = dict.fromkeys(CLIENTS, 0.0)
-    for threads in sorted({1, os.cpu_count() or 1}):  # one server at a time: ours was a tenth slower beside two that waited
+    for threads in sorted({1, os.cpu_count() or 1}):  # ours was a tenth slower beside two
         with theirs(hub, threads) as address:
             for clients in CLIENTS if address else ():
                 what = f"{name}, {clients:2} clients, transformers with {threads} threads"
