@@ -183,17 +183,19 @@ class Engine:
         try:
             found = self._batch.step()
         except Exception as error:  # who waits is told, and later requests are answered
-            for text, choice in [*self._choices.items()]:
-                self._leave(text)
-                choice.fail(_problem(error))
+            for text in [*self._choices]:
+                self._fail(text, error)
             return
         for text, token in found:
             if isinstance(token, Token):
                 self._deliver(text, self._choices[text], token)
             else:
-                choice = self._choices[text]
-                self._leave(text)
-                choice.fail(_problem(token))
+                self._fail(text, token)
+
+    def _fail(self, text: Text, error: Exception) -> None:
+        choice = self._choices[text]
+        self._leave(text)
+        choice.fail(_problem(error))
 
     def _join(self, choice: Choice) -> None:
         try:

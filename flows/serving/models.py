@@ -62,6 +62,7 @@ class Models:
                     "lists them"
                 )
         self._served, self._problem = self._load(), ""
+        self._former: Engine | None = None
 
     def current(self) -> Served:
         """The model for a request that begins now. Raises QalamError while a new champion cannot be read."""
@@ -77,6 +78,10 @@ class Models:
 
     def look(self) -> None:
         """Read the champion of a name if it is another one now."""
+        before = self._served
+        if self._former:  # what began with it is submitted by now
+            self._former.close()
+        self._former = None
         try:
             self._served, self._problem = self._load(), ""
         except UnansweredError as error:  # the next time it may answer
@@ -86,6 +91,8 @@ class Models:
         except Exception:  # the thread must not end
             log.exception("the champion of %s cannot be read", self.name)
             self._problem = f"the champion of {self.name} cannot be read; the server's log says why"
+        if self._served is not before:
+            self._former = before.engine
 
     def active(self) -> float:
         """Texts that the present model generates now."""
@@ -114,7 +121,4 @@ class Models:
 
             batch = torch_batch(model, self._places, cuda=self._backend == Backend.CUDA)
         engine = Engine(model, package.vocabulary, self._places, self._waiting, batch)
-        served = Served(run, int(time.time()), engine, folder)
-        if before:
-            before.engine.close()  # when all its requests are answered
-        return served
+        return Served(run, int(time.time()), engine, folder)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qalam_core.package.inference import log_softmax
-from qalam_core.package.runtime.numpy_model import Floats, Ids, NumpyTransformer, attention, draw, unchecked
+from qalam_core.package.runtime.numpy_model import NOT_FINITE, Floats, Ids, NumpyTransformer, attention, draw, unchecked
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,10 @@ class Batch:
         assert len(self.texts) < self.places
         assert 0 < len(ids) <= self.model.max_seq_len - sampling.max_tokens
         text = Text(list(ids), sampling, random)
-        scored = sampling.prompt and sampling.logprobs is not None
-        logits_TV = self._read(len(self.texts), ids, 0 if scored else len(ids) - 1)
-        if scored:
-            text.prompt = [
-                _token(logits, id_, sampling.logprobs or 0) for logits, id_ in zip(logits_TV, ids[1:], strict=False)
-            ]
+        count = sampling.logprobs if sampling.prompt else None
+        logits_TV = self._read(len(self.texts), ids, len(ids) - 1 if count is None else 0)
+        if count is not None:
+            text.prompt = [_token(logits, id_, count) for logits, id_ in zip(logits_TV[:-1], ids[1:], strict=True)]
         if not sampling.max_tokens:
             return text, None
         token = _drawn(text, logits_TV[-1])
@@ -135,6 +133,8 @@ def _drawn(text: Text, logits_V: Floats) -> Token:
 
 def _token(logits_V: Floats, id_: int, count: int) -> Token:
     logprobs = log_softmax(logits_V)
+    if not np.isfinite(logprobs).all():
+        raise FloatingPointError(NOT_FINITE)
     best = np.argpartition(-logprobs, min(count, len(logprobs) - 1))[:count]
     best = best[np.lexsort((best, -logprobs[best]))]
     return Token(id_, float(logprobs[id_]), tuple((int(index), float(logprobs[index])) for index in best))
