@@ -36,7 +36,7 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from qalam_core.errors import DamagedError, StoreError
-from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file, try_lock
+from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
 from qalam_core.inputs import moved, read_by
 from qalam_core.leases import lease
 from qalam_core.objects import NOT_PLAIN, SCHEMES, Objects, is_url, shown
@@ -124,6 +124,7 @@ class ObjectStore(Store):
         self._lease_seconds = _setting("QALAM_LEASE_SECONDS", LEASE_SECONDS)
         super().__init__(folder_of(url))
         self._parts = Store(self.root / _PARTS)
+        self._copies = (Store(self.root), self._parts)
 
     @property
     def place(self) -> str:
@@ -188,10 +189,12 @@ class ObjectStore(Store):
 
         def copied(file: tuple[str, FileEntry]) -> bool:
             name, entry = file
-            with _locked(self._parts, f"{lock}-{name.replace('/', '-')}"):  # others are copied at the same time
+            # its own lock: other files are copied at the same time
+            with self._parts.locked(f"{lock}-{name.replace('/', '-')}", inherited=False):
                 return is_there(name, entry) or self._copy_parts(place, content, {name: entry})
 
-        with self.disk_errors(stage), _locked(self._parts, lock, shared=True):  # nobody deletes it meanwhile
+        # nobody deletes it meanwhile; a training that another thread starts does not keep it
+        with self.disk_errors(stage), self._parts.locked(lock, shared=True, inherited=False):
             try:
                 files = _chosen(artifact.manifest, names)
                 whole = all(is_there(*file) for file in files)
@@ -471,7 +474,7 @@ class ObjectStore(Store):
 
     def delete_artifact(self, name: str, unused_since: float) -> bool:
         """Delete `<stage>/<digest>`, one of `artifacts`; -> whether it was deleted."""
-        for home in (Store(self.root), self._parts):
+        for home in self._copies:
             if (home.root / "artifacts" / name).exists() and not home.delete_artifact(name, unused_since):
                 return False
         with suppress(FileNotFoundError):  # another machine may have begun to use it
@@ -510,7 +513,7 @@ class ObjectStore(Store):
             if self._added < self._limit / 20:
                 return
             self._added = 0
-        homes = (Store(self.root), self._parts)
+        homes = self._copies
         copies = [(used, number, name) for number, home in enumerate(homes) for name, used in home.artifacts().items()]
         found = sorted(copy for copy in copies if ".partial" not in copy[2])
         sizes = [homes[number].size(f"artifacts/{name}") for _, number, name in found]
@@ -547,14 +550,6 @@ class _Manifests(ObjectStore):
     def run_file(self, run: str, name: str = "") -> Path:
         """A file of a run, of which a copy is made; or its folder, of which none is."""
         return super().run_file(run, name) if name else self.root / "runs" / run
-
-
-@contextmanager
-def _locked(home: Store, name: str, shared: bool = False) -> Iterator[None]:
-    """Wait for a store's lock, and hold it; unlike `Store.locked`, no process that is started meanwhile inherits it."""
-    with home._lock_file(name) as file:
-        try_lock(file, blocking=True, shared=shared)
-        yield
 
 
 def _chosen(manifest: Manifest, names: Set[str]) -> list[tuple[str, FileEntry]]:

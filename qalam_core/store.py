@@ -450,15 +450,15 @@ class Store:
             yield try_lock(file)
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str, *, shared: bool = False, inherited: bool = True) -> Iterator[None]:
         """Wait for the store's lock `name`, and hold it."""
         with self._lock_file(name) as file:
             # A process that is started for the work inherits the lock: if this one is killed, the next build waits
             # until that process has ended, and they never write at the same time.
-            os.set_inheritable(file.fileno(), True)
-            if not try_lock(file):
+            os.set_inheritable(file.fileno(), inherited)
+            if not try_lock(file, shared=shared):
                 with waiting(f"another build, which works on {name[:24]}"):
-                    try_lock(file, blocking=True)
+                    try_lock(file, blocking=True, shared=shared)
             yield
 
     def _lock_file(self, name: str) -> IO[str]:

@@ -262,6 +262,25 @@ def test_only_a_name_is_a_folder(built: Built, tmp_path: Path, monkeypatch: pyte
 
 READY = "typeof tabs !== 'undefined' && !go.disabled"
 TEXT = "first.text.textContent"
+SIZE = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+
+
+def opened(page: Browser, address: str) -> None:
+    """Open the page of a server, and wait until it is ready."""
+    page.open(f"{address}/")
+    page.until(READY)
+
+
+def heats(page: Browser, column: str) -> list[int]:
+    """How thick the lines under the tokens of a column are."""
+    found: list[int] = page.value(f"{column}.words.map((one) => Number(/heat-(.)/.exec(one.shown.className)[1]))")
+    return found
+
+
+def heats_of(logprobs: list[float]) -> list[int]:
+    """How thick the lines of tokens with these probabilities are to be."""
+    wanted: list[int] = np.searchsorted([0.01, 0.05, 0.2, 0.5], np.exp(logprobs), side="right").tolist()
+    return wanted
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +296,7 @@ def address(built: Built) -> Iterator[str]:
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
 def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Path, width: int, dark: bool) -> None:
     with Browser(tmp_path, width, 844, dark) as page:
-        page.open(f"{address}/")
-        page.until(READY)
+        opened(page, address)
         assert page.value("document.activeElement === prompt")
         page.value("void ([temperature.value, length.value] = [0, 10])")
         page.type("القط في البيت")
@@ -292,9 +310,7 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
         ).json()["choices"][0]
         assert first == printable(whole["text"], lines=True)
         logprobs = whole["logprobs"]
-        heats = page.value("first.words.map((one) => Number(/heat-(.)/.exec(one.shown.className)[1]))")
-        said = np.exp(logprobs["token_logprobs"])
-        assert heats == np.searchsorted([0.01, 0.05, 0.2, 0.5], said, side="right").tolist()
+        assert heats(page, "first") == heats_of(logprobs["token_logprobs"])
         assert page.value("getComputedStyle(first.words[0].shown).borderBottomWidth") != "0px"
 
         at = page.value("first.words.findIndex((one) => !one.given) + 1")
@@ -325,8 +341,7 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
         wanted_text = httpx.post(f"{address}/v1/completions", json=again).json()["choices"][0]["text"]
         assert page.value(TEXT) == printable(wanted_text, lines=True)
 
-        whole = "document.documentElement"
-        assert page.value(f"[{whole}.scrollWidth, {whole}.scrollHeight]") == [width, 844]
+        assert page.value(SIZE) == [width, 844]
         assert page.value("getComputedStyle(document.body).backgroundColor") == (
             "rgb(23, 22, 20)" if dark else "rgb(253, 252, 249)"
         )
@@ -338,8 +353,7 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_two_texts_are_written_and_branched_by_keys_alone(address: str, tmp_path: Path, width: int, dark: bool) -> None:
     with Browser(tmp_path, width, 844, dark) as page:
-        page.open(f"{address}/")
-        page.until(READY)
+        opened(page, address)
         page.value("void ([temperature.value, length.value] = [1.5, 20])")
         page.type("القط في")
         page.press("Tab", "Tab", "Tab", "Space", "Enter")
@@ -348,9 +362,7 @@ def test_two_texts_are_written_and_branched_by_keys_alone(address: str, tmp_path
         assert all(text.startswith("القط في") for text in texts)
         assert texts[0] != texts[1], "each has its own draws"
         for column in ("first", "second"):
-            said = np.exp(page.value(f"{column}.words.map((one) => one.logprob)"))
-            heats = page.value(f"{column}.words.map((one) => Number(/heat-(.)/.exec(one.shown.className)[1]))")
-            assert heats == np.searchsorted([0.01, 0.05, 0.2, 0.5], said, side="right").tolist()
+            assert heats(page, column) == heats_of(page.value(f"{column}.words.map((one) => one.logprob)"))
         one, other = page.value("columns.map(({ box }) => box.getBoundingClientRect().toJSON())")
         assert one["bottom"] < other["top"] if width == 390 else other["right"] < one["left"]
 
@@ -385,8 +397,7 @@ def test_two_texts_are_written_and_branched_by_keys_alone(address: str, tmp_path
 
         page.value("first.choose(1)")
         assert page.value("first.box.contains(others) && second.chosen === -1")
-        whole = "document.documentElement"
-        assert page.value(f"[{whole}.scrollWidth, {whole}.scrollHeight]") == [width, 844]
+        assert page.value(SIZE) == [width, 844]
         page.value("two.focus()")
         page.press("Space")
         assert page.value("second.box.hidden && !others.hidden")
@@ -404,8 +415,7 @@ def greedy(address: str, prompt: str) -> str:
 @in_a_browser
 def test_a_model_is_read_by_keys_alone(address: str, tmp_path: Path) -> None:
     with Browser(tmp_path, 390, 844) as page:
-        page.open(f"{address}/")
-        page.until(READY)
+        opened(page, address)
         page.type("القط في")
         page.value("tabs[0].focus()")
         page.press("ArrowLeft")
@@ -443,8 +453,7 @@ def test_a_word_is_changed_undone_and_kept_by_keys_alone(
     process, address = start(built.published.run, "--store", built.store.root, "--port", 0)
     try:
         with Browser(tmp_path / "browser", 390, 844) as page:
-            page.open(f"{address}/")
-            page.until(READY)
+            opened(page, address)
             page.value("void ([temperature.value, length.value] = [0, 10])")
             page.type("القط")
             page.value("tabs[0].focus()")
@@ -493,8 +502,7 @@ def test_a_word_is_added_undone_and_kept_by_keys_alone(
     process, address = start(built.published.run, "--store", built.store.root, "--port", 0)
     try:
         with Browser(tmp_path / "browser", 390, 844) as page:
-            page.open(f"{address}/")
-            page.until(READY)
+            opened(page, address)
             page.value("void ([temperature.value, length.value] = [0, 10])")
             page.type(f"في{new}")
             page.value("tabs[0].focus()")
@@ -554,8 +562,7 @@ def test_a_text_is_shown_as_it_comes_and_stopped(processes: None, tmp_path: Path
     process, address = start(package, "--port", 0)
     try:
         with Browser(tmp_path) as page:
-            page.open(f"{address}/")
-            page.until(READY)
+            opened(page, address)
             page.value("void ([temperature.value, length.value] = [0, 400])")
             page.type("القط")
             page.press("Enter")
@@ -594,8 +601,7 @@ def test_nothing_of_a_model_is_markup(processes: None, tmp_path: Path) -> None:
     process, address = start(package, "--port", 0)
     try:
         with Browser(tmp_path) as page:
-            page.open(f"{address}/")
-            page.until(READY)
+            opened(page, address)
             assert page.value("at('name').textContent") == "<b>model"
             page.value("void (globalThis.alert = () => document.title = 'HACKED', temperature.value = 1.5)")
             seen: set[str] = set()
@@ -663,8 +669,7 @@ def test_the_token_is_asked_for(built: Built, tmp_path: Path) -> None:
 def test_the_pages_escapes_are_those_of_display(address: str, tmp_path: Path) -> None:
     codes = [*range(0x3000), *range(0xD7F0, 0xE010), *range(0xFE00, 0x10010), *range(0xDFFF0, 0xE0100), 0x10FFFF]
     with Browser(tmp_path) as page:
-        page.open(f"{address}/")
-        page.until(READY)
+        opened(page, address)
         shown = page.value(f"{codes}.map((code) => String.fromCodePoint(code)).map((one) => printable(one) !== one)")
         escapes = page.value("printable('\\x1b\\u202e\\u{e0041}')")
     assert [code for code, one in zip(codes, shown, strict=True) if one] == [
