@@ -389,7 +389,9 @@ def profile(name: str, training: Any) -> None:
 # -- loss ---------------------------------------------------------------------------------------------
 
 
-def loss(folder: Path, corpus: str | None, steps: int, seeds: Sequence[int]) -> list[tuple[str, float, str, float]]:
+def loss(
+    folder: Path, corpus: str | None, steps: int, seeds: Sequence[int], only: str
+) -> list[tuple[str, float, str, float]]:
     """CPU seconds to the held-out loss that each peer ends at, at the best of its rates: the sides alternate, each
     side's clock runs in its own steps alone, and compiling is not counted. The text is to be one that ours was not
     tuned on. CPU time, because it does not depend on what else the machine does; with one thread it is also the time.
@@ -400,6 +402,8 @@ def loss(folder: Path, corpus: str | None, steps: int, seeds: Sequence[int]) -> 
     windows, given = data.windows(size.model.max_seq_len), 2
     targets: list[tuple[str, float, str, float]] = []
     for name, (make, rates, share) in PEERS.items():
+        if only not in name:
+            continue
         ends = {}
         for rate in rates:
             torch.manual_seed(seeds[0])
@@ -589,7 +593,7 @@ def main() -> int:
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--corpus", help="jsonl with a field `text`, plain or .gz")
     parser.add_argument("--steps", type=int, default=300, help="of each peer in --loss, of each in --recipes")
-    parser.add_argument("--only", default="", help="those of --recipes whose name holds this")
+    parser.add_argument("--only", default="", help="peers of --loss and recipes of --recipes whose name holds this")
     parser.add_argument("--size", choices=RECIPES, default="small", help="of the model in --recipes")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of --loss and --recipes")
     parser.add_argument("--threads", type=int, default=2)
@@ -606,7 +610,7 @@ def main() -> int:
         if asked.speed or asked.profile or not (asked.loss or asked.recipes or asked.kills):
             targets += speed(folder, asked.profile)
         if asked.loss:
-            targets += loss(folder, asked.corpus, asked.steps, asked.seeds)
+            targets += loss(folder, asked.corpus, asked.steps, asked.seeds, asked.only)
         if asked.recipes:
             targets += recipes(asked, folder)
         if asked.kills:

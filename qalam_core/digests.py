@@ -131,6 +131,11 @@ class Digests:
         """What is remembered of a source's file, by its absolute path, or of an object, by its URL."""
         return self.of(_SOURCES, sha256_bytes(os.fsencode(place)), place)
 
+    @property
+    def doubted(self) -> bool:
+        """Whether something was not to be trusted, now or before."""
+        return bool(self._current())
+
     def doubting(self) -> Digests:
         """The same, of which nothing is trusted; for a command that writes nothing."""
         return replace(self, writes=False, _word=secrets.token_hex(8))

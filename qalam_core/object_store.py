@@ -12,8 +12,8 @@ Objects:
     <url>/used/<stage>/<digest>                      empty, written when the artifact is used
 
 Each machine works in a folder of its own, laid out as a store, in which artifacts and runs are copies: they are
-downloaded once, verified by their digests, and deleted when they have long not been used. In its folder `parts`, laid
-out likewise, are copies of single files of others.
+downloaded when something is read of them, verified by their digests, and deleted when they have long not been used. In
+its folder `parts`, laid out likewise, are copies of single files of others. To reuse an artifact, none is made.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
+from qalam_core.digests import State
 from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import files_below, json_object, replace_file, sha256_bytes, sha256_file
 from qalam_core.inputs import moved, read_by
@@ -74,6 +75,7 @@ REQUESTS = 8
 
 _INDEX = "files.json"
 _PARTS = "parts"
+_READ = "read"  # what is remembered of artifacts that were read after `doubt`, and deleted here
 
 Result = TypeVar("Result")
 
@@ -138,6 +140,15 @@ class ObjectStore(Store):
 
     # -- artifacts
 
+    def artifact(self, stage: str, key: str) -> Artifact:
+        """The artifact of that digest, of which a copy is made. Raises DamagedError, and StoreError if `key` is not a
+        digest."""
+        found = super().artifact(stage, key)
+        copied = found if found.path.exists() else self._fetch(stage, key)
+        if copied is None:
+            raise self._missing(stage, key)
+        return copied
+
     def reference(self, stage: str, key: str) -> Artifact:
         """The artifact of a recorded digest, of which a copy is made if it is in the store."""
         home = self.artifact_folder(stage, key)
@@ -173,13 +184,22 @@ class ObjectStore(Store):
     def _copied(self, stage: str, key: str, names: Set[str] | None) -> Path:
         """The folder of an artifact's copy, which may have no other files than `names`. Raises DamagedError."""
         home = self.artifact_folder(stage, key)
-        if not (home / MANIFEST).is_file():
-            return self.artifact(stage, key).path if names is None else self._copied_in_part(stage, key, names)
-        super().mark_used(Artifact(stage, key, home))
-        return home
+        if (home / MANIFEST).is_file():
+            super().mark_used(Artifact(stage, key, home))
+            return home
+        for _ in range(2):  # it may be the connection that was at fault
+            if names is not None:
+                found = self._copied_in_part(stage, key, names)
+            else:
+                found = home if self._fetch(stage, key) else None
+            if found:
+                return found
+        self._objects.delete(_manifest_of(stage, key))  # else the next build reuses it, and fails as this one
+        raise self._missing(stage, key)
 
-    def _copied_in_part(self, stage: str, key: str, names: Set[str]) -> Path:
-        """The folder in `parts` of an artifact's manifest, of files of these names, and perhaps of others."""
+    def _copied_in_part(self, stage: str, key: str, names: Set[str]) -> Path | None:
+        """The folder in `parts` of an artifact's manifest, of files of these names, and perhaps of others; None where
+        the store has not all of these."""
         artifact, lock, place = self._parts.reference(stage, key), f"{stage}-{key}", f"artifacts/{stage}/{key}"
         known = self.digests.of(_PARTS, lock, str(artifact.path))
 
@@ -205,9 +225,9 @@ class ObjectStore(Store):
                     manifest, content = self._manifest(stage, key)
                     files = _chosen(manifest, names)
                     if not all(_at_once(copied, files)):
-                        raise DamagedError
+                        return None
                 except (FileNotFoundError, ValueError, DamagedError):
-                    raise self._missing(stage, key) from None
+                    return None
                 replace_file(artifact.path / MANIFEST, content)
                 self._make_room(sum(entry.bytes for _, entry in files))
             self._parts.mark_used(artifact)
@@ -219,6 +239,8 @@ class ObjectStore(Store):
         return _Manifests(self)
 
     def _undamaged(self, stage: str, key: str, remember: bool = False) -> Artifact | None:
+        if not self.artifact_folder(stage, key).exists():
+            return self._elsewhere(stage, key)
         found = super()._undamaged(stage, key, remember)
         if found is None:
             return self._fetch(stage, key)
@@ -230,6 +252,35 @@ class ObjectStore(Store):
             return found
         shared = self._share(found)  # nor did this one, and another machine was first
         return replace(shared, cached=True, seconds=found.seconds)
+
+    def _elsewhere(self, stage: str, key: str) -> Artifact | None:
+        """An artifact that was not copied, or None where the store has not all of its files. `here` copies what is
+        read of it; after `doubt`, it is copied and read the first time that it is used."""
+        since = time.monotonic()
+        try:
+            manifest, content = self._manifest(stage, key)
+        except (FileNotFoundError, ValueError):
+            return None
+        version = sha256_bytes(content)
+        if self.digests.doubted:
+            read = self.digests.of(_READ, f"{stage}-{key}", self.place)
+            state = State(len(content), 0, 0, version)
+            if not read.value(MANIFEST, lambda: state, lambda: self._fetch(stage, key) is not None):
+                return None
+            read.save()
+
+        def is_there(name: str) -> bool:
+            try:
+                found = self._objects.meta(f"artifacts/{stage}/{key}/{version[:16]}/{name}")
+            except FileNotFoundError:
+                return False
+            return found.size == manifest.files[name].bytes
+
+        if not all(_at_once(is_there, [name for name in manifest.files if _is_below(name)])):
+            log.warning("%s/artifacts/%s/%s has lost a file", self.place, stage, key)
+            return None
+        home = self.artifact_folder(stage, key)
+        return Artifact(stage, key, home, True, time.monotonic() - since).with_manifest(manifest)
 
     def _manifest(self, stage: str, key: str) -> tuple[Manifest, bytes]:
         """Raises FileNotFoundError, and ValueError when it is damaged."""

@@ -249,7 +249,8 @@ class Store:
 
     def reuse(self, identity: Identity) -> Artifact | None:
         """What `build` would reuse, which is in use from here on, or None. Does not lock."""
-        self.mark_used(self.reference(identity.stage, identity.digest))  # first: gc keeps what is in use
+        home = self.artifact_folder(identity.stage, identity.digest)
+        self.mark_used(Artifact(identity.stage, identity.digest, home))  # first: gc keeps what is in use
         return self._undamaged(identity.stage, identity.digest, remember=True)
 
     def doubt(self) -> None:

@@ -72,19 +72,19 @@ def result(checkpoint: Artifact) -> str:
 
 def _received(home: Store, message: str) -> Artifact:
     found = json_object(message)
-    artifact = home.artifact("train", found["checkpoint"])
+    artifact = home.manifests().artifact("train", found["checkpoint"])
     made = replace(artifact, cached=False, seconds=found["seconds"], waited=found["waited"])
     return made.with_manifest(artifact.manifest)
 
 
 def stage_of(home: Store, recipe: Recipe, corpus: str, tokenizer: str, start: WarmStart | None) -> Train:
     """The training on a prepared corpus, which begins with `start`, from digests. Raises StoreError."""
-    # its manifest names the shards; few trainings read its text, of which object storage would make a copy here
+    there = home.manifests()  # what the training reads of them is copied when it begins
     text = Artifact(Prepare.name, corpus, home.artifact_folder(Prepare.name, corpus))
-    text = text.with_manifest(home.manifest(Prepare.name, corpus))
-    vocabulary = home.artifact(Vocab.name, tokenizer)
-    tokens = [home.artifact(made.name, made.identity.digest) for made in Tokenize.all_of(text, vocabulary)]
+    text = text.with_manifest(home.manifest(Prepare.name, corpus))  # unread: few trainings read the text
+    vocabulary = there.artifact(Vocab.name, tokenizer)
+    tokens = [there.artifact(made.name, made.identity.digest) for made in Tokenize.all_of(text, vocabulary)]
     stage = Train.of(recipe, vocabulary, tokens, start, text)
     if stage.texts or stage.copies:
-        home.manifests().artifact(Prepare.name, corpus)
+        there.artifact(Prepare.name, corpus)
     return stage

@@ -36,7 +36,7 @@ from qalam_core.pipeline.prepare import Prepare
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.stage import Stage
-from qalam_core.pipeline.tokenize import Tokenize
+from qalam_core.pipeline.tokenize import Tokenize, TokenizeFacts
 from qalam_core.pipeline.train import Train
 from qalam_core.progress import Progress
 from qalam_core.recipe import Recipe
@@ -633,7 +633,9 @@ def test_a_damaged_file_is_found(machines: Machines, damage: bytes | None, obser
         with pytest.raises(DamagedError, match=f"filter {key[:12]} is missing or damaged in {machines.url}"):
             there.build(match)
         assert not files_below(there.root / "parts" / "artifacts")
-    machines.objects.write(name, right)
+        machines.be("one").artifact("filter", key)
+        assert machines.objects.read(name)[0] == right, "a machine that has a copy mends it"
+        there = machines.be("two")
     there.build(match)
     (copy,) = there.root.glob("parts/artifacts/filter/*/keys.arrow")
     shutil.rmtree(there.artifact_folder("match", match.identity.digest))
@@ -723,6 +725,84 @@ def test_copies_in_part_are_deleted_as_others(machines: Machines, monkeypatch: p
     assert there.delete_artifact(name, time.time() + 60)
     assert copied() == []
     assert there.abandoned(time.time() + 60) == [f"digests/parts/{name.replace('/', '-')}"]
+
+
+def test_a_new_machine_copies_nothing_of_what_it_reuses(machines: Machines, observed: Faulty) -> None:
+    """Of what it builds, it copies what the stages read."""
+    first = machines.share()
+    values = machines.built.recipe.canonical()
+    there = be(machines, "two", observed)
+    assert states(build(machines.built.recipe, there)) == {True}
+    assert (requested(observed), copies(there)) == ([], [])
+    values["gate"]["tolerance"] = 0.5
+    there = be(machines, "three", observed)
+    second = build(Recipe.parse(values), there)
+    assert [artifact.stage for artifact in second.artifacts if not artifact.cached] == ["gate"]
+    read = {(stage, name.partition("/")[0]) for stage, _, name in requested(observed)}
+    expected = {("prepare", TEST), ("evaluate", "report.json"), ("evaluate", "budgets.json"), ("train", METRICS)}
+    assert read - expected == {("export", "model"), *((each, name) for each, name in read if each == "seen")}
+    machines.be("one")
+    assert content(second.folder / "model") == content(first.folder / "model")
+    assert not {"prepare", "train", "tokenize", "ingest", "filter"} & {name.split("/")[0] for name in copies(there)}
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", None])
+def test_a_file_that_is_lost_is_found_when_its_artifact_is_reused(machines: Machines, damage: bytes | None) -> None:
+    """Also where nothing is built of it."""
+    shared = machines.share()
+    (tokens,) = (
+        made for made in shared.artifacts if made.stage == "tokenize" and made.facts(TokenizeFacts).split == "train"
+    )
+    place = f"artifacts/tokenize/{tokens.digest}"
+    (name,) = (name for name in machines.objects.below(place) if name.endswith("/tokens.arrow"))
+    right = machines.objects.read(name)[0]
+    machines.objects.delete(name) if damage is None else machines.objects.write(name, damage)
+    again = build(machines.built.recipe, machines.be("two"))
+    assert [artifact.digest for artifact in again.artifacts if not artifact.cached] == [tokens.digest]
+    assert machines.objects.read(name)[0] == right
+    assert states(build(machines.built.recipe, machines.be("three"))) == {True}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_damaged_is_not_reused_twice(machines: Machines, whole: bool, observed: Faulty) -> None:
+    """Bytes of the right number are looked at when they are read; the next build makes them again."""
+    machines.share()
+    recipe = machines.built.recipe
+    stages = stages_of(recipe, machines.be("one"))
+    (damaged,) = (each for each in stages if each.name == ("export" if whole else "filter"))
+    (reads,) = (each for each in stages if each.name == ("evaluate" if whole else "prepare"))
+    place = f"artifacts/{damaged.name}/{damaged.identity.digest}"
+    (name,) = (name for name in machines.objects.below(place) if name.endswith(("/weights.py", "/texts.arrow")))
+    right = machines.objects.read(name)[0]
+    machines.objects.write(name, right[:-1] + bytes([right[-1] ^ 1]))
+    unshare(machines, reads)
+    there = be(machines, "two", observed)
+    with pytest.raises(DamagedError, match=f"{damaged.name} {damaged.identity.digest[:12]} is missing or damaged"):
+        build(recipe, there)
+    assert [found for *_, found in requested(observed)].count(name.rpartition("/")[2]) <= 2
+    again = build(recipe, there)
+    assert {artifact.stage for artifact in again.artifacts if not artifact.cached} == {damaged.name, reads.name}
+    assert machines.objects.read(name)[0] == right
+    assert states(build(recipe, machines.be("three"))) == {True}
+
+
+def test_after_doubt_everything_is_read_once(machines: Machines, observed: Faulty) -> None:
+    machines.share()
+    recipe, there = machines.built.recipe, be(machines, "two", observed)
+    there.doubt()
+    assert states(build(recipe, be(machines, "two", observed))) == {True}
+    files = [name for name in machines.objects.below("artifacts") if name.count("/") > 3]
+    assert len(requested(observed)) == len(files)
+    shutil.rmtree(there.root / "artifacts")
+    assert states(build(recipe, be(machines, "two", observed))) == {True}
+    assert requested(observed) == []
+    (name,) = (name for name in files if name.endswith("/tokenizer.json") and "/vocab/" in name)
+    right = machines.objects.read(name)[0]
+    machines.objects.write(name, right[:-1] + bytes([right[-1] ^ 1]))
+    there.doubt()
+    again = build(recipe, be(machines, "two", observed))
+    assert [artifact.stage for artifact in again.artifacts if not artifact.cached] == ["vocab"]
+    assert machines.objects.read(name)[0] == right
 
 
 # -- mistakes and failures --------------------------------------------------------------------------

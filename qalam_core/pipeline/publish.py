@@ -24,7 +24,7 @@ from qalam_core.files import NOT_THERE, digest, read_bytes
 from qalam_core.package.write import replace_card
 from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
-from qalam_core.pipeline.export import PACKAGE, ExportFacts
+from qalam_core.pipeline.export import PACKAGE, Export, ExportFacts
 from qalam_core.pipeline.gate import GateFacts, verdict_of
 from qalam_core.pipeline.propose import PROVENANCE, Candidate, Propose
 from qalam_core.pipeline.vocab import TOKENIZER
@@ -118,7 +118,7 @@ def publish(
 def create_run(runs: Runs, recipe: Recipe, artifacts: Sequence[Artifact], candidate: Candidate | None = None) -> str:
     """All artifacts of a build, or of a proposal -> the id of the run, which is created if it does not exist."""
     last = {artifact.stage: artifact for artifact in artifacts}
-    package = last[Propose.name if candidate else "export"].digest
+    package = last[Propose.name if candidate else Export.name].digest
     run = runs.run_id(recipe.name, digest({"package": package, "verdict": last["gate"].digest}))
     runs.publish(run, lambda folder: _fill(folder, runs, run, recipe, artifacts, candidate, _now()))
     return run
@@ -139,20 +139,21 @@ def _fill(
     for artifact in artifacts:
         by_stage.setdefault(artifact.stage, []).append(artifact)
     last = {stage: made[-1] for stage, made in by_stage.items()}
-    corpus, gate, evaluation = last["prepare"].facts(CorpusFacts), last["gate"].facts(GateFacts), last["evaluate"]
+    corpus, gate = last["prepare"].facts(CorpusFacts), last["gate"].facts(GateFacts)
+    decision, evaluation = runs.store.here((last["gate"], last["evaluate"]))
+    package = runs.store.here(last[Propose.name if candidate else Export.name]).path / PACKAGE
     made: TrainFacts | ProposedFacts
     provenance: dict[str, str] = {}
     if candidate:
-        made, package = last[Propose.name].facts(ProposedFacts), last[Propose.name].path / PACKAGE
+        made = last[Propose.name].facts(ProposedFacts)
         seen, lineage, kept, proposal = candidate.read, candidate.lineage, candidate.kept, candidate.proposal
         origin = f"run {lineage[0].run}, package {lineage[0].package}" if lineage else "unknown"
         provenance = {PROVENANCE: last[Propose.name].digest, "ancestors": f"{len(lineage)}", "initial_weights": origin}
         metrics = []
     else:
-        made, package, exported = last["train"].facts(TrainFacts), last["export"].path / PACKAGE, last["export"]
-        facts = exported.facts(ExportFacts)
+        made, facts = last["train"].facts(TrainFacts), last[Export.name].facts(ExportFacts)
         seen, lineage, kept, proposal = last["seen"].facts(SeenFacts), facts.lineage, facts.kept, None
-        metrics = _metrics(last["train"].path)
+        metrics = _metrics(runs.store.here(last["train"].file(METRICS)).path)
     report, budgets = measured(evaluation)
     record = RunRecord(
         created=created,
@@ -166,7 +167,7 @@ def _fill(
         seen=seen,
         tokenizer=kept,
         proposal=proposal,
-        verdict=verdict_of(last["gate"]),
+        verdict=verdict_of(decision),
         bits_per_byte=report.bits_per_byte,
         package_mb=budgets.package_mb,
         parameters=made.parameters,
@@ -239,13 +240,13 @@ def render_page(runs: Runs, run: str) -> str:
     return page(
         run, record, report,
         corpus.facts(CorpusFacts) if corpus.exists() else None,
-        [line for training in trained if training.exists() for line in _metrics(training.path)],
+        [line for training in trained if training.exists() for line in _metrics(training.path / METRICS)],
         chain_of(runs, run, record, report),
         written_review(runs.folder(run), record),
         next((training.facts(TrainFacts).sources for training in trained if training.exists()), {}),
     )  # fmt: skip
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
+def _metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -114,4 +114,6 @@ def test_workers_on_other_machines_need_no_common_path(
     gpu, digests = store_at("s3://bucket/spread"), {made.stage: made.digest for made in plain.artifacts}
     training = stage_of(gpu, recipe, digests["prepare"], digests["vocab"], None)
     assert training.identity.digest == digests["train"]
-    assert sorted(path.name for path in (gpu.root / "artifacts").iterdir()) == ["tokenize", "vocab"]
+    assert not list(gpu.root.rglob("manifest.json"))
+    gpu.here(training)
+    assert {path.parent.parent.name for path in gpu.root.rglob("manifest.json")} == {"tokenize", "vocab"}

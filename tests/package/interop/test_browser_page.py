@@ -221,6 +221,7 @@ const wait = (good) => new Promise((resolve) => {
   await wait(() => !writing);
   const again = more.textContent === text;
   [temperature.value, length.value] = [1, 400];
+  await new Promise((resolve) => setTimeout(resolve, 100));  // this clock stands still while the page computes
   button.click();
   await wait(() => more.textContent);
   key("Escape");
