@@ -36,10 +36,10 @@ def read_by(value: object, names: Set[str] | None = None) -> Iterator[tuple[Arti
 
 
 def moved(value: Value, folders: Mapping[tuple[str, str], Path]) -> Value:
-    """The same stage, artifact or tuple, with its artifacts in these folders."""
+    """The same stage, artifact or tuple, with artifacts in these folders, and others where they are."""
     new: Any = value
     if isinstance(value, Artifact):
-        home = folders[value.stage, value.digest]
+        home = folders.get((value.stage, value.digest), value.path)
         new = value if value.path == home else replace(value, path=home)
     elif type(value) is tuple:
         parts = tuple(moved(one, folders) for one in new)

@@ -270,13 +270,15 @@ class ObjectStore(Store):
             read.save()
 
         def is_there(name: str) -> bool:
+            if not _is_below(name):
+                return False
             try:
                 found = self._objects.meta(f"artifacts/{stage}/{key}/{version[:16]}/{name}")
             except FileNotFoundError:
                 return False
             return found.size == manifest.files[name].bytes
 
-        if not all(_at_once(is_there, [name for name in manifest.files if _is_below(name)])):
+        if not all(_at_once(is_there, list(manifest.files))):
             log.warning("%s/artifacts/%s/%s has lost a file", self.place, stage, key)
             return None
         home = self.artifact_folder(stage, key)
@@ -589,7 +591,7 @@ class _Manifests(ObjectStore):
         return self._store.here(value)
 
     def _undamaged(self, stage: str, key: str, remember: bool = False) -> Artifact | None:
-        return self._fetch(stage, key) or Store._undamaged(self, stage, key)
+        return self._elsewhere(stage, key) or Store._undamaged(self, stage, key)
 
     def _fetch(self, stage: str, key: str) -> Artifact | None:
         try:

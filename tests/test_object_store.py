@@ -28,11 +28,15 @@ from qalam_core.errors import DamagedError, StoreError
 from qalam_core.files import files_below, read_bytes, replace_file, sha256_bytes, sha256_file
 from qalam_core.object_store import ObjectStore, store_at
 from qalam_core.objects import Objects
-from qalam_core.pipeline.build import History, InPlace, build, stages_in_order
+from qalam_core.package.editing.rows import scale_row
+from qalam_core.package.editing.seal import seal
+from qalam_core.pipeline.audit import reproduce
+from qalam_core.pipeline.build import History, InPlace, build, propose, stages_in_order
 from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.match import Match
 from qalam_core.pipeline.plan import plan
 from qalam_core.pipeline.prepare import Prepare
+from qalam_core.pipeline.propose import candidate
 from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.seen import Seen
 from qalam_core.pipeline.stage import Stage
@@ -727,23 +731,57 @@ def test_copies_in_part_are_deleted_as_others(machines: Machines, monkeypatch: p
     assert there.abandoned(time.time() + 60) == [f"digests/parts/{name.replace('/', '-')}"]
 
 
-def test_a_new_machine_copies_nothing_of_what_it_reuses(machines: Machines, observed: Faulty) -> None:
-    """Of what it builds, it copies what the stages read."""
+def continuing(machines: Machines, start: str) -> Recipe:
+    """The tiny recipe, or one that begins with its champion and keeps the tokenizer."""
+    values = machines.built.recipe.canonical()
+    if start != "scratch":
+        values["train"] |= {"start": start, "steps": 7}
+        values["tokenizer"]["keep"] = "champion"
+    return Recipe.parse(values)
+
+
+@pytest.mark.parametrize("start", ["scratch", "champion", "continue"])
+def test_a_new_machine_copies_nothing_of_what_it_reuses(machines: Machines, observed: Faulty, start: str) -> None:
+    machines.share()
+    recipe = continuing(machines, start)
+    build(recipe, machines.be("one"))
+    there = be(machines, "two", observed)
+    assert states(build(recipe, there)) == {True}
+    assert (requested(observed), copies(there)) == ([], [])
+
+
+def test_a_new_machine_copies_what_it_builds_from(machines: Machines, observed: Faulty) -> None:
     first = machines.share()
     values = machines.built.recipe.canonical()
-    there = be(machines, "two", observed)
-    assert states(build(machines.built.recipe, there)) == {True}
-    assert (requested(observed), copies(there)) == ([], [])
     values["gate"]["tolerance"] = 0.5
-    there = be(machines, "three", observed)
-    second = build(Recipe.parse(values), there)
+    second = build(Recipe.parse(values), be(machines, "two", observed))
     assert [artifact.stage for artifact in second.artifacts if not artifact.cached] == ["gate"]
     read = {(stage, name.partition("/")[0]) for stage, _, name in requested(observed)}
     expected = {("prepare", TEST), ("evaluate", "report.json"), ("evaluate", "budgets.json"), ("train", METRICS)}
     assert read - expected == {("export", "model"), *((each, name) for each, name in read if each == "seen")}
-    machines.be("one")
     assert content(second.folder / "model") == content(first.folder / "model")
-    assert not {"prepare", "train", "tokenize", "ingest", "filter"} & {name.split("/")[0] for name in copies(there)}
+
+
+@pytest.mark.parametrize("start", ["scratch", "continue"])
+def test_a_run_is_reproduced_on_a_new_machine(machines: Machines, start: str, tmp_path: Path) -> None:
+    machines.share()
+    run = build(continuing(machines, start), machines.be("one")).run
+    found = reproduce(machines.be("two"), run, Store(tmp_path / "fresh"))
+    assert found.matches, found.rows
+
+
+def test_a_proposal_is_measured_on_a_new_machine(machines: Machines, tmp_path: Path) -> None:
+    """And measured again on yet another one."""
+    parent = machines.share()
+    edited = tmp_path / "edited"
+    shutil.copytree(parent.folder / "model", edited)
+    scale_row(edited, "embedding.weight", 300, 1.01)
+    seal(edited, "scaled")
+    runs = Runs(machines.be("two"))
+    found = propose(candidate(runs, edited, "a try", "somebody"), runs.store)
+    assert found.verdict.checks
+    again = reproduce(machines.be("three"), found.run, Store(tmp_path / "fresh"))
+    assert again.matches, again.rows
 
 
 @pytest.mark.parametrize("damage", [b"", b"damaged", None])

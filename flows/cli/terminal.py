@@ -179,7 +179,7 @@ def bars(store: Store | None = None, recipe: Recipe | None = None) -> Iterator[B
         from qalam_core.pipeline.plan import Reasons
         from qalam_core.runs import Runs
 
-        reasons = Reasons(Runs(store), recipe.name)
+        reasons = Reasons(Runs(store.manifests()), recipe.name)
     drawn = err.is_terminal and not err.is_dumb_terminal
     columns = [
         TextColumn("  {task.description}", markup=False),

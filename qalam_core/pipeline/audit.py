@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from qalam_core.evaluation.comparison import Champion, comparable
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.model_tests.cases import suites
 from qalam_core.evaluation.results import Verdict
+from qalam_core.inputs import moved, read_by
 from qalam_core.pipeline.build import InPlace, Past, proposed, stages_in_order
 from qalam_core.pipeline.evaluate import Evaluate, measured
 from qalam_core.pipeline.export import PACKAGE
@@ -27,6 +28,7 @@ from qalam_core.pipeline.lineage import WarmStart
 from qalam_core.pipeline.prepare import Documents
 from qalam_core.pipeline.propose import Candidate, Propose
 from qalam_core.pipeline.publish import create_run
+from qalam_core.pipeline.stage import Stage
 from qalam_core.pipeline.vocab import EarlierTokenizer
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe, Requirements
@@ -108,6 +110,22 @@ class AsRecorded(Past):
             for run in (self.record.incumbent, *self.record.anchors)
         )
         return Incumbents(champion, tuple(anchor for anchor in anchors if anchor))
+
+
+@dataclass(frozen=True)
+class _Again(InPlace):
+    """Builds in a fresh store; `home` is the one that has what is read of earlier runs."""
+
+    home: Store = field(kw_only=True)
+
+    def run(self, stage: Stage) -> Artifact:
+        """Build one stage."""
+        read = [
+            artifact if names is None else tuple(artifact.file(name) for name in sorted(names))
+            for artifact, names in read_by(stage) if not artifact.path.is_relative_to(self.store.root)
+        ]  # fmt: skip
+        copies = {(made.stage, made.digest): made.path for made, _ in read_by(self.home.here(tuple(read)))}
+        return super().run(moved(stage, copies))
 
 
 def reproduce(
@@ -224,9 +242,8 @@ def _again(
 ) -> tuple[str, list[Row]]:  # fmt: skip
     """Build a run in the fresh store, as it was built then; -> its id there, and the comparison."""
     past = AsRecorded(runs, record, start, earlier)
-    artifacts = stages_in_order(
-        record.recipe, resolve(record.recipe.corpus.sources), past, InPlace(there.store, progress)
-    )
+    executor = _Again(there.store, progress, home=runs.store)
+    artifacts = stages_in_order(record.recipe, resolve(record.recipe.corpus.sources), past, executor)
     again = create_run(there, record.recipe, artifacts)
     return again, _compared(runs, run, record, there, again)
 
@@ -236,7 +253,7 @@ def _measured_again(
 ) -> tuple[str, list[Row]]:  # fmt: skip
     """Measure a proposal in the fresh store, as it was then; -> its id there, and the comparison."""
     found, past = Candidate.recorded(runs, record), AsRecorded(runs, record, None, None)
-    artifacts = proposed(found, (), past, InPlace(there.store, progress))
+    artifacts = proposed(found, (), past, _Again(there.store, progress, home=runs.store))
     again = create_run(there, record.recipe, artifacts, found)
     rows = _compared(runs, run, record, there, again)
     made = {artifact.stage for artifact in artifacts if artifact.path.is_relative_to(there.store.root)}

@@ -240,7 +240,7 @@ def find(runs: Runs, text: str, shown: int = SHOWN, progress: Progress = no_prog
         seen = seen_of(runs, record)
         if seen is None:
             unknown.append(run)
-        elif (meeting := Meeting.of(Fingerprints.load(seen.path).meets(query), 0)).meets:
+        elif (meeting := Meeting.of(Fingerprints.load(runs.store.here(seen).path).meets(query), 0)).meets:
             readers[run] = meeting
         else:
             clear.append(run)

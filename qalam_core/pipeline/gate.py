@@ -53,7 +53,8 @@ class Incumbent:
     @property
     def seen(self) -> Artifact | None:
         """What it and its ancestors have read, if that is in the store."""
-        found = [self.runs.store.reference("seen", key) for key in self.record.artifacts.get("seen", ())]
+        there = self.runs.store.manifests()
+        found = [there.reference("seen", key) for key in self.record.artifacts.get("seen", ())]
         return found[0] if found and found[0].exists() else None
 
     @property

@@ -43,10 +43,10 @@ def recorded_tokenizer(store: Store, record: RunRecord) -> EarlierTokenizer | No
     """What the build of `record` was to keep, in a store that has it, or has lost it since."""
     if record.tokenizer is None:
         return None
-    kept, judged = record.tokenizer, record.tokenizer.judged
-    file = ArtifactFile(store.reference("vocab", kept.artifact), TOKENIZER, kept.content)
+    kept, judged, there = record.tokenizer, record.tokenizer.judged, store.manifests()
+    file = ArtifactFile(there.reference("vocab", kept.artifact), TOKENIZER, kept.content)
     keeping = Keeping(before=judged.before, limit=judged.limit)
-    return EarlierTokenizer(kept.run, file, store.reference("seen", kept.seen), keeping)
+    return EarlierTokenizer(kept.run, file, there.reference("seen", kept.seen), keeping)
 
 
 def kept_tokenizer(earlier: EarlierTokenizer | None, tokenizer: Artifact) -> KeptTokenizer | None:
@@ -70,7 +70,7 @@ def _of(runs: Runs, run: str, record: RunRecord, recipe: Recipe, corpus: Artifac
         return "it is an edit of a tokenizer, which was not trained on a text that new text could be compared with"
     try:
         (key,) = record.artifacts["vocab"]
-        tokenizer = runs.store.artifact("vocab", key)
+        tokenizer = runs.store.manifests().artifact("vocab", key)
     except DamagedError:
         return "its artifact was deleted or damaged"
     seen, made = seen_of(runs, record), tokenizer.manifest

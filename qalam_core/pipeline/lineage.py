@@ -78,7 +78,8 @@ class WarmStart:
             return None
         parent = record.lineage[0]
         path = runs.store.run_file(parent.run) / "model"
-        return cls(record.lineage, path, runs.store.reference("seen", parent.seen), _recorded_state(runs, parent))
+        seen = runs.store.manifests().reference("seen", parent.seen)
+        return cls(record.lineage, path, seen, _recorded_state(runs, parent))
 
 
 def warm_start(recipe: Recipe, documents: Documents, runs: Runs) -> WarmStart | None:
@@ -135,7 +136,7 @@ def readers(runs: Runs, excluded: Excluded) -> dict[str, list[str] | None]:
     found: dict[str, list[str] | None] = {}
     for run, record in runs.records().items():
         seen = seen_of(runs, record)
-        read = excluded.read_by(Fingerprints.load(seen.path)) if seen else None
+        read = excluded.read_by(Fingerprints.load(runs.store.here(seen).path)) if seen else None
         if read != []:
             found[run] = read
     return found
@@ -147,16 +148,16 @@ def last_without(recipe: Recipe, excluded: Excluded, runs: Runs) -> str:
     lineage = [champion, *(one.run for one in runs.record(champion).lineage)] if champion else []
     for run in lineage:
         seen = seen_of(runs, runs.record(run)) if run in runs else None
-        if seen and not excluded.read_by(Fingerprints.load(seen.path)):
+        if seen and not excluded.read_by(Fingerprints.load(runs.store.here(seen).path)):
             return run
     return ""
 
 
 def seen_of(runs: Runs, record: RunRecord) -> Artifact | None:
-    """The undamaged record of what a run has read."""
+    """The undamaged record of what a run has read; `here` copies it from object storage."""
     try:
         (key,) = record.artifacts.get("seen", ())
-        return runs.store.artifact("seen", key)
+        return runs.store.manifests().artifact("seen", key)
     except (ValueError, DamagedError):
         return None
 
@@ -166,7 +167,7 @@ def _state_of(runs: Runs, record: RunRecord) -> ArtifactFile | None:
     if record.proposal:
         return None
     try:
-        training = runs.store.artifact("train", record.artifacts["train"][0])
+        training = runs.store.manifests().artifact("train", record.artifacts["train"][0])
     except DamagedError:
         return None
     return training.file(STATE) if STATE in training.manifest.files else None
@@ -177,7 +178,7 @@ def _recorded_state(runs: Runs, parent: Ancestor) -> ArtifactFile | None:
     if not parent.state:
         return None
     key = runs.record(parent.run).artifacts["train"][0] if parent.run in runs else parent.package
-    return ArtifactFile(runs.store.reference("train", key), STATE, parent.state)
+    return ArtifactFile(runs.store.manifests().reference("train", key), STATE, parent.state)
 
 
 def _cold_is_due(recipe: Recipe, runs: Runs, champion: str, record: RunRecord) -> bool:

@@ -102,12 +102,14 @@ class Candidate:
     def recorded(cls, runs: Runs, record: RunRecord) -> Candidate:
         """What a published run was, whose artifacts may have been deleted since."""
         assert record.proposal
+        there = runs.store.manifests()
         found = {
-            stage: runs.store.reference(stage, keys[0])
+            stage: there.reference(stage, keys[0])
             for stage, keys in record.artifacts.items()
             if stage in (Propose.name, "seen", "prepare", "vocab")
         }
-        package = Folder(found[Propose.name].path / PACKAGE, record.proposal.package)
+        proposed = runs.store.reference(Propose.name, found[Propose.name].digest)
+        package = Folder(proposed.path / PACKAGE, record.proposal.package)
         return cls(
             record.recipe, package, record.proposal, record.lineage, record.seen, found.get("seen"),
             found["prepare"], found.get("vocab"), record.tokenizer,
@@ -164,8 +166,10 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
         changes=tuple(f"edited: {line}" for line in proposal.edits or proposal.changes), accepted=runs.accepted(parent),
     )  # fmt: skip
     tokenizer = _of_run(runs, record, "vocab")
-    if tokenizer and ArabicTokenizer.from_file(tokenizer.path / TOKENIZER).vocabulary != package.vocabulary:
-        tokenizer = None
+    if tokenizer:
+        file = runs.store.here(tokenizer.file(TOKENIZER)).path
+        if ArabicTokenizer.from_file(file).vocabulary != package.vocabulary:
+            tokenizer = None
     same = recipe is None or recipe.corpus == record.recipe.corpus
     return Candidate(
         _described(recipe or record.recipe, package), Folder(folder, digest), proposal, (ancestor, *record.lineage),
@@ -220,7 +224,7 @@ def _sealed(folder: Path) -> Package:
 def _of_run(runs: Runs, record: RunRecord, stage: str) -> Artifact | None:
     """The undamaged artifact of a stage of a run."""
     try:
-        return runs.store.artifact(stage, record.artifacts[stage][0])
+        return runs.store.manifests().artifact(stage, record.artifacts[stage][0])
     except (KeyError, DamagedError):
         return None
 
