@@ -32,7 +32,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from qalam_core.digests import State
@@ -50,6 +49,7 @@ from qalam_core.store import (
     FileEntry,
     Identity,
     Manifest,
+    Result,
     Store,
     Value,
     delete_folder,
@@ -76,8 +76,6 @@ REQUESTS = 8
 _INDEX = "files.json"
 _PARTS = "parts"
 _READ = "read"  # what is remembered of artifacts that were read after `doubt`, and deleted here
-
-Result = TypeVar("Result")
 
 
 def store_at(place: str | Path) -> Store:
@@ -178,7 +176,7 @@ class ObjectStore(Store):
             key = artifact.stage, artifact.digest
             before = read.setdefault(key, names)
             read[key] = None if before is None or names is None else before | names
-        folders = _at_once(lambda key: self._copied(*key, read[key]), list(read))
+        folders = self.at_once(lambda key: self._copied(*key, read[key]), list(read))
         return moved(value, dict(zip(read, folders, strict=True)))
 
     def _copied(self, stage: str, key: str, names: Set[str] | None) -> Path:
@@ -224,7 +222,7 @@ class ObjectStore(Store):
                 try:
                     manifest, content = self._manifest(stage, key)
                     files = _chosen(manifest, names)
-                    if not all(_at_once(copied, files)):
+                    if not all(self.at_once(copied, files)):
                         return None
                 except (FileNotFoundError, ValueError, DamagedError):
                     return None
@@ -278,7 +276,7 @@ class ObjectStore(Store):
                 return False
             return found.size == manifest.files[name].bytes
 
-        if not all(_at_once(is_there, list(manifest.files))):
+        if not all(self.at_once(is_there, list(manifest.files))):
             log.warning("%s/artifacts/%s/%s has lost a file", self.place, stage, key)
             return None
         home = self.artifact_folder(stage, key)
@@ -330,7 +328,7 @@ class ObjectStore(Store):
                 log.warning("%s/%s/%s is missing or damaged", self.place, place, name)
             return same
 
-        return all(_at_once(copied, list(files)))
+        return all(self.at_once(copied, list(files)))
 
     def _share(self, artifact: Artifact) -> Artifact:
         place, index = f"artifacts/{artifact.stage}/{artifact.digest}", (artifact.path / MANIFEST).read_bytes()
@@ -354,7 +352,7 @@ class ObjectStore(Store):
 
     def _upload(self, place: str, index: bytes, names: list[str], folder: Path) -> None:
         version = sha256_bytes(index)[:16]
-        _at_once(lambda name: self._objects.upload(f"{place}/{version}/{name}", folder / name), names)
+        self.at_once(lambda name: self._objects.upload(f"{place}/{version}/{name}", folder / name), names)
 
     @contextmanager
     def _alone(self, stage: Buildable) -> Iterator[None]:
@@ -407,6 +405,13 @@ class ObjectStore(Store):
         self._objects.write(f"{place}/{_INDEX}", index)
         new = f"{place}/{sha256_bytes(index)[:16]}/"
         self._objects.delete(*(name for name in before if not name.startswith((new, f"{place}/{_INDEX}"))))
+
+    def at_once(self, work: Callable[[Value], Result], values: Sequence[Value]) -> list[Result]:
+        """The results of `work` on each value, in threads, which wait for the storage at the same time."""
+        if len(values) < 2:
+            return super().at_once(work, values)
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return list(pool.map(work, values))
 
     # -- runs and histories
 
@@ -610,14 +615,6 @@ def _chosen(manifest: Manifest, names: Set[str]) -> list[tuple[str, FileEntry]]:
     if not names <= manifest.files.keys():
         raise DamagedError
     return [(name, manifest.files[name]) for name in sorted(names)]
-
-
-def _at_once(work: Callable[[Value], Result], values: Sequence[Value]) -> list[Result]:
-    """The results of `work` on each value, in threads, which wait for the storage at the same time."""
-    if len(values) < 2:
-        return [work(value) for value in values]
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(work, values))
 
 
 def _is_below(name: str) -> bool:

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
@@ -58,6 +58,7 @@ _TEMPORARY = re.compile(r"\.(.+\.([0-9a-f]{16}|deleted|partial)|(reproducing|mea
 
 Facts = TypeVar("Facts", bound=Frozen)
 Value = TypeVar("Value")
+Result = TypeVar("Result")
 
 
 class Identity(Frozen):
@@ -252,6 +253,10 @@ class Store:
         home = self.artifact_folder(identity.stage, identity.digest)
         self.mark_used(Artifact(identity.stage, identity.digest, home))  # first: gc keeps what is in use
         return self._undamaged(identity.stage, identity.digest, remember=True)
+
+    def at_once(self, work: Callable[[Value], Result], values: Sequence[Value]) -> list[Result]:
+        """The results of `work`, which asks this store, on each value; on object storage of several at a time."""
+        return list(map(work, values))
 
     def doubt(self) -> None:
         """Have all sources and artifacts read the next time that they are used, also where their sizes and times are as

@@ -31,8 +31,9 @@ from qalam_core.objects import Objects
 from qalam_core.package.editing.rows import scale_row
 from qalam_core.package.editing.seal import seal
 from qalam_core.pipeline.audit import reproduce
-from qalam_core.pipeline.build import History, InPlace, build, propose, stages_in_order
+from qalam_core.pipeline.build import History, InPlace, Reuse, build, propose, stages_in_order
 from qalam_core.pipeline.collect import collect
+from qalam_core.pipeline.ingest import Ingest
 from qalam_core.pipeline.match import Match
 from qalam_core.pipeline.plan import plan
 from qalam_core.pipeline.prepare import Prepare
@@ -481,6 +482,22 @@ def test_files_are_copied_at_the_same_time(machines: Machines, tmp_path: Path) -
             work(ObjectStore(machines.url))
             assert time.monotonic() - since < 8, "one after the other takes more than eight seconds"
         assert len(list((ObjectStore(machines.url).root / "runs" / "r").iterdir())) == 8
+    finally:
+        late.close()
+
+
+def test_artifacts_are_looked_up_at_the_same_time(machines: Machines, tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(f"نص قصير رقم {number}\n", encoding="utf-8")
+    recipe = tiny_recipe(tmp_path / "*.txt")
+    stages = [Ingest.of(file) for file in resolve(recipe.corpus.sources)]
+    made = InPlace(machines.be("one")).map(stages)
+    late = Late(machines.server.port, 1)
+    try:
+        there = be(machines, "two", late)
+        since = time.monotonic()
+        assert [found.digest for found in Reuse(there).map(stages)] == [each.digest for each in made]
+        assert time.monotonic() - since < 8, "an answer takes a second, and there are three of each"
     finally:
         late.close()
 

@@ -202,11 +202,20 @@ class Reuse(Executor):
 
     def run(self, stage: Stage) -> Artifact:
         """Look one stage up."""
-        artifact = self.store.reuse(stage.identity)
-        if artifact is None:
-            raise NotBuiltError(stage.label)
-        self.found.append((stage.label, artifact))
-        return artifact
+        return self.map([stage])[0]
+
+    def map(self, stages: Sequence[Stage]) -> list[Artifact]:
+        """Look stages up."""
+        made = list[Artifact]()
+        for stage, artifact in zip(stages, self.store.at_once(self._reused, stages), strict=True):
+            if artifact is None:
+                raise NotBuiltError(stage.label)
+            self.found.append((stage.label, artifact))
+            made.append(artifact)
+        return made
+
+    def _reused(self, stage: Stage) -> Artifact | None:
+        return self.store.reuse(stage.identity)
 
 
 def propose(candidate: Candidate, store: Store, progress: Progress = no_progress) -> Published:

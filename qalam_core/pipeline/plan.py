@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -120,18 +120,31 @@ class _Planner(Executor):
 
     def run(self, stage: Stage) -> Artifact:
         """Reuse the artifact of a stage, or represent the one that would be built."""
-        rebuilt = {}
-        for name, found in stage.inputs.items():
-            made = found.artifact if isinstance(found, ArtifactFile) else found
-            if made.digest in self._new:
-                rebuilt[name] = self._new[made.digest]
-        if not rebuilt and (artifact := self.store.find(stage.identity)) is not None:
+        return self.map([stage])[0]
+
+    def map(self, stages: Sequence[Stage]) -> list[Artifact]:
+        """The same of several."""
+        return list(map(self._represented, stages, self.store.at_once(self._found, stages)))
+
+    def _found(self, stage: Stage) -> Artifact | None:
+        return None if self._rebuilt(stage) else self.store.find(stage.identity)
+
+    def _rebuilt(self, stage: Stage) -> dict[str, str]:
+        """Its inputs that are to be built, and the stages that will."""
+        inputs = {
+            name: found.artifact if isinstance(found, ArtifactFile) else found for name, found in stage.inputs.items()
+        }
+        return {name: self._new[made.digest] for name, made in inputs.items() if made.digest in self._new}
+
+    def _represented(self, stage: Stage, artifact: Artifact | None) -> Artifact:
+        if artifact is not None:
             self.rows.append(Row(stage.name, stage.label, "reuse", (), artifact.digest))
             if isinstance(stage, Ingest):
                 self.texts[artifact.digest] = text_bytes(artifact)
             return artifact
         if isinstance(stage, Train):
             self.continues = stage.settings.continuing is not None
+        rebuilt = self._rebuilt(stage)
         key, why = stage.identity.digest, self.reasons.why(stage, rebuilt)
         self.rows.append(Row(stage.name, stage.label, "build", why, "" if rebuilt else key))
         if isinstance(stage, Ingest):
@@ -216,9 +229,9 @@ class Reasons:
     def _last(self, stage: str) -> list[Artifact]:
         """The last run's artifacts of a kind, without deleted and damaged ones."""
         if stage not in self._known:
+            keys = self._record.artifacts.get(stage, ()) if self._record else ()
             found = []
-            for key in self._record.artifacts.get(stage, ()) if self._record else ():
-                artifact = self._store.reference(stage, key)
+            for artifact in self._store.at_once(lambda key: self._store.reference(stage, key), keys):
                 with suppress(DamagedError):
                     found.append(artifact.with_manifest(artifact.manifest))
             self._known[stage] = found  # complete, because the threads of a mapped task ask at the same time
