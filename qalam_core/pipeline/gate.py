@@ -65,7 +65,8 @@ class Incumbent:
 
     @property
     def package(self) -> Path:
-        """The folder of its package."""
+        """The folder of its package. Raises DamagedError when it is not as it was published."""
+        self.runs.package(self.run)
         return self.runs.folder(self.run) / PACKAGE
 
     @property

@@ -146,7 +146,7 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
     record, home = runs.record(parent), runs.folder(parent) / PACKAGE
     if folder.resolve() == home.resolve():
         raise PackageError(f"{folder}: the package of run {parent} itself; copy it elsewhere, and edit the copy")
-    if model_digest(home) == model_digest(folder):
+    if runs.model(parent) == model_digest(folder):
         raise PackageError(
             f"{folder}: the model of run {parent}, without an edit; `qalam promote {parent}` makes it champion"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,36 @@ def test_what_is_not_sealed_or_not_an_edit_is_one_line(mine: Built, tmp_path: Pa
     (package / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(PackageError, match=r"notes\.txt is not part of the package; delete it"):
         candidate(mine.runs, package, "why", "who")
+    assert len(mine.runs.ids()) == 1
+
+
+@pytest.mark.parametrize("file", ["model/manifest.json", "report.json"])
+def test_a_run_that_was_changed_since_it_was_measured_is_no_longer_that_model(
+    file: str, mine: Built, tmp_path: Path
+) -> None:
+    """An edit in the run's own folder, sealed, would else be a champion that no gate has seen; a report that was made
+    worse would let any model pass."""
+    home, calls = mine.published.folder, list[Callable[[], object]]()
+    if file == "report.json":
+        report = mine.runs.report(mine.published.run)
+        worse = tuple(2 * nats for nats in report.document_nats)
+        (home / file).write_text(report.model_copy(update={"document_nats": worse}).model_dump_json(), encoding="utf-8")
+        calls += [lambda: mine.runs.report(mine.published.run)]
+    else:
+        scale_row(home / "model", "embedding.weight", WORD, 30.0)
+        seal(home / "model", "louder")
+        copied(mine.published, tmp_path / "copy")
+        calls += [
+            lambda: proposal(mine, tmp_path / "copy"),
+            lambda: mine.runs.promote("tiny", mine.published.run, when="t", why="w", who="amal"),
+            lambda: mine.runs.offer("tiny", mine.published.run, "t"),
+            lambda: build(starting(mine.recipe, steps=3), mine.store),
+            lambda: plan(starting(mine.recipe, steps=3), mine.store),
+        ]
+    calls.append(lambda: build(mine.recipe.model_copy(update={"seed": 8}), mine.store))
+    for call in calls:
+        with pytest.raises(StoreError, match=f"{file}: changed since the run was published.*restore it"):
+            call()
     assert len(mine.runs.ids()) == 1
 
 
