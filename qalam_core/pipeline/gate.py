@@ -75,6 +75,12 @@ class Incumbent:
         comparison = self.record.verdict.comparison
         return comparison.level if comparison else None
 
+    @property
+    def levels(self) -> dict[str, float]:
+        """Its level and those of the champions before it, newest first, by run; also of those that were deleted."""
+        comparison = self.record.verdict.comparison
+        return {self.run: self.level or 1.0, **(comparison.levels if comparison else {})}
+
     def report(self) -> Report:
         """Its evaluation. Raises StoreError."""
         try:
@@ -164,7 +170,9 @@ class Gate(Stage):
         assert self.incumbent
         recipe = self.incumbent.record.recipe
         limits = recipe.gate.narrowed(Requirements)
-        champion = Champion(self.incumbent.report(), self.incumbent.level, limits, recipe.shares)
+        champion = Champion(
+            self.incumbent.report(), self.incumbent.level, limits, recipe.shares, levels=self.incumbent.levels
+        )
         if comparable(report, champion.report):
             return champion
         return replace(champion, exchanged=self._exchanged(report, champion.report, progress))
@@ -198,8 +206,13 @@ class Gate(Stage):
         )
 
     def _anchors(self) -> Iterator[Anchor]:
-        """One report at a time."""
-        return (Anchor(anchor.report(), anchor.level) for anchor in self.anchors)
+        """One report at a time, newest first; a champion that was deleted, by what the champion's verdict has of it."""
+        there, known = {anchor.run: anchor for anchor in self.anchors}, self.incumbent.levels if self.incumbent else {}
+        for run in dict.fromkeys((*known, *there)):
+            if anchor := there.get(run):
+                yield Anchor(anchor.report(), anchor.level)
+            elif self.incumbent and run != self.incumbent.run:
+                yield Anchor(None, known[run])
 
 
 def verdict_of(decision: Artifact) -> Verdict:

@@ -15,6 +15,7 @@ from qalam_core.corpus.fingerprints import Fingerprints
 from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.results import Check, Verdict
 from qalam_core.pipeline.build import build
+from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.gate import Gate, Incumbent, Incumbents, incumbents, verdict_of
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.publish import Published
@@ -160,6 +161,24 @@ def test_without_common_documents_the_champion_is_measured_again(night: Night, t
     assert not check(night.verdict, "gate settings").passed  # 1.0 is looser than the champion's
     assert night.published.waits
     assert night.again(tmp_path) == night.verdict
+
+
+def test_champions_that_were_deleted_still_count(mine: Built) -> None:
+    """By what the verdict of the champion has of them, whichever garbage collection leaves."""
+    levels: dict[str, float] = {mine.published.run: 1.0}
+    gate = mine.recipe.gate.model_copy(update={"tolerance": 5.0, "slice_tolerance": 5.0})
+    for seed in (8, 9, 10, 11):
+        made = build(mine.recipe.model_copy(update={"seed": seed, "gate": gate}), mine.store)
+        if not made.champion:  # the first one has a looser gate
+            assert made.waits
+            mine.runs.promote("tiny", made.run, when="t", why="w", who="amal")
+        assert made.verdict.comparison
+        assert made.verdict.comparison.levels == levels
+        levels = {made.run: made.verdict.comparison.level, **levels}
+        collect(mine.store, 1, delete=True)
+    assert mine.published.run not in mine.runs
+    message = check(made.verdict, "earlier champions").message
+    assert "Of 3 before the champion, 2 were compared on common documents, 1 through those between, and 0" in message
 
 
 def test_what_the_champion_has_read_is_left_out(night: Night, tmp_path: Path) -> None:
