@@ -112,6 +112,7 @@ class Proposal(Frozen):
     edits: tuple[str, ...]  # as its card lists them: number, note, changes
     changes: tuple[str, ...]  # against the package of its parent, as `qalam diff` prints them
     unknown: str  # why it is not known what its model has read; "" where it has read what its parent has
+    share: float = 0.0  # of the values that it and the edits before it changed, since the last training; at most that
 
 
 class Built(Frozen):

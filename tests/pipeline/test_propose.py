@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from qalam_core.pipeline.find import find, trace
 from qalam_core.pipeline.lineage import last_without, readers
 from qalam_core.pipeline.plan import plan
 from qalam_core.pipeline.prepare import shards_of
-from qalam_core.pipeline.propose import Candidate, Propose, candidate, parent_of
+from qalam_core.pipeline.propose import EDITED, Candidate, Propose, candidate, parent_of
 from qalam_core.pipeline.publish import Published
 from qalam_core.recipe import Recipe
 from qalam_core.runs import exceptions
@@ -330,6 +331,30 @@ def test_more_than_an_edit_waits_for_a_person(mine: Built, tmp_path: Path) -> No
     assert "seen" not in made.record.artifacts
     child = edited(made, tmp_path / "child")
     assert "is an edit of run" in candidate(mine.runs, child, "a small edit of it", "amal").proposal.unknown
+
+
+def test_small_edits_of_edits_are_no_way_around_it(mine: Built, tmp_path: Path) -> None:
+    """Each of fewer values than an edit may have; no gate has to pass those between."""
+    made, shares = mine.published, []
+    for step in range(4):
+        package = read(made.folder / "model")
+        weights = {name: tensor.copy() for name, tensor in package.weights.items()}
+        rows = slice(80 * step, 80 * (step + 1))
+        for name in ("embedding.weight", "lm_head.weight"):
+            if name in weights:
+                weights[name][rows] += 0.001
+        write(
+            tmp_path / f"package{step}", config=package.config, vocabulary=package.vocabulary, weights=weights,
+            card="# mine\n", provenance=package.manifest["provenance"],
+        )  # fmt: skip
+        found = candidate(mine.runs, tmp_path / f"package{step}", "a part of it", "amal")
+        shares.append(found.proposal.share)
+        assert (found.proposal.unknown == "") == (shares[-1] <= EDITED)
+        made = propose(replace(found, only_judged=True), mine.store)
+    steps = np.diff([0.0, *shares])
+    assert max(steps) <= EDITED, "each is an edit"
+    assert shares[-1] == pytest.approx(4 * steps[0])
+    assert "and the edits before it, more than the 10% of an edit" in found.proposal.unknown
 
 
 def test_another_storage_type_is_no_training(mine: Built, tmp_path: Path) -> None:
