@@ -213,7 +213,7 @@ def _weights(found: WeightChanges) -> str:
     if first := _first(found.alarms):
         return _sentence([first])
     if not found.tensors:
-        return "Every weight is the same."
+        return "Every weight that both models have is the same."
     most = found.tensors[0]
     moved = f"{len(found.tensors):,} of {len(found.tensors) + found.unchanged:,} tensors moved"
     return _sentence(
