@@ -335,6 +335,11 @@ class Runs:
         """A run and the digest of its package, as recorded by a training that begins with its weights."""
         return Parent(run=run, package=sha256_bytes(self._content(run, _MANIFEST)))
 
+    def package_folder(self, run: str) -> Path:
+        """The folder of a run's package. Raises DamagedError when it is not the one that was published."""
+        self.package(run)
+        return self.folder(run) / "model"
+
     def _content(self, run: str, name: str) -> bytes:
         """A file of a run. Raises DamagedError when it is no file, or has changed since the run was published, and
         StoreError when it cannot be read."""

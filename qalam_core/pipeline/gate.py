@@ -66,8 +66,7 @@ class Incumbent:
     @property
     def package(self) -> Path:
         """The folder of its package. Raises DamagedError when it is not as it was published."""
-        self.runs.package(self.run)
-        return self.runs.folder(self.run) / PACKAGE
+        return self.runs.package_folder(self.run)
 
     @property
     def level(self) -> float | None:

@@ -157,7 +157,8 @@ def _data(found: DataChanges) -> str:
         counts = f"there are {overall.new:,} documents, and were {overall.old:,}"
         return _sentence([counts, f"they cannot be matched, as {found.unmatched}"])
     if not (overall.added or overall.gone or overall.moved):
-        return f"The {overall.new:,} documents are the same, in the same splits."
+        others = ", but some are of other sources now" if found.sources else ""
+        return f"The {overall.new:,} documents are the same, in the same splits{others}."
 
     def most(what: str) -> str:
         rows = sorted((row for row in found.sources if getattr(row, what)), key=lambda row: -getattr(row, what))

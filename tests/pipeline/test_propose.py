@@ -216,6 +216,7 @@ def test_a_run_that_was_changed_since_it_was_measured_is_no_longer_that_model(
             lambda: mine.runs.offer("tiny", mine.published.run, "t"),
             lambda: build(starting(mine.recipe, steps=3), mine.store),
             lambda: plan(starting(mine.recipe, steps=3), mine.store),
+            lambda: mine.runs.package_folder(mine.published.run),  # which is served, tested and exported
         ]
     calls.append(lambda: build(mine.recipe.model_copy(update={"seed": 8}), mine.store))
     for call in calls:
