@@ -112,6 +112,7 @@ class Proposal(Frozen):
     edits: tuple[str, ...]  # as its card lists them: number, note, changes
     changes: tuple[str, ...]  # against the package of its parent, as `qalam diff` prints them
     unknown: str  # why it is not known what its model has read; "" where it has read what its parent has
+    share: float = 0.0  # of the values that it and the edits before it changed, since the last training; at most that
 
 
 class Built(Frozen):
@@ -142,6 +143,7 @@ class RunRecord(Frozen):
     code: str  # version of al-qalam
     machine: dict[str, str]
     dependencies: dict[str, str]  # distribution -> version
+    files: dict[str, str] = Field(default_factory=dict)  # sha256 of what is read of the run again, by RECORDED
 
     @property
     def parent(self) -> str:
@@ -164,6 +166,12 @@ class Name(BaseModel):
     """The part of a recipe by which champions are recorded."""
 
     name: RecipeName
+
+
+class Files(Frozen, extra="ignore"):
+    """The part of run.json by which a run's other files are checked."""
+
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 class Why(Frozen, extra="ignore"):
@@ -206,6 +214,11 @@ State = Literal["champion", "passed", "waiting", "refused", "accepted", "rolled-
 accepted once a person has promoted it. A champion may be replaced, or rolled back."""
 
 _LIMIT = 1 << 30  # bytes of a file of a run that is read at once
+
+_MANIFEST = "model/manifest.json"
+RECORDED = (_MANIFEST, "report.json")
+"""Files of a run whose sha256 is in run.json: its figures and what is decided about it are those of the model that was
+measured. The manifest has the digests of all other files of the package."""
 
 ACCEPTABLE = {"yardstick": "new-yardstick", "gate settings": "looser-gate", "lineage": "unknown-lineage"}
 """Check -> the exception for a model that failed it. These checks find no fault: they say that a person must judge."""
@@ -320,10 +333,31 @@ class Runs:
 
     def package(self, run: str) -> Parent:
         """A run and the digest of its package, as recorded by a training that begins with its weights."""
-        return Parent(run=run, package=sha256_bytes(self._content(run, "model/manifest.json")))
+        return Parent(run=run, package=sha256_bytes(self._content(run, _MANIFEST)))
+
+    def package_folder(self, run: str) -> Path:
+        """The folder of a run's package. Raises DamagedError when it is not the one that was published."""
+        self.package(run)
+        return self.folder(run) / "model"
 
     def _content(self, run: str, name: str) -> bytes:
-        """A file of a run. Raises DamagedError when it is no file, and StoreError when it cannot be read."""
+        """A file of a run. Raises DamagedError when it is no file, or has changed since the run was published, and
+        StoreError when it cannot be read."""
+        content = self._read(run, name)
+        if name in RECORDED:
+            try:
+                recorded = Files.model_validate_json(self._read(run, "run.json")).files.get(name)
+            except ValidationError:
+                raise DamagedError(_damaged(f"{self.store.place}/runs/{run}/run.json")) from None
+            if recorded and recorded != sha256_bytes(content):
+                raise DamagedError(
+                    f"{self.store.run_file(run, name)}: changed since the run was published, so that what was measured "
+                    "does not hold for it; restore it from a copy, or delete the run (an edit is made in a copy of the "
+                    "package, and proposed)"
+                )
+        return content
+
+    def _read(self, run: str, name: str) -> bytes:
         if run not in self:
             self.folder(run)
         with self.store.disk_errors():
@@ -402,10 +436,9 @@ class Runs:
 
     def model(self, run: str) -> str:
         """The digest of a run's model. Raises StoreError."""
-        if run not in self:
-            self.folder(run)
+        self.package(run)  # as it was published
         with self.store.disk_errors():
-            return model_digest(self.store.run_file(run, "model/manifest.json").parent)
+            return model_digest(self.store.run_file(run, _MANIFEST).parent)
 
     def rolled_back(self, name: str, model: str) -> Promotion | None:
         """The rollback from a model under `name`, unless a person has promoted it again since."""
@@ -440,11 +473,13 @@ class Runs:
     def offer(self, name: str, run: str, when: str) -> str:
         """Make a run that passed the gate the champion under `name`; -> "", or why a person must do so.
 
-        A model that was rolled back, or was champion before and is not now, does not return by itself. Of a model that
-        is the champion, a new run with another package (its card's figures, its code) takes the place of the one that
-        was promoted; an earlier run, and one whose package is the champion's byte for byte, do not.
+        A model that was rolled back, or was champion before and is not now, does not return by itself, and one that was
+        compared with another champion than the present one (two builds at once) has to be compared with this one. Of a
+        model that is the champion, a new run with another package (its card's figures, its code) takes the place of the
+        one that was promoted; an earlier run, and one whose package is the champion's byte for byte, do not.
         """
-        proposal = self.record(run).proposal
+        record = self.record(run)
+        proposal = record.proposal
         why = f"passed the gate, proposed by {proposal.who}: {proposal.why}" if proposal else "passed the gate"
         promotion = Promotion(run=run, model=self.model(run), when=when, why=why, who="gate")
         obstacle = ""
@@ -457,6 +492,13 @@ class Runs:
                 obstacle = f"rolled back {undone}" if undone else f"it was champion before, promoted {before[-1]}"
                 return None
             champion = earlier[-1].run if earlier else ""
+            if champion != record.incumbent and not before:
+                against = record.incumbent or "no champion"
+                obstacle = (
+                    f"it was compared with {against}, and {champion or 'none'} is champion now; the same command "
+                    "again compares it with that"
+                )
+                return None
             same = champion in self and self.package(champion).package == self.package(run).package
             return None if same or run in [line.run for line in before] else promotion
 

@@ -458,7 +458,8 @@ def publish(
     """A run with a model of its own, or `model`."""
     made = built.published.record
     recipe = made.recipe.model_copy(update={"name": "demo"})
-    record = made.model_copy(update={"created": created, "recipe": recipe, "verdict": verdict or made.verdict})
+    changed = {"created": created, "recipe": recipe, "verdict": verdict or made.verdict, "files": {}}
+    record = made.model_copy(update=changed)
     files = {"config.py": "c", "vocab.py": "v", "MODEL_CARD.md": key, "loader.py": key}
     manifest = json.dumps({"files": files, "tensors": {"w": model or key}})
 
@@ -473,6 +474,14 @@ def publish(
 
 def promote(runs: Runs, run: str, when: str = "t", why: str = "w", accepted: tuple[str, ...] = ()) -> None:
     runs.promote("demo", run, when=when, why=why, who="tester", accepted=accepted)
+
+
+def offer(runs: Runs, run: str, incumbent: str | None = None) -> str:
+    """Offer a run that the gate has compared with the champion of now, or with `incumbent`."""
+    against = (runs.champion("demo") or "") if incumbent is None else incumbent
+    record = runs.record(run).model_copy(update={"incumbent": against})
+    replace_file(runs.folder(run) / "run.json", record.to_json())
+    return runs.offer("demo", run, "t")
 
 
 def failing(*names: str) -> Verdict:
@@ -553,30 +562,46 @@ def test_the_digest_of_a_model_is_of_its_weights_configuration_and_vocabulary(bu
 def test_a_model_that_was_rolled_back_does_not_return_by_itself(runs: Runs, built: Built) -> None:
     """Nor under another run id, nor after other champions, until a person promotes it."""
     first, bad = publish(runs, built, "a"), publish(runs, built, "b", model="bad")
-    assert [runs.offer("demo", run, "t") for run in (first, bad)] == ["", ""]
+    assert [offer(runs, run) for run in (first, bad)] == ["", ""]
     assert runs.rollback("demo", "2030-02-03T04:05", "wrong dates", "amal") == first
     another = publish(runs, built, "c", model="bad")
     reason = "rolled back on 2030-02-03 by amal: wrong dates"
     for champion in (first, publish(runs, built, "d"), publish(runs, built, "e")):
-        assert runs.offer("demo", champion, "t") == ""
+        assert offer(runs, champion) == ""
         for run in (bad, another):
-            assert runs.offer("demo", run, "t") == reason
+            assert offer(runs, run) == reason
         assert runs.champion("demo") == champion
         assert bad not in [run for run, _ in runs.champions("demo")]
     assert runs.exceptions(another) == {"rolled-back": f"it was {reason}"}
     promote(runs, another, accepted=("rolled-back",))
     assert runs.exceptions(bad) == {}
     newer = publish(runs, built, "f")
-    assert runs.offer("demo", newer, "t") == ""
-    assert "it was champion before" in runs.offer("demo", bad, "t")
+    assert offer(runs, newer) == ""
+    assert "it was champion before" in offer(runs, bad)
+
+
+def test_a_model_that_was_compared_with_another_champion_is_not_promoted(runs: Runs, built: Built) -> None:
+    """Of two builds at once the second one would be champion by a comparison with the champion before the first."""
+    first, second, third = (publish(runs, built, key) for key in "abc")
+    assert offer(runs, first, "") == ""
+    assert offer(runs, second, "").startswith(f"it was compared with no champion, and {first} is champion now")
+    assert offer(runs, second, first) == ""
+    assert offer(runs, third, first).startswith(f"it was compared with {first}, and {second} is champion now")
+    assert runs.rollback("demo", "t", "w", "amal") == first
+    assert offer(runs, third, second).startswith(f"it was compared with {second}, and {first} is champion now")
+    assert runs.champion("demo") == first
+    assert offer(runs, third, first) == ""
+    # another run of the champion's model, with other figures of its card, takes its place
+    assert offer(runs, same := publish(runs, built, "d", model="c"), second) == ""
+    assert runs.champion("demo") == same
 
 
 def test_a_rollback_returns_to_another_model(runs: Runs, built: Built) -> None:
     first, second, same = publish(runs, built, "a"), publish(runs, built, "b"), publish(runs, built, "c", model="b")
     for run in (first, second, same):
-        assert runs.offer("demo", run, "t") == ""
+        assert offer(runs, run) == ""
     assert runs.champion("demo") == same
-    assert runs.offer("demo", second, "t") == "", "the model is champion already"
+    assert offer(runs, second) == "", "the model is champion already"
     assert runs.champion("demo") == same, "and an earlier run of it does not take its place"
     assert runs.rollback_target("demo") == first
     assert runs.rollback("demo", "t", "w", "amal") == first
@@ -618,7 +643,7 @@ def test_what_was_undone_holds_after_any_history(
             promote(runs, run)
             undone.discard(models[run])
         elif action == "offer":
-            held = runs.offer("demo", run, "t")
+            held = offer(runs, run)
             assert bool(held) == (models[run] in undone or models[run] in been - {current})
             assert models[str(runs.champion("demo"))] == (current if held else models[run])
         elif (target := runs.rollback_target("demo")) is not None:

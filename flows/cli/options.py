@@ -30,4 +30,4 @@ ModelArgument = Annotated[str, typer.Argument(help="A package folder, or a run i
 
 def package_folder(model: str, store: str) -> Path:
     """The package folder of `model`, a folder or a run id. Raises StoreError."""
-    return Path(model) if Path(model).is_dir() else Runs(store_at(store)).folder(model) / "model"
+    return Path(model) if Path(model).is_dir() else Runs(store_at(store)).package_folder(model)

@@ -168,6 +168,7 @@ def edit(
     """Change a row or a value, or add a token; `qalam seal` then updates the digests."""
     from qalam_core.package.editing import rows as edits
 
+    _check_is_of_no_run(package)
     given = [bool(values), value is not None or column is not None, scale is not None, bool(copy), bool(add_token)]
     if sum(given) != 1:
         raise PackageError("choose one edit: --set, --column with --value, --scale, --copy or --add-token")
@@ -214,9 +215,16 @@ def seal(
     """Accept an edit: update the digests, and add a note to the model card."""
     from qalam_core.package.editing.seal import seal as seal_package
 
+    _check_is_of_no_run(package)
     for change in seal_package(package, note):
         out.print(change, soft_wrap=True)
     out.print("sealed")
+
+
+def _check_is_of_no_run(package: Path) -> None:
+    """Raise PackageError for the package of a run, of which what was measured would not hold any more."""
+    if package.resolve().with_name("run.json").is_file():
+        raise PackageError(f"{package}: the package of a run; copy it elsewhere, and edit the copy")
 
 
 def wheel(

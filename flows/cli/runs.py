@@ -323,8 +323,7 @@ def reproduce(
     out.print(found.basis, soft_wrap=True)
     for note in found.notes:
         out.print(f"note: {note}", soft_wrap=True)
-    same = sum(row.matches and row.decided for row in found.rows)
-    out.print(f"{same} of {len(found.rows)} match{': ' + run + ' is reproduced' if found.matches else ''}")
+    out.print(f"{found.count}{': ' + run + ' is reproduced' if found.matches else ''}")
     if not found.matches:
         raise typer.Exit(1)
 

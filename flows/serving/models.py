@@ -54,7 +54,7 @@ class Models:
         if not self._folder.is_dir():
             self._runs = Runs(store_at(store))
             if model in self._runs:
-                self._folder, self._runs = self._runs.folder(model) / "model", None
+                self._folder, self._runs = self._runs.package_folder(model), None
             elif self._runs.champion(model) is None:
                 place = self._runs.store.place
                 raise StoreError(
@@ -112,7 +112,7 @@ class Models:
             run = champion
             if before and before.run == run:
                 return before
-            folder = self._runs.folder(run) / "model"
+            folder = self._runs.package_folder(run)
         package = packages.read(folder)
         model = NumpyTransformer(package.config, package.weights, package.vocabulary.specials)
         batch = None

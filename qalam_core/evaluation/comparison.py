@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Exchanged:
 class Anchor:
     """An earlier champion."""
 
-    report: Report
+    report: Report | None  # None where its run was deleted
     level: float | None = None  # of its comparison; None where it was compared with none
 
 
@@ -66,9 +67,11 @@ class Anchor:
 class Champion(Anchor):
     """The champion, and what it passed under."""
 
+    report: Report
     gate: Requirements | None = None  # None where that is not to be compared
     shares: Mapping[str, float] = field(default_factory=dict)  # of model tests, that it had to pass
     exchanged: Exchanged | None = None  # where the reports have too few documents in common
+    levels: Mapping[str, float] = field(default_factory=dict)  # of its run and those before it, newest first
 
 
 @dataclass(frozen=True)
@@ -189,8 +192,9 @@ def compare(
         for number, name in enumerate(report.sources) if (mask := np.equal(numbers, number)).any()
     } if len(numbers) else {}  # fmt: skip
     comparison = Comparison(
-        overall=overall, sources=parts, measured_again=again, level=rounded((champion.level or 1.0) * estimated.ratio)
-    )
+        overall=overall, sources=parts, measured_again=again, level=rounded((champion.level or 1.0) * estimated.ratio),
+        levels=dict(islice(champion.levels.items(), MAX_ANCHORS)),
+    )  # fmt: skip
     checks = [
         yardstick,
         _champion(overall, gate, again),
@@ -294,15 +298,16 @@ def _earlier(
 ) -> list[Check]:
     """Not worse than the better quarter of all champions either, so that small losses do not add up.
 
-    Where two have too few documents in common, the changes from one champion to the next are multiplied instead. One
-    model differs from the next by its seed, so that the mean of the last ones shows a smaller loss than one model does.
+    Where two have too few documents in common, and where an earlier one was deleted, the changes from one champion to
+    the next are multiplied instead. One model differs from the next by its seed, so that the mean of the last ones
+    shows a smaller loss than one model does.
     """
     change, high = _log(estimated), _ends(estimated, gate.confidence)[1]
     changes, highs, linked, total, level = [change], [high], 0, 0, champion.level
     for anchor in anchors:
         total += 1
-        shared = _shared(report, anchor.report)
-        if effective(shared.size) >= MIN_EFFECTIVE and np.isfinite(shared.theirs).all():
+        shared = _shared(report, anchor.report) if anchor.report else None
+        if shared and effective(shared.size) >= MIN_EFFECTIVE and np.isfinite(shared.theirs).all():
             found = shared.estimate(shared.everything, gate.seed_sd)
             changes.append(_log(found))
             highs.append(_ends(found, gate.confidence)[1])

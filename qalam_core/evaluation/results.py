@@ -268,6 +268,7 @@ class Comparison(Frozen):
     sources: dict[str, Compared]
     measured_again: bool  # the champion's package, on this report's documents; else both reports' common ones
     level: float  # bits per byte as a multiple of the first champion's, by the changes from one champion to the next
+    levels: dict[str, float] = Field(default_factory=dict)  # of the champion's run and those before it, newest first
 
 
 class Verdict(Frozen):

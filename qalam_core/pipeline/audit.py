@@ -85,6 +85,14 @@ class Reproduction:
         """Whether it was built, and every artifact matches."""
         return bool(self.again) and all(row.matches for row in self.rows)
 
+    @property
+    def count(self) -> str:
+        """ "5 of 8 match, and 3 could not be compared": of deleted artifacts the digest alone is the same."""
+        same = sum(row.matches and row.compared and row.decided for row in self.rows)
+        unknown = sum(not (row.compared and row.decided) for row in self.rows if row.matches)
+        more = f", and {unknown} could not be compared" if unknown else ""
+        return f"{same} of {len(self.rows)} match{more}"
+
 
 @dataclass(frozen=True)
 class AsRecorded(Past):

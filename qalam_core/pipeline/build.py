@@ -91,7 +91,9 @@ class History(Past):
 
     def warm_start(self, recipe: Recipe, documents: Documents) -> WarmStart | None:
         """The run that the recipe names, or the champion."""
-        list(self.runs.champions(recipe.name))  # the gate reads their records: a damaged one is found at once
+        # the gate reads their records, and the champion's package: a damaged one is found at once
+        for run, _ in list(self.runs.champions(recipe.name))[:1]:
+            self.runs.package(run)
         return warm_start(recipe, documents, self.runs)
 
     def tokenizer(self, recipe: Recipe, corpus: Artifact) -> EarlierTokenizer | None:

@@ -66,14 +66,20 @@ class Incumbent:
 
     @property
     def package(self) -> Path:
-        """The folder of its package."""
-        return self.runs.folder(self.run) / PACKAGE
+        """The folder of its package. Raises DamagedError when it is not as it was published."""
+        return self.runs.package_folder(self.run)
 
     @property
     def level(self) -> float | None:
         """Of its comparison with the champion before it."""
         comparison = self.record.verdict.comparison
         return comparison.level if comparison else None
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Its level and those of the champions before it, newest first, by run; also of those that were deleted."""
+        comparison = self.record.verdict.comparison
+        return {self.run: self.level or 1.0, **(comparison.levels if comparison else {})}
 
     def report(self) -> Report:
         """Its evaluation. Raises StoreError."""
@@ -120,7 +126,7 @@ class Gate(Stage):
     """Decides whether the model may become champion."""
 
     name = "gate"
-    version = 6
+    version = 7
     unit = "tokens"
 
     settings: GateSettings
@@ -164,7 +170,9 @@ class Gate(Stage):
         assert self.incumbent
         recipe = self.incumbent.record.recipe
         limits = recipe.gate.narrowed(Requirements)
-        champion = Champion(self.incumbent.report(), self.incumbent.level, limits, recipe.shares)
+        champion = Champion(
+            self.incumbent.report(), self.incumbent.level, limits, recipe.shares, levels=self.incumbent.levels
+        )
         if comparable(report, champion.report):
             return champion
         return replace(champion, exchanged=self._exchanged(report, champion.report, progress))
@@ -198,8 +206,13 @@ class Gate(Stage):
         )
 
     def _anchors(self) -> Iterator[Anchor]:
-        """One report at a time."""
-        return (Anchor(anchor.report(), anchor.level) for anchor in self.anchors)
+        """One report at a time, newest first; a champion that was deleted, by what the champion's verdict has of it."""
+        there, known = {anchor.run: anchor for anchor in self.anchors}, self.incumbent.levels if self.incumbent else {}
+        for run in dict.fromkeys((*known, *there)):
+            if anchor := there.get(run):
+                yield Anchor(anchor.report(), anchor.level)
+            elif self.incumbent and run != self.incumbent.run:
+                yield Anchor(None, known[run])
 
 
 def verdict_of(decision: Artifact) -> Verdict:

@@ -69,7 +69,7 @@ class WarmStart:
             documents=record.seen.own, changes=_changes(record.recipe, recipe),
             accepted=runs.accepted(run), state=state.digest if state else "",
         )  # fmt: skip
-        return cls((ancestor, *record.lineage), runs.folder(run) / "model", seen, state)
+        return cls((ancestor, *record.lineage), runs.package_folder(run), seen, state)
 
     @classmethod
     def recorded(cls, runs: Runs, record: RunRecord) -> WarmStart | None:

@@ -28,7 +28,8 @@ from qalam_core.store import Artifact
 from qalam_core.tokens.tokenizer import ArabicTokenizer
 
 EDITED = 0.1
-"""Share of the values up to which a difference from the parent is an edit. More may be a training on unknown text."""
+"""Share of the values up to which a difference from the last training, of one edit or of several after each other, is
+an edit. More may be a training on unknown text."""
 
 PROVENANCE = "proposal"
 """Key of the provenance of a published proposal: the digest of its artifact."""
@@ -148,7 +149,7 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
     record, home = runs.record(parent), runs.folder(parent) / PACKAGE
     if folder.resolve() == home.resolve():
         raise PackageError(f"{folder}: the package of run {parent} itself; copy it elsewhere, and edit the copy")
-    if model_digest(home) == model_digest(folder):
+    if runs.model(parent) == model_digest(folder):
         raise PackageError(
             f"{folder}: the model of run {parent}, without an edit; `qalam promote {parent}` makes it champion"
         )
@@ -156,9 +157,10 @@ def candidate(runs: Runs, folder: Path, why: str, who: str, recipe: Recipe | Non
     found, seen = diff(before, package, shown=3), seen_of(runs, record)
     changed = tuple(line[:_LENGTH] for line in render(found).splitlines())
     share = _share(before, diff(_stored_as(before, package.manifest["dtype"]), package, shown=0))
+    share += record.proposal.share if record.proposal else 0.0
     proposal = Proposal(
         package=digest, why=why, who=who, edits=_edits(folder), changes=_first(changed, "differences"),
-        unknown=_unknown(parent, record, seen, share),
+        unknown=_unknown(parent, record, seen, share), share=share,
     )  # fmt: skip
     ancestor = Ancestor(
         run=parent, package=runs.package(parent).package, corpus=record.artifacts["prepare"][0],
@@ -258,8 +260,11 @@ def _unknown(parent: str, record: RunRecord, seen: Artifact | None, share: float
     if seen is None:
         return f"the record of what run {parent} has read was deleted or damaged"
     if share > EDITED:
+        edits = " and the edits before it" if record.proposal else ""
         how = f"{share:.0%} of its values differ" if math.isfinite(share) else "its shape differs"
-        return f"{how} from those of run {parent}, more than the {EDITED:.0%} of an edit: it may have been trained"
+        return (
+            f"{how} from those of run {parent}{edits}, more than the {EDITED:.0%} of an edit: it may have been trained"
+        )
     return ""
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Verdict
-from qalam_core.files import NOT_THERE, digest, read_bytes
+from qalam_core.files import NOT_THERE, digest, read_bytes, sha256_file
 from qalam_core.package.write import replace_card
 from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
@@ -33,7 +33,7 @@ from qalam_core.reports.card import model_card
 from qalam_core.reports.chain import chain_of
 from qalam_core.reports.markdown import markdown
 from qalam_core.reports.tables import NO_CHAMPION
-from qalam_core.runs import ProposedFacts, RunRecord, Runs, SeenFacts, TrainFacts, exceptions
+from qalam_core.runs import RECORDED, ProposedFacts, RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
 from qalam_core.training.spec import METRICS
 
@@ -155,6 +155,13 @@ def _fill(
         seen, lineage, kept, proposal = last["seen"].facts(SeenFacts), facts.lineage, facts.kept, None
         metrics = _metrics(runs.store.here(last["train"].file(METRICS)).path)
     report, budgets = measured(evaluation)
+    (folder / PACKAGE).mkdir()
+    for file in package.iterdir():  # not copytree, whose error has no errno for the store
+        shutil.copy(file, folder / PACKAGE)
+    card = model_card(recipe, corpus, made, lineage, seen, report, kept, proposal)
+    replace_card(folder / PACKAGE, card, provenance)
+    shutil.copy(package / TOKENIZER, folder)
+    shutil.copy(evaluation.path / "report.json", folder)
     record = RunRecord(
         created=created,
         recipe=recipe,
@@ -179,14 +186,8 @@ def _fill(
             "python": platform.python_version(),
         },
         dependencies={name: metadata.version(name) for name in DEPENDENCIES},
+        files={name: sha256_file(folder / name) for name in RECORDED},
     )
-    (folder / PACKAGE).mkdir()
-    for file in package.iterdir():  # not copytree, whose error has no errno for the store
-        shutil.copy(file, folder / PACKAGE)
-    card = model_card(recipe, corpus, made, lineage, seen, report, kept, proposal)
-    replace_card(folder / PACKAGE, card, provenance)
-    shutil.copy(package / TOKENIZER, folder)
-    shutil.copy(evaluation.path / "report.json", folder)
     (folder / "run.json").write_bytes(record.to_json())
     chain, found = chain_of(runs, run, record, report), _review(folder, runs, run, record)
     read = made.sources if isinstance(made, TrainFacts) else {}

@@ -173,7 +173,7 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
     data = section("data", lambda: data_changes(old.prepared, new.prepared, SEED))
     source = next((side for side in (new, old) if side.has_corpus), new)
     tests = section("tests", lambda: model_test_flips(old.outcomes, new.outcomes))
-    packages = section("weights", lambda: (read(old.folder), read(new.folder)))
+    packages = section("weights", lambda: (_package(old), _package(new)))
     texts = section("behaviour", lambda: _samples(new, old))
     tokenizer = behaves = weights = None
     if packages:
@@ -190,6 +190,13 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
         old.model, new.model, new.decision, recipe=recipe, data=data, tokenizer=tokenizer, behaviour=behaves,
         tests=tests, weights=weights, missing=missing,
     )  # fmt: skip
+
+
+def _package(side: Side) -> Package:
+    """Of a run, as it was published: what the gate decided is not about another one. Raises QalamError."""
+    if side.run == side.name and side.run in side.runs:
+        side.runs.package(side.run)
+    return read(side.folder, strict=side.run == side.name)
 
 
 def _without_paths(message: str, *sides: Side) -> str:

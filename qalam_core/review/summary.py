@@ -157,7 +157,8 @@ def _data(found: DataChanges) -> str:
         counts = f"there are {overall.new:,} documents, and were {overall.old:,}"
         return _sentence([counts, f"they cannot be matched, as {found.unmatched}"])
     if not (overall.added or overall.gone or overall.moved):
-        return f"The {overall.new:,} documents are the same, in the same splits."
+        others = ", but some are of other sources now" if found.sources else ""
+        return f"The {overall.new:,} documents are the same, in the same splits{others}."
 
     def most(what: str) -> str:
         rows = sorted((row for row in found.sources if getattr(row, what)), key=lambda row: -getattr(row, what))
@@ -213,7 +214,7 @@ def _weights(found: WeightChanges) -> str:
     if first := _first(found.alarms):
         return _sentence([first])
     if not found.tensors:
-        return "Every weight is the same."
+        return "Every weight that both models have is the same."
     most = found.tensors[0]
     moved = f"{len(found.tensors):,} of {len(found.tensors) + found.unchanged:,} tensors moved"
     return _sentence(

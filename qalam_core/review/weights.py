@@ -37,8 +37,8 @@ SIMILAR, MORE_SIMILAR = 0.7, 0.3
 """A head is another one when its cosine to it is at least the first, and larger than to itself by the second."""
 SHIFTED = 0.5  # positions are shifted when that explains half of what moved
 ROW_TIMES, ROW_MOVED, ROW_SHARE = 8.0, 0.5, 0.01
-"""Rows that moved by so many times the median row, by so much of their length, and are at most this share of all.
-Nights that continue reached 3.4 times, trainings from scratch 1.5."""
+"""Rows that moved by so many times the median row, by so much of their length unless no others moved at all, and are
+at most this share of all. Nights that continue reached 3.4 times, trainings from scratch 1.5."""
 _NORM = re.compile(r"(?:^|\.)(?:ln\w*|[qk]_norm)\.")  # vectors, one value a row
 _LEAST = 1e-3  # of the median row's relative movement
 _NEAREST = 5
@@ -69,7 +69,7 @@ def weight_changes(old: Package, new: Package) -> WeightChanges:
         heads=heads,
         shift=shift,
         neighbours=_neighbours(old, new),
-        alarms=tuple(_alarms(heads, shift, single)),
+        alarms=(*_reconfigured(found), *_alarms(heads, shift, single)),
         unavailable=tuple(_unavailable(found, comparable)),
     )  # fmt: skip
 
@@ -113,8 +113,12 @@ def _rows(changes: Sequence[TensorChange]) -> tuple[tuple[RowMovement, ...], tup
         ]  # fmt: skip
         rows.sort(key=lambda row: (-row.times, row.row))
         moved += rows[:ROWS]
-        alone = [row for row in rows if row.times >= ROW_TIMES and row.moved >= ROW_MOVED * row.before]
-        if len(alone) <= max(1, ROW_SHARE * change.rows):
+        few = max(1, ROW_SHARE * change.rows)
+        alone = [
+            row for row in rows
+            if row.times >= ROW_TIMES and (row.moved >= ROW_MOVED * row.before or change.changed <= few)
+        ]  # fmt: skip
+        if len(alone) <= few:
             single += alone
     moved.sort(key=lambda row: -row.times)
     return tuple(moved[:ROWS]), tuple(single)
@@ -212,6 +216,16 @@ def _alarms(heads: Sequence[HeadMoved], shift: int, rows: Sequence[RowMovement])
             section="weights", severity="high",
             message=f"Row {which} moved {row.moved:.3g} of {row.before:.3g}, {row.times:.3g} times the median row.",
         )  # fmt: skip
+
+
+def _reconfigured(found: Difference) -> Iterator[Alarm]:
+    """Values of the configuration that differ although no tensor's shape does: no other line would show it."""
+    if found.reshaped or found.only_first or found.only_second:
+        return
+    for name, (old, new) in found.config.items():
+        if name not in ("VOCAB_SIZE", "PARAMETERS"):  # which follow from the words
+            message = f"{name} of the configuration is {new}, and was {old}."
+            yield Alarm(section="weights", severity="low", message=message)
 
 
 def _not_finite(package: Package, which: str) -> Iterator[Alarm]:

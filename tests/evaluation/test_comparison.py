@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,6 +262,26 @@ def test_ten_small_steps_do_not_all_pass() -> None:
         else:
             assert "earlier champions" in failed(found)
     assert passed == 2
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_small_steps_do_not_all_pass_when_earlier_champions_are_deleted(kept: int) -> None:
+    """Else each deletion would make the champion of that day the yardstick."""
+    champion, before, passed = replace(CHAMPION, levels={"run-0": 1.0}), list[Anchor](), 0
+    for step in range(1, 11):
+        made = measured(1.019**step, seed=step)
+        found = verdict(made, champion, QUIET, [*before[:kept], *(Anchor(None, one.level) for one in before[kept:])])
+        if found.passed:
+            assert found.comparison
+            assert found.comparison.levels == champion.levels
+            before.insert(0, champion)
+            level = found.comparison.level
+            champion = Champion(made, level, levels={f"run-{step}": level, **found.comparison.levels})
+            passed += 1
+        else:
+            assert "earlier champions" in failed(found)
+    assert passed == 2
+    assert list(champion.levels) == ["run-2", "run-1", "run-0"]
 
 
 def test_a_hidden_drift_is_refused_by_the_mean_of_the_last_models() -> None:

@@ -15,7 +15,7 @@ import pytest
 from qalam_core.errors import CorpusError, StoreError
 from qalam_core.evaluation.results import Verdict
 from qalam_core.files import replace_file
-from qalam_core.pipeline.audit import reproduce
+from qalam_core.pipeline.audit import Reproduction, Row, reproduce
 from qalam_core.pipeline.build import STAGES, build
 from qalam_core.pipeline.collect import FRESH_SECONDS, collect
 from qalam_core.pipeline.lineage import warm_start
@@ -80,6 +80,7 @@ def test_a_run_is_reproduced_to_the_byte(lineage: Lineage, tmp_path: Path) -> No
     assert {row.stage for row in found.rows} == {*(stage.name for stage in STAGES), "run"}
     assert found.rows[0].then == found.rows[0].now != ""
     assert all(row.compared and row.decided for row in found.rows)
+    assert found.count == f"{len(found.rows)} of {len(found.rows)} match"
     assert found.basis.startswith(f"its parent's weights were copied from the store (run {lineage.runs[-2]})")
     assert found.notes == ()
     assert Runs(lineage.store).record(run).lineage[0].state, "from which its training continued"
@@ -151,6 +152,18 @@ def test_any_run_is_reproduced_after_any_history(lineage: Lineage, tmp_path: Pat
             found = reproduce(store, run, Store(tmp_path / f"fresh-{number}-{run}"))
             assert found.matches, [row for row in found.rows if not row.matches]
             assert found.again == run
+
+
+def test_what_was_deleted_is_not_counted_as_a_match() -> None:
+    same, other = Row("train", "a", "a", ()), Row("export", "a", "b", ())
+    deleted, undecided = Row("vocab", "a", "a", (), compared=False), Row("gate", "a", "b", (), decided=False)
+    for rows, count in (
+        ((same, same), "2 of 2 match"),
+        ((same, deleted, undecided), "1 of 3 match, and 2 could not be compared"),
+        ((same, other, deleted), "1 of 3 match, and 1 could not be compared"),
+        ((deleted,), "0 of 1 match, and 1 could not be compared"),
+    ):
+        assert Reproduction("tiny-a", "tiny-a", rows, "", ()).count == count
 
 
 @pytest.mark.usefixtures("processes")

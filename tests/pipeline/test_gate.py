@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from qalam_core.corpus.fingerprints import Fingerprints
+from qalam_core.corpus.sources import resolve
 from qalam_core.corpus.splits import read_texts
 from qalam_core.evaluation.results import Check, Verdict
-from qalam_core.pipeline.build import build
+from qalam_core.pipeline.build import History, InPlace, build, stages_in_order
+from qalam_core.pipeline.collect import collect
 from qalam_core.pipeline.gate import Gate, Incumbent, Incumbents, incumbents, verdict_of
 from qalam_core.pipeline.prepare import shards_of
-from qalam_core.pipeline.publish import Published
+from qalam_core.pipeline.publish import Published, publish
 from qalam_core.progress import no_progress
 from qalam_core.runs import Runs
 from qalam_core.store import Artifact, Store
@@ -26,7 +28,7 @@ from tests.conftest import Built, tiny_recipe, write_corpus
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-class History:
+class Invented:
     """Runs that were never built: copies of one, with evaluations of their own."""
 
     def __init__(self, built: Built, folder: Path) -> None:
@@ -41,6 +43,7 @@ class History:
         shutil.copytree(self.built.published.folder, target)
         record = json.loads((target / "run.json").read_bytes())
         record["artifacts"] |= {"evaluate": [evaluation], "gate": [f"{evaluation}{verdict}"]}
+        record["files"] = {}  # its package is invented
         (target / "run.json").write_text(json.dumps(record))
         manifest = json.loads((target / "model" / "manifest.json").read_bytes())
         manifest["tensors"]["embedding.weight"] = evaluation
@@ -62,18 +65,18 @@ class History:
 
 
 @pytest.fixture
-def history(built: Built, tmp_path: Path) -> History:
-    return History(built, tmp_path)
+def history(built: Built, tmp_path: Path) -> Invented:
+    return Invented(built, tmp_path)
 
 
-def test_all_champions_count_newest_first(history: History) -> None:
+def test_all_champions_count_newest_first(history: Invented) -> None:
     assert history.of("e") == []
     for name in "abcd":
         history.promote(name)
     assert history.of("e") == ["d", "c", "b", "a"]
 
 
-def test_a_rolled_back_champion_and_a_deleted_one_do_not_count(history: History) -> None:
+def test_a_rolled_back_champion_and_a_deleted_one_do_not_count(history: Invented) -> None:
     for name in "abcd":
         history.promote(name)
     history.rollback()
@@ -82,13 +85,13 @@ def test_a_rolled_back_champion_and_a_deleted_one_do_not_count(history: History)
     assert history.of("e") == ["c", "a"]
 
 
-def test_of_runs_with_one_evaluation_one_counts(history: History) -> None:
+def test_of_runs_with_one_evaluation_one_counts(history: Invented) -> None:
     for name, verdict in ("a1", "b1", "b2", "a2"):
         history.promote(name, verdict)
     assert history.of("e") == ["a2", "b2"]
 
 
-def test_at_most_so_many_are_read(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_so_many_are_read(history: Invented, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qalam_core.pipeline.gate.MAX_ANCHORS", 2)
     for name in "abcd":
         history.promote(name)
@@ -96,7 +99,7 @@ def test_at_most_so_many_are_read(history: History, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_champion_that_is_built_again_is_compared_with_the_same_runs(history: History, seed: int) -> None:
+def test_a_champion_that_is_built_again_is_compared_with_the_same_runs(history: Invented, seed: int) -> None:
     """Whatever happened before it became champion."""
     choice, made = random.Random(seed), 0
     for _ in range(8):
@@ -159,6 +162,45 @@ def test_without_common_documents_the_champion_is_measured_again(night: Night, t
     assert not check(night.verdict, "gate settings").passed  # 1.0 is looser than the champion's
     assert night.published.waits
     assert night.again(tmp_path) == night.verdict
+
+
+def test_of_two_builds_at_once_the_second_is_compared_with_the_first_before_it_is_champion(
+    corpus_file: Path, store: Store
+) -> None:
+    first, slow, fast = (
+        tiny_recipe(corpus_file, train={"steps": 20}, gate={"tolerance": 5.0}).model_copy(update={"seed": seed})
+        for seed in range(3)
+    )
+    runs, old = Runs(store), build(first, store).run
+    judged = stages_in_order(slow, resolve(slow.corpus.sources), History(runs), InPlace(store))
+    new = build(fast, store)
+    assert new.promoted, new.decision
+    late = publish(runs, slow, judged)
+    assert late.verdict.passed
+    assert (late.champion, late.promoted, late.same_as) == (False, False, "")
+    assert late.decision.startswith(f"passed, but not promoted: it was compared with {old}, and {new.run} is champion")
+    assert runs.champion("tiny") == new.run
+    again = build(slow, store)
+    assert (again.record.incumbent, again.champion) == (new.run, True)
+    assert again.run != late.run, "another verdict"
+
+
+def test_champions_that_were_deleted_still_count(mine: Built) -> None:
+    """By what the verdict of the champion has of them, whichever garbage collection leaves."""
+    levels: dict[str, float] = {mine.published.run: 1.0}
+    gate = mine.recipe.gate.model_copy(update={"tolerance": 5.0, "slice_tolerance": 5.0})
+    for seed in (8, 9, 10, 11):
+        made = build(mine.recipe.model_copy(update={"seed": seed, "gate": gate}), mine.store)
+        if not made.champion:  # the first one has a looser gate
+            assert made.waits
+            mine.runs.promote("tiny", made.run, when="t", why="w", who="amal")
+        assert made.verdict.comparison
+        assert made.verdict.comparison.levels == levels
+        levels = {made.run: made.verdict.comparison.level, **levels}
+        collect(mine.store, 1, delete=True)
+    assert mine.published.run not in mine.runs
+    message = check(made.verdict, "earlier champions").message
+    assert "Of 3 before the champion, 2 were compared on common documents, 1 through those between, and 0" in message
 
 
 def test_what_the_champion_has_read_is_left_out(night: Night, tmp_path: Path) -> None:

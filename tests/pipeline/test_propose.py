@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from qalam_core.pipeline.find import find, trace
 from qalam_core.pipeline.lineage import last_without, readers
 from qalam_core.pipeline.plan import plan
 from qalam_core.pipeline.prepare import shards_of
-from qalam_core.pipeline.propose import Candidate, Propose, candidate, parent_of
+from qalam_core.pipeline.propose import EDITED, Candidate, Propose, candidate, parent_of
 from qalam_core.pipeline.publish import Published
 from qalam_core.recipe import Recipe
 from qalam_core.runs import exceptions
@@ -192,6 +194,37 @@ def test_what_is_not_sealed_or_not_an_edit_is_one_line(mine: Built, tmp_path: Pa
     assert len(mine.runs.ids()) == 1
 
 
+@pytest.mark.parametrize("file", ["model/manifest.json", "report.json"])
+def test_a_run_that_was_changed_since_it_was_measured_is_no_longer_that_model(
+    file: str, mine: Built, tmp_path: Path
+) -> None:
+    """An edit in the run's own folder, sealed, would else be a champion that no gate has seen; a report that was made
+    worse would let any model pass."""
+    home, calls = mine.published.folder, list[Callable[[], object]]()
+    if file == "report.json":
+        report = mine.runs.report(mine.published.run)
+        worse = tuple(2 * nats for nats in report.document_nats)
+        (home / file).write_text(report.model_copy(update={"document_nats": worse}).model_dump_json(), encoding="utf-8")
+        calls += [lambda: mine.runs.report(mine.published.run)]
+    else:
+        scale_row(home / "model", "embedding.weight", WORD, 30.0)
+        seal(home / "model", "louder")
+        copied(mine.published, tmp_path / "copy")
+        calls += [
+            lambda: proposal(mine, tmp_path / "copy"),
+            lambda: mine.runs.promote("tiny", mine.published.run, when="t", why="w", who="amal"),
+            lambda: mine.runs.offer("tiny", mine.published.run, "t"),
+            lambda: build(starting(mine.recipe, steps=3), mine.store),
+            lambda: plan(starting(mine.recipe, steps=3), mine.store),
+            lambda: mine.runs.package_folder(mine.published.run),  # which is served, tested and exported
+        ]
+    calls.append(lambda: build(mine.recipe.model_copy(update={"seed": 8}), mine.store))
+    for call in calls:
+        with pytest.raises(StoreError, match=f"{file}: changed since the run was published.*restore it"):
+            call()
+    assert len(mine.runs.ids()) == 1
+
+
 def test_a_hostile_package_is_refused_before_anything_is_written(mine: Built, tmp_path: Path) -> None:
     package = edited(mine.published, tmp_path / "package")
     before = mine.store.artifacts().keys()
@@ -299,6 +332,30 @@ def test_more_than_an_edit_waits_for_a_person(mine: Built, tmp_path: Path) -> No
     assert "seen" not in made.record.artifacts
     child = edited(made, tmp_path / "child")
     assert "is an edit of run" in candidate(mine.runs, child, "a small edit of it", "amal").proposal.unknown
+
+
+def test_small_edits_of_edits_are_no_way_around_it(mine: Built, tmp_path: Path) -> None:
+    """Each of fewer values than an edit may have; no gate has to pass those between."""
+    made, shares = mine.published, []
+    for step in range(4):
+        package = read(made.folder / "model")
+        weights = {name: tensor.copy() for name, tensor in package.weights.items()}
+        rows = slice(80 * step, 80 * (step + 1))
+        for name in ("embedding.weight", "lm_head.weight"):
+            if name in weights:
+                weights[name][rows] += 0.001
+        write(
+            tmp_path / f"package{step}", config=package.config, vocabulary=package.vocabulary, weights=weights,
+            card="# mine\n", provenance=package.manifest["provenance"],
+        )  # fmt: skip
+        found = candidate(mine.runs, tmp_path / f"package{step}", "a part of it", "amal")
+        shares.append(found.proposal.share)
+        assert (found.proposal.unknown == "") == (shares[-1] <= EDITED)
+        made = propose(replace(found, only_judged=True), mine.store)
+    steps = np.diff([0.0, *shares])
+    assert max(steps) <= EDITED, "each is an edit"
+    assert shares[-1] == pytest.approx(4 * steps[0])
+    assert "and the edits before it, more than the 10% of an edit" in found.proposal.unknown
 
 
 def test_another_storage_type_is_no_training(mine: Built, tmp_path: Path) -> None:

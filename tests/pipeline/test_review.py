@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from qalam_core.errors import PackageError, StoreError
+from qalam_core.package.editing.rows import scale_row
+from qalam_core.package.editing.seal import seal
 from qalam_core.pipeline import publish
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.export import PACKAGE
@@ -130,6 +132,21 @@ def test_a_damaged_package_is_not_available(pair: Pair, copy: Runs) -> None:
     assert set(found.missing) == {"tokenizer", "behaviour", "weights"}
     assert found.recipe and found.data
     assert str(copy.store.root) not in found.to_json().decode(), "a review does not depend on the machine"
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_package_that_was_edited_in_its_run_is_not_the_one_that_the_gate_passed(
+    sealed: bool, pair: Pair, copy: Runs
+) -> None:
+    package = copy.folder(pair.new.run) / PACKAGE
+    scale_row(package, "embedding.weight", "ال", 1.5)
+    if sealed:
+        seal(package, "louder")
+    found = between(copy, pair)
+    assert set(found.missing) == {"tokenizer", "behaviour", "weights"}
+    assert ("changed since the run was published" if sealed else "embedding.weight") in found.missing["weights"]
+    assert not found.clean
+    assert str(copy.store.root) not in found.to_json().decode()
 
 
 @pytest.mark.parametrize("damage", ["package", "run", "error"])

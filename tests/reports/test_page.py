@@ -132,6 +132,13 @@ def copy(run: Run, tmp_path: Path) -> Runs:
     return Runs(Store(tmp_path / "store"))
 
 
+def reported(runs: Runs, run: str, report: str) -> None:
+    """Another report of a run, as if it was published with it."""
+    record = runs.record(run).model_copy(update={"files": {}})
+    (runs.folder(run) / "run.json").write_bytes(record.to_json())
+    (runs.folder(run) / "report.json").write_text(report, encoding="utf-8")
+
+
 def test_a_package_that_cannot_be_read_is_reported(run: Run, copy: Runs, tmp_path: Path) -> None:
     folder = copy.folder(run.run)
     (folder / "model" / "weights.py").write_text("import os\n", encoding="utf-8")
@@ -139,7 +146,7 @@ def test_a_package_that_cannot_be_read_is_reported(run: Run, copy: Runs, tmp_pat
         folder / "model", tmp_path / "none.safetensors", [("a", "نص")], [], [], seen=Fingerprints.of([]),
         seed=1, prompts=(), confidence=0.95, storage="f32", normalisation=(),
     )  # fmt: skip
-    (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+    reported(copy, run.run, report.model_dump_json())
     text = render_page(copy, run.run)
     assert "The package cannot be read: weights.py" in html.unescape(text)
     assert str(tmp_path) not in text
@@ -153,7 +160,7 @@ def test_a_diverged_model_has_a_page(run: Run, copy: Runs) -> None:
         part["bits_per_byte"]["model"] = "NaN"
         part["intervals"]["model"] = {"low": "NaN", "high": "NaN"}
     report["samples"] = []
-    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    reported(copy, run.run, json.dumps(report))
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     record["verdict"]["checks"][1]["value"] = "NaN"
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")

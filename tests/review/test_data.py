@@ -46,6 +46,13 @@ def test_the_same_corpus(tmp_path: Path) -> None:
     assert not (found.sources or found.rules or found.samples or found.emptied or found.gone_because or found.moves)
 
 
+def test_documents_that_are_of_another_source_now(tmp_path: Path) -> None:
+    """As of two sources with common texts whose order in the recipe changed: the first one has them."""
+    found = compared(tmp_path, {"a": TEXTS[:80], "b": TEXTS[60:]}, {"b": TEXTS[60:], "a": TEXTS[:80]})
+    assert (found.overall.added, found.overall.gone) == (0, 0)
+    assert [(row.name, row.old, row.new) for row in found.sources] == [("a", 80, 60), ("b", 40, 60)]
+
+
 def test_added_and_gone_by_source(tmp_path: Path) -> None:
     found = compared(tmp_path, {"a": TEXTS[:60], "b": TEXTS[60:80]}, {"a": TEXTS[:55], "c": TEXTS[80:]})
     assert [(row.name, row.old, row.new, row.added, row.gone) for row in found.sources] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qalam_core.review.data import SourceDocuments
 from qalam_core.review.results import Alarm
 from qalam_core.review.summary import SECTIONS, Decision, Review
 from tests.review.small_review import LOOSER, NEW, OLD, RECIPE, behaviour, data, review, weights
@@ -24,6 +25,17 @@ def test_there_are_five_sentences_in_the_order_of_the_page() -> None:
     assert found.sentences["recipe"] == "1 value of the recipe differs (seed)."
     assert "12 new, 1 gone (1: too short), 1 in another split (1 train -> test)" in found.sentences["data"]
     assert "1.5300 bits per byte, where the old one needs 1.5000 (+2.0%)" in found.sentences["behaviour"]
+
+
+def test_the_same_documents_of_other_sources_are_not_the_same_data() -> None:
+    rows = tuple(
+        SourceDocuments(name=name, old=80, new=new, added=0, gone=0, moved=0) for name, new in (("a", 60), ("b", 100))
+    )
+    overall = SourceDocuments(name="all", old=160, new=160, added=0, gone=0, moved=0)
+    for sources, more in ((rows, ", but some are of other sources now"), ((), "")):
+        changes = data().model_copy(update={"overall": overall, "moves": {}, "sources": sources})
+        said = review(data=changes).sentences["data"]
+        assert said == f"The 160 documents are the same, in the same splits{more}."
 
 
 def test_a_clean_review() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,32 @@ def test_a_row_that_moved_alone_is_named_by_its_word() -> None:
     matrix = OLD.weights["blocks.0.fc1.weight"].copy()
     matrix[5] = 0
     assert messages(edited("blocks.0.fc1.weight", matrix))[0].startswith("Row 5 of blocks.0.fc1.weight moved ")
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.05])
+def test_the_only_row_that_moved_is_named_however_little(factor: float) -> None:
+    """In a training all rows move; one alone is an edit."""
+    table = OLD.weights["embedding.weight"].copy()
+    table[77] *= factor
+    (message,) = messages(edited("embedding.weight", table))
+    assert message.startswith(f'Row "{WORDS[77]}" (embedding.weight) moved ')
+    assert messages(noisy(0.05, base=edited("embedding.weight", table))) == []
+
+
+@pytest.mark.parametrize("changed", [{"num_heads": 2}, {"rope_base": 400.0}, {"norm_epsilon": 0.1}, {"max_seq_len": 8}])
+def test_another_configuration_of_the_same_weights_is_named(changed: dict[str, Any]) -> None:
+    llama: dict[str, Any] = {
+        "block": "llama", "num_kv_heads": 2, "head_dim": 8, "hidden_dim": 48, "rope_base": 500.0, "norm_epsilon": 1e-5,
+        "activation": None, "qk_norm": False,
+    }  # fmt: skip
+    config = CONFIG if "num_heads" in changed else replace(CONFIG, **llama)
+    old, new = package(config=config), package(config=replace(config, **changed))
+    found = weight_changes(old, new)
+    assert found.tensors == ()
+    ((name, value),) = changed.items()
+    assert [alarm.message for alarm in found.alarms] == [
+        f"{name.upper()} of the configuration is {value}, and was {getattr(config, name)}."
+    ]
 
 
 def test_other_shapes_and_words_are_compared_as_far_as_possible() -> None:

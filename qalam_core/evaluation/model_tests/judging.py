@@ -42,7 +42,8 @@ def checks_of_tests(
 def weakened(
     tests: Sequence[Outcomes], shares: Mapping[str, float], champion: Sequence[Outcomes], before: Mapping[str, float]
 ) -> list[str]:
-    """What is required less than the champion had to pass: shares, and cases marked as must."""
+    """What is required less than the champion had to pass: shares, cases marked as must, and cases that it passed and
+    that count no more, being marked as known failures."""
     found = [
         f"share of tests {name}: {share:g} -> {f'{shares[name]:g}' if name in shares else 'no such tests'}"
         for name, share in before.items() if shares.get(name, 0.0) < share
@@ -51,7 +52,12 @@ def weakened(
     gone = [
         case for suite in champion for case in suite.cases if case.mark == "must" and case.digest not in musts
     ]  # fmt: skip
-    return [*found, f"cases that must pass no more: {_names(gone)}"] if gone else found
+    passed = {case.digest for suite in champion for case in suite.counted if case.passed and case.mark != "must"}
+    excused = [
+        case for suite in tests for case in suite.cases if case.mark == "known failure" and case.digest in passed
+    ]
+    said = {"cases that must pass no more": gone, "cases that may fail now": excused}
+    return [*found, *(f"{what}: {_names(cases)}" for what, cases in said.items() if cases)]
 
 
 def _shares(tests: Sequence[Outcomes], shares: Mapping[str, float]) -> Check:

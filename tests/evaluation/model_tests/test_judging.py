@@ -119,3 +119,17 @@ def test_weaker_tests_are_a_looser_gate() -> None:
     gone = decided([], 0.0, [must], 0.5)
     assert "gate settings" in gone.failed()
     assert "share of tests a: 0.5 -> no such tests" in check(gone, "gate settings").message
+
+
+def test_a_case_that_the_champion_passed_is_no_known_failure() -> None:
+    """Else a night could mark what it lost: neither the share nor the comparison with the champion counts it."""
+    before = [outcomes(*[True] * 20)]
+    marked = (outcome(n, False, "known failure") for n in range(10, 20))
+    after = [Outcomes(name="a", cases=(*outcomes(*[True] * 10).cases, *marked))]
+    verdict = decided(after, 1.0, before, 1.0)
+    assert verdict.failed() == ["gate settings"]
+    assert "cases that may fail now: c10, c11, c12, c13, c14 and 5 more" in check(verdict, "gate settings").message
+    # one that the champion failed, or that was marked for it, may be
+    failing = [Outcomes(name="a", cases=(outcome(1, False), outcome(2, True, "known failure")))]
+    known = [Outcomes(name="a", cases=(outcome(1, False, "known failure"), outcome(2, False, "known failure")))]
+    assert decided(known, 0.0, failing).passed

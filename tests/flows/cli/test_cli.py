@@ -98,6 +98,18 @@ def test_verify_names_what_is_no_part_of_the_package(package: Path) -> None:
     assert strict.stderr.startswith("error: .DS_Store: not part of the package")
 
 
+def test_the_package_of_a_run_is_not_edited_in_place(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = published.folder / "model"
+    before = [(file.name, file.read_bytes()) for file in sorted(model.iterdir())]
+    monkeypatch.chdir(published.folder)
+    for folder in (model, Path("model")):
+        for command in (("edit", folder, "--row", "في", "--scale", 2), ("seal", folder, "--note", "louder")):
+            done = qalam(*command)
+            assert done.returncode == 2
+            assert done.stderr == f"error: {folder}: the package of a run; copy it elsewhere, and edit the copy\n"
+    assert before == [(file.name, file.read_bytes()) for file in sorted(model.iterdir())]
+
+
 def test_edit_verify_diff_seal(package: Path, published: Published) -> None:
     assert qalam("verify", package).returncode == 0
     edited = qalam("edit", package, "--row", "في", "--scale", 2)

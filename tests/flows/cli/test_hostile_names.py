@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
@@ -62,7 +63,8 @@ def hostile(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Hostil
     recipe.write_text(to_toml(parsed), encoding="utf-8")
     assert Recipe.load(recipe) == parsed
     published = build(parsed, Store(store))
-    return Hostile(store, recipe, published.run, published.folder / "model")
+    shutil.copytree(published.folder / "model", room / "model")
+    return Hostile(store, recipe, published.run, room / "model")
 
 
 def harmless(text: str) -> str:

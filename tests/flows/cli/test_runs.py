@@ -77,7 +77,7 @@ def test_a_run_fits_a_screen(mine: Built, monkeypatch: pytest.MonkeyPatch) -> No
     )  # fmt: skip
     verdict = record.verdict.model_copy(update={"checks": checks, "comparison": comparison})
     seen = record.seen.model_copy(update={"own": {f"{number}{long}": number for number in range(60)}})
-    record = record.model_copy(update={"verdict": verdict, "seen": seen})
+    record = record.model_copy(update={"verdict": verdict, "seen": seen, "files": {}})
     sources, samples = {f"{number}{long}": part for number in range(60)}, (report.samples[0],) * 40
     report = report.model_copy(update={"sources": sources, "samples": samples})
     (mine.runs.folder(run) / "run.json").write_bytes(record.to_json())
@@ -115,7 +115,7 @@ def with_checks(mine: Built, *failed: str) -> str:
     shutil.copytree(mine.published.folder, mine.published.folder.with_name(run))
     checks = tuple(Check(name=name, value=1.0, limit=0.0, passed=False, message=f"{name}.") for name in failed)
     verdict = Verdict(passed=not failed, checks=checks)
-    record = runs.record(run).model_copy(update={"verdict": verdict})
+    record = runs.record(run).model_copy(update={"verdict": verdict, "files": {}})
     (runs.folder(run) / "run.json").write_bytes(record.to_json())
     manifest = runs.folder(run) / "model" / "manifest.json"
     content = json.loads(manifest.read_text(encoding="utf-8"))
