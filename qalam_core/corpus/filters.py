@@ -141,7 +141,8 @@ def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excl
     spelled, masked = texts, np.zeros(len(texts), np.bool_)
     if settings.mask_pii:
         texts, masked = mask_array(texts)
-        read, _ = mask_array(read)  # heads of rejected documents are kept as they were read
+        # Heads of rejected documents are kept as they were read; where that may hide what is masked, as normalised.
+        read = pc.if_else(pa.array(masked), texts, mask_array(read)[0])
     found, cut = words(texts), batch.column("cut").to_numpy(zero_copy_only=False)
     lost = pc.count_substring(texts, _LOST).to_numpy()
     whole, part, unrepaired = (outcomes == outcome for outcome in ("whole", "part", "not"))

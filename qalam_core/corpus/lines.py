@@ -145,6 +145,8 @@ class Input:
         marked = next((name for mark, name in _MARKS.items() if sample.startswith(mark)), "")
         found = marked or (_wide(sample) if b"\0" in sample else "utf-8" if _is_utf8(sample) else "")
         fits = encoding.startswith(found) if marked or found == "utf-8" else found in (encoding, f"{encoding}-le")
+        if marked and fits and encoding.endswith(("-le", "-be")):  # of its own byte order
+            fits = sample.startswith("\ufeff".encode(encoding))
         if found and not fits:
             raise CorpusError(f'{self.file.path}: is {found.upper()}; set encoding = "{found}" on its source')
 

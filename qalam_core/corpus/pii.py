@@ -26,15 +26,17 @@ _IBAN = re.compile(
     rf"(?<![A-Za-z{_DIGIT}])[A-Z]{{2}}[{_DIGIT}]{{2}}(?:[ -]?[A-Z{_DIGIT}]){{11,30}}(?![A-Za-z{_DIGIT}])"
 )
 _END = rf"(?![{_DIGIT}]|[.,:/][{_DIGIT}])"
-_NUMBER = rf"(?:[ )-]{{0,2}}[{_DIGIT}])"
+_DASH = "\u2010-\u2015\u2212-"  # also what NFKC makes of the no-break hyphen
+_NUMBER = rf"(?:[ ){_DASH}]{{0,2}}[{_DIGIT}])"
+_AREA = rf"(?:[{_DIGIT}]{{1,3}}[ {_DASH}]?\([{_DIGIT}]{{1,4}}\)|\(?[{_DIGIT}])"  # or a country and its (area)
 _PHONE = re.compile(
     # abroad: +, 00 or a bracketed area; at home: a leading zero; or any number behind a word for it
-    rf"(?<![{_DIGIT}A-Za-z.,/:-])(?:(?:\+ ?|[{_ZERO}]{{2}} ?)\(?[{_DIGIT}]{_NUMBER}{{6,13}}"
+    rf"(?<![{_DIGIT}A-Za-z.,/:-])(?:(?:\+ ?|[{_ZERO}]{{2}} ?){_AREA}{_NUMBER}{{6,13}}"
     rf"|\(?[{_ZERO}][{_DIGIT}]{_NUMBER}{{5,9}}){_END}"
     rf"|(?P<label>{_LABEL}\b[^\n{_DIGIT}+]{{0,20}})\+?[{_DIGIT}]{_NUMBER}{{6,13}}{_END}"
 )
-_DATE = re.compile(rf"[{_DIGIT}]{{1,4}}([-/ ])[{_DIGIT}]{{1,2}}\1[{_DIGIT}]{{1,4}}")
-_SUSPECT = rf"@|[{_DIGIT}](?:[ )-]{{0,2}}[{_DIGIT}]){{5}}"  # for RE2, which has no lookaround: a superset
+_DATE = re.compile(rf"[{_DIGIT}]{{1,4}}([/ {_DASH}])[{_DIGIT}]{{1,2}}\1[{_DIGIT}]{{1,4}}")
+_SUSPECT = rf"@|{_NUMBER}{{6}}"  # for RE2, which has no lookaround: a superset
 
 
 def mask(text: str) -> str:
@@ -46,7 +48,8 @@ def mask(text: str) -> str:
         if _DATE.match(number.lstrip("(")):
             return found[0]
         opened = "(" if number.startswith("(") and ")" not in number else ""  # of what surrounds the number
-        return f"{label}{opened}[phone]"
+        closed = ")" if number.count(")") > number.count("(") else ""
+        return f"{label}{opened}[phone]{closed}"
 
     return _PHONE.sub(masked, _IBAN.sub("[iban]", _EMAIL.sub("[email]", text)))
 

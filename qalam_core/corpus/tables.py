@@ -68,6 +68,8 @@ def _place(first: Sequence[str], field: str, path: str) -> int:
         return int(field[1:]) - 1
     if field not in first:
         raise CorpusError(f"{path}: no column {field!r} in its first line ({listed(first)}); {_columns(first)}")
+    if first.count(field) > 1:
+        raise CorpusError(f"{path}: there is more than one column {field!r}; rename them")
     return first.index(field)
 
 

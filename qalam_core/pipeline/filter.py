@@ -26,7 +26,7 @@ class Filter(Stage):
     """Normalises and filters documents."""
 
     name = "filter"
-    version = 3
+    version = 4
 
     settings: FilterSettings
     documents: tuple[Artifact, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 
 import pyarrow as pa
@@ -50,6 +51,57 @@ def test_cp1256_that_was_read_otherwise_is_restored(encoding: str, text: str) ->
     once = shown(data, encoding)
     assert repair(once) == (data.decode("cp1256"), "whole")
     assert repair(shown(once.encode(), encoding)) == (data.decode("cp1256"), "whole")
+
+
+@pytest.mark.parametrize("encoding", ["cp1256", "mac_roman", "cp1251", "cp437", "cp850"])
+@given(text=mixed, times=st.integers(1, 2))
+def test_utf8_that_was_read_as_another_encoding_is_restored(encoding: str, text: str, times: int) -> None:
+    damaged = shown(text.encode(), encoding)
+    for _ in range(times - 1):
+        damaged = as_cp1252(damaged.encode())
+    assert repair(damaged) == (text, "whole")
+
+
+@pytest.mark.parametrize("encoding", ["cp1256", "mac_roman", "cp1251", "cp437", "cp850"])
+@given(text=texts, lost=st.sampled_from(["\u00ad", "\u00a0", "\u200c\u200d", "\u00a0\u00ad\u200c"]))
+def test_of_another_encoding_what_is_lost_is_no_other_word(encoding: str, text: str, lost: str) -> None:
+    repaired, outcome = repair(shown(text.encode(), encoding, lost))
+    assert repaired == text or outcome == "part"
+
+
+def test_what_is_not_damaged_in_a_damaged_text_stays() -> None:
+    clean = "ما أسعد الحظ، وما أقل الوعظ؛ فهل انقطع؟ «لفظ»"
+    assert repair(f"{clean} {shown('السلام عليكم'.encode(), 'cp1256')}") == (f"{clean} السلام عليكم", "whole")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@given(
+    words=st.lists(
+        st.sampled_from(["قال", "فيه", "الذي", "هو", "على", "كتاب", "وقد", "كانت", "هذه", "له", "من", "أهل"]),
+        min_size=8,
+    )
+)
+def test_iso_8859_6_is_not_taken_for_cp1256(encoding: str, words: list[str]) -> None:
+    text = " ".join(["وقال إنه", *words])
+    damaged = shown(text.encode("iso8859-6"), encoding)
+    assert repair(damaged) in ((text, "whole"), (damaged, ""))
+    assert repair(shown("السلام عليكم ورحمة الله وبركاته".encode("iso8859-6"), encoding))[1] == "whole"
+
+
+@pytest.mark.parametrize("text", ["Ã" + "\x83" * 3000, "Ã" + "\x83" * 3000 + "\x98Â§Ù„Ù…" * 9, "ط§ظ„ط§" * 3000])
+def test_a_text_that_was_made_to_nest_takes_few_steps(text: str) -> None:
+    since = time.process_time()
+    repair(text)
+    assert time.process_time() - since < 5
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@given(text=mixed, times=st.integers(3, 5))
+def test_damage_that_happened_several_times_is_undone(encoding: str, text: str, times: int) -> None:
+    damaged = text
+    for _ in range(times):
+        damaged = shown(damaged.encode(), encoding)
+    assert repair(damaged) == (text, "whole")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -106,6 +158,10 @@ CLEAN = {
     "Vietnamese": "Đã có người Việt Nam ở đây, “không” phải ÂU Á ÔÍ õng ẩn ÃÂ… ÊU ÚÝ ÒÀ",
     "Persian": "می\u200cخواهم کتاب‌های «گچ پژ» را ۱۲۳ بخوانم؛ چه؟",
     "Urdu": "یہ اُردو کا جملہ ہے، ٹھیک ڈاکٹر ڑ ں ہۂ ۓ ۴۵۶۔",
+    "Sorani": "ئەم کتێبە بۆ خوێندکارانی کوردە، گەورە و بچووک؛ ژیان چۆنە؟ ڕێگا، «پەیڤ» ھێشتا",
+    "Persian birds": "عکعک شغک، تکتک چکچک پچپچ غژغژ غ\u200cغ؛ ظ، ط؟ ع«غ» ظ… ط§",
+    "Russian": "Щёки, ЩЁЛКА и Ёж: «Шёпот» № 5 — ЪЁ ШЁЩЁ щи",
+    "tables": "┌──┬──┐│ ├─┼─┤ └┴┘ ║═╬ ░▒▓█▒█▒█░█▓█░ ┘│┘ ÿ Ÿ Ï Øre ØRE",
     "Arabic": "قال: «نعم» — ثم مضى… ١٢٣؟ × ÷ © 30° café 🚀",
     "code": 'for i in range(10): print(f"{x!r} ± {y} ¬ §3 «a» µ² Ÿ")  // été ÀÉÈ',
 }

@@ -893,8 +893,20 @@ def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
         writer.write_table(table)
-    for name in ("a.parquet", "a.arrow"):
+    write(tmp_path / "a.csv", b"text,n,text\nx,1,y\n")
+    for name in ("a.parquet", "a.arrow", "a.csv"):
         refuses(tmp_path, tmp_path / name, "more than one column 'text'")
+
+
+def test_a_byte_order_mark_of_the_other_order_is_an_error(tmp_path: Path) -> None:
+    for width in ("utf-16", "utf-32"):
+        for order, other in (("le", "be"), ("be", "le")):
+            path = write(tmp_path / "a.txt", "\ufeffالسلام عليكم".encode(f"{width}-{order}"))
+            for encoding in (width, f"{width}-{order}"):
+                assert read(tmp_path, path, encoding=encoding)[0] == ["السلام عليكم"]
+            for errors in ("refuse", "replace"):
+                options = {"encoding": f"{width}-{other}", "encoding_errors": errors}
+                refuses(tmp_path, path, f'set encoding = "{width}" on its source', **options)
 
 
 def test_one_json_value_in_a_jsonl_file_is_named(tmp_path: Path) -> None:
