@@ -40,7 +40,7 @@ class FilterFacts(Frozen):
     read: int
     repaired: int  # wholly
     repaired_in_part: int  # letters of the damage are left, as their bytes are lost; these are rejected
-    not_repaired: int  # although corpus.repair recognised damage; these are filtered as they are
+    not_repaired: int  # although damage is recognised, or as corpus.repair is off; these are filtered as they are
     masked: int  # with an address or a number that corpus.mask_pii replaced
     cut: int  # too long to be read whole; all are rejected
     replaced: int  # with U+FFFD

@@ -119,7 +119,7 @@ class Filtered:
     replaced: NDArray[np.bool_]  # U+FFFD is in the text
     repaired: NDArray[np.bool_]  # wholly
     repaired_in_part: NDArray[np.bool_]
-    not_repaired: NDArray[np.bool_]  # although the text was damaged
+    not_repaired: NDArray[np.bool_]  # although the text is damaged
     masked: NDArray[np.bool_]  # addresses or numbers are masked in it
     long: NDArray[np.bool_]  # enough words for near-duplicate detection
     keys: Hashes  # band keys of those
@@ -136,7 +136,9 @@ def check_languages(settings: FilterSettings) -> None:
 def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excluded | None = None) -> Filtered:
     """Normalise documents, and decide which to reject for their own text; duplicates are found later, in order."""
     read, slices = batch.column("text"), batch.column("source")
-    texts, outcomes = repair_array(read) if settings.repair else (read, np.zeros(len(read), np.object_))
+    texts, outcomes = repair_array(read)
+    if not settings.repair:  # what could be repaired is counted alone
+        texts, outcomes = read, np.where(outcomes == "", "", "not").astype(np.object_)
     texts = normalise_array(texts, settings.normalisation)
     spelled, masked = texts, np.zeros(len(texts), np.bool_)
     if settings.mask_pii:

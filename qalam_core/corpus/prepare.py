@@ -6,6 +6,7 @@ which split it is in depends on its text alone. So a corpus that grows keeps its
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +33,10 @@ from qalam_core.errors import CorpusError
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Corpus, Frozen
 
+log = logging.getLogger(__name__)
+
 SHARD_MB, SHARD_GROWTH = 16, 16  # of a corpus that has not grown; and at most, as a worker holds a shard's tokens
+_UNREPAIRED = "look as if they had been decoded with a wrong encoding; corpus.repair = true undoes that"
 HELD_OUT, COPIES = "held_out.arrow", "copies.arrow"
 
 
@@ -75,7 +79,7 @@ class SliceCounts(Frozen):
     skipped: int = 0  # records that could not be read
     passed_over: int = 0  # files without documents
     repaired_in_part: int = 0  # letters of the damage are left, as their bytes are lost; these are rejected
-    not_repaired: int = 0  # although corpus.repair recognised damage; these are filtered as they are
+    not_repaired: int = 0  # although damage is recognised, or as corpus.repair is off; these are filtered as they are
     masked: int = 0  # with an address or a number that corpus.mask_pii replaced
     seen_by_ancestor: int = 0  # kept for training instead of held out, because an ancestor of the model has read it
 
@@ -160,6 +164,8 @@ def prepare(
             file.write_batch(written)
     facts = counts.facts(shards, copies.column("copies").to_numpy())
     _check(facts, settings, filters)
+    if facts.not_repaired and not filters.repair:
+        log.warning("%s of %s documents %s", f"{facts.not_repaired:,}", f"{facts.read:,}", _UNREPAIRED)
     progress(total, total)
     return facts
 
@@ -311,7 +317,10 @@ def _check(facts: CorpusFacts, settings: PrepareSettings, filters: FilterSetting
     def why(counts: SliceCounts) -> str:
         worst = sorted(counts.rejected.items(), key=lambda pair: -pair[1])
         rejected = "; ".join(f"{count} {reason} ({cures.get(reason, rule)})" for reason, count in worst)
-        return f"of {counts.read} read: {rejected or 'none rejected'}"
+        damaged = ""
+        if counts.not_repaired and not filters.repair:
+            damaged = f"; {counts.not_repaired} {_UNREPAIRED}"
+        return f"of {counts.read} read: {rejected or 'none rejected'}{damaged}"
 
     for name, counts in facts.sources.items():
         if not counts.kept:

@@ -341,8 +341,25 @@ def test_repaired_documents_are_counted(tmp_path: Path) -> None:
     assert facts.repaired == facts.sources["old"].repaired == 30
     assert facts.sources["news"].repaired == 0
     assert facts.kept == 90
-    with pytest.raises(CorpusError, match="old: a source with no usable documents"):
+    with pytest.raises(
+        CorpusError, match=r"old: a source with no usable documents.*; 30 look as if .* corpus\.repair = "
+    ):
         run(tmp_path / "off", good + damaged, part())
+
+
+def test_damage_that_passes_every_rule_is_counted_where_repair_is_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """UTF-8 that was read as cp1256 consists of Arabic letters."""
+    sound = sentences(60)
+    damaged = [("old", text.encode().decode("cp1256", "ignore")) for _, text in sentences(30, seed=1)]
+    facts = run(tmp_path, sound + damaged, part())
+    assert (facts.not_repaired, facts.sources["old"].not_repaired, facts.sources["news"].not_repaired) == (30, 30, 0)
+    assert facts.sources["old"].kept
+    assert "30 of 90 documents look as if they had been decoded with a wrong encoding" in caplog.text
+    caplog.clear()
+    assert run(tmp_path / "on", sound + damaged, part(repair=True)).not_repaired == 0
+    assert "wrong encoding" not in caplog.text
 
 
 def test_documents_that_are_repaired_in_part_are_rejected(tmp_path: Path) -> None:
