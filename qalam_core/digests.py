@@ -132,9 +132,12 @@ class Digests:
         return self.of(_SOURCES, sha256_bytes(os.fsencode(place)), place)
 
     @property
-    def doubted(self) -> bool:
-        """Whether something was not to be trusted, now or before."""
-        return bool(self._current())
+    def doubted(self) -> float:
+        """When `doubt` was last called (Unix time), 0 for never."""
+        try:
+            return (self.folder / _DOUBTED).stat().st_mtime if self.folder else 0.0
+        except OSError:
+            return 0.0
 
     def doubting(self) -> Digests:
         """The same, of which nothing is trusted; for a command that writes nothing."""

@@ -253,14 +253,14 @@ class ObjectStore(Store):
 
     def _elsewhere(self, stage: str, key: str) -> Artifact | None:
         """An artifact that was not copied, or None where the store has not all of its files. `here` copies what is
-        read of it; after `doubt`, it is copied and read the first time that it is used."""
+        read of it. One that is older than the last `doubt` is copied and read the first time that it is used."""
         since = time.monotonic()
         try:
             manifest, content = self._manifest(stage, key)
         except (FileNotFoundError, ValueError):
             return None
         version = sha256_bytes(content)
-        if self.digests.doubted:
+        if (doubted := self.digests.doubted) and self._objects.meta(_manifest_of(stage, key)).changed < doubted:
             read = self.digests.of(_READ, f"{stage}-{key}", self.place)
             state = State(len(content), 0, 0, version)
             if not read.value(MANIFEST, lambda: state, lambda: self._fetch(stage, key) is not None):

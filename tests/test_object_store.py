@@ -851,6 +851,12 @@ def test_after_doubt_everything_is_read_once(machines: Machines, observed: Fault
     shutil.rmtree(there.root / "artifacts")
     assert states(build(recipe, be(machines, "two", observed))) == {True}
     assert requested(observed) == []
+    later = be(machines, "three", observed)
+    later.doubt()
+    os.utime(later.root / "digests" / "doubted", (0, 0))
+    assert states(build(recipe, be(machines, "three", observed))) == {True}
+    assert requested(observed) == [], "they are newer than the doubt"
+    be(machines, "two", observed)
     (name,) = (name for name in files if name.endswith("/tokenizer.json") and "/vocab/" in name)
     right = machines.objects.read(name)[0]
     machines.objects.write(name, right[:-1] + bytes([right[-1] ^ 1]))
