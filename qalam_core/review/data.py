@@ -32,6 +32,7 @@ _SAMPLES = 6  # documents of a kind
 _SOURCES = 200  # that are listed, those with the most changes first
 _RULES = 4  # whose documents are shown
 _FEWER, _ENOUGH = 0.2, 20  # a source that loses this share of its documents, of at least so many, is an alarm
+_SHIFT = 0.1  # of all documents; a source whose share has grown by so much is an alarm
 _WAYS = [f"{old} -> {new}" for old in SPLITS for new in SPLITS]
 _UNKNOWN = (
     f"not among the rejected documents: it is not in the sources, its text changed, or it is longer than {HEAD:,}"
@@ -94,7 +95,8 @@ class DataChanges(Frozen):
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
-        """Sources that lost all or many of their documents, and documents that only the old model has read."""
+        """Sources that lost all or many of their documents, or are more of all than before, and documents that only the
+        old model has read."""
         found = [
             Alarm(section="data", severity="high", message=f"The source {name} has no documents any more.")
             for name in self.emptied
@@ -106,6 +108,16 @@ class DataChanges(Frozen):
             )
             for row in self.sources
             if row.name not in self.emptied and row.old >= _ENOUGH and row.old - row.new > _FEWER * row.old
+        ]  # fmt: skip
+        shares = [
+            (row.name, row.old / max(self.overall.old, 1), row.new / max(self.overall.new, 1)) for row in self.sources
+        ]
+        found += [
+            Alarm(
+                section="data", severity="low",
+                message=f"The source {name} is {new:.0%} of the documents, and was {old:.0%}.",
+            )
+            for name, old, new in shares if new - old >= _SHIFT
         ]  # fmt: skip
         if read := sum(count for way, count in self.moves.items() if way.startswith("train ->")):
             message = f"{read:,} documents that the old model was trained on are held out now: it knows them."

@@ -18,7 +18,7 @@ TEXTS = sentences(120)
 
 def prepared(folder: Path, texts: dict[str, list[str]], **settings: Any) -> Prepared:
     """A corpus of sources; a document is a line."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     sources = []
     for number, (name, lines) in enumerate(texts.items()):
         path = folder / f"{number}.txt"
@@ -106,3 +106,14 @@ def test_excerpts_are_bounded(tmp_path: Path) -> None:
     found = compared(tmp_path, {"a": TEXTS}, {"a": [*TEXTS, text]})
     (one,) = found.samples[0].documents
     assert len(one.text) == EXCERPT < one.characters == len(text)
+
+
+def test_a_source_that_takes_over_is_an_alarm(tmp_path: Path) -> None:
+    """One that is new, or grew; a night's growth is none, and neither is that of the only source."""
+    old = {"a": TEXTS[:60], "b": TEXTS[60:70]}
+    found = compared(tmp_path, old, {**old, "c": TEXTS[70:90]}).alarms
+    assert [alarm.message for alarm in found] == ["The source c is 22% of the documents, and was 0%."]
+    grown = compared(tmp_path / "grown", old, {**old, "b": TEXTS[60:90]}).alarms
+    assert [alarm.message for alarm in grown] == ["The source b is 33% of the documents, and was 14%."]
+    assert not compared(tmp_path / "night", old, {"a": TEXTS[:60], "b": TEXTS[60:72]}).alarms
+    assert not compared(tmp_path / "one", {"a": TEXTS[:20]}, {"a": TEXTS}).alarms
