@@ -71,8 +71,8 @@ class PureDynamicTransformer(models.PureDynamicTransformer):
         folder = Path(save_dir).resolve()
         if folder.exists() and not folder.is_dir():
             raise PackageError(f"{save_dir}: a file; name a folder")
-        if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-            raise PackageError(f"{save_dir} is not empty and not a package; name another folder")
+        if folder.exists() and any(folder.iterdir()) and (reason := _loses(folder)):
+            raise PackageError(f"{save_dir} {reason}; name another folder")
         partial = folder.with_name(f".{folder.name}.partial")
         config = ModelConfig(**{name: getattr(self, name) for name in ModelConfig.names()} | {"vocab_size": entries})
         weights = {name: tensor.numpy() for name, tensor in weights_of(self).items()}
@@ -86,6 +86,17 @@ class PureDynamicTransformer(models.PureDynamicTransformer):
             partial.rename(folder)
         except OSError as error:
             raise PackageError(f"{save_dir}: cannot be written ({error.strerror}); name another folder") from None
+
+
+def _loses(folder: Path) -> str:
+    """Why a folder must not be replaced: it is no package, or holds more than one; else ""."""
+    try:
+        others = read(folder).unlisted
+    except PackageError as error:
+        return f"is not empty and not a package ({error})"
+    if (folder / ".git").exists():
+        others = (".git", *others)
+    return f"holds {others[0]}, which is no file of the package there and would be deleted" if others else ""
 
 
 class PureCodeTrainer:

@@ -205,10 +205,26 @@ def test_an_export_replaces_only_a_package(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="not a package"):
         small(6).to_python_code(tmp_path / "thesis", words)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
+    (tmp_path / "thesis" / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(PackageError, match="not a package"):
+        small(6).to_python_code(tmp_path / "thesis", words)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     for place, message in (("file", "file; name a folder"), ("file/model", "cannot be written")):
         with pytest.raises(PackageError, match=message):
             small(6).to_python_code(tmp_path / place, words)
+
+
+@pytest.mark.parametrize("own", [".git/config", "notes/chapter.txt", "notes.txt", "results.py"])
+def test_an_export_deletes_nothing_that_is_no_file_of_the_package(tmp_path: Path, own: str) -> None:
+    words = {"<PAD>": 0, "<UNK>": 1, "<START>": 2, "<END>": 3, "قط": 4, "كلب": 5}
+    folder = tmp_path / "model"
+    small(6).to_python_code(folder, words)
+    (folder / own).parent.mkdir(exist_ok=True)
+    (folder / own).write_text("mine")
+    with pytest.raises(PackageError, match=f"{own.partition('/')[0]}.*; name another folder$"):
+        small(6).to_python_code(folder, words)
+    assert (folder / own).read_text() == "mine"
 
 
 def test_rows_without_a_word_are_left_out(tmp_path: Path) -> None:
