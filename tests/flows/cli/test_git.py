@@ -154,6 +154,41 @@ def test_a_pull_requests_branch_is_merged(model: Path) -> None:
     united(Path("../clone") / FOLDER)
 
 
+def test_a_merge_of_several_branches_at_once_is_refused(model: Path) -> None:
+    """Git goes on with the last branch if the others were merged by file, and names them all as parents."""
+    git("checkout", "-qb", "notes")
+    Path("notes.txt").touch()
+    git("add", "-A")
+    git("commit", "-qm", "notes")
+    git("checkout", "-q", "main")
+    two_branches(model)
+    git("merge", "notes", "topic", status=1)
+    done = qalam("merge", "--git")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+    assert "git merge --abort, and merge one after another" in done.stderr
+    git("merge", "--abort")
+    git("merge", "-q", "notes")
+    git("merge", "topic", status=1)
+    assert qalam("merge", "--git").returncode == 0
+    united(model)
+
+
+def test_a_damaged_base_is_named(model: Path) -> None:
+    config = (model / "config.py").read_text()
+    (model / "config.py").write_text(config.replace("DIM = ", "DIM = x", 1))
+    git("commit", "-qam", "damaged")
+    git("branch", "topic")
+    for branch, factor in (("topic", 3), ("main", 2)):
+        git("checkout", "-q", branch)
+        (model / "config.py").write_text(config)
+        commit(model, branch, word="القط", factor=factor)
+    git("merge", "topic", status=1)
+    base = git("merge-base", "main", "topic")
+    done = qalam("merge", "--git")
+    assert done.returncode == 2
+    assert f"error: base, {base[:12]}: config.py:" in done.stderr
+
+
 def test_conflicts_are_named_and_nothing_changes_until_they_are_decided(model: Path) -> None:
     two_branches(model, word="القط")
     git("merge", "topic", status=1)
@@ -264,3 +299,7 @@ def test_merge_of_folders(tmp_path: Path, processes: None) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
         assert reason in done.stderr
     assert qalam("merge", base, ours).returncode == 2
+    (base / "config.py").write_text("")
+    for command in (("merge", *three), ("diff", ours, base), ("diff", base, ours)):
+        done = qalam(*command)
+        assert (done.returncode, done.stderr.startswith(f"error: {base}: config.py:")) == (2, True), done
