@@ -242,6 +242,19 @@ def test_rows_without_a_word_are_left_out(tmp_path: Path) -> None:
         small(5).to_python_code(tmp_path / "other", words)
 
 
+def test_the_end_of_a_training_deletes_only_its_own_files(tmp_path: Path) -> None:
+    tokenizer = ArabicTokenizer(60)
+    tokenizer.build_vocab(sentences(100))
+    (tmp_path / "text.txt").write_text("\n".join(sentences(100)), encoding="utf-8")
+    own = tmp_path / "out" / "unfinished" / "chapter.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    trainer = PureCodeTrainer(small(len(tokenizer)), tokenizer, save_dir=tmp_path / "out")
+    trainer.train(tmp_path / "text.txt", epochs=1, batch_size=8, seq_len=16)
+    assert list(own.parent.iterdir()) == [own]
+    assert own.read_text() == "mine"
+
+
 def test_user_errors_are_one_line(tmp_path: Path) -> None:
     tokenizer = ArabicTokenizer(60)
     tokenizer.build_vocab(sentences(100))
