@@ -43,6 +43,10 @@ def show(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show a run's result, the content of a package, or one row of a tensor."""
+    if row and not tensor:
+        raise PackageError("--row: whose? name a tensor before it, such as embedding.weight")
+    if sum(map(bool, (tensor, near, full))) > 1 or (full and Path(what).is_dir()):
+        raise PackageError("show one thing: a TENSOR, --near of a package, or --full of a run")
     folder = package_folder(what, store)
     if not (tensor or near or Path(what).is_dir()):
         runs = Runs(store_at(store))
