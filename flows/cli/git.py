@@ -187,7 +187,7 @@ def _merge_of_git(choices: Choices) -> None:
     clean = True
     for folder in folders:
         if edited := sorted(path for path in dirty if path and str(Path(path).parent) == folder):
-            raise PackageError(f"{edited[0]}: edited since the merge began; git add or git restore it first")
+            raise PackageError(f"{edited[0]}: edited since the merge began; git restore it, and edit it afterwards")
         with tempfile.TemporaryDirectory() as name:
             temporary = Path(name)
             sides = (("base", base), ("ours", ours), ("theirs", theirs))
