@@ -188,6 +188,10 @@ def _merge_of_git(choices: Choices) -> None:
     for folder in folders:
         if edited := sorted(path for path in dirty if path and str(Path(path).parent) == folder):
             raise PackageError(f"{edited[0]}: edited since the merge began; git restore it, and edit it afterwards")
+        if staged := _staged_by_hand(top, folder, (base, ours, theirs)):
+            path = shlex.quote(f":/{staged[0]}")
+            cure = f"git restore --source=HEAD --staged --worktree {path}, and edit it afterwards"
+            raise PackageError(f"{staged[0]}: staged since the merge began, and would be overwritten; {cure}")
         with tempfile.TemporaryDirectory() as name:
             temporary = Path(name)
             sides = (("base", base), ("ours", ours), ("theirs", theirs))
@@ -228,6 +232,24 @@ def _three_commits() -> tuple[str, str, str]:
 def _is_package(top: Path, commit: str, folder: str) -> bool:
     names = _git("ls-tree", "-z", "--name-only", f"{commit}:{'' if folder == '.' else folder}", cwd=top, check=False)
     return {"manifest.json", "weights.py"} <= set(names.split("\0"))
+
+
+def _staged_by_hand(top: Path, folder: str, commits: tuple[str, ...]) -> list[str]:
+    """The files of a package that are in the index as none of the commits has them, and are not in conflict."""
+    known: set[tuple[str, str]] = set()
+    for commit in commits:
+        tree = f"{commit}:{'' if folder == '.' else folder}"
+        for record in _git("ls-tree", "-z", tree, cwd=top, check=False).split("\0"):
+            fields, _, name = record.partition("\t")
+            known |= {(name, blob) for blob in fields.split()[2:]}
+    found = []
+    for record in _git("--literal-pathspecs", "ls-files", "-s", "-z", "--", folder, cwd=top).split("\0"):
+        fields, _, path = record.partition("\t")
+        if path and str(Path(path).parent) == folder:
+            _, blob, stage = fields.split()
+            if stage == "0" and (Path(path).name, blob) not in known:
+                found.append(path)
+    return found
 
 
 def _checked_out(top: Path, commit: str, folder: str, target: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -230,6 +231,22 @@ def test_an_edit_since_the_merge_began_is_not_lost(model: Path) -> None:
     assert done.returncode == 2
     assert "config.py: edited since the merge began; git restore it, and edit it afterwards" in done.stderr
     git("restore", str(model / "config.py"))
+    assert qalam("merge", "--git").returncode == 0
+    united(model)
+
+
+def test_a_card_that_somebody_resolved_is_not_overwritten(model: Path) -> None:
+    two_branches(model)
+    git("merge", "topic", status=1)
+    card = model / "MODEL_CARD.md"
+    card.write_text("# mine\n")
+    git("add", str(card))
+    done = qalam("merge", "--git")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+    assert card.read_text() == "# mine\n"
+    assert "MODEL_CARD.md: staged since the merge began" in done.stderr
+    cure = shlex.split(done.stderr.partition("; git ")[2].rpartition(", and edit")[0])
+    git(*cure)
     assert qalam("merge", "--git").returncode == 0
     united(model)
 
