@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import islice, product
 from pathlib import Path
@@ -38,6 +38,7 @@ from qalam_core.tokens.shards import Batches, flattened, write_shard
 from qalam_core.tokens.tokenizer import ArabicTokenizer, WordIndex
 from qalam_core.training import checkpoints
 from qalam_core.training.hardware import choose_device
+from qalam_core.training.spec import CHECKPOINTS
 from qalam_core.training.step import Training, weights_of
 
 _QUIET_SECONDS = 30  # without a terminal, a line at least so often
@@ -71,21 +72,35 @@ class PureDynamicTransformer(models.PureDynamicTransformer):
         folder = Path(save_dir).resolve()
         if folder.exists() and not folder.is_dir():
             raise PackageError(f"{save_dir}: a file; name a folder")
-        if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-            raise PackageError(f"{save_dir} is not empty and not a package; name another folder")
-        partial = folder.with_name(f".{folder.name}.partial")
+        if folder.exists() and any(folder.iterdir()) and (reason := _loses(folder)):
+            raise PackageError(f"{save_dir} {reason}; name another folder")
+        partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
         config = ModelConfig(**{name: getattr(self, name) for name in ModelConfig.names()} | {"vocab_size": entries})
         weights = {name: tensor.numpy() for name, tensor in weights_of(self).items()}
         for name in weights.keys() & {"embedding.weight", "lm_head.weight"}:
             weights[name] = weights[name][:entries]
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)  # of a script that was killed while it wrote
+            for left in (partial, old):  # of a script that was killed while it wrote
+                shutil.rmtree(left, ignore_errors=True)
             write(partial, config=config, vocabulary=tokenizer.vocabulary, weights=weights, card=_CARD, provenance={})
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
             partial.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise PackageError(f"{save_dir}: cannot be written ({error.strerror}); name another folder") from None
+
+
+def _loses(folder: Path) -> str:
+    """Why a folder must not be replaced: it is no package, or holds more than one; else ""."""
+    try:
+        others = read(folder).unlisted
+    except PackageError as error:
+        return f"is not empty and not a package ({error})"
+    if (folder / ".git").exists():
+        others = (".git", *others)
+    return f"holds {others[0]}, which is no file of the package there and would be deleted" if others else ""
 
 
 class PureCodeTrainer:
@@ -157,7 +172,7 @@ class PureCodeTrainer:
                     break
             if done == steps:
                 self._save("final", log)
-                shutil.rmtree(unfinished)
+                _clear(unfinished)
             else:
                 log.say(f"stopped after step {done:,} of {steps:,}; the same script continues from there")
         self.model.eval()
@@ -186,6 +201,15 @@ class PureCodeTrainer:
     def _save(self, name: str, log: _Log) -> None:
         self.model.to_python_code(self.save_dir / name, self.tokenizer.word2idx)
         log.say(f"saved {self.save_dir / name}")
+
+
+def _clear(unfinished: Path) -> None:
+    """Delete what a training has left in a folder, and the folder unless somebody else has files there."""
+    for pattern in (CHECKPOINTS, ".checkpoint-*", "*tokens.arrow*"):
+        for path in unfinished.glob(pattern):
+            path.unlink()
+    with suppress(OSError):
+        unfinished.rmdir()
 
 
 class _Log:

@@ -205,10 +205,26 @@ def test_an_export_replaces_only_a_package(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="not a package"):
         small(6).to_python_code(tmp_path / "thesis", words)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
+    (tmp_path / "thesis" / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(PackageError, match="not a package"):
+        small(6).to_python_code(tmp_path / "thesis", words)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     for place, message in (("file", "file; name a folder"), ("file/model", "cannot be written")):
         with pytest.raises(PackageError, match=message):
             small(6).to_python_code(tmp_path / place, words)
+
+
+@pytest.mark.parametrize("own", [".git/config", "notes/chapter.txt", "notes.txt", "results.py"])
+def test_an_export_deletes_nothing_that_is_no_file_of_the_package(tmp_path: Path, own: str) -> None:
+    words = {"<PAD>": 0, "<UNK>": 1, "<START>": 2, "<END>": 3, "قط": 4, "كلب": 5}
+    folder = tmp_path / "model"
+    small(6).to_python_code(folder, words)
+    (folder / own).parent.mkdir(exist_ok=True)
+    (folder / own).write_text("mine")
+    with pytest.raises(PackageError, match=f"{own.partition('/')[0]}.*; name another folder$"):
+        small(6).to_python_code(folder, words)
+    assert (folder / own).read_text() == "mine"
 
 
 def test_rows_without_a_word_are_left_out(tmp_path: Path) -> None:
@@ -224,6 +240,19 @@ def test_rows_without_a_word_are_left_out(tmp_path: Path) -> None:
         np.testing.assert_allclose(NumpyTransformer(found.config, found.weights)(ids)[0], logits, atol=1e-5)
     with pytest.raises(PackageError, match="6 entries, the model 5; create the model with vocab_size=6"):
         small(5).to_python_code(tmp_path / "other", words)
+
+
+def test_the_end_of_a_training_deletes_only_its_own_files(tmp_path: Path) -> None:
+    tokenizer = ArabicTokenizer(60)
+    tokenizer.build_vocab(sentences(100))
+    (tmp_path / "text.txt").write_text("\n".join(sentences(100)), encoding="utf-8")
+    own = tmp_path / "out" / "unfinished" / "chapter.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    trainer = PureCodeTrainer(small(len(tokenizer)), tokenizer, save_dir=tmp_path / "out")
+    trainer.train(tmp_path / "text.txt", epochs=1, batch_size=8, seq_len=16)
+    assert list(own.parent.iterdir()) == [own]
+    assert own.read_text() == "mine"
 
 
 def test_user_errors_are_one_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from al_qalam.flows.cli.options import StoreOption, package_folder
+from al_qalam.flows.cli.options import StoreOption, package_folder, read_one_of
 from al_qalam.flows.cli.terminal import out
 from qalam_core.display import printable
 from qalam_core.errors import PackageError, QalamError
@@ -103,8 +103,6 @@ def merge(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Unite two packages that come from one, by tensor, row and word; conflicts are listed (exit status 1)."""
-    from qalam_core.package import read
-
     choices = _choices(ours=take_ours, theirs=take_theirs, mean=take_mean, rows=row or [])
     if of_git:
         if base or target:
@@ -113,7 +111,7 @@ def merge(
         return
     if not theirs:
         raise PackageError("give three packages, BASE OURS THEIRS, or --git in a merge that git began")
-    old, one, other = (read(package_folder(name, store)) for name in (base, ours, theirs))
+    old, one, other = (read_one_of(package_folder(name, store), name) for name in (base, ours, theirs))
     if target is not None and target.exists():
         raise PackageError(f"{target}: exists; name another folder")
     if not _unite((old, one, other), target, choices):
@@ -179,8 +177,6 @@ def _show(merged: Merged) -> None:
 
 def _merge_of_git(choices: Choices) -> None:
     """Unite every package of the repository that is in conflict, and stage the results."""
-    from qalam_core.package import read
-
     top = Path(_git("rev-parse", "--show-toplevel").removesuffix("\n"))
     base, ours, theirs = _three_commits()
     unmerged = {record.split("\t", 1)[1] for record in _git("ls-files", "-u", "-z", cwd=top).split("\0") if record}
@@ -191,11 +187,18 @@ def _merge_of_git(choices: Choices) -> None:
     clean = True
     for folder in folders:
         if edited := sorted(path for path in dirty if path and str(Path(path).parent) == folder):
-            raise PackageError(f"{edited[0]}: edited since the merge began; git add or git restore it first")
+            raise PackageError(f"{edited[0]}: edited since the merge began; git restore it, and edit it afterwards")
+        if staged := _staged_by_hand(top, folder, (base, ours, theirs)):
+            path = shlex.quote(f":/{staged[0]}")
+            cure = f"git restore --source=HEAD --staged --worktree {path}, and edit it afterwards"
+            raise PackageError(f"{staged[0]}: staged since the merge began, and would be overwritten; {cure}")
         with tempfile.TemporaryDirectory() as name:
             temporary = Path(name)
             sides = (("base", base), ("ours", ours), ("theirs", theirs))
-            old, one, other = (read(_checked_out(top, commit, folder, temporary / side)) for side, commit in sides)
+            old, one, other = (
+                read_one_of(_checked_out(top, commit, folder, temporary / side), f"{side}, {commit[:12]}")
+                for side, commit in sides
+            )
             out.print(f"{printable(folder)}:", soft_wrap=True)
             if _unite((old, one, other), temporary / "merged", choices):
                 _replace(top, folder, temporary / "merged")
@@ -212,6 +215,9 @@ def _three_commits() -> tuple[str, str, str]:
         if not found:
             continue
         if name == "MERGE_HEAD":
+            heads = Path(_git("rev-parse", "--git-path", name).removesuffix("\n")).read_text().split()
+            if len(heads) > 1:
+                raise PackageError(f"{len(heads)} branches at once; git merge --abort, and merge one after another")
             bases = _git("merge-base", "--all", "HEAD", found, check=False).split()
             if len(bases) != 1:
                 raise PackageError(f"{len(bases)} common commits; check them out, and run qalam merge BASE OURS THEIRS")
@@ -226,6 +232,24 @@ def _three_commits() -> tuple[str, str, str]:
 def _is_package(top: Path, commit: str, folder: str) -> bool:
     names = _git("ls-tree", "-z", "--name-only", f"{commit}:{'' if folder == '.' else folder}", cwd=top, check=False)
     return {"manifest.json", "weights.py"} <= set(names.split("\0"))
+
+
+def _staged_by_hand(top: Path, folder: str, commits: tuple[str, ...]) -> list[str]:
+    """The files of a package that are in the index as none of the commits has them, and are not in conflict."""
+    known: set[tuple[str, str]] = set()
+    for commit in commits:
+        tree = f"{commit}:{'' if folder == '.' else folder}"
+        for record in _git("ls-tree", "-z", tree, cwd=top, check=False).split("\0"):
+            fields, _, name = record.partition("\t")
+            known |= {(name, blob) for blob in fields.split()[2:]}
+    found = []
+    for record in _git("--literal-pathspecs", "ls-files", "-s", "-z", "--", folder, cwd=top).split("\0"):
+        fields, _, path = record.partition("\t")
+        if path and str(Path(path).parent) == folder:
+            _, blob, stage = fields.split()
+            if stage == "0" and (Path(path).name, blob) not in known:
+                found.append(path)
+    return found
 
 
 def _checked_out(top: Path, commit: str, folder: str, target: Path) -> Path:

@@ -12,7 +12,7 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from al_qalam.flows.cli.options import ModelArgument, StoreOption, package_folder
+from al_qalam.flows.cli.options import ModelArgument, StoreOption, package_folder, read_one_of
 from al_qalam.flows.cli.terminal import out
 from qalam_core.display import printable
 from qalam_core.errors import PackageError
@@ -43,6 +43,10 @@ def show(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show a run's result, the content of a package, or one row of a tensor."""
+    if row and not tensor:
+        raise PackageError("--row: whose? name a tensor before it, such as embedding.weight")
+    if sum(map(bool, (tensor, near, full))) > 1 or (full and Path(what).is_dir()):
+        raise PackageError("show one thing: a TENSOR, --near of a package, or --full of a run")
     folder = package_folder(what, store)
     if not (tensor or near or Path(what).is_dir()):
         runs = Runs(store_at(store))
@@ -197,11 +201,10 @@ def diff(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """List differences between two packages: tensors, rows by token, vocabulary (exit status 1)."""
-    from qalam_core import package as packages
     from qalam_core.package.editing.diff import diff as compare
     from qalam_core.package.editing.diff import render
 
-    old, new = (packages.read(package_folder(name, store)) for name in (first, second))
+    old, new = (read_one_of(package_folder(name, store), name) for name in (first, second))
     difference = compare(old, new, prompt)
     out.print(render(difference), soft_wrap=True)
     if difference:

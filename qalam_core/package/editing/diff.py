@@ -118,7 +118,7 @@ def _tensor(
         old = before[part].astype(np.float64)
         moved[part] = np.linalg.norm(after[part] - old, axis=1)
         length[part] = np.linalg.norm(old, axis=1)
-        differs[part] = (after[part] != before[part]).any(1)
+        differs[part] = (after[part].view(np.uint32) != before[part].view(np.uint32)).any(1)  # as verify: also -0.0
     if not differs.any():
         return None
     order = np.lexsort((np.arange(rows), -moved, ~differs))[: min(shown, int(differs.sum()))]

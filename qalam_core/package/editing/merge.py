@@ -21,7 +21,7 @@ from qalam_core.package.read import Package, changes
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.data_reader import quote
 from qalam_core.package.runtime.rows import COMMENT, MATRIX_TYPES, RowType
-from qalam_core.package.runtime.tokenizer import Specials, Tokenizer, Vocabulary
+from qalam_core.package.runtime.tokenizer import Specials, Tokenizer, Vocabulary, token_bytes
 from qalam_core.package.write import tensor_digest, with_newline, write
 
 Floats = NDArray[np.float32]
@@ -179,7 +179,9 @@ def _vocabulary(base: Package, ours: Package, theirs: Package, decisions: _Decis
         chosen = rules[2] if decisions.on(conflict, (Side.ours, Side.theirs)) is Side.theirs else rules[1]
     kept = _kept(base, ours, theirs, decisions)
     words = _united(old.words, one.words, other.words, kept)
-    merges = _united(old.merges, one.merges, other.merges, set())
+    spelled = set(map(token_bytes, kept))
+    makers = {pair for pair in old.merges if b"".join(map(token_bytes, pair)) in spelled}
+    merges = _united(old.merges, one.merges, other.merges, makers)  # no text gives a word whose merge is gone
     numbers = {word: number for number, word in enumerate(words)}
     pad, unk, start, end, *others = (
         index if index < 0 else numbers[old.words[index]] for index in (*old.specials[:4], *old.specials.others)

@@ -279,7 +279,10 @@ def real(theirs: Mapping[str, Any], key: str, default: float) -> float:
     value = theirs.get(key, default)
     if type(value) not in (int, float):
         refuse(f"{key} must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return refuse(f"{key} is an integer beyond every float; fix it")
 
 
 def refuse(reason: str) -> NoReturn:

@@ -26,7 +26,7 @@ _VERSION = re.compile(
     r"(?:\+[a-z0-9]+(?:\.[a-z0-9]+)*)?"
 )
 _RELEASE = re.compile(r'^__version__ = "([^"]+)"', re.MULTILINE)
-_NEEDED = ("numpy", "torch", "pybase64")
+_TAKEN = ("numpy", "torch", "pybase64", "qalam_core", "al_qalam")  # an installer would overwrite their files
 
 
 def wheel(
@@ -73,8 +73,10 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: qalam\nRoot-Is-Purelib: true\nTag: py3-
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise PackageError(f'name "{name}": not an import name; use ASCII letters, digits and _, as in my_model')
-    if name in sys.stdlib_module_names or name.lower() in _NEEDED:
-        raise PackageError(f'name "{name}": Python or the package needs the module of that name; choose another')
+    if name in sys.stdlib_module_names or name.lower() in _TAKEN:
+        raise PackageError(
+            f'name "{name}": Python, the package or this project has a module of that name; choose another'
+        )
 
 
 def _metadata(name: str, version: str, card: str) -> str:

@@ -76,6 +76,17 @@ def package(published: Published, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.parametrize(("options", "reason"), [
+    (["--row", "في"], "name a tensor"), (["--near", "في", "--row", "4"], "name a tensor"),
+    (["embedding.weight", "--near", "في"], "show one thing"), (["--near", "في", "--full"], "show one thing"),
+    (["embedding.weight", "--full"], "show one thing"), (["--full"], "--full of a run"),
+])  # fmt: skip
+def test_show_ignores_no_option(package: Path, options: list[str], reason: str) -> None:
+    done = qalam("show", package, *options)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
+    assert reason in done.stderr
+
+
 def test_show_a_row_and_its_neighbours(package: Path) -> None:
     row = qalam("show", package, "embedding.weight", "--row", "في")
     assert row.returncode == 0, row.stderr

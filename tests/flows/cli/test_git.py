@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -154,6 +155,41 @@ def test_a_pull_requests_branch_is_merged(model: Path) -> None:
     united(Path("../clone") / FOLDER)
 
 
+def test_a_merge_of_several_branches_at_once_is_refused(model: Path) -> None:
+    """Git goes on with the last branch if the others were merged by file, and names them all as parents."""
+    git("checkout", "-qb", "notes")
+    Path("notes.txt").touch()
+    git("add", "-A")
+    git("commit", "-qm", "notes")
+    git("checkout", "-q", "main")
+    two_branches(model)
+    git("merge", "notes", "topic", status=1)
+    done = qalam("merge", "--git")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+    assert "git merge --abort, and merge one after another" in done.stderr
+    git("merge", "--abort")
+    git("merge", "-q", "notes")
+    git("merge", "topic", status=1)
+    assert qalam("merge", "--git").returncode == 0
+    united(model)
+
+
+def test_a_damaged_base_is_named(model: Path) -> None:
+    config = (model / "config.py").read_text()
+    (model / "config.py").write_text(config.replace("DIM = ", "DIM = x", 1))
+    git("commit", "-qam", "damaged")
+    git("branch", "topic")
+    for branch, factor in (("topic", 3), ("main", 2)):
+        git("checkout", "-q", branch)
+        (model / "config.py").write_text(config)
+        commit(model, branch, word="القط", factor=factor)
+    git("merge", "topic", status=1)
+    base = git("merge-base", "main", "topic")
+    done = qalam("merge", "--git")
+    assert done.returncode == 2
+    assert f"error: base, {base[:12]}: config.py:" in done.stderr
+
+
 def test_conflicts_are_named_and_nothing_changes_until_they_are_decided(model: Path) -> None:
     two_branches(model, word="القط")
     git("merge", "topic", status=1)
@@ -193,7 +229,26 @@ def test_an_edit_since_the_merge_began_is_not_lost(model: Path) -> None:
     (model / "config.py").write_text((model / "config.py").read_text() + "# mine\n")
     done = qalam("merge", "--git")
     assert done.returncode == 2
-    assert "config.py: edited since the merge began" in done.stderr
+    assert "config.py: edited since the merge began; git restore it, and edit it afterwards" in done.stderr
+    git("restore", str(model / "config.py"))
+    assert qalam("merge", "--git").returncode == 0
+    united(model)
+
+
+def test_a_card_that_somebody_resolved_is_not_overwritten(model: Path) -> None:
+    two_branches(model)
+    git("merge", "topic", status=1)
+    card = model / "MODEL_CARD.md"
+    card.write_text("# mine\n")
+    git("add", str(card))
+    done = qalam("merge", "--git")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+    assert card.read_text() == "# mine\n"
+    assert "MODEL_CARD.md: staged since the merge began" in done.stderr
+    cure = shlex.split(done.stderr.partition("; git ")[2].rpartition(", and edit")[0])
+    git(*cure)
+    assert qalam("merge", "--git").returncode == 0
+    united(model)
 
 
 def test_files_of_the_same_names_elsewhere_are_merged_as_git_does(model: Path) -> None:
@@ -264,3 +319,7 @@ def test_merge_of_folders(tmp_path: Path, processes: None) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
         assert reason in done.stderr
     assert qalam("merge", base, ours).returncode == 2
+    (base / "config.py").write_text("")
+    for command in (("merge", *three), ("diff", ours, base), ("diff", base, ours)):
+        done = qalam(*command)
+        assert (done.returncode, done.stderr.startswith(f"error: {base}: config.py:")) == (2, True), done

@@ -45,6 +45,15 @@ def test_rows_are_named_by_their_words_largest_first(package: Path, tmp_path: Pa
     assert text[3].startswith('    4 "القط": moved ')
 
 
+def test_a_zero_of_the_other_sign_is_a_difference_as_for_verify(package: Path, tmp_path: Path) -> None:
+    other = export(tmp_path / "other")
+    for folder, zero in ((package, 0.0), (other, -0.0)):
+        set_value(folder, "ln_out.bias", 2, 0, zero)
+    difference = diff(read(package), read(other))
+    assert [(change.name, change.changed) for change in difference.tensors] == [("ln_out.bias", 1)]
+    assert render(difference).endswith("    2: moved 0 of 0")
+
+
 @settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(4, 12)), st.sets(st.integers(4, 11), max_size=4), st.integers(0, 2))
 def test_words_are_compared_regardless_of_their_ids(

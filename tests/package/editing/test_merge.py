@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from qalam_core.package.editing.merge import Choices, Merged, Side, merge, uncha
 from qalam_core.package.editing.rows import add_token, scale_row, set_row, set_value
 from qalam_core.package.editing.seal import seal
 from qalam_core.package.runtime.rows import MATRIX_TYPES
+from qalam_core.package.runtime.tokenizer import Vocabulary
 from tests.conftest import examples
 from tests.small_package import CONFIG, WORDS, contents, export, vocabulary, weights
 
@@ -146,6 +148,24 @@ def test_a_word_that_one_side_removed_and_the_other_changed(remover: str) -> Non
         merged = merge(*three, Choices(side))
         assert not merged.conflicts
         assert by_word(merged) == by_word(gone if side == remover else changed)
+
+
+@pytest.mark.parametrize("remover", ["ours", "theirs"])
+def test_a_removed_byte_pair_token_that_stays_is_still_what_texts_become(remover: str) -> None:
+    tokens = ("ا", "ل", "م", "ال")
+    whole = vocabulary(algorithm="bpe", words=(*WORDS[:4], *tokens, "الم"), merges=(("ا", "ل"), ("ال", "م")))
+    without = vocabulary(algorithm="bpe", words=(*WORDS[:4], *tokens), merges=(("ا", "ل"),))
+
+    def package(words: Vocabulary, last: float) -> Package:
+        rows = np.full((len(words.words), 8), last, np.float32)
+        rows[:8] = 1
+        return replace(in_memory(words.words, {**BASE, EMBEDDING: rows}), vocabulary=words)
+
+    gone, changed = package(without, 1), package(whole, 3)
+    three = (package(whole, 2), gone, changed) if remover == "ours" else (package(whole, 2), changed, gone)
+    for side in (Side.ours, Side.theirs):
+        merged = merge(*three, Choices(side))
+        assert merged.vocabulary == (without if side == remover else whole)
 
 
 def test_other_architectures_and_normalisations(tmp_path: Path) -> None:

@@ -107,7 +107,10 @@ def test_foreign_code_is_never_in_a_wheel(package: Path, tmp_path: Path) -> None
         wheel(package, tmp_path, "my_model", edited=True)
 
 
-@pytest.mark.parametrize("name", ["", "my-model", "1st", "class", "_hidden", "ends_", "json", "numpy", "نموذج", "a.b"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "my-model", "1st", "class", "_hidden", "ends_", "json", "numpy", "نموذج", "a.b", "qalam_core", "al_qalam"],
+)
 def test_a_name_must_be_importable(package: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(PackageError, match=r"^name "):
         wheel(package, tmp_path, name)
