@@ -82,7 +82,9 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
     async def _invalid(_: Request, error: RequestValidationError) -> Response:
         found = error.errors()  # of a value that may have several types, one for each
         first = next((each for each in found if not each["type"].endswith("_type")), found[0])
-        place = next((part for part in first["loc"][1:] if isinstance(part, str)), None)
+        # of several types the rest of the place names one
+        several = sum(each["loc"][:2] == first["loc"][:2] for each in found) > 1
+        place = ".".join(part for part in first["loc"][1 : 2 if several else None] if isinstance(part, str)) or None
         if first["type"] == "extra_forbidden":
             return ApiError(400, f"{printable(place or '')}: not a parameter of completions here", place).response()
         return ApiError(400, f"{printable(place or 'body')}: {printable(first['msg'])}", place).response()

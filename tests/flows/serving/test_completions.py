@@ -209,7 +209,7 @@ def test_models_health_and_figures(service: Service) -> None:
         ({"stop": ""}, 400, "stop"),
         ({"stop": ["a"] * 5}, 400, "stop: List should have at most 4 items"),
         ({"prompt": ["a", 1]}, 400, "prompt: "),
-        ({"stream_options": {"include_usge": True}}, 400, "stream_options: "),
+        ({"stream_options": {"include_usge": True}}, 400, "stream_options.include_usge"),
         ({"logprobs": 21}, 400, "logprobs"),
         ({"best_of": 2}, 400, "best_of"),
         ({"suffix": "x"}, 400, "suffix"),
