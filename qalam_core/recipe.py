@@ -455,14 +455,14 @@ class Recipe(Frozen):
         Relative source paths are relative to the file. Raises RecipeError, one line with the key.
         """
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = _toml_values(path.read_text(encoding="utf-8").removeprefix("\ufeff"))
         except FileNotFoundError:
             raise RecipeError(f"{path}: no such recipe; `qalam init {path} --corpus FILES` writes one") from None
         except IsADirectoryError:
             raise RecipeError(f"{path}: is a folder; name a recipe file in it") from None
         except UnicodeDecodeError as error:
             raise RecipeError(f"{path}: byte {error.start} is not UTF-8; a recipe is a TOML text file") from None
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             raise RecipeError(f"{path}: not TOML: {error}") from None
         for override in overrides:
             _override(data, override)
@@ -498,13 +498,23 @@ def _anchored(corpus: Corpus, folder: Path) -> Corpus:
     return corpus.model_copy(update={"sources": tuple(map(of, corpus.sources)), "exclude": exclude})
 
 
+def _toml_values(text: str) -> dict[str, Any]:
+    """As tomllib, which has other errors for values that are too deep. Raises ValueError."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("values are nested too deeply") from None
+
+
 def _override(data: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
         raise RecipeError(f"--set {override}: write it as section.key=value")
+    if "\n" in text:
+        raise RecipeError(f"--set {override}: is several lines; give each value in a --set of its own")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _toml_values(f"value = {text}")["value"]
+    except ValueError:
         value = text.strip()
     *sections, key = dotted.strip().split(".")
     for section in sections:

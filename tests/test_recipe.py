@@ -73,6 +73,16 @@ def test_load_errors_name_the_file(tmp_path: Path) -> None:
     path.write_bytes(b"name = '\xff'")
     with pytest.raises(RecipeError, match="byte 8 is not UTF-8"):
         Recipe.load(path)
+    for value in ("9" * 5000, "[" * 5000 + "]" * 5000):  # for which tomllib has errors of its own
+        path.write_text(f"name = {value}", encoding="utf-8")
+        with pytest.raises(RecipeError, match=r"r\.toml: not TOML: "):
+            Recipe.load(path)
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("\ufeff" + to_toml(Recipe.parse(MINIMAL)).replace("\n", "\r\n"), encoding="utf-8", newline="")
+    assert Recipe.load(path).name == MINIMAL["name"]
 
 
 def test_overrides_take_toml_values_and_bare_text(tmp_path: Path) -> None:
@@ -86,6 +96,11 @@ def test_overrides_take_toml_values_and_bare_text(tmp_path: Path) -> None:
         Recipe.load(path, ["train.step=7"])
     with pytest.raises(RecipeError, match="not a section"):
         Recipe.load(path, ["name.first=7"])
+    with pytest.raises(RecipeError, match="several lines"):
+        Recipe.load(path, ["train.steps=7\nseed=3"])
+    for value in ("9" * 5000, "[" * 5000 + "]" * 5000):
+        with pytest.raises(RecipeError, match=r"train\.steps: "):
+            Recipe.load(path, [f"train.steps={value}"])
 
 
 def test_relative_sources_are_relative_to_the_recipe(tmp_path: Path) -> None:

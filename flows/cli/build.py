@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -222,6 +223,23 @@ def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[Sourc
     return by_flow(recipe.name, store, terminal, flow)
 
 
+def _start_server() -> None:
+    """Start Prefect's embedded server, unless another one is set, so that it outlives Ctrl-C: a terminal sends that
+    to all processes, and the flow would try for minutes to tell a server that is gone that it has ended."""
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    if settings.api.url or not settings.server.ephemeral.enabled:
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
+    try:
+        SubprocessASGIServer().start()  # the one that Prefect would start
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[Any]]) -> Published:
     """Run a flow, with the server of $PREFECT_API_URL if set, else with Prefect embedded in this process.
 
@@ -245,6 +263,7 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
 
     watchers.append(terminal)
     try:
+        _start_server()
         with tags(tag_of(name)):
             state = flow()
     except KeyboardInterrupt:

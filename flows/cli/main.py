@@ -5,6 +5,7 @@ as one line on standard error.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -115,6 +116,8 @@ def main() -> None:
     """Entry point of the console script: print a QalamError, or an error of the disk, as one line; any other exception
     has its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding without Arabic letters, such as ASCII
     try:
         app()
     except QalamError as error:

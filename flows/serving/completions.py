@@ -55,7 +55,7 @@ class Completion(BaseModel):
     top_k: Annotated[int, Field(ge=0)] = 0  # not OpenAI's; 0: all
     n: Annotated[int, Field(ge=1)] = 1
     stream: bool = False
-    stream_options: dict[str, bool] | None = None
+    stream_options: dict[Literal["include_usage"], bool] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
@@ -80,8 +80,11 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, str)) or None
+        found = error.errors()  # of a value that may have several types, one for each
+        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
+        # of several types the rest of the place names one
+        several = sum(each["loc"][:2] == first["loc"][:2] for each in found) > 1
+        place = ".".join(part for part in first["loc"][1 : 2 if several else None] if isinstance(part, str)) or None
         if first["type"] == "extra_forbidden":
             return ApiError(400, f"{printable(place or '')}: not a parameter of completions here", place).response()
         return ApiError(400, f"{printable(place or 'body')}: {printable(first['msg'])}", place).response()
@@ -206,11 +209,11 @@ class _Answer:
         ended = [False] * len(self._choices)
         try:
             while not all(ended):
-                self._raise_errors()
                 for number, choice in enumerate(self._choices):
                     if ended[number]:
                         continue
                     ended[number] = bool(choice.reason)
+                    self._raise_errors()  # here, as a text may fail while the piece of another one is sent
                     begin = shown[number]
                     shown[number] = (len(choice.text), self._settled(choice))
                     if begin != shown[number] or ended[number]:

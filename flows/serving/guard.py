@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ class Guarded:
     def _problem(self, method: str, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
         host = headers.get(b"host", b"").decode("latin-1")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if self._local and name not in ("localhost", "127.0.0.1", "[::1]"):
+        if self._local and not is_local(name.removeprefix("[").removesuffix("]")):
             return ApiError(403, "only requests to localhost are answered: no page reaches this by another name")
         given = headers.get(b"authorization", b"")
         if self._token and path not in ("/healthz", "/") and not hmac.compare_digest(given, b"Bearer " + self._token):
@@ -75,3 +76,11 @@ class Guarded:
                 return b"", self._too_large()
             if not message.get("more_body"):
                 return b"".join(parts), None
+
+
+def is_local(name: str) -> bool:
+    """Whether a host's name or address is this machine's own, whatever a name server says."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"

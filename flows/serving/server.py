@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -11,6 +10,7 @@ from collections.abc import Callable
 import uvicorn
 
 from al_qalam.flows.serving.completions import Limits, application
+from al_qalam.flows.serving.guard import is_local
 from al_qalam.flows.serving.models import Backend, Models
 from qalam_core.errors import QalamError
 
@@ -20,7 +20,7 @@ def run(
     limits: Limits, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM. Raises QalamError."""
-    local = _is_loopback(host)
+    local = is_local(host)
     if not local and not token:
         raise QalamError(
             f"--host {host}: other machines could use the model; set QALAM_SERVE_TOKEN to a secret, or listen on "
@@ -42,13 +42,6 @@ def run(
             signal.signal(ends, lambda *_: None)
         with models.followed():
             uvicorn.Server(config).run([listening])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -232,6 +233,31 @@ def test_a_stopped_build_can_be_resumed(how: signal.Signals, api: str, corpus_fi
     assert 0 < stopped_at < 2000
     metrics = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(metrics[-1])["step"] == stopped_at
+
+
+def test_ctrl_c_in_a_terminal_ends_a_build_without_a_server(processes: None, corpus_file: Path, tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the build, its trainer, and Prefect's embedded server alike."""
+    recipe = write_recipe(tmp_path / "long.toml", corpus_file, train={"steps": 2000})
+    command = ["build", str(recipe), "--store", str(tmp_path / "store")]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *command], env=clean_environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=own_signals, process_group=0,
+    ) as build:  # fmt: skip
+        for _ in range(600):
+            if list((tmp_path / "store").glob("artifacts/train/*.partial/checkpoint-*")):
+                break
+            time.sleep(0.1)
+        os.killpg(build.pid, signal.SIGINT)
+        try:
+            _, errors = build.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(build.pid, signal.SIGKILL)
+            raise
+    assert build.returncode == 130, errors
+    assert "the same command resumes the build" in errors
+    assert "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(build.pid, 0)
 
 
 def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_file: Path, tmp_path: Path) -> None:

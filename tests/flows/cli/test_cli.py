@@ -202,6 +202,13 @@ def test_wheel_and_signature(package: Path, tmp_path: Path) -> None:
     assert "extra.txt" in bad.stderr
 
 
+def test_an_encoding_without_arabic_letters(published: Published) -> None:
+    """As in a terminal without UTF-8: letters are escaped, and nothing fails."""
+    done = qalam_process("generate", published.folder / "model", "يقرأ", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u064a" in done.stdout
+
+
 def test_generate_is_seeded(published: Published) -> None:
     one, two = (qalam("generate", published.folder / "model", "يقرأ", "--seed", 3, "--tokens", 8) for _ in range(2))
     assert one.returncode == 0, one.stderr

@@ -22,7 +22,7 @@ import openai
 import pytest
 
 from al_qalam.flows.serving import models as models_module
-from al_qalam.flows.serving.completions import Limits, application
+from al_qalam.flows.serving.completions import Completion, Limits, _Answer, application
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine
 from al_qalam.flows.serving.models import Backend, Models
 from qalam_core import package as packages
@@ -207,7 +207,9 @@ def test_models_health_and_figures(service: Service) -> None:
         ({"prompt": ["a"] * 5}, 400, "at most 4"),
         ({"n": 5}, 400, "at most 4"),
         ({"stop": ""}, 400, "stop"),
-        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"stop": ["a"] * 5}, 400, "stop: List should have at most 4 items"),
+        ({"prompt": ["a", 1]}, 400, "prompt: "),
+        ({"stream_options": {"include_usge": True}}, 400, "stream_options.include_usge"),
         ({"logprobs": 21}, 400, "logprobs"),
         ({"best_of": 2}, 400, "best_of"),
         ({"suffix": "x"}, 400, "suffix"),
@@ -225,6 +227,38 @@ def test_a_mistake_is_one_line(service: Service, body: dict[str, Any], status: i
     assert message in error["message"]
     assert "\n" not in error["message"]
     assert "\x1b" not in error["message"]
+
+
+def test_requests_to_every_address_of_this_machine_alone_are_answered(built: Built) -> None:
+    async def run() -> None:
+        async with served(built) as http:
+            names = ("localhost:8000", "127.0.0.1", "127.0.0.2:80", "[::1]:8000", "[::1]")
+            for name in names:
+                assert (await http.get("/healthz", headers={"Host": name})).status_code == 200, name
+            for name in ("example.org", "127.0.0.1.example.org", "10.0.0.1", "[::2]:80", "localhost.example.org", ""):
+                assert (await http.get("/healthz", headers={"Host": name})).status_code == 403, name
+
+    asyncio.run(run())
+
+
+def test_a_text_that_fails_while_another_is_sent_is_an_error(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        models = Models(str(built.published.folder / "model"), "", 4, 4)
+        monkeypatch.setattr(models.current().engine, "submit", lambda _: None)
+        asked = Completion(prompt="ال", n=2, stream=True)
+        answer = _Answer(models.current(), asked, Limits(), lambda _: None)
+        answer.begin()
+        one, other = answer._choices
+        one.text, one.reason = "ب", "length"
+        events = answer.events()
+        assert "ب" in await anext(events)
+        other.fail("broken")
+        rest = [event async for event in events]
+        assert len(rest) == 1
+        assert '"message": "broken"' in rest[0]
+        models.current().engine.close()
+
+    asyncio.run(run())
 
 
 def test_garbage_never_breaks_it(service: Service) -> None:
