@@ -23,6 +23,7 @@ def test_a_build_has_the_tag_of_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("QALAM_TEST_SETTING", "set")
     monkeypatch.setattr(build, "embedded", lambda home: {"QALAM_TEST_SETTING": str(home)})
+    monkeypatch.setattr(build, "_start_server", lambda: None)  # Prefect may have read other settings before
     found: list[set[str]] = []
 
     def stopped() -> Any:
