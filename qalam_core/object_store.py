@@ -159,10 +159,9 @@ class ObjectStore(Store):
             return super().manifest(stage, key)
         with suppress(DamagedError):  # or it is not there
             return self._parts.manifest(stage, key)
-        try:
-            return self._manifest(stage, key)[0]
-        except (FileNotFoundError, ValueError):
-            raise self._missing(stage, key) from None
+        if (found := self._manifest(stage, key)) is None:
+            raise self._missing(stage, key)
+        return found[0]
 
     def mark_used(self, artifact: Artifact) -> None:
         """Record that an artifact is in use now, for garbage collection."""
@@ -219,8 +218,10 @@ class ObjectStore(Store):
             except DamagedError:
                 whole = False
             if not whole:
+                if (found := self._manifest(stage, key)) is None:
+                    return None
+                manifest, content = found
                 try:
-                    manifest, content = self._manifest(stage, key)
                     files = _chosen(manifest, names)
                     if not all(self.at_once(copied, files)):
                         return None
@@ -254,13 +255,16 @@ class ObjectStore(Store):
     def _elsewhere(self, stage: str, key: str) -> Artifact | None:
         """An artifact that was not copied, or None where the store has not all of its files. `here` copies what is
         read of it. One that is older than the last `doubt` is copied and read the first time that it is used."""
-        since = time.monotonic()
-        try:
-            manifest, content = self._manifest(stage, key)
-        except (FileNotFoundError, ValueError):
+        since, doubted = time.monotonic(), self.digests.doubted
+        if (there := self._manifest(stage, key)) is None:
             return None
+        manifest, content = there
         version = sha256_bytes(content)
-        if (doubted := self.digests.doubted) and self._objects.meta(_manifest_of(stage, key)).changed < doubted:
+        try:
+            older = doubted > 0 and self._objects.meta(_manifest_of(stage, key)).changed < doubted
+        except FileNotFoundError:  # another machine has just found it damaged
+            return None
+        if older:
             read = self.digests.of(_READ, f"{stage}-{key}", self.place)
             state = State(len(content), 0, 0, version)
             if not read.value(MANIFEST, lambda: state, lambda: self._fetch(stage, key) is not None):
@@ -282,18 +286,20 @@ class ObjectStore(Store):
         home = self.artifact_folder(stage, key)
         return Artifact(stage, key, home, True, time.monotonic() - since).with_manifest(manifest)
 
-    def _manifest(self, stage: str, key: str) -> tuple[Manifest, bytes]:
-        """Raises FileNotFoundError, and ValueError when it is damaged."""
-        content, _ = self._objects.read(_manifest_of(stage, key))
-        return Manifest.model_validate(json_object(content)), content
+    def _manifest(self, stage: str, key: str) -> tuple[Manifest, bytes] | None:
+        """A manifest in the storage, and its content; None where it is missing or damaged."""
+        try:
+            content, _ = self._objects.read(_manifest_of(stage, key))
+            return Manifest.model_validate(json_object(content)), content
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _fetch(self, stage: str, key: str) -> Artifact | None:
         """A copy of an artifact, or None where the store has none that is whole."""
         since, home = time.monotonic(), self.artifact_folder(stage, key)
-        try:
-            manifest, content = self._manifest(stage, key)
-        except (FileNotFoundError, ValueError):
+        if (there := self._manifest(stage, key)) is None:
             return None
+        manifest, content = there
         with self.disk_errors(stage):
             partial = home.with_name(f".{key}.{secrets.token_hex(8)}")
             try:
@@ -599,11 +605,9 @@ class _Manifests(ObjectStore):
         return self._elsewhere(stage, key) or Store._undamaged(self, stage, key)
 
     def _fetch(self, stage: str, key: str) -> Artifact | None:
-        try:
-            manifest, _ = self._manifest(stage, key)
-        except (FileNotFoundError, ValueError):
+        if (there := self._manifest(stage, key)) is None:
             return None
-        return Artifact(stage, key, self.artifact_folder(stage, key), True).with_manifest(manifest)
+        return Artifact(stage, key, self.artifact_folder(stage, key), True).with_manifest(there[0])
 
     def run_file(self, run: str, name: str = "") -> Path:
         """A file of a run, of which a copy is made; or its folder, of which none is."""

@@ -137,7 +137,7 @@ def filter_batch(batch: pa.RecordBatch, settings: FilterSettings, excluded: Excl
     """Normalise documents, and decide which to reject for their own text; duplicates are found later, in order."""
     read, slices = batch.column("text"), batch.column("source")
     texts, outcomes = repair_array(read)
-    if not settings.repair:  # what could be repaired is counted alone
+    if not settings.repair:  # damage is only counted
         texts, outcomes = read, np.where(outcomes == "", "", "not").astype(np.object_)
     texts = normalise_array(texts, settings.normalisation)
     spelled, masked = texts, np.zeros(len(texts), np.bool_)
