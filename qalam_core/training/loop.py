@@ -54,7 +54,7 @@ def _diverged(out: Path, what: str) -> TrainingError:
 def _build(spec: Spec, world: World, device: torch.device) -> Training:
     settings = spec.settings
     torch.set_num_threads(settings.optimisation.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(), which imports the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(settings.seed)

@@ -83,6 +83,7 @@ class Objective(nn.Module):
         self._chunk: Chunk = _chunk
         self._features: Callable[[Tensor], Tensor] = model.features
         if compiled != "off":
+            torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler
             self._chunk = torch.compile(_chunk, dynamic=False)
             self._features = torch.compile(model.features, dynamic=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -29,6 +30,18 @@ def learning_rate(settings: Optimisation, number: int) -> float:
     return settings.learning_rate * (settings.final + (1 - settings.final) * left)
 
 
+# torch's optimizers without the wrappers that keep their methods out of a compiled graph, and import the compiler for
+# that, a second of every training; only the model is compiled here
+class _AdamW(torch.optim.AdamW):
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class _Muon(torch.optim.Muon):
+    add_param_group = inspect.unwrap(torch.optim.Muon.add_param_group)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Muon.step))
+
+
 class Optimizers:
     """AdamW, or Muon for 2-D block weights and AdamW for the rest; vectors have no weight decay."""
 
@@ -44,7 +57,7 @@ class Optimizers:
             matrices = [p for p in matrices if all(p is not other for other in hidden)]
             # updates are scaled to AdamW's, so that both can use one learning rate and weight decay
             scaled, decay = "match_rms_adamw", settings.weight_decay
-            muon = torch.optim.Muon(hidden, lr=settings.learning_rate, weight_decay=decay, adjust_lr_fn=scaled)
+            muon = _Muon(hidden, lr=settings.learning_rate, weight_decay=decay, adjust_lr_fn=scaled)
             self.all.append(muon)
         tables = [p for name, p in named if name in ("embedding.weight", "lm_head.weight")]
         matrices = [p for p in matrices if all(p is not table for table in tables)]
@@ -54,12 +67,12 @@ class Optimizers:
             {"params": vectors, "weight_decay": 0.0, "times": 1.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.all.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True))
+        self.all.append(_AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True))
 
     def zero_grad(self) -> None:
         """Delete the gradients."""
-        for optimizer in self.all:
-            optimizer.zero_grad(set_to_none=True)
+        for _, parameter in self._named:
+            parameter.grad = None
 
     def step(self, number: int) -> None:
         """Update the weights, at the learning rate of step `number`."""

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,15 @@ def test_a_run_leaves_weights_metrics_and_a_result(uninterrupted: Path) -> None:
     assert result["validation_loss"] == lines[-1]["validation_loss"]
 
 
-def test_two_runs_give_the_same_bits(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
-    finish(spec(tmp_path / "again", cyclic, DROPOUT))
+def test_two_runs_give_the_same_bits_and_import_no_compiler(uninterrupted: Path, cyclic: Path, tmp_path: Path) -> None:
+    file = spec(tmp_path / "again", cyclic, DROPOUT)
+    command = [sys.executable, "-X", "importtime", "-m", "qalam_core.training", str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        imported = set(process.stderr.read().decode().split())
+    assert process.returncode == 0
+    assert "torch.optim" in imported
+    assert not {"torch._dynamo", "torch._inductor", "sympy"} & imported
     assert sha256_file(tmp_path / "again" / "model.safetensors") == sha256_file(uninterrupted / "model.safetensors")
 
 
