@@ -95,7 +95,7 @@ class Source(Frozen):
         description="what tells that an object at a URL is as it was: content, which is read for that, or its version "
         "(ETag) and size",
     )
-    filters: Filters | Literal[""] = Field("", description="rules for its documents; the corpus's filters when empty")
+    filters: Literal["", Filters] = Field("", description="rules for its documents; the corpus's filters when empty")
     weight: Annotated[float, Field(gt=0, le=20)] = Field(
         1.0, description="how often its text is read in one pass of training: 2 twice, 0.5 half of it in each"
     )
@@ -478,9 +478,16 @@ class Recipe(Frozen):
     def parse(cls, data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """Validate a mapping. Raises RecipeError, with `where` at the beginning of its message."""
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(_with_tuples(data), strict=True)  # true is no number, and "1" neither
         except ValidationError as error:
             raise RecipeError(f"{where}: {explain(error, cls)}") from None
+
+
+def _with_tuples(value: Any) -> Any:
+    """A mapping whose lists are tuples, as they are in a recipe."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(each) for key, each in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _anchored(corpus: Corpus, folder: Path) -> Corpus:

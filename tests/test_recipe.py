@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,33 @@ def test_a_wrong_value_is_named_in_one_line(change: dict[str, Any], message: str
         Recipe.parse({**MINIMAL, **change}, "r")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def _single_values(data: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _single_values(value, (*place, key))
+        elif isinstance(value, bool | int | float | str):
+            yield (*place, key), value
+
+
+def test_a_value_of_another_type_is_refused_wherever_it_stands() -> None:
+    whole = Recipe.parse({**MINIMAL, "tests": [{"path": "a.jsonl"}]}).canonical()
+    assert Recipe.parse(whole).canonical() == whole
+    found = [*_single_values(whole), *_single_values(whole["corpus"]["sources"][0], ("corpus", "sources", "0"))]
+    assert len(found) > 80
+    for place, value in found:
+        others = {bool: (0, 1, "true"), int: (True, "1", 1.5), float: (True, "0.5"), str: (1, True)}[type(value)]
+        for other in others:
+            if place == ("tokenizer", "vocab_size") and other == "auto":
+                continue
+            changed = json.loads(json.dumps(whole))
+            part = changed
+            for step in place[:-1]:
+                part = part[int(step)] if step.isdigit() else part[step]
+            part[place[-1]] = other
+            with pytest.raises(RecipeError, match=rf"^r: {re.escape('.'.join(place))}: "):
+                Recipe.parse(changed, "r")
 
 
 def test_a_missing_section_is_named() -> None:
