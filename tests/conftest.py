@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import settings
 
+from qalam_core.evaluation.results import Check, Comparison, Verdict
 from qalam_core.files import try_lock
 from qalam_core.pipeline.build import STAGES, build
 from qalam_core.pipeline.fold import Fold
@@ -138,6 +139,13 @@ PLACES = [
     "بعد الظهر",
     "قبل الفجر",
 ]
+
+
+def judged(*failed: str, comparison: Comparison | None = None) -> Verdict:
+    """A verdict in which these checks failed; with none of them it passed."""
+    checks = [Check(name=name, value=1.0, limit=0.0, passed=False, message=f"{name}.") for name in failed]
+    passed = Check(name="unigram", value=0.0, limit=1.0, passed=True, message="unigram.")
+    return Verdict(passed=not failed, checks=tuple(checks) or (passed,), comparison=comparison)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

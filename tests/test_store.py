@@ -25,14 +25,14 @@ from hypothesis import strategies as st
 
 from qalam_core.digests import READ_ALL, State
 from qalam_core.errors import StoreError
-from qalam_core.evaluation.results import Check, Verdict
+from qalam_core.evaluation.results import Verdict
 from qalam_core.files import files_below, replace_file, sha256_bytes, sha256_file
 from qalam_core.package.write import replace_card
 from qalam_core.progress import Progress
 from qalam_core.recipe import Frozen
 from qalam_core.runs import Runs, exceptions, model_digest
 from qalam_core.store import Artifact, Identity, Store, delete_folder
-from tests.conftest import Built, examples
+from tests.conftest import Built, examples, judged
 from tests.failing_disk import READS, WRITES, broken, tree
 
 
@@ -484,11 +484,6 @@ def offer(runs: Runs, run: str, incumbent: str | None = None) -> str:
     return runs.offer("demo", run, "t")
 
 
-def failing(*names: str) -> Verdict:
-    checks = tuple(Check(name=name, value=1.0, limit=0.0, passed=False, message=f"{name}.") for name in names)
-    return Verdict(passed=False, checks=checks)
-
-
 def test_a_run_is_published_once(runs: Runs, built: Built) -> None:
     run = publish(runs, built, "a1")
     assert run == "demo-a10000000000"
@@ -673,7 +668,7 @@ def test_what_was_undone_holds_after_any_history(
 def test_failed_checks_need_exceptions(
     failed: tuple[str, ...], needed: dict[str, str], runs: Runs, built: Built
 ) -> None:
-    verdict = failing(*failed) if failed else Verdict(passed=True, checks=())
+    verdict = judged(*failed)
     assert runs.exceptions(publish(runs, built, "a", verdict=verdict)) == needed
 
 
@@ -683,7 +678,7 @@ def test_a_refusal_without_a_check_is_a_refusal() -> None:
 
 def test_accepted_exceptions_are_of_the_model(runs: Runs, built: Built) -> None:
     """A later run of it, which passed, does not hide them; nor does a later promotion without one."""
-    refused = publish(runs, built, "a", model="m", verdict=failing("unigram"))
+    refused = publish(runs, built, "a", model="m", verdict=judged("unigram"))
     assert runs.accepted(refused) == ("the gate did not pass it, and nobody promoted it",)
     promote(runs, refused, why="better on poetry", accepted=("refused",))
     other, passed = publish(runs, built, "b"), publish(runs, built, "c", model="m")

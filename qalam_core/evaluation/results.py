@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qalam_core.evaluation.model_tests.outcomes import Outcomes
 from qalam_core.recipe import Frozen
@@ -277,6 +277,12 @@ class Verdict(Frozen):
     passed: bool
     checks: tuple[Check, ...]
     comparison: Comparison | None = None
+
+    @model_validator(mode="after")
+    def _passed_by_its_checks(self) -> Verdict:
+        if self.passed and not (self.checks and all(check.passed for check in self.checks)):
+            raise ValueError("passed, although a check failed, or there is none")
+        return self
 
     def failed(self) -> list[str]:
         """The names of the checks that failed."""

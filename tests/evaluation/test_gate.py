@@ -6,11 +6,13 @@ import math
 import re
 
 import pytest
+from pydantic import ValidationError
 
 from qalam_core.evaluation.comparison import Champion
 from qalam_core.evaluation.gate import decide
 from qalam_core.evaluation.results import Budgets, Check, Report, Verdict
 from qalam_core.recipe import Requirements
+from tests.conftest import judged
 from tests.evaluation.small_report import BUDGETS, report
 
 
@@ -25,6 +27,12 @@ def test_a_sound_model_passes() -> None:
     assert verdict.reasons() == []
     assert len({check.name for check in verdict.checks}) == len(verdict.checks)
     assert all(check.message.endswith(".") for check in verdict.checks)
+
+
+@pytest.mark.parametrize("checks", [(), judged("unigram").checks, (*judged().checks, *judged("unigram").checks)])
+def test_no_verdict_passes_without_its_checks(checks: tuple[Check, ...]) -> None:
+    with pytest.raises(ValidationError, match="a check failed, or there is none"):
+        Verdict(passed=True, checks=checks)
 
 
 FAULTS: dict[str, tuple[Report, Budgets, str, str]] = {

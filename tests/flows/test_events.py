@@ -17,11 +17,10 @@ from al_qalam.flows.cli import build as cli
 from al_qalam.flows.serving.watch import watch
 from al_qalam.tasks import events
 from qalam_core.errors import QalamError
-from qalam_core.evaluation.results import Check, Verdict
 from qalam_core.pipeline.publish import Published
 from qalam_core.runs import Proposal
 from qalam_core.store import Store
-from tests.conftest import Built, sentences, tiny_recipe
+from tests.conftest import Built, judged, sentences, tiny_recipe
 
 
 class Server:
@@ -59,8 +58,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def outcome(built: Built, *failed: str, promoted: bool = False, held: str = "") -> Published:
-    checks = tuple(Check(name=name, value=1.0, limit=0.0, passed=False, message=f"{name}!") for name in failed)
-    record = built.published.record.model_copy(update={"verdict": Verdict(passed=not failed, checks=checks)})
+    record = built.published.record.model_copy(update={"verdict": judged(*failed)})
     return replace(built.published, record=record, promoted=promoted, champion=promoted, held=held)
 
 
@@ -82,7 +80,7 @@ def outbox(store: Store) -> list[dict[str, Any]]:
             ("gate settings", "yardstick"), False, "", events.WAITING,
             "waits for a person (qalam promote RUN --accept-looser-gate --accept-new-yardstick --why REASON): gate",
         ),
-        (("yardstick", "champion"), False, "", events.GATE_REFUSED, "the gate refused: yardstick! champion!"),
+        (("yardstick", "champion"), False, "", events.GATE_REFUSED, "the gate refused: yardstick. champion."),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("server")

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from qalam_core.errors import CorpusError, StoreError
-from qalam_core.evaluation.results import Verdict
 from qalam_core.files import replace_file
 from qalam_core.pipeline.audit import Reproduction, Row, reproduce
 from qalam_core.pipeline.build import STAGES, build
@@ -23,7 +22,7 @@ from qalam_core.pipeline.prepare import Documents
 from qalam_core.recipe import Recipe
 from qalam_core.runs import Promotion, Runs, TrainFacts
 from qalam_core.store import Store
-from tests.conftest import tiny_recipe, write_corpus
+from tests.conftest import judged, tiny_recipe, write_corpus
 
 DAY = 24 * 3600.0
 
@@ -392,7 +391,7 @@ def test_rollback_skips_a_deleted_run(mine: Store, lineage: Lineage) -> None:
 def test_a_rolled_back_night_does_not_return_the_next_night(mine: Store, lineage: Lineage, rolled_back: bool) -> None:
     """Its text is still there, so that the next night builds the same model again, and it passes again."""
     runs, (*_, third, fourth) = Runs(mine), lineage.runs
-    passed = runs.record(fourth).model_copy(update={"verdict": Verdict(passed=True, checks=())})
+    passed = runs.record(fourth).model_copy(update={"verdict": judged()})
     (runs.folder(fourth) / "run.json").write_bytes(passed.to_json())
     if rolled_back:
         runs.rollback("tiny", "2030-05-06", "wrong dates", "amal")

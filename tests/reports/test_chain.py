@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from qalam_core.evaluation.results import Bits, Compared, Comparison, Interval, Report, Verdict
+from qalam_core.evaluation.results import Bits, Compared, Comparison, Interval, Report
 from qalam_core.recipe import Recipe
 from qalam_core.reports.chain import SHOWN, Chain, chain_of, drift_text
 from qalam_core.reports.page import page
 from qalam_core.runs import Ancestor, Built, Runs, SeenFacts
 from qalam_core.store import Store
+from tests.conftest import judged
 from tests.reports.small_reports import recipe, record, report
 
 SEEN = SeenFacts(own={"a": 1}, lineage={"a": 1}, gone={})
@@ -43,7 +44,7 @@ class Nights:
         recipe: Recipe | None = None, **changes: object,
     ) -> str:  # fmt: skip
         run, self.count = run or f"demo-{self.count:06}", self.count + 1
-        made = record(Verdict(passed=champion, checks=(), comparison=comparison), report(), SEEN).model_copy(
+        made = record(judged(*(() if champion else ("unigram",)), comparison=comparison), report(), SEEN).model_copy(
             update={
                 "created": f"2026-11-27T00:{self.count // 60:02}:{self.count % 60:02}+00:00",
                 "recipe": recipe or self.recipe,

@@ -8,20 +8,20 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from qalam_core.display import printable
-from qalam_core.evaluation.results import Bits, Check, Verdict
+from qalam_core.evaluation.results import Bits
 from qalam_core.reports import plots
 from qalam_core.reports.history import history_page
 from qalam_core.runs import Name, Promotion, Summary
+from tests.conftest import judged
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def summary(day: float, bits: float, *failed: str) -> Summary:
-    checks = tuple(Check(name=name, value=1.0, limit=0.0, passed=False, message="m") for name in failed)
     return Summary(
         created=START + timedelta(days=day),
         recipe=Name(name="demo"),
-        verdict=Verdict(passed=not failed, checks=checks),
+        verdict=judged(*failed),
         bits_per_byte=Bits(model=bits, unigram=2.0, ngram=2.0, characters=2.0),
         package_mb=1.0,
         parameters=9,

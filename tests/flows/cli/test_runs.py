@@ -12,12 +12,12 @@ import pytest
 from rich.cells import cell_len
 
 from al_qalam.flows.cli.terminal import out
-from qalam_core.evaluation.results import Check, Compared, Comparison, Interval, Verdict
+from qalam_core.evaluation.results import Compared, Comparison, Interval
 from qalam_core.pipeline.build import build
 from qalam_core.pipeline.publish import Published
 from qalam_core.runs import Runs
 from qalam_core.store import Store
-from tests.conftest import Built, tiny_recipe, write_corpus
+from tests.conftest import Built, judged, tiny_recipe, write_corpus
 from tests.flows.cli.command import qalam
 
 
@@ -113,9 +113,7 @@ def with_checks(mine: Built, *failed: str) -> str:
     """A run beside the champion, with another model, whose verdict has these failed checks."""
     runs, run = mine.runs, "tiny-0123456789ab"
     shutil.copytree(mine.published.folder, mine.published.folder.with_name(run))
-    checks = tuple(Check(name=name, value=1.0, limit=0.0, passed=False, message=f"{name}.") for name in failed)
-    verdict = Verdict(passed=not failed, checks=checks)
-    record = runs.record(run).model_copy(update={"verdict": verdict, "files": {}})
+    record = runs.record(run).model_copy(update={"verdict": judged(*failed), "files": {}})
     (runs.folder(run) / "run.json").write_bytes(record.to_json())
     manifest = runs.folder(run) / "model" / "manifest.json"
     content = json.loads(manifest.read_text(encoding="utf-8"))
