@@ -14,10 +14,10 @@ from httpx import URL, HTTPError
 from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from al_qalam.tasks.links import report_link, review_link
+from al_qalam.tasks.policy import server
 from qalam_core.display import printable
 from qalam_core.errors import QalamError
 from qalam_core.files import replace_file
@@ -101,7 +101,7 @@ def corpus_updated(name: str, files: list[str]) -> None:
 
 def server_address() -> str:
     """The address of the server's API, without a password; "" for a build without a server."""
-    url = get_current_settings().api.url
+    url = server()
     return str(URL(url).copy_with(userinfo=b"")) if url else ""
 
 

@@ -37,6 +37,16 @@ SLOT_SECONDS = 60
 """Lease of a training slot: a slot whose holder was killed is freed after this time. Prefect's minimum."""
 
 
+PRIVATE = "QALAM_PRIVATE_SERVER"
+"""Environment variable: the address of the server that a build has started for itself, as its settings name none."""
+
+
+def server() -> str:
+    """The address of the API of a server that others see too; "" for a build without one."""
+    url = get_current_settings().api.url
+    return url if url and url != os.environ.get(PRIVATE) else ""
+
+
 def tag_of(recipe: str) -> str:
     """The tag of every run of the recipe with this name."""
     return f"recipe:{recipe}"
@@ -68,7 +78,7 @@ def training_slot() -> Iterator[None]:
     Without a server only the store's locks apply. On a server without this limit training is not restricted, and
     Prefect logs that in the run. A training continues while the server is unavailable.
     """
-    if not get_current_settings().api.url:
+    if not server():
         yield
         return
     slot = concurrency(TRAINING_SLOTS, occupy=1, lease_duration=SLOT_SECONDS, raise_on_lease_renewal_failure=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from al_qalam.flows.cli.options import RecipeArgument, SetOption, StoreOption, V
 from al_qalam.flows.cli.terminal import Bars, bars, err, out, plan_table, print_json, reused, summary
 from al_qalam.flows.recipes import included_recipe, recipe_path
 from al_qalam.flows.serving.database import usable_home
-from al_qalam.flows.serving.prefect_env import embedded, server_may_be_configured
+from al_qalam.flows.serving.prefect_env import private_settings, server_may_be_configured
 from qalam_core.errors import QalamError, RecipeError, StoreError
 from qalam_core.object_store import store_at
 from qalam_core.recipe import Recipe, Source, to_toml
@@ -223,25 +223,8 @@ def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[Sourc
     return by_flow(recipe.name, store, terminal, flow)
 
 
-def _start_server() -> None:
-    """Start Prefect's embedded server, unless another one is set, so that it outlives Ctrl-C: a terminal sends that
-    to all processes, and the flow would try for minutes to tell a server that is gone that it has ended."""
-    from prefect.settings import get_current_settings
-
-    settings = get_current_settings()
-    if settings.api.url or not settings.server.ephemeral.enabled:
-        return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
-    try:
-        SubprocessASGIServer().start()  # the one that Prefect would start
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[Any]]) -> Published:
-    """Run a flow, with the server of $PREFECT_API_URL if set, else with Prefect embedded in this process.
+    """Run a flow, with the server that Prefect's settings name, else with one that ends with the build.
 
     `flow` imports Prefect, which takes seconds; `name` is that of the recipe.
     """
@@ -251,10 +234,12 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
         home, replaced = usable_home(home)
         if replaced:
             log.warning("%s", replaced)
-    for setting, value in embedded(home).items():  # before Prefect is imported; the user's settings are kept
+    for setting, value in private_settings(home).items():  # before Prefect is imported; the user's settings are kept
         os.environ.setdefault(setting, value)
     from httpx import HTTPError
     from prefect import tags
+
+    from al_qalam.flows.serving.private_server import ServerError, private_server
 
     # reads the settings above
     from al_qalam.tasks.outcome import RefusedError
@@ -263,13 +248,12 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
 
     watchers.append(terminal)
     try:
-        _start_server()
-        with tags(tag_of(name)):
+        with private_server(lambda: import_module("al_qalam.flows.build_model")), tags(tag_of(name)):
             state = flow()
     except KeyboardInterrupt:
         err.print("stopped; what is finished is kept, and the same command resumes the build")
         raise typer.Exit(130) from None
-    except (RuntimeError, HTTPError) as error:
+    except (RuntimeError, HTTPError, ServerError) as error:
         _need_space(store)
         raise _prefect_failed(error, home) from None
     finally:
@@ -297,18 +281,19 @@ def _prefect_failed(error: Exception, home: Path) -> Exception:
     from al_qalam.tasks.events import server_address
 
     url = server_address()
-    if str(error).startswith("Failed to reach API"):  # Prefect has no class for it
+    unreachable = str(error).startswith("Failed to reach API")  # Prefect has no class for it
+    if url and unreachable:
         return QalamError(
             f"no Prefect server responds at {url}; start it, or build without one: unset PREFECT_API_URL, and "
             "remove the address from Prefect's settings in this folder"
         )
-    if isinstance(error, RuntimeError) and "ephemeral Prefect API server" not in str(error):
+    if isinstance(error, RuntimeError) and not unreachable:
         return error
     what = " ".join(str(error).split("\n")[0].split())
     if url:
         return QalamError(f"the Prefect server at {url} failed: {what}; run the same command again to continue")
     return StoreError(
-        f"Prefect, which runs in this build, failed: {what}; delete {home}, then run the same command again to continue"
+        f"the Prefect server of this build failed: {what}; delete {home}, then run the same command again to continue"
     )
 
 

@@ -114,5 +114,5 @@ def _rename(database: Path) -> Path:
 def _temporary() -> Path:
     """A folder that is deleted when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="qalam-prefect-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # before Prefect's own: its server has stopped then
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # registered before the server's end, so later than that
     return folder

@@ -1,4 +1,4 @@
-"""Prefect's settings as environment variables: for an embedded build, for a server, and for its clients.
+"""Prefect's settings as environment variables: for a build without a server, for a server, and for its clients.
 This module must not import Prefect, which reads its settings when it is imported.
 """
 
@@ -21,7 +21,7 @@ CALLER = {
 """For every client of a server; a worker passes them on to its runs."""
 
 _RECORDER = {
-    # without batches a server falls behind mapped tasks, and an embedded one exits before it has recorded them
+    # without batches a server falls behind mapped tasks, and a build's own one exits before it has recorded them
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     # in whole seconds: Prefect truncates, and with 0 its server uses a full core
@@ -46,14 +46,13 @@ def server_may_be_configured() -> bool:
     )
 
 
-def embedded(home: Path) -> dict[str, str]:
-    """For a build without a server: Prefect runs in the build's process, with its database in the folder `home`."""
+def private_settings(home: Path) -> dict[str, str]:
+    """For a build without a server, which has one of its own with its database in the folder `home`."""
     return {
         **CALLER,
         **_RECORDER,
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # on a cold and busy machine
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line prints; the API still records INFO
     }
 

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from al_qalam.flows.serving.prefect_env import LOCAL_SERVER
@@ -235,8 +236,19 @@ def test_a_stopped_build_can_be_resumed(how: signal.Signals, api: str, corpus_fi
     assert json.loads(metrics[-1])["step"] == stopped_at
 
 
-def test_ctrl_c_in_a_terminal_ends_a_build_without_a_server(processes: None, corpus_file: Path, tmp_path: Path) -> None:
-    """A terminal sends SIGINT to the build, its trainer, and Prefect's embedded server alike."""
+def test_a_server_that_does_not_start_is_one_line(processes: None, corpus_file: Path, tmp_path: Path) -> None:
+    recipe, database = write_recipe(tmp_path / "a.toml", corpus_file), f"sqlite+aiosqlite:///{tmp_path}/none/prefect.db"
+    done = qalam("build", recipe, "--store", tmp_path / "store", PREFECT_API_DATABASE_CONNECTION_URL=database)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1), done.stderr
+    assert re.search("it did not start: .*unable to open database file; delete .*/prefect, then", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_of_a_build_without_a_server(
+    how: signal.Signals, processes: None, corpus_file: Path, tmp_path: Path
+) -> None:
+    """A terminal sends SIGINT to the build and its trainer alike; its server is in a session of its own."""
     recipe = write_recipe(tmp_path / "long.toml", corpus_file, train={"steps": 2000})
     command = ["build", str(recipe), "--store", str(tmp_path / "store")]
     with subprocess.Popen(
@@ -247,17 +259,23 @@ def test_ctrl_c_in_a_terminal_ends_a_build_without_a_server(processes: None, cor
             if list((tmp_path / "store").glob("artifacts/train/*.partial/checkpoint-*")):
                 break
             time.sleep(0.1)
-        os.killpg(build.pid, signal.SIGINT)
+        of_build = psutil.Process(build.pid).children(recursive=True)
+        assert any("al_qalam.flows.serving.private_server" in each.cmdline() for each in of_build)
+        os.killpg(build.pid, how)
         try:
             _, errors = build.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             os.killpg(build.pid, signal.SIGKILL)
             raise
-    assert build.returncode == 130, errors
-    assert "the same command resumes the build" in errors
+        finally:
+            _, left = psutil.wait_procs(of_build, timeout=20)
+            for each in left:
+                each.kill()
+    assert not left
     assert "Traceback" not in errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(build.pid, 0)
+    if how is signal.SIGINT:
+        assert build.returncode == 130, errors
+        assert "the same command resumes the build" in errors
 
 
 def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import typer
 
 from al_qalam.flows.cli import build
+from al_qalam.flows.serving import private_server
 from al_qalam.tasks.policy import tag_of
 from qalam_core.errors import StoreError
 from qalam_core.store import Store
@@ -22,8 +24,9 @@ def test_a_build_has_the_tag_of_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("QALAM_TEST_SETTING", "set")
-    monkeypatch.setattr(build, "embedded", lambda home: {"QALAM_TEST_SETTING": str(home)})
-    monkeypatch.setattr(build, "_start_server", lambda: None)  # Prefect may have read other settings before
+    monkeypatch.setattr(build, "private_settings", lambda home: {"QALAM_TEST_SETTING": str(home)})
+    # Prefect may have read other settings before
+    monkeypatch.setattr(private_server, "private_server", lambda _: nullcontext())
     found: list[set[str]] = []
 
     def stopped() -> Any:

@@ -20,6 +20,7 @@ from typer.main import get_command
 from al_qalam.flows.cli import build as build_commands
 from al_qalam.flows.cli.main import GROUPS, app
 from al_qalam.flows.cli.terminal import bars
+from al_qalam.flows.serving.private_server import ServerError
 from qalam_core.corpus.sources import SourceFile, resolve
 from qalam_core.digests import State
 from qalam_core.errors import CorpusError, QalamError
@@ -518,17 +519,18 @@ def test_a_build_looks_for_its_sources_once(tmp_path: Path, monkeypatch: pytest.
     ("error", "message"),
     [
         (
-            "Timed out while attempting to connect to ephemeral Prefect API server.\nmore",
-            "this build, failed: Timed out",
+            ServerError("it did not start: no such table\nmore"),
+            "of this build failed: it did not start: no such table",
         ),
-        ("a bug", "a bug"),
+        (RuntimeError("Failed to reach API at http://127.0.0.1:9/api/"), "of this build failed: Failed to reach API"),
+        (RuntimeError("a bug"), "a bug"),
     ],
 )
-def test_errors_of_prefect_are_one_line(error: str, message: str, tmp_path: Path) -> None:
-    shown = build_commands._prefect_failed(RuntimeError(error), tmp_path)
+def test_errors_of_prefect_are_one_line(error: Exception, message: str, tmp_path: Path) -> None:
+    shown = build_commands._prefect_failed(error, tmp_path)
     assert message in str(shown)
     assert "\n" not in str(shown)
-    assert (f"delete {tmp_path}" in str(shown)) == isinstance(shown, QalamError) == (error != "a bug")
+    assert (f"delete {tmp_path}" in str(shown)) == isinstance(shown, QalamError) == (shown is not error)
 
 
 def test_a_full_disk_is_one_line_before_prefect_starts(
