@@ -21,7 +21,16 @@ from qalam_core.runs import Runs
 from qalam_core.store import Store
 from tests import GOLDEN, ROOT
 from tests.conftest import COLD
-from tests.flows.processes import call, clean_environment, own_signals, qalam, said_once, users_packages, write_recipe
+from tests.flows.processes import (
+    call,
+    clean_environment,
+    own_signals,
+    prepared,
+    qalam,
+    said_once,
+    users_packages,
+    write_recipe,
+)
 
 DAG = GOLDEN / "dag.txt"
 
@@ -246,9 +255,10 @@ def test_a_server_that_does_not_start_is_one_line(processes: None, corpus_file: 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_of_a_build_without_a_server(
-    how: signal.Signals, processes: None, corpus_file: Path, tmp_path: Path
+    how: signal.Signals, database: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     """A terminal sends SIGINT to the build and its trainer alike; its server is in a session of its own."""
+    prepared(tmp_path / "store" / "prefect", database)
     recipe = write_recipe(tmp_path / "long.toml", corpus_file, train={"steps": 2000})
     command = ["build", str(recipe), "--store", str(tmp_path / "store")]
     with subprocess.Popen(
