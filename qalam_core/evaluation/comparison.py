@@ -10,8 +10,9 @@ Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979), for slices
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -195,13 +196,20 @@ def compare(
         overall=overall, sources=parts, measured_again=again, level=rounded((champion.level or 1.0) * estimated.ratio),
         levels=dict(islice(champion.levels.items(), MAX_ANCHORS)),
     )  # fmt: skip
+    before = [(anchor.level, _on_common_documents(report, anchor)) for anchor in anchors]  # their reports are large
     checks = [
         yardstick,
         _champion(overall, gate, again),
-        *_earlier(report, champion, anchors, estimated, gate),
-        _worse_slices(report, champion.report, paired, [] if again else vanished, gate),
+        *_earlier(champion, before, estimated, gate),
+        _worse_slices(report, champion.report, paired, [pair for _, pair in before if pair], again, vanished, gate),
     ]
     return comparison, checks
+
+
+def _on_common_documents(report: Report, anchor: Anchor) -> _Paired | None:
+    """The model and an earlier champion, or None where too few documents were measured with both."""
+    shared = _shared(report, anchor.report) if anchor.report else None
+    return shared if shared and effective(shared.size) >= MIN_EFFECTIVE and np.isfinite(shared.theirs).all() else None
 
 
 def _measured_again(report: Report, champion: Champion) -> tuple[_Paired | None, str]:
@@ -294,7 +302,7 @@ def _champion(found: Compared, gate: Requirements, again: bool) -> Check:
 
 
 def _earlier(
-    report: Report, champion: Champion, anchors: Iterable[Anchor], estimated: Estimate, gate: Requirements
+    champion: Champion, before: Sequence[tuple[float | None, _Paired | None]], estimated: Estimate, gate: Requirements
 ) -> list[Check]:
     """Not worse than the better quarter of all champions either, so that small losses do not add up.
 
@@ -303,20 +311,18 @@ def _earlier(
     shows a smaller loss than one model does.
     """
     change, high = _log(estimated), _ends(estimated, gate.confidence)[1]
-    changes, highs, linked, total, level = [change], [high], 0, 0, champion.level
-    for anchor in anchors:
-        total += 1
-        shared = _shared(report, anchor.report) if anchor.report else None
-        if shared and effective(shared.size) >= MIN_EFFECTIVE and np.isfinite(shared.theirs).all():
+    changes, highs, linked, total, level = [change], [high], 0, len(before), champion.level
+    for theirs, shared in before:
+        if shared:
             found = shared.estimate(shared.everything, gate.seed_sd)
             changes.append(_log(found))
             highs.append(_ends(found, gate.confidence)[1])
         elif level is not None:
-            gap = level / (anchor.level or 1.0)
+            gap = level / (theirs or 1.0)
             changes.append(change + math.log(gap))
             highs.append((1 + high) * gap - 1)
             linked += 1
-        if anchor.level is None:
+        if theirs is None:
             level = None  # those before it were measured by another yardstick
     if not total:
         return []
@@ -340,36 +346,56 @@ def _earlier(
 
 
 def _worse_slices(
-    report: Report, champion: Report, paired: _Paired, vanished: Sequence[str], gate: Requirements
-) -> Check:
-    """Fails for a source that is surely worse, as both reports divide the documents, or that is gone."""
-    limit = gate.slice_tolerance
+    report: Report, champion: Report, paired: _Paired, before: Sequence[_Paired], again: bool, vanished: Sequence[str],
+    gate: Requirements,
+) -> Check:  # fmt: skip
+    """Fails for a source that is surely worse, as both reports divide the documents, or that is gone. Surely worse than
+    the champion, or than a quarter of all champions: small losses of one source would add up unseen in the whole."""
+    limit, parts = gate.slice_tolerance, _divided(report, champion)
+    tested = list[tuple[float, str, Callable[[], str]]]()
+
+    def test(name: str, probability: float, said: Callable[[], str]) -> None:
+        if math.isfinite(probability):
+            tested.append((probability, name, said))
+
+    def change(mask: Flags) -> str:
+        found = paired.compared(mask, gate).change
+        return f"({found.low:+.2%} to {found.high:+.2%} on {int(mask.sum())} documents)"
+
+    for name, mask in parts:
+        each = [pair.estimate(mask[pair.here], gate.seed_sd).probability_above(1 + limit) for pair in (paired, *before)]
+        test(name, each[0], partial(change, mask[paired.here]))
+        finite = [probability for probability in each if math.isfinite(probability)]
+        if len(finite) >= RECENT:
+            test(name, float(np.quantile(finite, 1 - QUARTILE)), lambda: "than a quarter of the champions so far")
+    worse = dict[str, str]()
+    for rank, (probability, name, said) in enumerate(sorted(tested, key=lambda row: row[0])):
+        if probability > (1 - gate.confidence) / (len(tested) - rank):
+            break
+        worse.setdefault(name, said())
+    shown = ", ".join(f'"{name}" {said}' for name, said in worse.items())
+    faults = [f"The model is surely worse by more than {limit:.0%} on {shown}."] if worse else []
+    gone = [] if again else vanished
+    if gone:
+        faults.append(f"The champion's slice {_quoted(gone)} is not in the test split, by text or name.")
+    count = len({name for _, name, _ in tested})
+    message = f"Of {count} slices, none is surely worse than the champions by more than {limit:.0%}."
+    return Check(
+        name="slices", value=float(len(worse) + len(gone)), limit=0.0, passed=not faults,
+        message=" ".join(faults) or message,
+    )  # fmt: skip
+
+
+def _divided(report: Report, champion: Report) -> list[tuple[str, Flags]]:
+    """The slices of the model's test documents, as either report divides them, each once."""
     places = {digest: place for place, digest in enumerate(champion.document_digests)}
-    there = np.array([places.get(report.document_digests[n], -1) for n in paired.here.tolist()], np.int64)
+    there = np.array([places.get(digest, -1) for digest in report.document_digests], np.int64)
     parts: dict[bytes, tuple[str, Flags]] = {}
     for name, mask in _slices(champion):
         parts.setdefault((own := np.where(there >= 0, mask[there], False)).tobytes(), (name, own))
     for name, mask in _slices(report):
-        parts.setdefault((own := mask[paired.here]).tobytes(), (name, own))
-    found = [(part, paired.estimate(part[1], gate.seed_sd)) for part in parts.values()]
-    tested = sorted(
-        ((p, name, mask) for (name, mask), one in found if math.isfinite(p := one.probability_above(1 + limit))),
-        key=lambda row: row[0],
-    )
-    worse: list[str] = []
-    for rank, (p, name, mask) in enumerate(tested):
-        if p > (1 - gate.confidence) / (len(tested) - rank):
-            break
-        change = paired.compared(mask, gate).change
-        worse.append(f'"{name}" ({change.low:+.2%} to {change.high:+.2%} on {int(mask.sum())} documents)')
-    faults = [f"The model is surely worse by more than {limit:.0%} on {', '.join(worse)}."] if worse else []
-    if vanished:
-        faults.append(f"The champion's slice {_quoted(vanished)} is not in the test split, by text or name.")
-    message = f"Of {len(tested)} slices, none is surely worse than the champion by more than {limit:.0%}."
-    return Check(
-        name="slices", value=float(len(worse) + len(vanished)), limit=0.0, passed=not faults,
-        message=" ".join(faults) or message,
-    )  # fmt: skip
+        parts.setdefault(mask.tobytes(), (name, mask))
+    return list(parts.values())
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -126,7 +126,7 @@ class Gate(Stage):
     """Decides whether the model may become champion."""
 
     name = "gate"
-    version = 7
+    version = 8
     unit = "tokens"
 
     settings: GateSettings

@@ -341,6 +341,27 @@ def test_a_worse_slice_is_refused_and_named() -> None:
     assert failed(verdict(divided(made, NAMES), then, Requirements(slice_tolerance=0.12))) == []
 
 
+def nights(news: float, poetry: float, count: int) -> tuple[int, list[str]]:
+    """Models that each need so many times the nats of the one before; -> how many passed, and what the next failed."""
+    champions = [Champion(divided(CHAMPION.report, NAMES), level=1.0)]
+    for night in range(1, count + 1):
+        factors = np.array([news**night] * 60 + [poetry**night] * 20)
+        noise = 1 + 0.002 * np.random.default_rng(night).standard_normal(COUNT)
+        made = divided(report(spread=tuple(BASE * factors * noise)), NAMES)
+        found = verdict(made, champions[0], anchors=champions[1:])
+        if not found.passed:
+            return night - 1, failed(found)
+        assert found.comparison
+        champions.insert(0, Champion(made, level=found.comparison.level))
+    return count, []
+
+
+def test_small_losses_of_a_slice_do_not_add_up_behind_a_better_whole() -> None:
+    passed, checks = nights(news=0.99, poetry=1.015, count=30)
+    assert (4 <= passed <= 12, checks) == (True, ["slices"]), passed
+    assert nights(news=0.99, poetry=1.0, count=12) == (12, [])
+
+
 def test_many_slices_without_a_fault_are_no_fault() -> None:
     """20 slices of 20 documents, with noise of 8% a document: Holm's procedure keeps one of them from being found."""
     count, names = 400, [f"source {n % 20}" for n in range(400)]
