@@ -24,8 +24,9 @@ down:  ## stop what `make up` started, and nothing else
 	$(BIN)/qalam down
 
 check: .venv/test  ## in a minute: linters, types, and every test that starts no process
-	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q -n 2 -m "not processes"
+	@$(MAKE) --no-print-directory lint & \
+	$(BIN)/python -m pytest -q -n 2 -m "not processes"; tests=$$?; \
+	wait $$! && exit $$tests
 
 test: export QALAM_EXAMPLES = 100  # of each property, where `make check` tries 25
 test: export QALAM_QUICK_SECONDS = 10  # `make check` is strict; here the machine may be slow, or busy
