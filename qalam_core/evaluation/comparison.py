@@ -378,11 +378,14 @@ def _worse_slices(
     gone = [] if again else vanished
     if gone:
         faults.append(f"The champion's slice {_quoted(gone)} is not in the test split, by text or name.")
-    count = len({name for _, name, _ in tested})
-    message = f"Of {count} slices, none is surely worse than the champions by more than {limit:.0%}."
+    names = {name for _, name, _ in tested}
+    untested = [name for name, _ in parts if name not in names]
+    message = f"Of {len(names)} slices, none is surely worse than the champions by more than {limit:.0%}."
+    if untested:  # a person should know, and one document is no fault
+        message += f" There are too few documents to tell for {_quoted(untested)}."
     return Check(
         name="slices", value=float(len(worse) + len(gone)), limit=0.0, passed=not faults,
-        message=" ".join(faults) or message,
+        message=" ".join(faults or [message]),
     )  # fmt: skip
 
 

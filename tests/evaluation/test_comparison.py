@@ -341,6 +341,15 @@ def test_a_worse_slice_is_refused_and_named() -> None:
     assert failed(verdict(divided(made, NAMES), then, Requirements(slice_tolerance=0.12))) == []
 
 
+def test_slices_that_could_not_be_tested_are_named() -> None:
+    then, names = Champion(divided(CHAMPION.report, NAMES)), [*NAMES[:-1], "one poem"]
+    found = check(verdict(divided(measured(), names), then), "slices")
+    assert found.passed
+    assert found.message.startswith("Of 2 slices")
+    assert found.message.endswith('too few documents to tell for "one poem".')
+    assert "too few" not in check(verdict(divided(measured(), NAMES), then), "slices").message
+
+
 def nights(news: float, poetry: float, count: int) -> tuple[int, list[str]]:
     """Models that each need so many times the nats of the one before; -> how many passed, and what the next failed."""
     champions = [Champion(divided(CHAMPION.report, NAMES), level=1.0)]
