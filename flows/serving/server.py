@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from al_qalam.flows.serving.changing import clean
 from al_qalam.flows.serving.completions import Limits, application
 from al_qalam.flows.serving.guard import is_local
 from al_qalam.flows.serving.models import Backend, Models
@@ -80,6 +81,7 @@ def run(
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise QalamError("the token has characters that a header cannot hold; use letters, digits and punctuation")
     listening = _listen(host, port)
+    clean()
     with listening:
         models = Models(model, store, places, waiting, backend)
         config = uvicorn.Config(

@@ -25,6 +25,7 @@ from qalam_core.display import printable
 from qalam_core.package import ModelConfig
 from qalam_core.package.interop.browser_page import digest
 from qalam_core.package.statistics import nearest_tokens
+from qalam_core.pipeline.build import build
 from tests.browsers import CHROMIUM, Browser
 from tests.conftest import Built
 from tests.flows.serving.test_completions import start
@@ -634,6 +635,39 @@ def test_nothing_of_a_model_is_markup(processes: None, tmp_path: Path) -> None:
             page.until("!at('attention').hidden")
             assert page.value("document.querySelectorAll('img, main script').length") == 0
             assert page.value("document.title") == "<b>model"
+            assert page.problems == []
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
+@in_a_browser
+def test_the_page_says_that_another_model_has_been_promoted(processes: None, mine: Built, tmp_path: Path) -> None:
+    second, first = mine.published.run, build(mine.recipe.model_copy(update={"seed": 8}), mine.store).run
+    mine.runs.promote("tiny", first, when="2026-01-01T00:00:00Z", why="x", who="x")
+    process, address = start("tiny", "--store", mine.store.root, "--port", 0)
+    replaced = f"status.textContent.startsWith('{second} حلّ محلّ {first}')"
+    try:
+        with Browser(tmp_path) as page:
+            opened(page, address)
+            page.type("القط")
+            page.press("Enter")
+            page.until("!busy() && first.words.length > 2")
+            assert page.value(f"at('name').textContent === '{first}'")
+            mine.runs.promote("tiny", second, when="2026-01-02T00:00:00Z", why="x", who="x")
+            end = time.monotonic() + 20
+            while httpx.get(f"{address}/healthz").json()["model"] != second:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            page.press("Enter")
+            page.until(
+                f"!busy() && {replaced} && at('name').textContent === document.title && model.run === '{second}'"
+            )
+            mine.runs.promote("tiny", first, when="2026-01-03T00:00:00Z", why="x", who="x")
+            page.until(f"fetch('healthz').then((answer) => answer.json()).then((found) => found.model === '{first}')")
+            page.value("tabs[1].click()")
+            page.value("at('reading').requestSubmit()")
+            page.until(f"!at('attention').hidden && status.textContent.startsWith('{first} حلّ محلّ {second}')")
             assert page.problems == []
     finally:
         process.send_signal(signal.SIGTERM)
