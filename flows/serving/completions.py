@@ -306,12 +306,7 @@ class _Answer:
     def _logprobs(self, prompt: Sequence[Token], tokens: Sequence[Token], offsets: Sequence[int]) -> Any:
         if self._asked.logprobs is None:
             return None
-        spelled, before, places = self._engine.spelled, 0, list[int]()
-        ids = list[int]()
-        for token in prompt:
-            places.append(before)
-            ids.append(token.id)
-            before = len(self._engine.tokenizer.decode(ids))
+        spelled, places = self._engine.spelled, self._engine.offsets([token.id for token in prompt])
         every = [*prompt, *tokens]
         return {
             "tokens": [spelled(token.id) for token in every],

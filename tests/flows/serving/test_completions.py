@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import httpx
 import numpy as np
@@ -39,7 +39,7 @@ from qalam_core.package.runtime.tokenizer import Tokenizer
 from tests.conftest import SUBJECTS, Built
 from tests.flows.processes import clean_environment, own_signals, qalam
 from tests.package.conftest import trained_tokenizer
-from tests.small_package import export, weights
+from tests.small_package import CONFIG, export, weights
 
 
 class Service(NamedTuple):
@@ -316,6 +316,40 @@ def test_a_long_prompt_does_not_hold_up_others(built: Built, monkeypatch: pytest
             assert "33 texts are asked for" in many.json()["error"]["message"]
             go.set()
             assert (await first).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("algorithm", ["word", "bpe"])
+def test_a_text_is_what_decoding_gives(tmp_path: Path, algorithm: Literal["word", "bpe"]) -> None:
+    """Also of words, which have spaces between them, of special tokens in a text, and of characters in pieces."""
+    vocabulary = trained_tokenizer(algorithm).vocabulary
+    config = replace(CONFIG, vocab_size=len(vocabulary.words), max_seq_len=40)
+    folder = export(tmp_path / "model", config=config, vocabulary=vocabulary)
+    tokenizer, package = Tokenizer(vocabulary), packages.read(folder)
+    model = NumpyTransformer(package.config, package.weights, tokenizer.specials)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(application(Models(str(folder), "", 4, 4), Limits(), "", True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            for prompt in ("", "القط في", "قَطٌّ 😀 صلى\u200cالله", "ABC ١٢"):
+                ids = [tokenizer.specials.start, *tokenizer.encode(prompt)]
+                for seed in range(5):
+                    generated = model.generate([ids], 12, 1.5, 0, seed)[0].tolist()
+                    body = {"prompt": prompt, "max_tokens": 12, "temperature": 1.5, "seed": seed, "logprobs": 0}
+                    (plain,) = (await http.post("/v1/completions", json=body)).json()["choices"]
+                    (echoed,) = (await http.post("/v1/completions", json={**body, "echo": True})).json()["choices"]
+                    lines = (await http.post("/v1/completions", json={**body, "echo": True, "stream": True})).text
+                    events = [json.loads(line[6:])["choices"][0] for line in lines.split("\n") if "choices" in line]
+                    whole = tokenizer.decode(generated)
+                    assert echoed["text"] == "".join(event["text"] for event in events) == whole
+                    assert plain["text"] == whole[len(tokenizer.decode(ids)) :]
+                    shown = echoed["logprobs"]
+                    assert shown["text_offset"] == [n for one in events for n in one["logprobs"]["text_offset"]]
+                    for token, offset in zip(shown["tokens"], shown["text_offset"], strict=True):
+                        piece = whole[offset:].removeprefix(" " if algorithm == "word" else "")
+                        if token not in vocabulary.words[:4] and not token.startswith("bytes:"):
+                            assert piece.lstrip("\ufffd").startswith(token)
 
     asyncio.run(run())
 
