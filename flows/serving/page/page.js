@@ -396,8 +396,12 @@ for (const id of ["layer", "head"]) at(id).addEventListener("change", () => trie
 
 // ---- change
 
+/** Have the changes that `amend` makes of those so far, when a change that is under way is done. */
+let queue = Promise.resolve();
+const change = (amend) => (queue = queue.then(() => tried(() => have(amend(edits)))));
+
 /** Have these changes in place of those so far, and write the same text before and after them. */
-async function change(wanted) {
+async function have(wanted) {
   copy = wanted.length ? (await asked("page/change", { model: copy, edits: wanted })).model : "";
   edits = wanted;
   entitle();
@@ -423,10 +427,11 @@ at("edit").addEventListener("submit", (event) => {
   const numbers = latin.split(/[\s,،]+/).map(Number);
   const like = amount.split(/[\s,،]+/).filter(Boolean);
   const given = { scale: { factor: numbers[0] }, copy: { source: amount }, set: { values: numbers }, add: { like } }[kind];
-  tried(async () => {
-    const bad = ["scale", "set"].includes(kind) && !numbers.every(Number.isFinite);
+  const wanted = { kind, word: at("row").value, ...given };
+  const bad = ["scale", "set"].includes(kind) && !numbers.every(Number.isFinite);
+  change((before) => {
     if (bad) throw new Error(`${amount}: not a number`);
-    await change([...edits, { kind, word: at("row").value, ...given }]);
+    return [...before, wanted];
   });
 });
 at("kind").addEventListener("change", () => {
@@ -434,7 +439,7 @@ at("kind").addEventListener("change", () => {
   [at("hint").hidden, at("amount").required] = [kind !== "add", kind !== "add"];
   at("amount").value = kind === "scale" ? "2" : "";
 });
-at("undo").addEventListener("click", () => tried(() => change(edits.slice(0, -1))));
+at("undo").addEventListener("click", () => change((before) => before.slice(0, -1)));
 at("keep").addEventListener("submit", (event) => {
   event.preventDefault();
   tried(async () => {

@@ -642,6 +642,23 @@ def test_nothing_of_a_model_is_markup(processes: None, tmp_path: Path) -> None:
 
 
 @in_a_browser
+def test_changes_that_are_asked_for_at_once_are_all_made(address: str, tmp_path: Path) -> None:
+    with Browser(tmp_path) as page:
+        opened(page, address)
+        page.value("tabs[2].click()")
+        page.value("for (const row of [5, 6, 7, 8]) { at('row').value = row; at('edit').requestSubmit(); }")
+        page.until("edits.length === 4 && at('edits').children.length === 4")
+        page.value("for (const _ of [1, 2, 3]) at('undo').click()")
+        page.until("edits.length === 1 && at('edits').children.length === 1 && !at('undo').disabled")
+        page.value("void (at('amount').value = 'x', at('edit').requestSubmit())")
+        page.until("status.textContent.includes('not a number')")
+        assert page.value("edits.map((one) => one.word)") == ["5"]
+        page.value("at('undo').click()")
+        page.until("!edits.length && !copy && at('undo').disabled")
+        assert page.problems == []
+
+
+@in_a_browser
 def test_the_page_says_that_another_model_has_been_promoted(processes: None, mine: Built, tmp_path: Path) -> None:
     second, first = mine.published.run, build(mine.recipe.model_copy(update={"seed": 8}), mine.store).run
     mine.runs.promote("tiny", first, when="2026-01-01T00:00:00Z", why="x", who="x")
