@@ -104,7 +104,7 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
 
     def told(found: dict[str, Any]) -> dict[str, Any]:
         """The same with the model that is served now, which may have changed since the page was opened."""
-        return {**found, "served": models.current().run}
+        return {**found, "served": models.run}
 
     async def computed(model: str, find: Callable[[Served], Found]) -> Found:
         """What `find` gives, in a thread, and one at a time: it may take seconds, and the memory of all logits."""

@@ -215,6 +215,22 @@ def test_a_changed_copy_is_the_pages_alone_and_is_kept_as_edit_does(
     assert f"1. on the page of qalam serve: {first} times 3; {second} as {first}; {third} set" in card
 
 
+def test_a_changed_copy_outlives_its_model(built: Built) -> None:
+    async def run() -> None:
+        models = Models(str(built.published.folder / "model"), "", 2, 2)
+        transport = httpx.ASGITransport(application(models, Limits(), "", local=True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            changed = await http.post("/page/change", json={"edits": [row("5", "scale", factor=2.0)]})
+            models._problem = "no champion any more"
+            for model, status in (("", 503), (changed.json()["model"], 200)):
+                for path in ("ids", "lens", "attention"):
+                    answer = await http.post(f"/page/{path}", json={"model": model, "text": "القط"})
+                    assert answer.status_code == status, answer.text
+                    assert answer.json().get("served", "") == ("model" if status == 200 else "")
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
