@@ -407,7 +407,7 @@ async function have(wanted) {
   entitle();
   at("edits").replaceChildren(...edits.map(({ kind, word: row, factor, source, values, like }) => make("li", [
     word(row), ...{ scale: [` × ${figure(factor ?? 1, 3)}`], copy: [" كسطر ", word(source ?? "")],
-      set: [` = ${values?.length} قيمة`], add: [" كلمة جديدة", like?.length ? [": ", word(like.join(" + "))] : ""].flat() }[kind],
+      set: [` = ${figure(values?.length ?? 0)} قيمة`], add: [" كلمة جديدة", like?.length ? [": ", word(like.join(" + "))] : ""].flat() }[kind],
   ])));
   [at("undo").disabled, at("keep").hidden, at("kept").hidden] = [!edits.length, !edits.length, true];
   const drawn = { prompt: prompt.value, temperature: Number(temperature.value), top_k: 50, seed: 1, echo: true };
