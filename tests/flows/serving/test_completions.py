@@ -511,8 +511,8 @@ def test_no_client_holds_a_connection_for_ever(processes: None, tmp_path: Path) 
             with connection, suppress(ConnectionResetError):
                 while connection.recv(1 << 16):
                     pass
-        assert time.monotonic() - begun < 2.5
-        time.sleep(max(0.0, begun + 3.7 - time.monotonic()))
+        assert time.monotonic() - begun < 15
+        time.sleep(max(0.0, begun + 5 - time.monotonic()))
         unread.settimeout(10)
         read = b""
         with unread:
