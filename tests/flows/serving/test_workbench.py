@@ -26,7 +26,7 @@ from qalam_core.package import ModelConfig
 from qalam_core.package.interop.browser_page import digest
 from qalam_core.package.statistics import nearest_tokens
 from qalam_core.pipeline.build import build
-from tests.browsers import CHROMIUM, Browser
+from tests.browsers import CHROMIUM, UNNAMED, Browser
 from tests.conftest import Built
 from tests.flows.serving.test_completions import start
 from tests.package.conftest import trained_tokenizer
@@ -315,6 +315,7 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
     with Browser(tmp_path, width, 844, dark) as page:
         opened(page, address)
         assert page.value("document.activeElement === prompt")
+        assert page.value(UNNAMED) == []
         page.value("void ([temperature.value, length.value] = [0, 10])")
         page.type("القط في البيت")
         page.press("Enter")
