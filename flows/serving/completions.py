@@ -233,7 +233,7 @@ class _Answer:
                     shown[number] = (len(choice.text), self._settled(choice))
                     if begin != shown[number] or ended[number]:
                         self._answered()
-                        yield _event(self._object([self._choice(number, choice, begin, shown[number])]))
+                        yield _event(self._object([self._choice(number, choice, begin, shown[number], ended[number])]))
                 if not all(ended):
                     await self._next(None)
             if self._asked.stream_options.include_usage:
@@ -285,11 +285,11 @@ class _Answer:
         }  # fmt: skip
 
     def _choice(
-        self, number: int, choice: Choice, begin: tuple[int, int] = (0, 0), end: tuple[int, int] | None = None
-    ) -> dict[str, Any]:
-        """One text, or what is new of it: from so many characters and tokens to so many."""
-        last = (len(choice.text), len(choice.tokens))
-        shown, counted = end or last
+        self, number: int, choice: Choice, begin: tuple[int, int] = (0, 0), end: tuple[int, int] | None = None,
+        ended: bool = True,
+    ) -> dict[str, Any]:  # fmt: skip
+        """One text, or what is new of it: from so many characters and tokens to so many, when it may have `ended`."""
+        shown, counted = end or (len(choice.text), len(choice.tokens))
         text, prompt, before = choice.text[begin[0] : shown], list[Token](), 0
         if self._asked.echo:
             echoed = self._engine.tokenizer.decode(choice.ids[1:])
@@ -300,7 +300,7 @@ class _Answer:
         offsets = [before + offset for offset in choice.offsets[begin[1] : counted]]
         return {
             "index": number, "text": text, "logprobs": self._logprobs(prompt, tokens, offsets),
-            "finish_reason": (choice.reason or None) if (shown, counted) == last else None,
+            "finish_reason": choice.reason if ended else None,
         }  # fmt: skip
 
     def _logprobs(self, prompt: Sequence[Token], tokens: Sequence[Token], offsets: Sequence[int]) -> Any:

@@ -320,6 +320,26 @@ def test_a_long_prompt_does_not_hold_up_others(built: Built, monkeypatch: pytest
     asyncio.run(run())
 
 
+def test_a_text_that_ends_while_its_piece_is_sent_ends_once(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(_: _Answer, choice: Choice) -> int:
+        choice.reason = "length"  # as the engine's thread may at any time
+        choice.notify()
+        return 0
+
+    async def run() -> list[Any]:
+        models = Models(str(built.published.folder / "model"), "", 4, 4)
+        monkeypatch.setattr(models.current().engine, "submit", lambda _: None)
+        monkeypatch.setattr(_Answer, "_settled", settled)
+        answer = _Answer(models.current(), Completion(stream=True), [[2, 5]], Limits(), _Measured(models))
+        answer.begin()
+        answer._choices[0].text = "ب"
+        found = [json.loads(event[6:])["choices"][0] async for event in answer.events() if "choices" in event]
+        models.current().engine.close()
+        return [(one["text"], one["finish_reason"]) for one in found]
+
+    assert asyncio.run(run()) == [("ب", None), ("", "length")]
+
+
 @pytest.mark.parametrize("algorithm", ["word", "bpe"])
 def test_a_text_is_what_decoding_gives(tmp_path: Path, algorithm: Literal["word", "bpe"]) -> None:
     """Also of words, which have spaces between them, of special tokens in a text, and of characters in pieces."""
