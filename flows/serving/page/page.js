@@ -396,8 +396,8 @@ for (const id of ["layer", "head"]) at(id).addEventListener("change", () => trie
 
 // ---- change
 
-/** Have the changes that `amend` makes of those so far, when a change that is under way is done. */
 let queue = Promise.resolve();
+/** Have the changes that `amend` makes of those so far, when one that is under way has been made. */
 const change = (amend) => (queue = queue.then(() => tried(() => have(amend(edits)))));
 
 /** Have these changes in place of those so far, and write the same text before and after them. */
