@@ -19,6 +19,9 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")
 ENGINES = [name for name, path in (("chromium", CHROMIUM), ("node", NODE)) if path]
+UNNAMED = """[...document.querySelectorAll("input, textarea, select, button")].filter((one) =>
+  !one.labels.length && !one.textContent.trim() && !one.ariaLabel).map((one) => one.id)"""
+"""What a screen reader has no name for: a label with an output in it is for that alone, unless it says otherwise."""
 _FOUND = "document.documentElement.dataset.found = JSON.stringify({})"
 
 

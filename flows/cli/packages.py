@@ -278,6 +278,8 @@ def export(
     from qalam_core.package.interop import safetensors_file as interop
     from qalam_core.package.interop.storage import convert
 
+    if dtype and to in (Foreign.transformers, Foreign.hub, Foreign.safetensors):
+        raise PackageError(f"--dtype {dtype}: --to {to} is float32 in any case; leave one of the two out")
     folder = package_folder(model, store)
     if to is None and target.suffix.lower() == ".html":
         browser_page.export_page(folder, target, dtype)

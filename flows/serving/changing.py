@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,10 +23,14 @@ from al_qalam.flows.serving.errors import ApiError
 from al_qalam.flows.serving.models import Served
 from qalam_core.display import printable
 from qalam_core.errors import PackageError
+from qalam_core.files import try_lock
+from qalam_core.package import read
 from qalam_core.package.comments import TOKEN_TENSORS
 from qalam_core.package.editing import rows as edits
 from qalam_core.package.editing.seal import seal
 from qalam_core.package.inside import with_rows
+from qalam_core.package.runtime.numpy_model import Floats
+from qalam_core.package.runtime.tokenizer import Vocabulary
 
 MOST_SESSIONS = 4
 """Changed copies at a time, each with rows of its own; a further one ends that which was used longest ago."""
@@ -35,7 +40,7 @@ MOST_VALUE = 10_000
 
 _TENSOR = "embedding.weight"
 _NAME = re.compile(r"\w[\w.-]{0,99}")
-
+_SCRATCH = ".qalam-keep-"
 
 Word = Annotated[str, Field(max_length=200)]
 
@@ -89,8 +94,15 @@ class Sessions:
 
 
 def _changed(engine: Engine, changes: Sequence[Edit]) -> Engine:
-    """As the functions of `editing` change a package, but before its storage type rounds."""
-    vocabulary, weights = engine.vocabulary, engine.model.weights
+    vocabulary, rows = _rows(engine.vocabulary, engine.model.weights, changes)
+    return Engine(with_rows(engine.model, rows), vocabulary, places=2, waiting=2)
+
+
+def _rows(
+    vocabulary: Vocabulary, weights: Mapping[str, Floats], changes: Sequence[Edit]
+) -> tuple[Vocabulary, dict[str, Floats]]:
+    """The vocabulary, and the tensors of a row per token, as the functions of `editing` change those of a package, but
+    before its storage type rounds. Raises ApiError."""
     rows = {name: weights[name] for name in TOKEN_TENSORS if name in weights} | {_TENSOR: weights[_TENSOR].copy()}
     for change in changes:
         try:
@@ -114,7 +126,7 @@ def _changed(engine: Engine, changes: Sequence[Edit]) -> Engine:
             embedding_VC[row] = wanted.astype(np.float32)
         if not np.abs(embedding_VC[row]).max() <= MOST_VALUE:  # NaN is not either
             raise ApiError(400, f"{printable(str(change))}: only values of at most {MOST_VALUE:,} are tried here")
-    return Engine(with_rows(engine.model, rows), vocabulary, places=2, waiting=2)
+    return vocabulary, rows
 
 
 def keep(served: Served, changes: Sequence[Edit], name: str) -> str:
@@ -127,9 +139,11 @@ def keep(served: Served, changes: Sequence[Edit], name: str) -> str:
         raise ApiError(400, f"folder: {name} exists; choose another name", "folder")
     note = printable(f"on the page of qalam serve: {'; '.join(map(str, changes))}")
     try:
-        with tempfile.TemporaryDirectory(prefix=".qalam-", dir=".") as scratch:
-            copied = Path(scratch) / "package"
-            shutil.copytree(served.folder, copied, ignore=shutil.ignore_patterns("__pycache__"))
+        with _scratch() as scratch:
+            copied = scratch / "package"
+            shutil.copytree(served.folder, copied, ignore=shutil.ignore_patterns("__pycache__", ".git"))
+            if not _is_tried(served, copied, changes):
+                raise ApiError(400, f"{served.folder}: no longer what was read here; start the server again")
             for change in changes:
                 if change.kind == "scale":
                     edits.scale_row(copied, _TENSOR, change.word, change.factor)
@@ -142,7 +156,33 @@ def keep(served: Served, changes: Sequence[Edit], name: str) -> str:
             seal(copied, note)
             copied.rename(folder)
     except PackageError as error:
-        raise ApiError(400, str(error).replace(scratch, name)) from None
+        raise ApiError(400, str(error).replace(str(scratch), name)) from None
     except OSError as error:
+        if not served.folder.is_dir():
+            raise ApiError(400, f"{served.folder}: the model's package was deleted since it was read") from None
         raise ApiError(400, f"folder: {name} cannot be written ({error.strerror})", "folder") from None
     return f"qalam propose {shlex.quote(name)} --why REASON"
+
+
+def _is_tried(served: Served, folder: Path, changes: Sequence[Edit]) -> bool:
+    """Whether the package in `folder`, with these changes, is the copy that was tried."""
+    package, tried = read(folder), served.engine.model.weights
+    vocabulary, rows = _rows(package.vocabulary, package.weights, changes)
+    wanted = package.weights | rows
+    return vocabulary == served.engine.vocabulary and all(np.array_equal(wanted[name], tried[name]) for name in tried)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder in the present one, with a lock while it is in use."""
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=".") as name, (Path(name) / "lock").open("w") as lock:
+        try_lock(lock)
+        yield Path(name)
+
+
+def clean() -> None:
+    """Delete what servers that were killed while they kept a package left in the present folder."""
+    for path in Path().glob(f"{_SCRATCH}*/lock"):
+        with suppress(OSError), path.open("a") as lock:
+            if try_lock(lock):
+                shutil.rmtree(path.parent)

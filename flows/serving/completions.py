@@ -9,16 +9,18 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from al_qalam.flows.serving import workbench
@@ -42,6 +44,29 @@ class Limits:
     seconds: float = 300.0  # for one request
 
 
+SHORT = 1000
+"""Characters of a prompt that are encoded between two tokens of other requests."""
+
+
+def _unasked(value: Any) -> Any:
+    if value:
+        raise PydanticCustomError("unsupported", "not supported here; leave it out")
+    return value
+
+
+Unasked = Annotated[Any, AfterValidator(_unasked)]
+"""Of a parameter that would change the answer: accepted with the values that ask for nothing."""
+
+
+class StreamOptions(BaseModel):
+    """In the body of /v1/completions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = None
+    include_obfuscation: Unasked = None
+
+
 class Completion(BaseModel):
     """The body of /v1/completions."""
 
@@ -55,18 +80,23 @@ class Completion(BaseModel):
     top_k: Annotated[int, Field(ge=0)] = 0  # not OpenAI's; 0: all
     n: Annotated[int, Field(ge=1)] = 1
     stream: bool = False
-    stream_options: dict[Literal["include_usage"], bool] | None = None
+    stream_options: StreamOptions = StreamOptions()
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     user: str | None = None
-    # accepted with the values that ask for nothing
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    frequency_penalty: Literal[0] | Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Literal[0] | Annotated[float, Field(ge=0, le=0)] | None = None
+    best_of: int | None = None  # n, as none is left out
+    suffix: Unasked = None
+    logit_bias: Unasked = None
+    frequency_penalty: Unasked = None
+    presence_penalty: Unasked = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """null asks for what is the default, as in OpenAI's API."""
+        return {name: value for name, value in given.items() if value is not None} if type(given) is dict else given
 
 
 def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
@@ -82,8 +112,10 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
     async def _invalid(_: Request, error: RequestValidationError) -> Response:
         found = error.errors()  # of a value that may have several types, one for each
         first = next((each for each in found if not each["type"].endswith("_type")), found[0])
-        # of several types the rest of the place names one
+        # of several types the rest of the place names one, and so does the message of a value that is of none
         several = sum(each["loc"][:2] == first["loc"][:2] for each in found) > 1
+        if several and first["type"].endswith("_type"):
+            first = first | {"msg": "is of none of the types that it may have"}
         place = ".".join(part for part in first["loc"][1 : 2 if several else None] if isinstance(part, str)) or None
         if first["type"] == "extra_forbidden":
             return ApiError(400, f"{printable(place or '')}: not a parameter of completions here", place).response()
@@ -116,17 +148,13 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
         served = sessions.find(asked.model) or models.current()
         if asked.model not in ("", models.name, served.run):
             raise ApiError(404, f"{printable(asked.model)}: this server has {models.name}", "model", "model_not_found")
-        answer = _Answer(served, asked, limits, measured.generated_tokens.inc)
-        measured.requests.inc()
-        measured.prompt_tokens.inc(answer.prompt_tokens)
-        with measured.seconds.time():
-            try:
-                answer.begin()
-            except BusyError:
-                raise ApiError(429, "all places are taken, and as many requests wait as may; try again") from None
-            if asked.stream:
-                return StreamingResponse(answer.events(), media_type="text/event-stream")
-            return JSONResponse(await answer.whole(request))
+        find = partial(_prompts, served.engine, asked, limits)
+        # a thread costs 0.1 ms, and a long text may take seconds
+        short = isinstance(asked.prompt, str) and len(asked.prompt) < SHORT
+        prompts = find() if short else await asyncio.to_thread(find)
+        answer = _Answer(served, asked, prompts, limits, measured)
+        answer.begin()
+        return _Events(answer) if asked.stream else JSONResponse(await answer.whole(request))
 
     app.include_router(workbench.routes(models, sessions))
     return Guarded(app, limits.body, token, local)
@@ -135,18 +163,19 @@ def application(models: Models, limits: Limits, token: str, local: bool) -> Any:
 class _Answer:
     """The texts that one request asks for."""
 
-    def __init__(self, served: Served, asked: Completion, limits: Limits, count: Callable[[int], None]) -> None:
-        self._served, self._asked, self._limits, self._count = served, asked, limits, count
+    def __init__(
+        self, served: Served, asked: Completion, prompts: Sequence[list[int]], limits: Limits, measured: _Measured
+    ) -> None:
+        self._served, self._asked, self._limits, self._measured = served, asked, limits, measured
         self._engine: Engine = served.engine
         self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        self._changed = asyncio.Event()
+        self._changed, self._timed = asyncio.Event(), False
         stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
         if any(not each for each in stop):
             raise ApiError(400, "stop: a sequence is empty", "stop")
-        prompts = self._prompts()
-        if (texts := len(prompts) * asked.n) > limits.texts:
-            raise ApiError(400, f"{texts} texts are asked for; at most {limits.texts} in one request", "n")
-        if (total := texts * asked.max_tokens) > limits.tokens:
+        if asked.best_of not in (None, asked.n):
+            raise ApiError(400, "best_of: all texts are returned; leave it out, or give n", "best_of")
+        if (total := len(prompts) * asked.n * asked.max_tokens) > limits.tokens:
             raise ApiError(400, f"{total} tokens are asked for; at most {limits.tokens} in one request", "max_tokens")
         if not asked.max_tokens and not asked.echo:
             raise ApiError(400, "max_tokens: 0 needs echo", "max_tokens")
@@ -171,24 +200,16 @@ class _Answer:
             for number in range(asked.n)
         ]
 
-    def _prompts(self) -> list[list[int]]:
-        """The ids of each prompt, after that of the start of a text."""
-        asked, start = self._asked.prompt, self._engine.model.specials.start
-        one = isinstance(asked, str) or not asked or isinstance(asked[0], int)
-        several: Sequence[Any] = [asked] if one else asked
-        found = []
-        for each in several:
-            ids = self._engine.tokenizer.encode(each) if isinstance(each, str) else list(each)
-            most = self._engine.model.vocab_size
-            if bad := [id_ for id_ in ids if not 0 <= id_ < most]:
-                raise ApiError(400, f"prompt: {bad[0]} is no token; ids are below {most}", "prompt")
-            found.append([start, *ids])
-        return found
-
     def begin(self) -> None:
-        """Raises BusyError."""
-        self._engine.submit(self._choices)
-        self._until = time.monotonic() + self._limits.seconds
+        """Generate, as soon as there are places. Raises ApiError when as many wait as may."""
+        self._measured.requests.inc()
+        try:
+            self._engine.submit(self._choices)
+        except BusyError:
+            self._measured.busy_requests.inc()
+            raise ApiError(429, "all places are taken, and as many requests wait as may; try again") from None
+        self._measured.prompt_tokens.inc(self.prompt_tokens)
+        self._began = time.monotonic()
 
     async def whole(self, request: Request) -> dict[str, Any]:
         """The answer, when all texts are finished. Raises ApiError."""
@@ -198,13 +219,13 @@ class _Answer:
                 await self._next(gone)
         finally:
             gone.cancel()
-            self._end()
+            self.end()
         self._raise_errors()
         choices = [self._choice(number, choice) for number, choice in enumerate(self._choices)]
         return self._object(choices) | {"usage": self._usage()}
 
     async def events(self) -> AsyncIterator[str]:
-        """The answer as server-sent events, which end when the client goes away."""
+        """The answer as server-sent events; `end` is to be called after them."""
         shown = [(0, 0)] * len(self._choices)  # characters, tokens
         ended = [False] * len(self._choices)
         try:
@@ -217,20 +238,26 @@ class _Answer:
                     begin = shown[number]
                     shown[number] = (len(choice.text), self._settled(choice))
                     if begin != shown[number] or ended[number]:
-                        yield _event(self._object([self._choice(number, choice, begin, shown[number])]))
+                        self._answered()
+                        yield _event(self._object([self._choice(number, choice, begin, shown[number], ended[number])]))
                 if not all(ended):
                     await self._next(None)
-            if (self._asked.stream_options or {}).get("include_usage"):
+            if self._asked.stream_options.include_usage:
                 yield _event(self._object([]) | {"usage": self._usage()})
             yield "data: [DONE]\n\n"
         except ApiError as error:
             yield _event(error.content())
-        finally:
-            self._end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Free the places, however the answer ended."""
         self._engine.cancel(self._choices)
-        self._count(sum(len(choice.tokens) for choice in self._choices))
+        self._answered()
+        self._measured.generated_tokens.inc(sum(len(choice.tokens) for choice in self._choices))
+
+    def _answered(self) -> None:
+        if not self._timed:
+            self._measured.seconds.observe(time.monotonic() - self._began)
+        self._timed = True
 
     def _raise_errors(self) -> None:
         if errors := [choice.error for choice in self._choices if choice.error]:
@@ -246,7 +273,7 @@ class _Answer:
         """Wait until a text has changed. Raises ApiError after the time limit, and when the client has gone."""
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         awaited = {changed, gone} if gone else {changed}
-        left = max(0.0, self._until - time.monotonic())
+        left = max(0.0, self._began + self._limits.seconds - time.monotonic())
         try:
             done, _ = await asyncio.wait(awaited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -264,11 +291,11 @@ class _Answer:
         }  # fmt: skip
 
     def _choice(
-        self, number: int, choice: Choice, begin: tuple[int, int] = (0, 0), end: tuple[int, int] | None = None
-    ) -> dict[str, Any]:
-        """One text, or what is new of it: from so many characters and tokens to so many."""
-        last = (len(choice.text), len(choice.tokens))
-        shown, counted = end or last
+        self, number: int, choice: Choice, begin: tuple[int, int] = (0, 0), end: tuple[int, int] | None = None,
+        ended: bool = True,
+    ) -> dict[str, Any]:  # fmt: skip
+        """One text, or what is new of it: from so many characters and tokens to so many, when it may have `ended`."""
+        shown, counted = end or (len(choice.text), len(choice.tokens))
         text, prompt, before = choice.text[begin[0] : shown], list[Token](), 0
         if self._asked.echo:
             echoed = self._engine.tokenizer.decode(choice.ids[1:])
@@ -279,18 +306,13 @@ class _Answer:
         offsets = [before + offset for offset in choice.offsets[begin[1] : counted]]
         return {
             "index": number, "text": text, "logprobs": self._logprobs(prompt, tokens, offsets),
-            "finish_reason": (choice.reason or None) if (shown, counted) == last else None,
+            "finish_reason": choice.reason if ended else None,
         }  # fmt: skip
 
     def _logprobs(self, prompt: Sequence[Token], tokens: Sequence[Token], offsets: Sequence[int]) -> Any:
         if self._asked.logprobs is None:
             return None
-        spelled, before, places = self._engine.spelled, 0, list[int]()
-        ids = list[int]()
-        for token in prompt:
-            places.append(before)
-            ids.append(token.id)
-            before = len(self._engine.tokenizer.decode(ids))
+        spelled, places = self._engine.spelled, self._engine.offsets([token.id for token in prompt])
         every = [*prompt, *tokens]
         return {
             "tokens": [spelled(token.id) for token in every],
@@ -305,6 +327,36 @@ class _Answer:
             "prompt_tokens": self.prompt_tokens, "completion_tokens": generated,
             "total_tokens": self.prompt_tokens + generated,
         }  # fmt: skip
+
+
+class _Events(StreamingResponse):
+    """The events of an answer, which end when the client goes away, perhaps before the first of them."""
+
+    def __init__(self, answer: _Answer) -> None:
+        super().__init__(answer.events(), media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.end()
+
+
+def _prompts(engine: Engine, asked: Completion, limits: Limits) -> list[list[int]]:
+    """The ids of each prompt, after that of the start of a text. Raises ApiError."""
+    prompt, most = asked.prompt, engine.model.vocab_size
+    one = isinstance(prompt, str) or not prompt or isinstance(prompt[0], int)
+    several: Sequence[Any] = [prompt] if one else prompt
+    if (texts := len(several) * asked.n) > limits.texts:
+        raise ApiError(400, f"{texts} texts are asked for; at most {limits.texts} in one request", "n")
+    found = []
+    for each in several:
+        ids = engine.tokenizer.encode(each) if isinstance(each, str) else list(each)
+        if bad := [id_ for id_ in ids if not 0 <= id_ < most]:
+            raise ApiError(400, f"prompt: {bad[0]} is no token; ids are below {most}", "prompt")
+        found.append([engine.model.specials.start, *ids])
+    return found
 
 
 def _generator(seed: int | None, number: int) -> np.random.Generator:
@@ -328,13 +380,17 @@ class _Measured:
 
     def __init__(self, models: Models) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter("qalam_requests", "Completions that were asked for.", registry=registry)
-        self.prompt_tokens = Counter("qalam_prompt_tokens", "Tokens of prompts.", registry=registry)
-        self.seconds = Histogram("qalam_request_seconds", "Until the answer, or the first event.", registry=registry)
-        self.generated_tokens = Counter("qalam_generated_tokens", "Tokens of answers that ended.", registry=registry)
+        count = partial(Counter, registry=registry)
+        self.requests = count("qalam_requests", "Completions that were asked for, but for those with a mistake.")
+        self.busy_requests = count("qalam_busy_requests", "Those of them that were refused, as no more may wait.")
+        self.prompt_tokens = count("qalam_prompt_tokens", "Tokens of prompts.")
+        self.generated_tokens = count("qalam_generated_tokens", "Tokens of answers that ended.")
+        self.seconds = Histogram(
+            "qalam_request_seconds", "Until an answer, its first event, or its end.", registry=registry
+        )
         for name, text, value in (
-            ("qalam_active_texts", "Texts that are being generated.", models.active),
-            ("qalam_waiting_texts", "Texts that wait for a place.", models.waiting),
+            ("qalam_active_texts", "Texts that the served model generates now.", models.active),
+            ("qalam_waiting_texts", "Texts that wait for a place of it.", models.waiting),
         ):
             Gauge(name, text, registry=registry).set_function(value)
 

@@ -155,8 +155,22 @@ class Engine:
     def _ids(self) -> dict[str, int]:
         return {self.spelled(id_): id_ for id_ in reversed(range(self.model.vocab_size))}
 
+    def offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Where each begins in the text of all, in characters; one that is part of a character, where that begins."""
+        letters, found, count, after = _utf8(errors="replace"), list[int](), 0, False
+        for token in tokens:
+            found.append(count)
+            count += len(letters.decode(self._added(token, after)))
+            after = after or bool(self._bytes(token))
+        return found
+
+    def _added(self, token: int, after: bool) -> bytes:
+        """What a token adds to a text, perhaps after others that are seen: between words is a space."""
+        added = self._bytes(token)
+        return b" " + added if added and after and self.tokenizer.algorithm == "word" else added
+
     def _bytes(self, token: int) -> bytes:
-        """What a token adds to a text; special ones but <UNK> add nothing."""
+        """A token in a text; special ones but <UNK> are not seen."""
         if token in self._specials:
             return self.vocabulary.words[token].encode() if token == self.tokenizer.specials.unk else b""
         word = self.vocabulary.words[token]
@@ -213,8 +227,8 @@ class Engine:
 
     def _deliver(self, text: Text, choice: Choice, token: Token) -> None:
         before = choice.text
-        between = b" " if self.tokenizer.algorithm == "word" and choice.tokens else b""
-        choice.add(token, None if token.id == self.model.end_id else between + self._bytes(token.id))
+        after = any(map(self._bytes, choice.ids)) or any(self._bytes(each.id) for each in choice.tokens)
+        choice.add(token, None if token.id == self.model.end_id else self._added(token.id, after))
         if choice.reason:
             self._leave(text)
         if choice.reason or (choice.stream and choice.text != before):

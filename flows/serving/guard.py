@@ -83,4 +83,4 @@ def is_local(name: str) -> bool:
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
-        return name == "localhost"
+        return name.lower() == "localhost"

@@ -70,6 +70,11 @@ class Models:
             raise QalamError(self._problem)
         return self._served
 
+    @property
+    def run(self) -> str:
+        """What `current` was when it could last be read."""
+        return self._served.run
+
     @contextmanager
     def followed(self) -> Iterator[None]:
         """Context manager in which a name's promotions are picked up; requests go on while a model is read."""

@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from al_qalam.flows.serving.changing import clean
 from al_qalam.flows.serving.completions import Limits, application
 from al_qalam.flows.serving.guard import is_local
 from al_qalam.flows.serving.models import Backend, Models
 from qalam_core.errors import QalamError
+
+ARRIVAL_SECONDS = 30.0
+"""For a request to arrive, and for the rest of an answer to be read, beyond the time for the answer itself."""
+
+_ENDING_SECONDS = 5
+"""For answers to end when the server does; their clients are cut off a second earlier, as if they had gone."""
+
+
+class _Connection(H11Protocol):
+    """A connection that no client holds for ever, by half a request or by an answer that it does not read."""
+
+    def __init__(self, answer_seconds: float, **given: Any) -> None:
+        super().__init__(**given)
+        self._application, self.app, self._answer_seconds = self.app, self._answer, answer_seconds
+        self._ends: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._end_after(ARRIVAL_SECONDS)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._end_after(ARRIVAL_SECONDS)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP. Where a request has begun, its answer may have as well: nothing else can be sent."""
+        if self.conn.our_state is h11.IDLE:
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(_ENDING_SECONDS - 1, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end_after(None)
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        async def received() -> Any:
+            message = await receive()
+            if message["type"] == "http.request" and not message["more_body"]:
+                self._end_after(self._answer_seconds + ARRIVAL_SECONDS)
+            return message
+
+        await self._application(scope, received, send)
+
+    def _end_after(self, seconds: float | None) -> None:
+        """End in so many seconds from now, in place of what was said before."""
+        if self._ends:
+            self._ends.cancel()
+        # abort: close would first wait until the client has read
+        self._ends = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
 
 def run(
@@ -29,11 +89,13 @@ def run(
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise QalamError("the token has characters that a header cannot hold; use letters, digits and punctuation")
     listening = _listen(host, port)
+    clean()
     with listening:
         models = Models(model, store, places, waiting, backend)
         config = uvicorn.Config(
             application(models, limits, token, local), log_level="warning", access_log=False, lifespan="off",
-            timeout_graceful_shutdown=5, server_header=False,
+            http=partial(_Connection, limits.seconds),  # type: ignore[arg-type]  # it is called alone
+            timeout_graceful_shutdown=_ENDING_SECONDS, server_header=False,
         )  # fmt: skip
         address = f"[{host}]" if ":" in host else host
         say(f"{models.name} at http://{address}:{listening.getsockname()[1]}/v1; Ctrl-C ends it")

@@ -102,6 +102,10 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
             raise ApiError(404, "this changed model is no longer kept; change it again", "model", "model_not_found")
         return found
 
+    def told(found: dict[str, Any]) -> dict[str, Any]:
+        """The same with the model that is served now, which may have changed since the page was opened."""
+        return {**found, "served": models.run}
+
     async def computed(model: str, find: Callable[[Served], Found]) -> Found:
         """What `find` gives, in a thread, and one at a time: it may take seconds, and the memory of all logits."""
         nonlocal waiting
@@ -136,23 +140,24 @@ def routes(models: Models, sessions: Sessions) -> APIRouter:
     @router.post("/page/ids")
     async def ids(asked: Ids) -> dict[str, Any]:
         served = await named(asked.model)
-        return {"ids": await asyncio.to_thread(_ids, served.engine, asked), "run": served.run}
+        return told({"ids": await asyncio.to_thread(_ids, served.engine, asked), "run": served.run})
 
     @router.post("/page/word")
     async def word(asked: Word) -> dict[str, Any]:
-        return await computed(asked.model, lambda served: _word(served.engine, asked))
+        return told(await computed(asked.model, lambda served: _word(served.engine, asked)))
 
     @router.post("/page/lens")
     async def lens(asked: Lens) -> dict[str, Any]:
-        return await computed(asked.model, lambda served: _lens(served.engine, asked.text))
+        return told(await computed(asked.model, lambda served: _lens(served.engine, asked.text)))
 
     @router.post("/page/attention")
     async def attention(asked: Attention) -> dict[str, Any]:
-        return await computed(asked.model, lambda served: _attention(served.engine, asked))
+        return told(await computed(asked.model, lambda served: _attention(served.engine, asked)))
 
     @router.post("/page/change")
     async def change(asked: Changed) -> dict[str, Any]:
-        return {"model": await computed("", lambda served: sessions.change(served, asked.edits, asked.model))}
+        changed = await computed("", lambda served: sessions.change(served, asked.edits, asked.model))
+        return told({"model": changed})
 
     @router.post("/page/keep")
     async def kept(asked: Kept) -> dict[str, Any]:

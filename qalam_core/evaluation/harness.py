@@ -11,6 +11,7 @@ Source: https://github.com/EleutherAI/lm-evaluation-harness, docs/model_guide.md
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from itertools import groupby, islice
 from operator import itemgetter
@@ -21,8 +22,9 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 
-from qalam_core.errors import PackageError
+from qalam_core.errors import PackageError, QalamError
 from qalam_core.evaluation.continuations import common, continuation_scores, score
 from qalam_core.package import read
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
@@ -31,14 +33,24 @@ from qalam_core.package.runtime.tokenizer import Tokenizer
 TOGETHER = 16
 """Continuations of one context that are read at the same time."""
 
+_OTHERS = {"batch_size", "max_batch_size", "device", "trust_remote_code"}
+"""Arguments that the harness gives to every model; they change nothing here."""
+
+_GREEDY = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "seed"}
+"""Settings of a generation that is greedy."""
+
 
 @register_model("qalam")
 class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
     """A package as a model of the harness."""
 
-    def __init__(self, path: str = "", max_gen_toks: int | str = 64, **ignored: Any) -> None:
-        """`path` is a package folder; other arguments of the harness (device, batch size) are ignored."""
+    def __init__(self, path: str = "", max_gen_toks: int | str = 64, **others: Any) -> None:
+        """`path` is a package folder. Raises PackageError."""
         super().__init__()
+        if unknown := others.keys() - _OTHERS:
+            raise PackageError(f"--model_args {min(unknown)}: there are path and max_gen_toks")
+        if not str(max_gen_toks).isdecimal():
+            raise PackageError(f"--model_args max_gen_toks={max_gen_toks}: give a number of tokens")
         if not path:
             raise PackageError("name the package: --model_args path=PKG")
         package = read(Path(path))
@@ -68,15 +80,17 @@ class QalamLM(LM):  # type: ignore[misc]  # the harness has no types
         return [self._score([self.start, *self.tokenizer.encode(text), self.end], 1)[0] for text in texts]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy continuations, cut before the first of the stop texts."""
+        """Greedy continuations, cut before the first of the stop texts. Raises PackageError for any others."""
         answers = []
-        for context, settings in (request.args for request in requests):
+        for context, given in (request.args for request in requests):
+            settings = normalize_gen_kwargs(given, self.max_gen_toks)
+            others = [name for name, value in settings.items() if name not in _GREEDY and value not in (None, False, 1)]
+            if settings["do_sample"] or others:
+                raise PackageError(f"generation_kwargs {others[0] if others else 'do_sample'}: texts are greedy here")
             ids = [self.start, *self.tokenizer.encode(context)]
-            length = int(settings.get("max_gen_toks", self.max_gen_toks))
-            out = self.model.generate(np.array([ids]), length, temperature=0.0)[0].tolist()
+            out = self.model.generate(np.array([ids]), settings["max_gen_toks"], temperature=0.0)[0].tolist()
             text = self.tokenizer.decode(out)[len(self.tokenizer.decode(ids)) :]
-            stops = settings.get("until") or []
-            for stop in [stops] if isinstance(stops, str) else stops:
+            for stop in settings["until"]:
                 text = text.partition(stop)[0] if stop else text
             answers.append(text)
         return answers
@@ -100,7 +114,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except QalamError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

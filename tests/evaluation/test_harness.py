@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from qalam_core.errors import PackageError
 from qalam_core.package import read
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from tests.small_package import CONFIG, export
@@ -68,6 +70,58 @@ def test_likelihoods_are_the_models(package: Path) -> None:
         0
     ]
     assert "السمك" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "generation", "message"),
+    [
+        ({"path": ""}, {}, "name the package"),
+        ({"max_gen_tok": 5}, {}, "--model_args max_gen_tok: there are path and max_gen_toks"),
+        ({"max_gen_toks": "x"}, {}, "max_gen_toks=x: give a number"),
+        ({}, {"do_sample": True, "temperature": 0.5}, "do_sample: texts are greedy"),
+        ({}, {"temperature": 0.5}, "do_sample: texts are greedy"),
+        ({}, {"num_beams": 4}, "num_beams: texts are greedy"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(
+    package: Path, arguments: dict[str, Any], generation: dict[str, Any], message: str
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    from qalam_core.evaluation.harness import QalamLM
+
+    with pytest.raises(PackageError, match=message):
+        QalamLM(**{"path": str(package), "batch_size": 1, **arguments}).generate_until(
+            [Instance("generate_until", {}, ("القط", generation), 0)]
+        )
+
+
+def test_a_length_has_several_names(package: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from qalam_core.evaluation.harness import QalamLM
+
+    ours = QalamLM(path=str(package), max_gen_toks=5)
+    given: list[dict[str, Any]] = [
+        {"max_new_tokens": 2, "num_beams": 1, "do_sample": False, "temperature": 0.0},
+        {"max_gen_toks": 2}, {"until": None},
+    ]  # fmt: skip
+    short, same, long = ours.generate_until([Instance("generate_until", {}, ("القط", one), 0) for one in given])
+    assert short == same
+    assert len(long) > len(short)
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_mistake_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pairs.yaml").write_text(TASK.format(data=tmp_path / "pairs.jsonl"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "qalam_core.evaluation.harness", "run", "--model", "qalam", "--model_args",
+         f"path={tmp_path / 'nothing'}", "--tasks", "arabic_pairs", "--include_path", str(tmp_path)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'nothing'}: not a folder, so not a package"
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.usefixtures("processes")

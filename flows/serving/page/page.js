@@ -47,7 +47,11 @@ async function ask(path, body, signal) {
   const problem = await answer.json().catch(() => null);
   throw new Error(problem?.error?.message ?? `HTTP ${answer.status}`);
 }
-const asked = async (path, body) => (await ask(path, body)).json();
+async function asked(path, body, signal) {
+  const found = await (await ask(path, body, signal)).json();
+  if (model && found.served && found.served !== model.run) await replaced();
+  return found;
+}
 
 function askKey() {
   at("key").hidden = false;
@@ -67,16 +71,30 @@ async function tried(action, where = status) {
   }
 }
 
-async function open() {
+/** Read what the served model is called and how large it is. */
+async function meet() {
   model = await asked("page/model");
-  at("key").hidden = true;
-  at("name").replaceChildren(make("bdi", printable(model.run)));
+  entitle();
   document.title = printable(model.run);
   for (const [name, count] of [["layer", model.layers], ["head", model.heads]]) {
     at(name).replaceChildren(...Array.from({ length: count }, (_, n) => make("option", figure(n + 1), { value: n })));
   }
   length.max = Math.min(400, model.context - 1);
   length.dispatchEvent(new Event("input"));
+}
+
+const entitle = () => at("name").replaceChildren(make("bdi", printable(model.run)), copy && " (معدّل)");
+
+/** Another model is served since: say so, as what is on the page may be of the one before. */
+async function replaced() {
+  const before = model.run;
+  await meet();
+  say([make("bdi", printable(model.run)), " حلّ محلّ ", make("bdi", printable(before)), "، وما على الصفحة قبل ذلك من السابق."]);
+}
+
+async function open() {
+  await meet();
+  at("key").hidden = true;
   go.disabled = false;
   say(`عدد المعاملات: ${figure(model.parameters)}، الرموز: ${figure(model.words)}، السياق: ${figure(model.context)}`);
   prompt.focus();
@@ -132,7 +150,7 @@ class Column {
     relabel();
     say("يكتب…", this.said);
     try {
-      const { ids, run } = await (await ask("page/ids", { model: copy, text: begin, tokens }, mine.signal)).json();
+      const { ids, run } = await asked("page/ids", { model: copy, text: begin, tokens }, mine.signal);
       const room = model.context - 1 - ids.length;
       if (room < 0) throw new Error(`${ids.length} / ${model.context - 1}: the text is longer than the model's context`);
       const answer = await ask("v1/completions", {
@@ -378,14 +396,18 @@ for (const id of ["layer", "head"]) at(id).addEventListener("change", () => trie
 
 // ---- change
 
+let queue = Promise.resolve();
+/** Have the changes that `amend` makes of those so far, when one that is under way has been made. */
+const change = (amend) => (queue = queue.then(() => tried(() => have(amend(edits)))));
+
 /** Have these changes in place of those so far, and write the same text before and after them. */
-async function change(wanted) {
+async function have(wanted) {
   copy = wanted.length ? (await asked("page/change", { model: copy, edits: wanted })).model : "";
   edits = wanted;
-  at("name").replaceChildren(make("bdi", printable(model.run)), copy && " (معدّل)");
+  entitle();
   at("edits").replaceChildren(...edits.map(({ kind, word: row, factor, source, values, like }) => make("li", [
     word(row), ...{ scale: [` × ${figure(factor ?? 1, 3)}`], copy: [" كسطر ", word(source ?? "")],
-      set: [` = ${values?.length} قيمة`], add: [" كلمة جديدة", like?.length ? [": ", word(like.join(" + "))] : ""].flat() }[kind],
+      set: [` = ${figure(values?.length ?? 0)} قيمة`], add: [" كلمة جديدة", like?.length ? [": ", word(like.join(" + "))] : ""].flat() }[kind],
   ])));
   [at("undo").disabled, at("keep").hidden, at("kept").hidden] = [!edits.length, !edits.length, true];
   const drawn = { prompt: prompt.value, temperature: Number(temperature.value), top_k: 50, seed: 1, echo: true };
@@ -405,10 +427,11 @@ at("edit").addEventListener("submit", (event) => {
   const numbers = latin.split(/[\s,،]+/).map(Number);
   const like = amount.split(/[\s,،]+/).filter(Boolean);
   const given = { scale: { factor: numbers[0] }, copy: { source: amount }, set: { values: numbers }, add: { like } }[kind];
-  tried(async () => {
-    const bad = ["scale", "set"].includes(kind) && !numbers.every(Number.isFinite);
+  const wanted = { kind, word: at("row").value, ...given };
+  const bad = ["scale", "set"].includes(kind) && !numbers.every(Number.isFinite);
+  change((before) => {
     if (bad) throw new Error(`${amount}: not a number`);
-    await change([...edits, { kind, word: at("row").value, ...given }]);
+    return [...before, wanted];
   });
 });
 at("kind").addEventListener("change", () => {
@@ -416,7 +439,7 @@ at("kind").addEventListener("change", () => {
   [at("hint").hidden, at("amount").required] = [kind !== "add", kind !== "add"];
   at("amount").value = kind === "scale" ? "2" : "";
 });
-at("undo").addEventListener("click", () => tried(() => change(edits.slice(0, -1))));
+at("undo").addEventListener("click", () => change((before) => before.slice(0, -1)));
 at("keep").addEventListener("submit", (event) => {
   event.preventDefault();
   tried(async () => {

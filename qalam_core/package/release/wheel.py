@@ -6,6 +6,7 @@ The bytes depend only on the package, the name, the version and, unless `compres
 from __future__ import annotations
 
 import base64
+import filecmp
 import hashlib
 import keyword
 import re
@@ -35,7 +36,7 @@ def wheel(
     """Write `<name>-<version>-py3-none-any.whl`, which installs the package under the import name `name`.
 
     The default version is that of the release that wrote the package. A package with changes since export is refused
-    unless `edited`.
+    unless `edited`, and so is another wheel of that name and version, which installers would take for the same.
     """
     folder, out_dir = Path(folder), Path(out_dir)
     _check_name(name)
@@ -54,14 +55,19 @@ def wheel(
     target = out_dir / f"{distribution}-{version}-py3-none-any.whl"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            archive.compression = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-            record = [_add(archive, f"{name}/{file}", _chunks(folder / file)) for file in sorted(files)]
-            card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
-            for file, text in (("METADATA", _metadata(name, version, card)), ("WHEEL", _WHEEL)):
-                record.append(_add(archive, f"{home}/{file}", iter([text.encode()])))
-            lines = [*record, f"{home}/RECORD,,", ""]
-            _add(archive, f"{home}/RECORD", iter(["\n".join(lines).encode()]))
+        with replacing(target) as temporary:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                archive.compression = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+                record = [_add(archive, f"{name}/{file}", _chunks(folder / file)) for file in sorted(files)]
+                card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+                for file, text in (("METADATA", _metadata(name, version, card)), ("WHEEL", _WHEEL)):
+                    record.append(_add(archive, f"{home}/{file}", iter([text.encode()])))
+                lines = [*record, f"{home}/RECORD,,", ""]
+                _add(archive, f"{home}/RECORD", iter(["\n".join(lines).encode()]))
+            if target.exists() and not filecmp.cmp(target, temporary, shallow=False):
+                raise PackageError(
+                    f"{target}: another wheel of this version exists; give another --version, or delete it"
+                )
     except OSError as error:
         raise PackageError(f"{target}: cannot be written ({error.strerror}); use another folder") from None
     return target

@@ -182,6 +182,10 @@ def test_export_and_import_are_inverse(package: Path, tmp_path: Path) -> None:
     assert qalam(*again, "--like", package).returncode == 0
     assert qalam("diff", package, tmp_path / "again").returncode == 0
     assert qalam("export", package, tmp_path / "back").returncode == 2
+    for to in ("transformers", "hub", "safetensors"):  # these have no storage types
+        stored = qalam("export", package, tmp_path / "no", "--to", to, "--dtype", "f16")
+        assert (stored.returncode, (tmp_path / "no").exists()) == (2, False)
+        assert f"--dtype f16: --to {to} is float32" in stored.stderr
 
 
 def test_wheel_and_signature(package: Path, tmp_path: Path) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import signal
+import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +22,8 @@ from al_qalam.flows.serving.models import Models
 from qalam_core import package as packages
 from qalam_core.display import printable
 from qalam_core.package import ModelConfig
+from qalam_core.package.editing.rows import scale_row
+from tests.flows.serving.test_completions import start
 from tests.package.conftest import trained_tokenizer
 from tests.small_package import CONFIG, LLAMA, export
 
@@ -101,6 +108,74 @@ def test_an_added_word_is_kept_as_it_was_tried(
     assert len({str(one["choices"]) for one in tried}) == 3, "each change changes what is said"
     note = (tmp_path / "mine" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"{added} added, like {', '.join(alike)}; {named} times 3; {alike[0]} as {named}" in note
+
+
+def test_what_is_kept_is_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a package that was edited or deleted since it was read, and not other changes."""
+    monkeypatch.chdir(tmp_path)
+    folder = exported(tmp_path / "model", "word")
+    changes: list[dict[str, Any]] = [{"kind": "scale", "word": "5", "factor": 3.0}]
+
+    async def page(post: Post) -> None:
+        name = (await post("/page/change", {"edits": changes})).json()["model"]
+
+        async def refused(edits: list[dict[str, Any]] = changes) -> str:
+            answer = await post("/page/keep", {"model": name, "edits": edits, "folder": "mine"})
+            assert answer.status_code == 400
+            text: str = answer.json()["error"]["message"]
+            return text
+
+        assert "no longer what was read here" in await refused(changes * 2)
+        shutil.copytree(folder, tmp_path / "before")
+        scale_row(folder, "blocks.0.fc1.weight", 3, 2.0)
+        assert "no longer what was read here" in await refused()
+        shutil.rmtree(folder)
+        assert "was deleted since it was read" in await refused()
+        (tmp_path / "before").rename(folder)
+        (folder / ".git").mkdir()
+        assert (await post("/page/keep", {"model": name, "edits": changes, "folder": "mine"})).status_code == 200
+
+    served(folder, page)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]
+    assert not (tmp_path / "mine" / ".git").exists()
+
+
+@pytest.mark.usefixtures("processes")
+def test_what_a_killed_server_left_is_deleted_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what one that runs is writing, nor a folder of the user's."""
+    monkeypatch.chdir(tmp_path)
+    exported(tmp_path / "model", "word")
+    sleeping = "from al_qalam.flows.serving import changing; import time; changing.seal = lambda *_: time.sleep(60)"
+    changes = [{"kind": "scale", "word": "5", "factor": 3.0}]
+    killed, address = start("model", "--port", 0, before=sleeping)
+    running, other = start("model", "--port", 0, before=sleeping)
+    (tmp_path / ".qalam-mine").mkdir()
+
+    def keep(address: str, folder: str) -> None:
+        name = httpx.post(f"{address}/page/change", json={"edits": changes}).json()["model"]
+        body = {"model": name, "edits": changes, "folder": folder}
+        with suppress(httpx.TransportError):
+            httpx.post(f"{address}/page/keep", json=body, timeout=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(keep, address, "one")
+        pool.submit(keep, other, "two")
+        end = time.monotonic() + 20
+        while len(left := sorted(tmp_path.glob(".qalam-keep-*/package/manifest.json"))) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        killed.kill()
+        killed.communicate()
+        following, _ = start("model", "--port", 0)
+        there = [path for path in left if path.exists()]
+        running.kill()
+        running.communicate()
+        last, _ = start("model", "--port", 0)
+    for process in (following, last):
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert len(there) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".qalam-mine", "model"]
 
 
 @pytest.mark.parametrize(

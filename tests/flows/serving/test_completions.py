@@ -13,26 +13,33 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from openai.types import completion_create_params
+from openai.types.chat import ChatCompletionStreamOptionsParam
 
 from al_qalam.flows.serving import models as models_module
-from al_qalam.flows.serving.completions import Completion, Limits, _Answer, application
+from al_qalam.flows.serving.completions import Completion, Limits, StreamOptions, _Answer, _Measured, application
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine
 from al_qalam.flows.serving.models import Backend, Models
 from qalam_core import package as packages
 from qalam_core.errors import QalamError
+from qalam_core.package import ModelConfig
 from qalam_core.package.batching import Batch, Sampling, Token
 from qalam_core.package.read import Package
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
 from tests.conftest import SUBJECTS, Built
 from tests.flows.processes import clean_environment, own_signals, qalam
+from tests.package.conftest import trained_tokenizer
+from tests.small_package import CONFIG, export, weights
 
 
 class Service(NamedTuple):
@@ -52,9 +59,11 @@ class Service(NamedTuple):
         return Tokenizer(self.package.vocabulary)
 
 
-def start(*arguments: object, **environment: str) -> tuple[subprocess.Popen[str], str]:
+def start(*arguments: object, before: str = "", **environment: str) -> tuple[subprocess.Popen[str], str]:
+    """A server's process, which first executes `before`, and its address."""
+    code = f"{before}\nfrom al_qalam.flows.cli.main import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", "serve", *map(str, arguments)],
+        [sys.executable, "-c", code, "serve", *map(str, arguments)],
         env=clean_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=own_signals,
     )  # fmt: skip
@@ -208,13 +217,16 @@ def test_models_health_and_figures(service: Service) -> None:
         ({"n": 5}, 400, "at most 4"),
         ({"stop": ""}, 400, "stop"),
         ({"stop": ["a"] * 5}, 400, "stop: List should have at most 4 items"),
-        ({"prompt": ["a", 1]}, 400, "prompt: "),
+        ({"prompt": ["a", 1]}, 400, "prompt: is of none of the types"),
         ({"stream_options": {"include_usge": True}}, 400, "stream_options.include_usge"),
         ({"logprobs": 21}, 400, "logprobs"),
-        ({"best_of": 2}, 400, "best_of"),
-        ({"suffix": "x"}, 400, "suffix"),
-        ({"logit_bias": {"1": 5}}, 400, "logit_bias"),
-        ({"frequency_penalty": 1.0}, 400, "frequency_penalty"),
+        ({"best_of": 2}, 400, "best_of: all texts are returned"),
+        ({"best_of": 1, "n": 2}, 400, "best_of: all texts are returned"),
+        ({"suffix": "x"}, 400, "suffix: not supported"),
+        ({"logit_bias": {"1": 5}}, 400, "logit_bias: not supported"),
+        ({"frequency_penalty": 1.0}, 400, "frequency_penalty: not supported"),
+        ({"presence_penalty": -0.1}, 400, "presence_penalty: not supported"),
+        ({"stream_options": {"include_obfuscation": True}}, 400, "stream_options.include_obfuscation: not supported"),
         ({"messages": []}, 400, "messages: not a parameter"),
         ({"model": "gpt-4\x1b[31m"}, 404, "this server has"),
     ],
@@ -232,7 +244,7 @@ def test_a_mistake_is_one_line(service: Service, body: dict[str, Any], status: i
 def test_requests_to_every_address_of_this_machine_alone_are_answered(built: Built) -> None:
     async def run() -> None:
         async with served(built) as http:
-            names = ("localhost:8000", "127.0.0.1", "127.0.0.2:80", "[::1]:8000", "[::1]")
+            names = ("localhost:8000", "LocalHost", "127.0.0.1", "127.0.0.2:80", "[::1]:8000", "[::1]")
             for name in names:
                 assert (await http.get("/healthz", headers={"Host": name})).status_code == 200, name
             for name in ("example.org", "127.0.0.1.example.org", "10.0.0.1", "[::2]:80", "localhost.example.org", ""):
@@ -246,7 +258,7 @@ def test_a_text_that_fails_while_another_is_sent_is_an_error(built: Built, monke
         models = Models(str(built.published.folder / "model"), "", 4, 4)
         monkeypatch.setattr(models.current().engine, "submit", lambda _: None)
         asked = Completion(prompt="ال", n=2, stream=True)
-        answer = _Answer(models.current(), asked, Limits(), lambda _: None)
+        answer = _Answer(models.current(), asked, [[2, 5]], Limits(), _Measured(models))
         answer.begin()
         one, other = answer._choices
         one.text, one.reason = "ب", "length"
@@ -259,6 +271,157 @@ def test_a_text_that_fails_while_another_is_sent_is_an_error(built: Built, monke
         models.current().engine.close()
 
     asyncio.run(run())
+
+
+def test_null_is_the_default(service: Service) -> None:
+    base: dict[str, Any] = {"prompt": "القط", "max_tokens": 5, "temperature": 0}
+    with httpx.Client(base_url=f"{service.address}/v1") as http:
+        wanted = http.post("/completions", json=base).json()["choices"]
+        for name in set(Completion.model_fields) - set(base):
+            assert http.post("/completions", json={**base, name: None}).json()["choices"] == wanted, name
+        for name in base:
+            answers = [http.post("/completions", json={"seed": 1, **some}) for some in (
+                {**base, name: None}, {key: value for key, value in base.items() if key != name}
+            )]  # fmt: skip
+            assert answers[0].json()["choices"] == answers[1].json()["choices"], name
+        for options in ({"include_usage": None}, {"include_obfuscation": False}):
+            answer = http.post("/completions", json={**base, "stream": True, "stream_options": options})
+            assert "usage" not in answer.text
+            assert answer.text.endswith("data: [DONE]\n\n")
+
+
+def test_every_parameter_of_openais_client_is_one_here() -> None:
+    asked = completion_create_params.CompletionCreateParamsBase.__annotations__
+    assert set(asked) | {"stream", "top_k"} == set(Completion.model_fields)
+    assert set(ChatCompletionStreamOptionsParam.__annotations__) == set(StreamOptions.model_fields)
+
+
+def test_a_long_prompt_does_not_hold_up_others(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is encoded elsewhere; and too many of them are not encoded at all."""
+    go, encode = threading.Event(), Tokenizer.encode
+
+    def slow(self: Tokenizer, text: str) -> list[int]:
+        assert text != "never"
+        return encode(self, text) if text != "slow" or go.wait(20) else []
+
+    monkeypatch.setattr(Tokenizer, "encode", slow)
+
+    async def run() -> None:
+        async with served(built) as http:
+            first = asyncio.ensure_future(http.post("/v1/completions", json={"prompt": "slow", "max_tokens": 2}))
+            await asyncio.sleep(0)
+            other = await http.post("/v1/completions", json={"prompt": "ال", "max_tokens": 2})
+            assert (other.status_code, first.done()) == (200, False)
+            many = await http.post("/v1/completions", json={"prompt": ["never"] * 33})
+            assert "33 texts are asked for" in many.json()["error"]["message"]
+            go.set()
+            assert (await first).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_a_text_that_ends_while_its_piece_is_sent_ends_once(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(_: _Answer, choice: Choice) -> int:
+        choice.reason = "length"  # as the engine's thread may at any time
+        choice.notify()
+        return 0
+
+    async def run() -> list[Any]:
+        models = Models(str(built.published.folder / "model"), "", 4, 4)
+        monkeypatch.setattr(models.current().engine, "submit", lambda _: None)
+        monkeypatch.setattr(_Answer, "_settled", settled)
+        answer = _Answer(models.current(), Completion(stream=True), [[2, 5]], Limits(), _Measured(models))
+        answer.begin()
+        answer._choices[0].text = "ب"
+        found = [json.loads(event[6:])["choices"][0] async for event in answer.events() if "choices" in event]
+        models.current().engine.close()
+        return [(one["text"], one["finish_reason"]) for one in found]
+
+    assert asyncio.run(run()) == [("ب", None), ("", "length")]
+
+
+@pytest.mark.parametrize("algorithm", ["word", "bpe"])
+def test_a_text_is_what_decoding_gives(tmp_path: Path, algorithm: Literal["word", "bpe"]) -> None:
+    """Also of words, which have spaces between them, of special tokens in a text, and of characters in pieces."""
+    vocabulary = trained_tokenizer(algorithm).vocabulary
+    config = replace(CONFIG, vocab_size=len(vocabulary.words), max_seq_len=40)
+    folder = export(tmp_path / "model", config=config, vocabulary=vocabulary)
+    tokenizer, package = Tokenizer(vocabulary), packages.read(folder)
+    model = NumpyTransformer(package.config, package.weights, tokenizer.specials)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(application(Models(str(folder), "", 4, 4), Limits(), "", True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            for prompt in ("", "القط في", "قَطٌّ 😀 صلى\u200cالله", "ABC ١٢"):
+                ids = [tokenizer.specials.start, *tokenizer.encode(prompt)]
+                for seed in range(5):
+                    generated = model.generate([ids], 12, 1.5, 0, seed)[0].tolist()
+                    body = {"prompt": prompt, "max_tokens": 12, "temperature": 1.5, "seed": seed, "logprobs": 0}
+                    (plain,) = (await http.post("/v1/completions", json=body)).json()["choices"]
+                    (echoed,) = (await http.post("/v1/completions", json={**body, "echo": True})).json()["choices"]
+                    lines = (await http.post("/v1/completions", json={**body, "echo": True, "stream": True})).text
+                    events = [json.loads(line[6:])["choices"][0] for line in lines.split("\n") if "choices" in line]
+                    whole = tokenizer.decode(generated)
+                    assert echoed["text"] == "".join(event["text"] for event in events) == whole
+                    assert plain["text"] == whole[len(tokenizer.decode(ids)) :]
+                    shown = echoed["logprobs"]
+                    assert shown["text_offset"] == [n for one in events for n in one["logprobs"]["text_offset"]]
+                    for token, offset in zip(shown["tokens"], shown["text_offset"], strict=True):
+                        piece = whole[offset:].removeprefix(" " if algorithm == "word" else "")
+                        if token not in vocabulary.words[:4] and not token.startswith("bytes:"):
+                            assert piece.lstrip("\ufffd").startswith(token)
+
+    asyncio.run(run())
+
+
+def test_figures_add_up(built: Built) -> None:
+    """After answers that were whole, streamed, refused, late, stopped, and left before their first event."""
+
+    async def run() -> dict[str, float]:
+        models = Models(str(built.published.folder / "model"), "", 2, 0)
+        app = application(models, Limits(tokens=60), "", True)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        generated = 0
+        body = {"prompt": "القط", "max_tokens": 10}
+        content = json.dumps(body | {"stream": True}).encode()
+        scope = {
+            "type": "http", "asgi": {"spec_version": "2.3"}, "method": "POST", "path": "/v1/completions",
+            "query_string": b"", "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        }  # fmt: skip
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            for more in ({}, {"n": 2}, {"stop": "ا"}, {"stream": True, "stream_options": {"include_usage": True}}):
+                answer = await http.post("/v1/completions", json={**body, **more})
+                events = [line.removeprefix("data: ") for line in answer.text.split("\n") if "usage" in line]
+                generated += json.loads(events[-1])["usage"]["completion_tokens"]
+            assert (await http.post("/v1/completions", json={**body, "n": 9})).status_code == 400
+            models.current().engine._most = -9
+            assert (await http.post("/v1/completions", json=body)).status_code == 429
+            models.current().engine._most = 0
+            messages = iter([{"type": "http.request", "body": content, "more_body": False}])
+
+            async def receive() -> Any:
+                return next(messages, {"type": "http.disconnect"})
+
+            async def send(_: Any) -> None:
+                pass
+
+            await app(scope, receive, send)
+            end = time.monotonic() + 5
+            while models.active() and time.monotonic() < end:
+                await asyncio.sleep(0.01)
+            lines = (await http.get("/metrics")).text.splitlines()
+        figures = {name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[0] != "#")}
+        assert generated <= figures["qalam_generated_tokens_total"] <= generated + 10
+        models.current().engine.close()
+        return figures
+
+    found = asyncio.run(run())
+    assert found["qalam_requests_total"] == 6
+    assert found["qalam_busy_requests_total"] == 1
+    assert found["qalam_request_seconds_count"] == 5
+    assert found["qalam_active_texts"] == found["qalam_waiting_texts"] == 0
+    tokenizer = Tokenizer(packages.read(built.published.folder / "model").vocabulary)
+    assert found["qalam_prompt_tokens_total"] == 5 * len(tokenizer.encode("القط"))
 
 
 def test_garbage_never_breaks_it(service: Service) -> None:
@@ -309,6 +472,105 @@ def test_places_are_free_after_clients_went_away(service: Service) -> None:
     while "qalam_active_texts 0.0" not in httpx.get(f"{service.address}/metrics").text:
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def half_a_request(
+    address: str, body: dict[str, Any], sent: int | None, buffer: int = 0, more: bytes = b""
+) -> socket.socket:
+    """A connection on which so many bytes of a request were sent, all of them, if None, and `more`."""
+    content = json.dumps(body).encode()
+    connection = socket.socket()
+    if buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    whole = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    connection.sendall(whole[:sent] + more)
+    return connection
+
+
+def long_answers(folder: Path) -> Path:
+    """A package whose answers never end by themselves, and are slow."""
+    vocabulary = trained_tokenizer("bpe").vocabulary
+    config = ModelConfig(vocab_size=len(vocabulary.words), dim=64, num_heads=2, num_layers=8, max_seq_len=4096)
+    bodies = weights(config)
+    bodies["lm_head.weight"] = bodies["embedding.weight"].copy()
+    bodies["lm_head.weight"][vocabulary.specials.end] = 0
+    bodies["lm_head.weight"][5] = bodies["ln_out.weight"]  # the likeliest in any case
+    return export(folder, config=replace(config, tied=False), vocabulary=vocabulary, weights=bodies)
+
+
+IMPATIENT = """
+import socket
+from al_qalam.flows.serving import server
+server.ARRIVAL_SECONDS, listen = 1, server._listen
+def small(*place):
+    found = listen(*place)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return found
+server._listen = small
+"""
+"""With a second for half requests, and buffers that a short answer does not fit into."""
+
+
+def test_no_client_holds_a_connection_for_ever(processes: None, tmp_path: Path) -> None:
+    """One that sends half of its headers or its body, or nothing, or a byte from time to time; and one that does not
+    read its answer."""
+    process, address = start(long_answers(tmp_path / "model"), "--port", 0, "--seconds", 2, before=IMPATIENT)
+    body = {"prompt": "ال", "max_tokens": 4000, "logprobs": 20, "stream": True}
+    try:
+        begun = time.monotonic()
+        late = [half_a_request(address, body, sent) for sent in (0, 1, 60, -1)]
+        refused = half_a_request(address, {**body, "prompt": "x" * 2_000_000}, 1000)
+        unread = half_a_request(address, body, None, buffer=4096)
+        slowly = half_a_request(address, body, 1)
+        for sent, more in ((0, b"\x16\x03\x01"), (60, b"\0\r\n\r\n"), (None, b"GET\0")):
+            half_a_request(address, body, sent, more=more).close()
+        for secret in (b"", b"x"):  # the body's parts: after an answer that did not wait for it, and before one
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json" + secret
+            chunks = b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
+            garbage = half_a_request(address, body, 0, more=head + chunks)
+            time.sleep(0.1)
+            garbage.sendall(b"ZZ\r\n")
+            late.append(garbage)
+        for sent in b"OST /":
+            assert httpx.get(f"{address}/healthz").status_code == 200
+            time.sleep(0.1)
+            slowly.sendall(bytes([sent]))
+        for connection in (*late, slowly, refused):
+            connection.settimeout(10)
+            with connection, suppress(ConnectionResetError):
+                while connection.recv(1 << 16):
+                    pass
+        assert time.monotonic() - begun < 15
+        time.sleep(max(0.0, begun + 5 - time.monotonic()))
+        unread.settimeout(10)
+        read = b""
+        with unread:
+            while part := unread.recv(1 << 16):
+                read += part
+        assert b"data: {" in read
+        assert b"[DONE]" not in read, "it was cut off before it was read"
+        assert b"not finished within" not in read
+        assert "qalam_active_texts 0.0" in httpx.get(f"{address}/metrics").text
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert {line.strip() for line in errors.splitlines()} == {"WARNING:  Invalid HTTP request received."}
+
+
+def test_a_server_ends_in_the_middle_of_answers(processes: None, tmp_path: Path) -> None:
+    process, address = start(long_answers(tmp_path / "model"), "--port", 0)
+    body = {"prompt": "ال", "max_tokens": 4000}
+    open_ = [half_a_request(address, body | more, sent) for more, sent in (({}, None), ({}, 50), ({}, -1))]
+    stream = half_a_request(address, body | {"stream": True}, None)
+    assert stream.recv(100)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    for connection in (*open_, stream):
+        connection.close()
+    assert (process.returncode, errors) == (0, "")
 
 
 def served(built: Built, limits: Limits = Limits(), token: str = "", local: bool = True, **more: Any) -> Any:  # noqa: B008

@@ -25,7 +25,8 @@ from qalam_core.display import printable
 from qalam_core.package import ModelConfig
 from qalam_core.package.interop.browser_page import digest
 from qalam_core.package.statistics import nearest_tokens
-from tests.browsers import CHROMIUM, Browser
+from qalam_core.pipeline.build import build
+from tests.browsers import CHROMIUM, UNNAMED, Browser
 from tests.conftest import Built
 from tests.flows.serving.test_completions import start
 from tests.package.conftest import trained_tokenizer
@@ -214,6 +215,22 @@ def test_a_changed_copy_is_the_pages_alone_and_is_kept_as_edit_does(
     assert f"1. on the page of qalam serve: {first} times 3; {second} as {first}; {third} set" in card
 
 
+def test_a_changed_copy_outlives_its_model(built: Built) -> None:
+    async def run() -> None:
+        models = Models(str(built.published.folder / "model"), "", 2, 2)
+        transport = httpx.ASGITransport(application(models, Limits(), "", local=True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            changed = await http.post("/page/change", json={"edits": [row("5", "scale", factor=2.0)]})
+            models._problem = "no champion any more"
+            for model, status in (("", 503), (changed.json()["model"], 200)):
+                for path in ("ids", "lens", "attention"):
+                    answer = await http.post(f"/page/{path}", json={"model": model, "text": "القط"})
+                    assert answer.status_code == status, answer.text
+                    assert answer.json().get("served", "") == ("model" if status == 200 else "")
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -298,6 +315,7 @@ def test_a_text_is_written_and_branched_by_keys_alone(address: str, tmp_path: Pa
     with Browser(tmp_path, width, 844, dark) as page:
         opened(page, address)
         assert page.value("document.activeElement === prompt")
+        assert page.value(UNNAMED) == []
         page.value("void ([temperature.value, length.value] = [0, 10])")
         page.type("القط في البيت")
         page.press("Enter")
@@ -634,6 +652,56 @@ def test_nothing_of_a_model_is_markup(processes: None, tmp_path: Path) -> None:
             page.until("!at('attention').hidden")
             assert page.value("document.querySelectorAll('img, main script').length") == 0
             assert page.value("document.title") == "<b>model"
+            assert page.problems == []
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
+@in_a_browser
+def test_changes_that_are_asked_for_at_once_are_all_made(address: str, tmp_path: Path) -> None:
+    with Browser(tmp_path) as page:
+        opened(page, address)
+        page.value("tabs[2].click()")
+        page.value("for (const row of [5, 6, 7, 8]) { at('row').value = row; at('edit').requestSubmit(); }")
+        page.until("edits.length === 4 && at('edits').children.length === 4")
+        page.value("for (const _ of [1, 2, 3]) at('undo').click()")
+        page.until("edits.length === 1 && at('edits').children.length === 1 && !at('undo').disabled")
+        page.value("void (at('amount').value = 'x', at('edit').requestSubmit())")
+        page.until("status.textContent.includes('not a number')")
+        assert page.value("edits.map((one) => one.word)") == ["5"]
+        page.value("at('undo').click()")
+        page.until("!edits.length && !copy && at('undo').disabled")
+        assert page.problems == []
+
+
+@in_a_browser
+def test_the_page_says_that_another_model_has_been_promoted(processes: None, mine: Built, tmp_path: Path) -> None:
+    second, first = mine.published.run, build(mine.recipe.model_copy(update={"seed": 8}), mine.store).run
+    mine.runs.promote("tiny", first, when="2026-01-01T00:00:00Z", why="x", who="x")
+    process, address = start("tiny", "--store", mine.store.root, "--port", 0)
+    replaced = f"status.textContent.startsWith('{second} حلّ محلّ {first}')"
+    try:
+        with Browser(tmp_path) as page:
+            opened(page, address)
+            page.type("القط")
+            page.press("Enter")
+            page.until("!busy() && first.words.length > 2")
+            assert page.value(f"at('name').textContent === '{first}'")
+            mine.runs.promote("tiny", second, when="2026-01-02T00:00:00Z", why="x", who="x")
+            end = time.monotonic() + 20
+            while httpx.get(f"{address}/healthz").json()["model"] != second:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            page.press("Enter")
+            page.until(
+                f"!busy() && {replaced} && at('name').textContent === document.title && model.run === '{second}'"
+            )
+            mine.runs.promote("tiny", first, when="2026-01-03T00:00:00Z", why="x", who="x")
+            page.until(f"fetch('healthz').then((answer) => answer.json()).then((found) => found.model === '{first}')")
+            page.value("tabs[1].click()")
+            page.value("at('reading').requestSubmit()")
+            page.until(f"!at('attention').hidden && status.textContent.startsWith('{first} حلّ محلّ {second}')")
             assert page.problems == []
     finally:
         process.send_signal(signal.SIGTERM)

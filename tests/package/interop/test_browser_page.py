@@ -19,7 +19,7 @@ from qalam_core.package.interop.browser_page import SCRIPTS, export_page, source
 from qalam_core.package.interop.storage import convert
 from qalam_core.package.runtime.numpy_model import NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
-from tests.browsers import CHROMIUM, ENGINES, browse, evaluate, probe
+from tests.browsers import CHROMIUM, ENGINES, UNNAMED, browse, evaluate, probe
 from tests.conftest import Built
 from tests.package.conftest import trained_tokenizer
 from tests.small_package import WORDS, contents, edit, export, vocabulary, writer
@@ -233,7 +233,8 @@ const wait = (good) => new Promise((resolve) => {
   const broken = state();
   const { scrollWidth, scrollHeight } = document.documentElement;
   const [{ backgroundColor }, { direction }] = [document.body, prompt].map((one) => getComputedStyle(one));
-  found({ opening, during, first, again, last, broken, tags: given.children.length, paper: backgroundColor, direction,
+  found({ opening, during, first, again, last, broken, unnamed: UNNAMED,
+    tags: given.children.length, paper: backgroundColor, direction,
     wide: scrollWidth - innerWidth, high: scrollHeight - innerHeight });
 })();
 """
@@ -248,9 +249,8 @@ def test_a_page_is_used_by_keys_alone_on_one_screen(tmp_path: Path, width: int, 
     assert "CONSOLE" not in shown.stderr
     assert "جاهز" in shown.stdout
     look = f"--blink-settings=preferredColorScheme={int(not dark)}"
-    given = probe(
-        tmp_path / "model.html", tmp_path, SCREEN, "--virtual-time-budget=60000", f"--window-size={width},800", look
-    )
+    script, size = SCREEN.replace("UNNAMED", UNNAMED), f"--window-size={width},800"
+    given = probe(tmp_path / "model.html", tmp_path, script, "--virtual-time-budget=60000", size, look)
     disabled, ready, focused = given["opening"]
     assert (disabled, focused, given["during"], given["direction"]) == (False, True, "قف", "rtl")
     assert ready.startswith("جاهز")
@@ -263,6 +263,7 @@ def test_a_page_is_used_by_keys_alone_on_one_screen(tmp_path: Path, width: int, 
     assert given["broken"][0] == "أكمل"
     assert "logits are not finite" in given["broken"][3]
     assert given["tags"] == 0
+    assert given["unnamed"] == []
     assert given["paper"] == ("rgb(23, 22, 20)" if dark else "rgb(253, 252, 249)")
     assert (max(given["wide"], 0), max(given["high"], 0)) == (0, 0)
 

@@ -98,6 +98,12 @@ def test_an_edited_package_needs_a_seal_or_an_option(package: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
     loose = wheel(package, tmp_path / "out", "my_model", edited=True).read_bytes()
     seal(package, "louder")
+    with pytest.raises(PackageError, match="another wheel of this version exists; give another --version"):
+        wheel(package, tmp_path / "out", "my_model")
+    (kept,) = (tmp_path / "out").iterdir()
+    assert kept.read_bytes() == loose, "an installer tells wheels apart by their names alone"
+    assert wheel(package, tmp_path / "out", "my_model", "9.9").read_bytes() != loose
+    kept.unlink()
     assert wheel(package, tmp_path / "out", "my_model").read_bytes() != loose
 
 
