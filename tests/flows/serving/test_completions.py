@@ -26,7 +26,7 @@ from openai.types import completion_create_params
 from openai.types.chat import ChatCompletionStreamOptionsParam
 
 from al_qalam.flows.serving import models as models_module
-from al_qalam.flows.serving.completions import Completion, Limits, StreamOptions, _Answer, _Measured, application
+from al_qalam.flows.serving.completions import SHORT, Completion, Limits, StreamOptions, _Answer, _Measured, application
 from al_qalam.flows.serving.engine import BusyError, Choice, Engine
 from al_qalam.flows.serving.models import Backend, Models
 from qalam_core import package as packages
@@ -298,17 +298,17 @@ def test_every_parameter_of_openais_client_is_one_here() -> None:
 
 def test_a_long_prompt_does_not_hold_up_others(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is encoded elsewhere; and too many of them are not encoded at all."""
-    go, encode = threading.Event(), Tokenizer.encode
+    go, encode, long = threading.Event(), Tokenizer.encode, "ب" * SHORT
 
     def slow(self: Tokenizer, text: str) -> list[int]:
         assert text != "never"
-        return encode(self, text) if text != "slow" or go.wait(20) else []
+        return encode(self, text) if text != long or not go.wait(20) else []
 
     monkeypatch.setattr(Tokenizer, "encode", slow)
 
     async def run() -> None:
         async with served(built) as http:
-            first = asyncio.ensure_future(http.post("/v1/completions", json={"prompt": "slow", "max_tokens": 2}))
+            first = asyncio.ensure_future(http.post("/v1/completions", json={"prompt": long, "max_tokens": 2}))
             await asyncio.sleep(0)
             other = await http.post("/v1/completions", json={"prompt": "ال", "max_tokens": 2})
             assert (other.status_code, first.done()) == (200, False)
