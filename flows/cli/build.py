@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,7 +183,7 @@ def _built(recipe: Recipe, store: Store) -> Published:
     By the flow where it would do more than reuse: record a run on a server, or start workers.
     """
     runner = os.environ.get("QALAM_RUNNER") or recipe.runner
-    with bars(store, recipe) as terminal:
+    with stoppable(), bars(store, recipe) as terminal:
         if server_may_be_configured() or runner not in ("threads", "processes"):
             return _by_flow(recipe, store, terminal)
         from qalam_core.corpus.sources import resolve
@@ -223,21 +224,31 @@ def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[Sourc
     return by_flow(recipe.name, store, terminal, flow)
 
 
-def _start_server() -> None:
-    """Start Prefect's embedded server, unless another one is set, so that it outlives Ctrl-C: a terminal sends that
-    to all processes, and the flow would try for minutes to tell a server that is gone that it has ended."""
-    from prefect.settings import get_current_settings
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Context manager of a build, which SIGINT, SIGTERM and SIGHUP end alike: with one line, and the exit status that a
+    shell gives a process that the signal has ended."""
+    received = signal.SIGINT
 
-    settings = get_current_settings()
-    if settings.api.url or not settings.server.ephemeral.enabled:
-        return
-    from prefect.server.api.server import SubprocessASGIServer
+    def stop(number: int, _: object) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        for each in ends:  # `timeout` sends it to the process, and then to its group
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
+    # `nohup` has SIGHUP ignored
+    ends = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for each in ends:
+        signal.signal(each, stop)
     try:
-        SubprocessASGIServer().start()  # the one that Prefect would start
+        yield
+    except KeyboardInterrupt:
+        err.print("stopped; what is finished is kept, and the same command resumes the build")
+        raise typer.Exit(128 + received) from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for each in ends:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[Any]]) -> Published:
@@ -257,18 +268,16 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
     from prefect import tags
 
     # reads the settings above
+    from al_qalam.flows.serving.embedded import start as start_server
     from al_qalam.tasks.outcome import RefusedError
     from al_qalam.tasks.policy import tag_of
     from al_qalam.tasks.progress import watchers
 
     watchers.append(terminal)
     try:
-        _start_server()
+        start_server()
         with tags(tag_of(name)):
             state = flow()
-    except KeyboardInterrupt:
-        err.print("stopped; what is finished is kept, and the same command resumes the build")
-        raise typer.Exit(130) from None
     except (RuntimeError, HTTPError) as error:
         _need_space(store)
         raise _prefect_failed(error, home) from None
