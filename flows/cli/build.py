@@ -278,7 +278,7 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
         start_server()
         with tags(tag_of(name)):
             state = flow()
-    except (RuntimeError, HTTPError) as error:
+    except (RuntimeError, ValueError, HTTPError) as error:
         _need_space(store)
         raise _prefect_failed(error, home) from None
     finally:
@@ -306,7 +306,8 @@ def _prefect_failed(error: Exception, home: Path) -> Exception:
     from al_qalam.tasks.events import server_address
 
     url = server_address()
-    if str(error).startswith("Failed to reach API"):  # Prefect has no class for it
+    # Prefect has no class for the former; the latter is about a version that is none, of another program
+    if str(error).startswith("Failed to reach API") or (url and isinstance(error, ValueError)):
         return QalamError(
             f"no Prefect server responds at {url}; start it, or build without one: unset PREFECT_API_URL, and "
             "remove the address from Prefect's settings in this folder"

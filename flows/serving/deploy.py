@@ -30,7 +30,7 @@ from prefect.workers.process import ProcessWorker
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.automations import deploy_automations, recall, same_automation
 from al_qalam.flows.serving.prefect_env import CALLER
-from al_qalam.tasks.events import server_problem
+from al_qalam.tasks.events import NOT_PREFECTS, server_problem
 from al_qalam.tasks.links import REPORT_URL, report_base
 from al_qalam.tasks.policy import TRAINING_SLOTS, tag_of
 from qalam_core.errors import QalamError
@@ -111,7 +111,7 @@ async def deploy(
             lines += await _deployments(client, recipe, store, training)
             lines += await _remove_fixed_names(client, name)
             return lines + await deploy_automations(client, name, notify)
-        except HTTPError as error:
+        except (HTTPError, *NOT_PREFECTS) as error:
             raise QalamError(f"{client.api_url}: {server_problem(error)}") from None
 
 

@@ -123,6 +123,7 @@ def test_every_decision_on_a_proposal(
         ([500, 204], 2, ""),
         ([401], 1, "status 401; set PREFECT_API_AUTH_STRING to its password"),
         ([404], 1, "status 404; is it a Prefect server?"),
+        ([200], 1, "status 200; is it a Prefect server?"),  # a page to sign in
         ([500], 3, "status 500"),
     ],
 )
