@@ -9,6 +9,7 @@ Its files:
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -21,8 +22,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 from pydantic import Field
@@ -93,14 +95,18 @@ class Stack:
                 assert where.port
                 _check_free(where.hostname, where.port)
                 arguments = ["server", "start", "--host", where.hostname, "--port", str(where.port)]
-                self._wait(self._spawn("server", arguments, environment, api), api, where.port)
+                server, number = self._spawn("server", arguments, environment, api), where.port
+                # and not another one, which was faster
+                self._wait("server", server, lambda: _ask(f"{api}/health") is not None and _listens(server, number))
             ready(api)
             if states["worker"] != "running":
                 # Prefect's default is 10 s; on one machine a query every 2 s costs nothing
                 polling = {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}
                 worker = ["worker", "start", "--pool", pool, "--type", "process"]  # or it asks the server, once
                 worker += ["--limit", str(limit), "--name", "local"]
-                self._spawn("worker", worker, polling, api)
+                since = time.time()
+                process = self._spawn("worker", worker, polling, api)
+                self._wait("worker", process, lambda: _reported(api, pool, since))
         except BaseException:
             self._stop([name for name, how in states.items() if how != "running"])
             raise
@@ -134,26 +140,24 @@ class Stack:
                 preexec_fn=_default_signals,
             )  # fmt: skip
         found = psutil.Process(process.pid)
-        record = Record(api=api, processes={**self._read().processes, name: found.pid})
-        replace_file(self._record, (json.dumps(record.canonical(), indent=1, sort_keys=True) + "\n").encode())
+        try:
+            record = Record(api=api, processes={**self._read().processes, name: found.pid})
+            replace_file(self._record, (json.dumps(record.canonical(), indent=1, sort_keys=True) + "\n").encode())
+        except BaseException:  # the disk is full: nobody would know the process
+            _end(found)
+            raise
         return found
 
-    def _wait(self, server: psutil.Process, api: str, port: int) -> None:
-        log = self.home / "server.log"
+    def _wait(self, name: str, process: psutil.Process, ready: Callable[[], bool]) -> None:
+        log = self.home / f"{name}.log"
         for _ in range(STARTING_SECONDS * 4):
-            if not server.is_running() or server.status() == psutil.STATUS_ZOMBIE:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-                raise QalamError(f"the server exited at startup: {' '.join(last)}; see {log}")
-            try:
-                with urllib.request.urlopen(f"{api}/health", timeout=1):  # noqa: S310 (a loopback address)
-                    if _listens(server, port):  # and not another one, which was faster
-                        return
-            except urllib.error.HTTPError as error:  # it responds, but is not ready yet
-                error.close()
-            except OSError:
-                pass
+                raise QalamError(f"the {name} exited at startup: {' '.join(last)}; see {log}")
+            if ready():
+                return
             time.sleep(0.25)
-        raise QalamError(f"the server did not respond within {STARTING_SECONDS} s; see {log}")
+        raise QalamError(f"the {name} did not respond within {STARTING_SECONDS} s; see {log}")
 
     def _read(self) -> Record:
         """The record; empty when there is none. Raises QalamError when it is damaged."""
@@ -183,6 +187,28 @@ class Stack:
             except (psutil.NoSuchProcess, psutil.AccessDenied):  # of another user; a zombie is no such process
                 continue
         return alive
+
+
+def _ask(url: str, body: bytes | None = None) -> Any:
+    """The answer of the local server, None while it gives none; a body makes it a POST."""
+    headers = {"Content-Type": "application/json"}
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
+    request = urllib.request.Request(url, body, headers)  # noqa: S310 (a loopback address)
+    try:
+        with urllib.request.urlopen(request, timeout=1) as response:  # noqa: S310
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:  # it responds, but is not ready yet
+        error.close()
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _reported(api: str, pool: str, since: float) -> bool:
+    """Whether a worker of a pool has reported to the server since a time (Unix)."""
+    workers = _ask(f"{api}/work_pools/{pool}/workers/filter", b"{}") or []
+    return any(datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= since for worker in workers)
 
 
 def _listens(server: psutil.Process, port: int) -> bool:

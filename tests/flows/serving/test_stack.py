@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +20,9 @@ import pytest
 from al_qalam.flows.serving import stack as stacks
 from al_qalam.flows.serving.stack import Stack
 from qalam_core.errors import QalamError
+from tests.failing_disk import broken
+from tests.flows.processes import free_port
+from tests.flows.stack import until
 
 API = "http://127.0.0.1:4299/api"
 
@@ -37,8 +42,10 @@ def started(folder: Path, *command: str, api: str = API) -> Iterator[psutil.Proc
         [sys.executable, "-m", "prefect", *command], cwd=folder, env={**os.environ, "PREFECT_API_URL": api},
         stdin=subprocess.PIPE,
     ) as process:  # fmt: skip
+        found = psutil.Process(process.pid)
         try:
-            yield psutil.Process(process.pid)
+            until(lambda: "PREFECT_API_URL" in found.environ(), 10, "the kernel has it")  # not at once after exec
+            yield found
         finally:
             process.kill()
 
@@ -123,14 +130,44 @@ def test_the_server_of_another_stack_is_not_ones_own(
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
+            self.wfile.write(b"true")
 
         def log_message(self, *_: object) -> None: ...
 
     monkeypatch.setattr(stacks, "STARTING_SECONDS", 1)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as other, started(tmp_path, "server") as mine:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        port = other.server_port
-        stack._wait(psutil.Process(), f"http://127.0.0.1:{port}/api", port)  # of this process
-        with pytest.raises(QalamError, match="did not respond"):
-            stack._wait(mine, f"http://127.0.0.1:{port}/api", port)
+        monkeypatch.setattr(stacks, "_check_free", lambda *_: None)
+        monkeypatch.setattr(Stack, "_spawn", lambda *_: mine)
+        with pytest.raises(QalamError, match="the server did not respond"):
+            stack.start(other.server_port, "qalam-cpu", 1, lambda _: pytest.fail("it was taken for one's own"))
         other.shutdown()
+
+
+def test_a_process_that_cannot_be_recorded_is_ended(
+    processes: None, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: nobody would stop it."""
+    made = list[subprocess.Popen[bytes]]()
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with broken(stack.home, ("os.rename",), errno.ENOSPC), pytest.raises(OSError, match="No space left"):
+        stack.start(free_port(), "qalam-cpu", 1, lambda _: None)
+    (server,) = made
+    assert not psutil.pid_exists(server.pid)
+    server.wait()
+
+
+def test_a_worker_that_does_not_start_is_one_line(
+    processes: None, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(tmp_path, "worker", "start") as worker:
+        (stack.home / "worker.log").write_text("first\nno module named prefect\n", encoding="utf-8")
+        worker.kill()
+        with pytest.raises(QalamError, match="the worker exited at startup: no module named prefect; see"):
+            stack._wait("worker", worker, lambda: False)
