@@ -85,6 +85,18 @@ def test_deploying_again_changes_nothing(stack: Stack) -> None:
     assert of_server(stack) == before
 
 
+def test_a_paused_pool_is_said(stack: Stack) -> None:
+    """In which runs wait, and no worker says why."""
+    deploying = {"PREFECT_API_URL": stack.api, **stack.environment}
+    call(stack.api, "work_pools/qalam-gpu", {"is_paused": True}, method="PATCH")
+    try:
+        done = qalam("deploy", stack.recipe_file, cwd=stack.folder, **deploying)
+    finally:
+        call(stack.api, "work_pools/qalam-gpu", {"is_paused": False}, method="PATCH")
+    assert "qalam-gpu (unchanged, but paused: no run starts until `prefect work-pool resume qalam-gpu`)" in done.stdout
+    assert "qalam-cpu (unchanged)" in done.stdout
+
+
 def test_recipes_share_a_server(stack: Stack) -> None:
     """A second recipe leaves the first as it is; what an earlier version deployed under fixed names is replaced."""
     first, train = of_server(stack, "daily"), stack.deployment("train_model/train")["id"]

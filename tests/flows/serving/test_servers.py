@@ -122,9 +122,11 @@ def test_a_program_that_is_not_prefect_is_one_line(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         api = f"http://127.0.0.1:{other.server_port}/api"
-        done = qalam(command, *more, "--store", tmp_path / "store", PREFECT_API_URL=api)
+        with_password = api.replace("//", f"//{PASSWORD}@")
+        done = qalam(command, *more, "--store", tmp_path / "store", PREFECT_API_URL=with_password)
         other.shutdown()
     assert done.returncode == 2, done.stderr
+    assert PASSWORD.partition(":")[2] not in done.stderr
     assert re.search(rf"^error: .*{api}.*is it a Prefect server\?$|^error: no Prefect server responds at {api};",
                      done.stderr, re.MULTILINE), done.stderr  # fmt: skip
     assert "Traceback" not in done.stderr
