@@ -38,6 +38,8 @@ STARTING_SECONDS = 120  # on a cold and busy machine
 STOPPING_SECONDS = 30
 
 
+WORKER = "local"  # its name on the server
+
 Name = Literal["server", "worker"]
 
 
@@ -103,7 +105,7 @@ class Stack:
                 # Prefect's default is 10 s; on one machine a query every 2 s costs nothing
                 polling = {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}
                 worker = ["worker", "start", "--pool", pool, "--type", "process"]  # or it asks the server, once
-                worker += ["--limit", str(limit), "--name", "local"]
+                worker += ["--limit", str(limit), "--name", WORKER]
                 since = time.time()
                 process = self._spawn("worker", worker, polling, api)
                 self._wait("worker", process, lambda: _reported(api, pool, since))
@@ -206,9 +208,10 @@ def _ask(url: str, body: bytes | None = None) -> Any:
 
 
 def _reported(api: str, pool: str, since: float) -> bool:
-    """Whether a worker of a pool has reported to the server since a time (Unix)."""
+    """Whether the worker of a stack, not another one of its pool, has reported to the server since a time (Unix)."""
     workers = _ask(f"{api}/work_pools/{pool}/workers/filter", b"{}") or []
-    return any(datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= since for worker in workers)
+    reports = [worker["last_heartbeat_time"] for worker in workers if worker["name"] == WORKER]
+    return any(datetime.fromisoformat(when).timestamp() >= since for when in reports if when)
 
 
 def _listens(server: psutil.Process, port: int) -> bool:
