@@ -16,7 +16,7 @@ from al_qalam.tasks.events import deliver
 from al_qalam.tasks.executor import AsTasks, made_by
 from al_qalam.tasks.links import report_base
 from al_qalam.tasks.outcome import RefusedError, supervised
-from al_qalam.tasks.policy import confined, run_name
+from al_qalam.tasks.policy import REFUSED, confined, run_name
 from al_qalam.tasks.runners import workers
 from qalam_core.object_store import store_at
 from qalam_core.pipeline.build import History, proposed, stages_in_order
@@ -80,7 +80,7 @@ def propose_model(
 def _ended(published: Published, store: str) -> Any:
     message = "; ".join(filter(None, [published.decision, deliver(store_at(store))]))
     if not published.verdict.passed:
-        return Failed(message=message, data=RefusedError(published.decision, published))
+        return Failed(name=REFUSED, message=message, data=RefusedError(published.decision, published))
     return Completed(message=message, data=published)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from json import JSONDecodeError
 from pathlib import Path
 
-from httpx import URL, HTTPError
+from httpx import URL, HTTPError, codes
 from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 from prefect.exceptions import PrefectHTTPStatusError
@@ -31,6 +32,9 @@ GATE_REFUSED = "qalam.gate.refused"
 WAITING = "qalam.champion.waiting"
 PROMOTED = "qalam.champion.promoted"
 PROPOSED = "qalam.proposal.decided"
+
+NOT_PREFECTS = (JSONDecodeError, ValidationError)
+"""What Prefect's client raises when another program answers, such as a proxy with a page to sign in."""
 
 DELAYS = (1, 2, 4)
 """Seconds between the attempts to send: a server that restarts responds again within them."""
@@ -105,13 +109,18 @@ def server_address() -> str:
     return str(URL(url).copy_with(userinfo=b"")) if url else ""
 
 
-def server_problem(error: HTTPError) -> str:
+def server_problem(error: HTTPError | JSONDecodeError | ValidationError) -> str:
     """What is wrong with the server, and what to do about it."""
+    if isinstance(error, NOT_PREFECTS):
+        return "the answer is not one of Prefect's; is it a Prefect server?"
     if isinstance(error, PrefectHTTPStatusError):
-        code = error.response.status_code
-        cure = "set PREFECT_API_AUTH_STRING to its password" if code == 401 else "is it a Prefect server?"
-        return f"the server responds with status {code}; {cure}"
+        return _responds(error.response.status_code)
     return f"the server does not respond ({type(error).__name__}); is it running?"
+
+
+def _responds(status: int) -> str:
+    cure = "set PREFECT_API_AUTH_STRING to its password" if status == 401 else "is it a Prefect server?"
+    return f"the server responds with status {status}; {cure}"
 
 
 def _outbox(store: Store) -> Path:
@@ -129,11 +138,16 @@ def _send(events: list[Event]) -> None:
     with get_client(sync_client=True) as client:
         for delay in (*DELAYS, 0):
             try:
-                client.request("POST", "/events", json=body)
-                return
-            except HTTPError as error:
+                status = client.request("POST", "/events", json=body).status_code
+                if status == codes.NO_CONTENT:
+                    return
+                problem = _responds(status)
+                break  # a page to sign in, to which a proxy has led
+            except (HTTPError, *NOT_PREFECTS) as error:
                 problem = server_problem(error)
-                if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
+                if not isinstance(error, HTTPError) or (
+                    isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
+                ):
                     break  # it would respond so again
             time.sleep(delay)
     raise QalamError(f"{server_address()}: {problem}")

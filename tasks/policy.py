@@ -47,6 +47,10 @@ def server() -> str:
     return url if url and url != os.environ.get(PRIVATE) else ""
 
 
+REFUSED = "Refused"
+"""The name of the Failed state of a run whose model the gate did not pass; the events have notices of their own."""
+
+
 def tag_of(recipe: str) -> str:
     """The tag of every run of the recipe with this name."""
     return f"recipe:{recipe}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,7 +184,7 @@ def _built(recipe: Recipe, store: Store) -> Published:
     By the flow where it would do more than reuse: record a run on a server, or start workers.
     """
     runner = os.environ.get("QALAM_RUNNER") or recipe.runner
-    with bars(store, recipe) as terminal:
+    with stoppable(), bars(store, recipe) as terminal:
         if server_may_be_configured() or runner not in ("threads", "processes"):
             return _by_flow(recipe, store, terminal)
         from qalam_core.corpus.sources import resolve
@@ -223,6 +225,33 @@ def _by_flow(recipe: Recipe, store: Store, terminal: Bars, files: Sequence[Sourc
     return by_flow(recipe.name, store, terminal, flow)
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Context manager of a build, which SIGINT, SIGTERM and SIGHUP end alike: with one line, and the exit status that a
+    shell gives a process that the signal has ended."""
+    received = signal.SIGINT
+
+    def stop(number: int, _: object) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        for each in ends:  # `timeout` sends it to the process, and then to its group
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    # `nohup` has SIGHUP ignored
+    ends = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for each in ends:
+        signal.signal(each, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("stopped; what is finished is kept, and the same command resumes the build")
+        raise typer.Exit(128 + received) from None
+    finally:
+        for each in ends:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[Any]]) -> Published:
     """Run a flow, with the server that Prefect's settings name, else with one that ends with the build.
 
@@ -250,10 +279,7 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
     try:
         with private_server(lambda: import_module("al_qalam.flows.build_model")), tags(tag_of(name)):
             state = flow()
-    except KeyboardInterrupt:
-        err.print("stopped; what is finished is kept, and the same command resumes the build")
-        raise typer.Exit(130) from None
-    except (RuntimeError, HTTPError, ServerError) as error:
+    except (RuntimeError, ValueError, HTTPError, ServerError) as error:
         _need_space(store)
         raise _prefect_failed(error, home) from None
     finally:
@@ -282,12 +308,12 @@ def _prefect_failed(error: Exception, home: Path) -> Exception:
 
     url = server_address()
     unreachable = str(error).startswith("Failed to reach API")  # Prefect has no class for it
-    if url and unreachable:
+    if url and (unreachable or isinstance(error, ValueError)):  # about a version that is none, of another program
         return QalamError(
             f"no Prefect server responds at {url}; start it, or build without one: unset PREFECT_API_URL, and "
             "remove the address from Prefect's settings in this folder"
         )
-    if isinstance(error, RuntimeError) and not unreachable:
+    if isinstance(error, RuntimeError | ValueError) and not unreachable:
         return error
     what = " ".join(str(error).split("\n")[0].split())
     if url:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from al_qalam.flows.cli.build import by_flow, finish
+from al_qalam.flows.cli.build import by_flow, finish, stoppable
 from al_qalam.flows.cli.options import SetOption, StoreOption
 from al_qalam.flows.cli.packages import PackageArgument
 from al_qalam.flows.cli.terminal import bars, err, reused
@@ -80,7 +80,7 @@ def _published(found: Candidate, recipe: Recipe | None, store: Store) -> Publish
             not found.only_judged, return_state=True,
         )  # fmt: skip
 
-    with bars() as terminal:
+    with stoppable(), bars() as terminal:
         made = None if server_may_be_configured() else _from_store(found, store)
         return made or by_flow(found.recipe.name, store, terminal, flow)
 

@@ -53,14 +53,14 @@ def up(
     home.ensure_writable()
     os.environ.setdefault("PREFECT_HOME", str(home.root / "server"))
     stack = Stack(home.root)
-    states = stack.states()
 
     def ready(api: str) -> None:
         out.print(f"server       {api.removesuffix('/api')} ({states['server']})", soft_wrap=True)
         os.environ["PREFECT_API_URL"] = api
         _deploy(recipe, store, "", None, notify, states["server"] == "restarted")
 
-    with out.status("starting the server; a first start takes half a minute"):
+    with stack.alone(), out.status("starting the server; a first start takes half a minute"):
+        states = stack.states()
         api = stack.start(port, "qalam-cpu", 2, ready)
     out.print(f"worker       local, for qalam-cpu, two runs at once ({states['worker']})")
     run = f"prefect deployment run build_model/nightly-build-{name}"
@@ -73,10 +73,9 @@ def down(store: StoreOption = DEFAULT_STORE) -> None:
     """Stop the server and the worker that `qalam up` started, and no other process."""
     from al_qalam.flows.serving.stack import Stack
 
-    stopped = Stack(store_at(store).root).stop()
-    out.print(
-        f"stopped: {', '.join(stopped)}" if stopped else f"nothing to stop in {store_at(store).place}", soft_wrap=True
-    )
+    home = store_at(store)
+    stopped = Stack(home.root).stop()
+    out.print(f"stopped: {', '.join(stopped)}" if stopped else f"nothing to stop in {home.place}", soft_wrap=True)
 
 
 def deploy(

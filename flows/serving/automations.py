@@ -20,11 +20,14 @@ from prefect.events.schemas.automations import Automation, AutomationCore, Event
 from prefect.types import SecretDict
 
 from al_qalam.tasks.events import GATE_REFUSED, PROMOTED, WAITING
-from al_qalam.tasks.policy import tag_of
+from al_qalam.tasks.policy import REFUSED, tag_of
 from qalam_core.errors import QalamError
 
 ZOMBIE_SECONDS = 95
 """A run without a heartbeat for this long is marked Crashed: three heartbeats of 30 s, and a margin."""
+
+LATE_SECONDS = 3600
+"""A run that no worker takes for this long is notified: until then the worker may be busy with others."""
 
 _OF_ALL_RECIPES = "qalam: notify when a run crashes"
 """Of earlier versions: shared, so that the last recipe to be deployed chose who was notified of all."""
@@ -106,7 +109,8 @@ async def _block(name: str) -> Block | None:
 
 def automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
     """The automations of a recipe; notifications only when there is a target."""
-    ended: set[str] = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
+    names = ("Completed", "Failed", REFUSED, "Crashed", "Cancelled")
+    ended: set[str] = {f"prefect.flow-run.{name}" for name in names}
     every = {"prefect.resource.id": "prefect.flow-run.*"}
     found = [
         AutomationCore(
@@ -130,6 +134,7 @@ def automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
     if target is None:
         return found
     of_recipe = {"prefect.resource.id": f"qalam.recipe.{recipe}"}
+    tagged = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag_of(recipe)}"}
     link = "{{ event.payload.report or 'qalam show ' ~ event.payload.run }}"
     bits = "{{ event.payload.bits_per_byte }} bits per byte"
     review = "{% if event.payload.changes %} {{ event.payload.changes }}{% endif %}"
@@ -147,7 +152,26 @@ def automations(recipe: str, target: UUID | None) -> list[AutomationCore]:
         _notice(f"qalam: notify when a run of {recipe} crashes", every, "prefect.flow-run.Crashed", target,
                 "{{ flow.name }}: {{ flow_run.name }} crashed",
                 "{{ flow_run.state.message }} A new run reuses what is finished. {{ flow_run|ui_url }}",
-                related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag_of(recipe)}"}),
+                related=tagged),
+        _notice(f"qalam: notify when a run of {recipe} fails", every, "prefect.flow-run.Failed", target,
+                "{{ flow.name }}: {{ flow_run.name }} failed",
+                "{{ flow_run.state.message }} {{ flow_run|ui_url }}", related=tagged),
+        AutomationCore(
+            name=f"qalam: notify when no worker runs {recipe}",
+            trigger=EventTrigger(
+                match=every, match_related=tagged, for_each={"prefect.resource.id"}, after={"prefect.flow-run.Late"},
+                # a worker has taken it, or nobody wants it any more
+                expect={"prefect.flow-run.Pending", "prefect.flow-run.Running", *ended},
+                posture=Posture.Proactive, threshold=1, within=timedelta(seconds=LATE_SECONDS),
+            ),
+            actions=[
+                SendNotification(
+                    block_document_id=target,
+                    subject="{{ flow.name }}: {{ flow_run.name }} has not begun",
+                    body="It waits for a worker, or for a place on one. {{ flow_run|ui_url }}",
+                )
+            ],
+        ),
     ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from prefect.workers.process import ProcessWorker
 from al_qalam.flows.recipes import recipe_path
 from al_qalam.flows.serving.automations import deploy_automations, recall, same_automation
 from al_qalam.flows.serving.prefect_env import CALLER
-from al_qalam.tasks.events import server_problem
+from al_qalam.tasks.events import NOT_PREFECTS, server_address, server_problem
 from al_qalam.tasks.links import REPORT_URL, report_base
 from al_qalam.tasks.policy import TRAINING_SLOTS, tag_of
 from qalam_core.errors import QalamError
@@ -111,8 +111,8 @@ async def deploy(
             lines += await _deployments(client, recipe, store, training)
             lines += await _remove_fixed_names(client, name)
             return lines + await deploy_automations(client, name, notify)
-        except HTTPError as error:
-            raise QalamError(f"{client.api_url}: {server_problem(error)}") from None
+        except (HTTPError, *NOT_PREFECTS) as error:
+            raise QalamError(f"{server_address()}: {server_problem(error)}") from None
 
 
 async def _pool(client: PrefectClient, name: str, description: str) -> str:
@@ -126,10 +126,11 @@ async def _pool(client: PrefectClient, name: str, description: str) -> str:
         return "new"
     if pool.type != "process":
         raise QalamError(f"work pool {name} is of type {pool.type}, not process; delete it, or use `prefect deploy`")
+    paused = f", but paused: no run starts until `prefect work-pool resume {name}`" if pool.is_paused else ""
     if pool.description == description:
-        return "unchanged"
+        return f"unchanged{paused}"
     await client.update_work_pool(name, WorkPoolUpdate(description=description))
-    return "updated"
+    return f"updated{paused}"
 
 
 async def _limit(client: PrefectClient, slots: int | None) -> str:

@@ -13,10 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 
-from al_qalam.tasks.events import corpus_updated, deliver
+from httpx import HTTPError
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+
+from al_qalam.tasks.events import NOT_PREFECTS, corpus_updated, deliver
 from qalam_core.corpus.sources import expand
 from qalam_core.errors import CorpusError, QalamError
-from qalam_core.files import files_below, replace_file
+from qalam_core.files import files_below, json_object, read_bytes, replace_file
 from qalam_core.recipe import Recipe
 from qalam_core.store import Store
 
@@ -40,10 +44,10 @@ def watch(
     key = hashlib.sha256(f"{recipe.name} {folder.resolve()}".encode()).hexdigest()[:16]
     record = store.root / "watched" / f"{key}.json"
     try:
-        sent: Seen = json.loads(record.read_text(encoding="utf-8"))
+        sent: Seen = json_object(read_bytes(record))
     except (FileNotFoundError, ValueError):  # then all files are sent again, which is harmless
         sent = {}
-    before, warned = _scan(folder), {"unread": "", "server": ""}
+    before, warned = _scan(folder), {"unread": "", "undeployed": "", "server": ""}
 
     def warn_once(kind: str, problem: str) -> None:
         if problem and problem != warned[kind]:
@@ -58,10 +62,11 @@ def watch(
             changed = sorted(file for file in now.keys() | sent.keys() if now.get(file) != sent.get(file))
             try:
                 if changed:
+                    warn_once("undeployed", _undeployed(recipe.name))
                     corpus_updated(recipe.name, changed)
+                    sent = now  # also if that cannot be recorded: every scan would start another build
                     with store.disk_errors("watch"):
                         replace_file(record, (json.dumps(now, indent=1, sort_keys=True) + "\n").encode())
-                    sent = now
                     yield changed
                 if problem := deliver(store):
                     raise QalamError(problem)
@@ -92,6 +97,19 @@ def _scan(folder: Path) -> Seen:
                 if S_ISREG(status.st_mode):
                     seen[name] = [status.st_size, status.st_mtime_ns]
     return seen
+
+
+def _undeployed(recipe: str) -> str:
+    """One line when the server has no deployment that an event would start, "" when it has."""
+    name = f"build_model/on-new-corpus-{recipe}"
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return f"the server has no deployment {name}, so that no build will start; create it with `qalam deploy`"
+    except (HTTPError, *NOT_PREFECTS):  # which is said when the event is sent
+        pass
+    return ""
 
 
 def _unread(folder: Path, seen: Seen, recipe: Recipe) -> str:

@@ -72,10 +72,13 @@ class World:
 
 
 class Stop:
-    """Becomes true on SIGTERM, on SIGINT, or when the parent process exits, which closes the pipe on standard input."""
+    """Becomes true on SIGTERM, SIGINT or SIGHUP, or when the parent process exits, which closes the pipe on standard
+    input."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under `nohup`
+            signal.signal(signal.SIGHUP, lambda *_: self._asked.set())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._asked.set())
         if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):

@@ -100,9 +100,10 @@ def free_port() -> int:
 
 def own_signals() -> None:
     """For a child's `preexec_fn`: tests that were started in the background ignore SIGINT, and a Prefect worker that
-    ignores it does not exit on SIGTERM either."""
+    ignores it does not exit on SIGTERM either; those under `nohup` ignore SIGHUP."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def prepared(home: Path, database: Path) -> Path:

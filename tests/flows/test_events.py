@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from qalam_core.pipeline.publish import Published
 from qalam_core.runs import Proposal
 from qalam_core.store import Store
 from tests.conftest import Built, judged, sentences, tiny_recipe
+from tests.failing_disk import WRITES, broken
 
 
 class Server:
@@ -121,6 +125,7 @@ def test_every_decision_on_a_proposal(
         ([500, 204], 2, ""),
         ([401], 1, "status 401; set PREFECT_API_AUTH_STRING to its password"),
         ([404], 1, "status 404; is it a Prefect server?"),
+        ([200], 1, "status 200; is it a Prefect server?"),  # a page to sign in
         ([500], 3, "status 500"),
     ],
 )
@@ -182,6 +187,54 @@ def test_watch_records_what_the_server_has_confirmed(server: Server, built: Buil
     assert next(running) == ["three.txt"]
     assert server.confirmed == [events.CORPUS_UPDATED, events.PROMOTED, events.CORPUS_UPDATED]
     assert list(watch(texts, store, tiny_recipe(texts), 0.01, warnings.append, once=True)) == []
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"null", b'{"one.txt": 1}', b"\xff"])
+def test_watch_with_a_damaged_record_sends_everything_again(
+    damaged: bytes, server: Server, built: Built, tmp_path: Path
+) -> None:
+    texts, store = tmp_path / "texts", Store(tmp_path / "store")
+    texts.mkdir()
+    (texts / "one.txt").write_text("\n".join(sentences(5)), encoding="utf-8")
+    assert [*watch(texts, store, tiny_recipe(texts), 0.01, print, once=True)] == [["one.txt"]]
+    (record,) = (store.root / "watched").iterdir()
+    record.write_bytes(damaged)
+    assert [*watch(texts, store, tiny_recipe(texts), 0.01, print, once=True)] == [["one.txt"]]
+    assert [*watch(texts, store, tiny_recipe(texts), 0.01, print, once=True)] == []
+
+
+def test_watch_on_a_full_disk_sends_a_change_once(server: Server, built: Built, tmp_path: Path) -> None:
+    """Each event starts a build."""
+    texts, store = tmp_path / "texts", Store(tmp_path / "store")
+    texts.mkdir()
+    (texts / "one.txt").write_text("\n".join(sentences(5)), encoding="utf-8")
+    warnings, full = list[str](), ExitStack()
+    full.enter_context(broken(store.root, WRITES, errno.ENOSPC))
+
+    def mend() -> None:
+        time.sleep(0.5)  # fifty scans
+        full.close()
+        (texts / "two.txt").write_text("\n".join(sentences(5)), encoding="utf-8")
+
+    thread = threading.Thread(target=mend)
+    thread.start()
+    assert next(watch(texts, store, tiny_recipe(texts), 0.01, warnings.append)) == ["two.txt"]
+    thread.join()
+    assert server.confirmed == [events.CORPUS_UPDATED] * 2
+    assert [warning for warning in warnings if "no space left" in warning]
+
+
+def test_watch_says_that_nothing_would_build(api: str, built: Built, tmp_path: Path) -> None:
+    texts, warnings = tmp_path / "texts", list[str]()
+    texts.mkdir()
+    (texts / "one.txt").write_text("\n".join(sentences(5)), encoding="utf-8")
+    recipe = tiny_recipe(texts).model_copy(update={"name": "undeployed"})
+    with temporary_settings({PREFECT_API_URL: api}):
+        assert [*watch(texts, Store(tmp_path / "store"), recipe, 0.01, warnings.append, once=True)] == [["one.txt"]]
+    assert warnings == [
+        "the server has no deployment build_model/on-new-corpus-undeployed, so that no build will start; create it "
+        "with `qalam deploy`"
+    ]
 
 
 def test_a_build_whose_notice_is_not_delivered_says_so_and_fails(mine: Built, monkeypatch: pytest.MonkeyPatch) -> None:

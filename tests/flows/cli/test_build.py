@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,9 +37,46 @@ def test_a_build_has_the_tag_of_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_
         raise KeyboardInterrupt
 
     terminal: Any = SimpleNamespace()
-    with pytest.raises(typer.Exit):
+    with pytest.raises(KeyboardInterrupt):
         build.by_flow("my-recipe", Store(tmp_path / "store"), terminal, stopped)
     assert found == [{tag_of("my-recipe")}]
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP as in a new process, whatever those of the tests are."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_not_disturb_what_the_first_one_ends(
+    how: signal.Signals, signals: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `timeout` sends it."""
+    ended = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), how)
+        finally:
+            os.kill(os.getpid(), how)
+            ended.append(how)
+
+    with pytest.raises(typer.Exit) as stopped, build.stoppable():
+        work()
+    assert (ended, stopped.value.exit_code) == ([how], 128 + how)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert signal.getsignal(how) is signal.SIG_DFL
+
+
+def test_a_build_under_nohup_goes_on(signals: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with build.stoppable():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("verify", [False, True])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,24 @@ def test_deploying_again_changes_nothing(stack: Stack) -> None:
     deploying = {"PREFECT_API_URL": stack.api, **stack.environment}
     assert qalam("deploy", stack.recipe_file, cwd=stack.folder, **deploying).returncode == 0
     before = of_server(stack)
-    assert sum("daily" in row["name"] for row in before["automations"]) == 5
+    assert sum("daily" in row["name"] for row in before["automations"]) == 7
     done = qalam("deploy", stack.recipe_file, cwd=stack.folder, **deploying)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if not line.endswith("unchanged)")] == []
     assert done.stdout.count("\ndeployment ") == 6
     assert of_server(stack) == before
+
+
+def test_a_paused_pool_is_said(stack: Stack) -> None:
+    """In which runs wait, and no worker says why."""
+    deploying = {"PREFECT_API_URL": stack.api, **stack.environment}
+    call(stack.api, "work_pools/qalam-gpu", {"is_paused": True}, method="PATCH")
+    try:
+        done = qalam("deploy", stack.recipe_file, cwd=stack.folder, **deploying)
+    finally:
+        call(stack.api, "work_pools/qalam-gpu", {"is_paused": False}, method="PATCH")
+    assert "qalam-gpu (unchanged, but paused: no run starts until `prefect work-pool resume qalam-gpu`)" in done.stdout
+    assert "qalam-cpu (unchanged)" in done.stdout
 
 
 def test_recipes_share_a_server(stack: Stack) -> None:
@@ -271,6 +284,24 @@ def test_refusals_and_champions_are_notified(stack: Stack, daily: dict[str, Any]
     post = until(lambda: stack.receiver.got("the gate refused"), 30, "the notification of a refusal")
     assert "99" in post["text"] or "required" in post["text"]
     assert "report" in post["text"]
+
+
+def test_a_run_that_fails_by_itself_is_notified_and_a_refusal_once(stack: Stack, daily: dict[str, Any]) -> None:
+    """A full disk or a lost corpus fails every night; nobody looks at a page for that."""
+    recipe = stack.recipe.canonical()
+    recipe["corpus"]["sources"][0]["path"] = str(stack.folder / "gone" / "*.txt")
+    run = stack.ended(stack.start(recipe=recipe))
+    assert run["state_type"] == "FAILED"
+    post = until(lambda: stack.receiver.got(run["id"]), 30, "the notification of a failure")
+    assert post["subject"] == f"build_model: {run['name']} failed"
+    assert str(stack.folder / "gone") in post["text"]
+    recipe = stack.recipe.canonical()
+    recipe["gate"] |= {"beat_unigram": 0.99}
+    refused = stack.ended(stack.start(recipe=recipe))
+    assert refused["state"]["message"].startswith("the gate refused")
+    until(lambda: stack.receiver.got("the gate refused"), 30, "the notification of a refusal")
+    time.sleep(3)
+    assert stack.receiver.got(refused["id"]) is None
 
 
 def test_the_champion_is_measured_and_reproduced(stack: Stack, corpus_file: Path) -> None:

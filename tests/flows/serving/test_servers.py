@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import http.server
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -95,6 +97,39 @@ def test_a_server_with_a_password(database: Path, tmp_path: Path) -> None:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1, done.stderr
         assert "PREFECT_API_AUTH_STRING" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "command"),
+    [(b"{}", "deploy"), (b"{}", "build"), (b"{}", "watch"), (b"<html>", "deploy"), (b"<html>", "watch")],
+)
+def test_a_program_that_is_not_prefect_is_one_line(
+    answer: bytes, command: str, processes: None, corpus_file: Path, tmp_path: Path
+) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None: ...
+
+    recipe = write_recipe(tmp_path / "mine.toml", corpus_file)
+    more = {"watch": [tmp_path, "--recipe", recipe, "--once", "--every", "0.1"]}.get(command, [recipe])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        api = f"http://127.0.0.1:{other.server_port}/api"
+        with_password = api.replace("//", f"//{PASSWORD}@")
+        done = qalam(command, *more, "--store", tmp_path / "store", PREFECT_API_URL=with_password)
+        other.shutdown()
+    assert done.returncode == 2, done.stderr
+    assert PASSWORD.partition(":")[2] not in done.stderr
+    assert re.search(rf"^error: .*{api}.*is it a Prefect server\?$|^error: no Prefect server responds at {api};",
+                     done.stderr, re.MULTILINE), done.stderr  # fmt: skip
+    assert "Traceback" not in done.stderr
 
 
 def test_an_event_reaches_a_server_that_comes_back(database: Path, corpus_file: Path, tmp_path: Path) -> None:
