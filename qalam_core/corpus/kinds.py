@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -20,8 +21,9 @@ from charset_normalizer import from_bytes
 
 from qalam_core.corpus.lines import CHUNK, Input, split
 from qalam_core.corpus.mojibake import repair
-from qalam_core.corpus.records import every_list, is_text_or_null
+from qalam_core.corpus.records import every_list, is_text_or_null, parsed
 from qalam_core.corpus.sources import ReadSettings, SourceFile, parts
+from qalam_core.corpus.tables import is_bytes
 from qalam_core.errors import CorpusError
 from qalam_core.files import is_unicode
 
@@ -164,7 +166,7 @@ def _format(text: str, kind: str, path: Path) -> str:
 
 def _is_json(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict | list | str)
+        return isinstance(parsed(line), dict | list | str)
     except (ValueError, RecursionError):
         return False
 
@@ -206,13 +208,17 @@ def _wrapped(blocks: Sequence[Sequence[str]]) -> bool:
 
 
 def _json_lines(file: File, text: str, complete: bool) -> None:
-    records = []
+    records, problems = list[Any](), list[str]()
     for line in _whole_lines(text, complete):
         if line.strip():
             try:
-                records.append(json.loads(line))
-            except (ValueError, RecursionError):
-                file.damaged = True
+                records.append(parsed(line))
+            except (ValueError, RecursionError) as error:
+                problems.append(str(error))
+    if len(problems) > len(records):
+        most = f"{len(problems)} of the first {len(problems) + len(records)} lines are not JSON ({problems[0]})"
+        raise CorpusError(f"{file.path}: {most}; correct them, or name other files")
+    file.damaged |= bool(problems)
     _choose(file, {"": records}, records)
 
 
@@ -405,7 +411,12 @@ def _table(file: File, kind: str, compressed: bool) -> None:
         raise CorpusError(f"{file.path}: not {NAMES[kind]} ({str(error).splitlines()[0][:120]})") from None
     if batch is None:
         return
-    rows = batch.slice(0, ROWS).to_pylist()
+    batch = batch.slice(0, ROWS)
+    for place, column in enumerate(batch.columns):
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # text that has no type for it
+            if is_bytes(column.type):
+                batch = batch.set_column(place, batch.schema.names[place], column.cast(pa.large_string()))
+    rows = batch.to_pylist()
     file.share = len(rows) / max(total, batch.num_rows)
     _choose(file, {"": rows}, rows)
 

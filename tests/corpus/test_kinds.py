@@ -53,6 +53,7 @@ KINDS: dict[str, tuple[str, str]] = {  # name -> suffix and content
     "null among texts": ("json", dumps([{"text": None}, *({"text": text} for text in TEXTS)])),
     "bad record": ("json", dumps([{"text": text} for text in TEXTS] + [{"other": 1}])),
     "damaged line": ("jsonl", "\n".join([*(dumps({"text": text}) for text in TEXTS), '{"text": '])),
+    "byte order marks between": ("jsonl", "".join(f"\ufeff{dumps({'text': text})}\n" for text in TEXTS)),
     "wide row": ("csv", table(",", ["id", "kind", "text"]) + "1,2,3,4\n"),
     "no name for the index": ("csv", table(",", ["", "kind", "text"])),
     "NUL": ("txt", "\n".join(TEXTS) + "\n\0\0"),
