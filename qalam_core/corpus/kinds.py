@@ -30,6 +30,8 @@ from qalam_core.files import is_unicode
 SAMPLE = 4 << 20  # bytes that are read of a file, at most
 ROWS = 1000  # rows that are read of a Parquet or Arrow file
 
+LEAST = 0.1  # share of the Arabic letters of a file that the text of its records has
+
 ENCODED = 1 << 16  # bytes that an encoding is guessed from
 
 # Encodings of Arabic text; charset-normalizer chooses among these, as it would find Chinese in damaged Arabic.
@@ -229,7 +231,22 @@ def _json(file: File, text: str, complete: bool) -> None:
         raise CorpusError(f"{file.path}: not JSON ({error}); correct it, or name other files") from None
     file.cut, lists = not complete, every_list(value)
     file.single = isinstance(value, dict) and not lists
-    _choose(file, ({"": [value]} if isinstance(value, dict) else {}) | lists, value)
+    _choose(file, ({"": [value]} if isinstance(value, dict) else {}) | lists | _numbered(value), value)
+
+
+def _numbered(value: Any, path: str = "", depth: int = 4) -> dict[str, list[Any]]:
+    """The texts of objects whose keys count them, as {"verse_1": "...", "verse_2": "..."}, by their path."""
+    if not isinstance(value, dict) or not depth:
+        return {}
+    counted = {re.sub(r"[0-9]+$", "", key) for key in value}
+    if len(value) > 1 and len(counted) == 1 and not counted & {*value}:
+        texts = [*value.values()]
+        return {f"{path}*": texts} if all(isinstance(text, str | None) for text in texts) else {}
+    return {
+        found: texts
+        for key, each in value.items() if key and "." not in key and key != "*"
+        for found, texts in _numbered(each, f"{path}{key}.", depth - 1).items()
+    }  # fmt: skip
 
 
 def _closed(text: str) -> str:
@@ -261,14 +278,16 @@ def _choose(file: File, lists: dict[str, list[Any]], value: Any) -> None:
         for place, field_ in list(file.choices):
             if not place and any((other, field_) in file.choices for other in lists if other):
                 del file.choices[place, field_]
+    every = arabic_letters(json.dumps(value, ensure_ascii=False, default=str))
     if any(file.choices.values()):
         take(file, most_arabic(file.choices))
-    elif arabic_letters(json.dumps(value, ensure_ascii=False, default=str)):
+    if every and sum(map(arabic_letters, file.texts)) < LEAST * every:
+        most = "most of " if file.texts else ""
         raise CorpusError(
-            f"{file.path}: its Arabic text is in no field of a list of records; write a file with one "
+            f"{file.path}: {most}its Arabic text is in no field of a list of records; write a file with one "
             '{"text": "..."} per line, and the suffix .jsonl'
         )
-    else:
+    if not file.texts:
         file.fields = list(dict.fromkeys(field_ for _, field_ in file.choices if field_))
 
 

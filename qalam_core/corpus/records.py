@@ -119,9 +119,11 @@ def _texts(lists: Mapping[str, Sequence[Any]], field: str) -> dict[str, int]:
 
 
 def _way(value: Any, field: str) -> str:
-    texts = _texts(every_list(value), field)
+    lists = every_list(value)
+    texts = _texts(lists, field)
     if texts:
-        return f"set records = {json.dumps(max(texts, key=texts.__getitem__), ensure_ascii=False)} on its source"
+        likely = max(texts, key=lambda keys: (texts[keys], -keys.count("*"), len(str(lists[keys]))))
+        return f"set records = {json.dumps(likely, ensure_ascii=False)} on its source"
     return "convert it to a list of records, or to one record per line (suffix .jsonl)"
 
 

@@ -986,6 +986,11 @@ def test_one_json_value_in_a_jsonl_file_is_named(tmp_path: Path) -> None:
     refuses(tmp_path, write(path, json.dumps([{"text": "x"}]).encode()), 'set format = "json"')
 
 
+def test_of_lists_without_the_field_the_largest_is_named(tmp_path: Path) -> None:
+    value = {"columns": ["id", "text"], "index": [0, 1], "data": [[0, "one"], [1, "two"]]}
+    refuses(tmp_path, write(tmp_path / "a.json", json.dumps(value).encode()), 'set records = "data" on its source')
+
+
 def test_a_wrong_records_key_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", b'{"data": {"rows": []}}')
     refuses(tmp_path, path, "the top has no key 'rows'", "data", records="rows")
