@@ -19,7 +19,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from charset_normalizer import from_bytes
 
-from qalam_core.corpus.lines import CHUNK, Input, split
+from qalam_core.corpus.lines import CHUNK, Input, check_is_text, split
 from qalam_core.corpus.mojibake import repair
 from qalam_core.corpus.records import every_list, is_text_or_null, parsed
 from qalam_core.corpus.sources import ReadSettings, SourceFile, parts
@@ -43,15 +43,6 @@ ARABIC = re.compile("[\u0620-\u064a\u066e-\u06d3\ufb50-\ufdfb\ufe70-\ufefc]")
 _OTHERS = re.compile("[ٹپچڈڑژکگںھہۆیےە]")  # letters that are frequent in Persian, Urdu and Kurdish alone
 MARKS = re.compile("[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]")  # they take no room on a line
 _HEADER = re.compile(r"\w[\w .-]{0,39}")
-
-_NOT_TEXT = {
-    b"%PDF": "a PDF file; take its text out, for example with `pdftotext`",
-    b"PK\x03\x04": "a zip archive, or a document of an office program; unpack it, or save it as plain text",
-    b"\xd0\xcf\x11\xe0": "a document of an office program; save it as plain text",
-    b"{\\rtf": "an RTF document; save it as plain text",
-    b"SQLite format 3": "an SQLite database; export the text as CSV",
-}
-_COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 
 NAMES = {
     "text": "plain text", "jsonl": "JSON Lines", "json": "JSON", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow",
@@ -103,12 +94,7 @@ def look(path: Path, most: int) -> File:
     reader = Input(SourceFile(ReadSettings(format="text", compression=compression, name=""), str(path), "", file.size))
     raw = b"".join(islice(reader.chunks(), min(SAMPLE, most) // CHUNK))
     file.share = min(1.0, reader.done / file.size)
-    for magic, what in _NOT_TEXT.items():
-        if raw.startswith(magic):
-            raise CorpusError(f"{path}: is {what}")
-    for magic, suffix in _COMPRESSED.items():
-        if raw.startswith(magic):
-            raise CorpusError(f"{path}: is compressed, but its name does not show it; rename it to {path.name}{suffix}")
+    check_is_text(path, raw)
     table = "parquet" if raw.startswith(b"PAR1") else "arrow" if raw.startswith(b"ARROW1") else ""
     if table or kind in ("parquet", "arrow"):
         _table(file, table or kind, compressed=bool(compression))

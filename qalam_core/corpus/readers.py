@@ -134,14 +134,22 @@ def _read_json(writer: Writer) -> None:
     try:
         value = parsed(text, writer.field, writer.file.settings.records)
     except (ValueError, RecursionError) as error:
-        lines = isinstance(error, json.JSONDecodeError)
-        cure = 'for one record per line set format = "jsonl" on its source' if lines else "correct it"
-        raise CorpusError(f"{path}: {_not_json(error)}; {cure}") from None
+        raise CorpusError(f"{path}: {_not_json(error)}; {_cure(text, error)}") from None
     del text
     number = 0
     for records in records_at(value, writer.file.settings.records, writer.field, path):
         for number, record in enumerate(records, number + 1):  # noqa: B020  numbered over all lists
             writer.add_record(record, f"{path}: record {number}")
+
+
+def _cure(text: str, error: Exception) -> str:
+    """What to do about a text that is not one JSON value."""
+    if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":
+        return "correct it"
+    first = text[: error.pos].strip().removeprefix("\ufeff")
+    if "\n" in first or first.startswith("["):  # another format could not read these either
+        return 'write one record per line, as {"text": "..."}, with the suffix .jsonl; of objects `jq -c .` does'
+    return 'for one record per line set format = "jsonl" on its source'
 
 
 def _not_json(error: Exception) -> str:

@@ -123,7 +123,8 @@ def _way(value: Any, field: str) -> str:
     texts = _texts(lists, field)
     if texts:
         likely = max(texts, key=lambda keys: (texts[keys], -keys.count("*"), len(str(lists[keys]))))
-        return f"set records = {json.dumps(likely, ensure_ascii=False)} on its source"
+        if texts[likely] or len(str(lists[likely])) > len(str(value)) // 10:
+            return f"set records = {json.dumps(likely, ensure_ascii=False)} on its source"
     return "convert it to a list of records, or to one record per line (suffix .jsonl)"
 
 

@@ -30,6 +30,7 @@ def read_csv(writer: Writer) -> None:
     csv.field_size_limit(MAX_CHARS)  # for the whole process: csv has no other way; the default is 128 KiB
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     place = width = 0  # no row is narrower than one cell
+    first = list[str]()
     while True:
         lines.row.clear()
         try:
@@ -53,10 +54,11 @@ def read_csv(writer: Writer) -> None:
         if not row:
             continue
         if not width:
-            place, width = _place(row, field, path), len(row)
+            place, width, first = _place(row, field, path), len(row), row
             if NUMBERED.fullmatch(field) is None:
                 continue
-        if len(row) != width or any("\0" in cell for cell in row):
+        # a delimiter at the end of lines makes an empty cell, which only the first line or only the others may have
+        if len(row) <= place or any(row[width:] + first[len(row) :]) or any("\0" in cell for cell in row):
             writer.bad(
                 f"{path}:{lines.number}: the row has {len(row)} of {width} cells",
                 f"correct or remove it (a cell with {delimiter!r} in it needs quotes)",

@@ -991,6 +991,41 @@ def test_of_lists_without_the_field_the_largest_is_named(tmp_path: Path) -> None
     refuses(tmp_path, write(tmp_path / "a.json", json.dumps(value).encode()), 'set records = "data" on its source')
 
 
+def test_a_small_list_beside_the_texts_is_not_named(tmp_path: Path) -> None:
+    value = {"juz": [{"verse": {"start": "verse_1"}}], "verse": {f"verse_{n}": "x" * 60 for n in range(40)}}
+    refuses(tmp_path, write(tmp_path / "a.json", json.dumps(value).encode()), "; convert it to a list of records")
+
+
+@pytest.mark.parametrize("content", [
+    "\n".join(json.dumps({"text": text}, indent=1) for text in TEXTS),
+    "\n".join(json.dumps([text, "x"]) for text in TEXTS),
+])  # fmt: skip
+def test_what_neither_format_of_json_reads_is_said_by_both(tmp_path: Path, content: str) -> None:
+    """Each format's error named the other one."""
+    path = write(tmp_path / "a.jsonl", content.encode())
+    refuses(tmp_path, path, 'set format = "json"')
+    refuses(tmp_path, path, "write one record per line", format="json")
+
+
+@pytest.mark.parametrize("bad_records", ["refuse", "skip"])
+@pytest.mark.parametrize(("start", "problem"), [
+    (gzip.compress(b"x"), "rename it to a.txt.gz"), (b"%PDF-1.7\n", "is a PDF file"), (b"PK\3\4\n", "is a zip archive"),
+])  # fmt: skip
+def test_other_files_are_named_whatever_their_suffix_is(
+    tmp_path: Path, start: bytes, problem: str, bad_records: str
+) -> None:
+    path = write(tmp_path / "a.txt", start + b"text\n" * 3)
+    refuses(tmp_path, path, problem, bad_records=bad_records, encoding_errors="replace")
+
+
+def test_a_delimiter_at_the_ends_of_lines_makes_no_cell(tmp_path: Path) -> None:
+    for content in ("n,text\n1,x,\n2,y,\n", "n,text,\n1,x\n2,y\n", "n,text,,\n1,x,\n2,y,,,\n"):
+        assert read(tmp_path, write(tmp_path / "a.csv", content.encode()))[0] == ["x", "y"]
+    for content in ("n,text\n1,x,z\n", "n,text,,\n1\n", "n,text,z\n1,x\n", ",text\n1\n"):
+        refuses(tmp_path, write(tmp_path / "a.csv", content.encode()), "the row has")
+    refuses(tmp_path, write(tmp_path / "a.csv", b"1,x,y\n2,z\n"), "the row has 2 of 3 cells", text="#2")
+
+
 def test_a_wrong_records_key_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", b'{"data": {"rows": []}}')
     refuses(tmp_path, path, "the top has no key 'rows'", "data", records="rows")
