@@ -41,6 +41,13 @@ _SIGNS: Rules = (
     ("\u02dc", "~"),
     ("\u037a", "\u03b9"),
 )  # fmt: skip
+# NFKC would write the words of these onto the word before, which they often follow without a space.
+_PHRASES: Rules = (
+    ("\ufdfa", " \ufdfa"),
+    ("\ufdfb", " \ufdfb"),
+    ("[ا\ufe8d\ufe8e]\ufdf2", "\ufdf2"),  # NFKC writes its alef, which fonts and PDF files have before it
+    *((f"[(] {words}", f"({words}") for words in ("صلى الله عليه وسلم", "جل جلاله")),
+)
 _SPACES: Rules = (
     ("[\r\x0b\x0c\x85\u2028\u2029]", "\n"),
     ("[\t\u1680]", " "),
@@ -64,8 +71,8 @@ _SHAPES: Rules = ((f"[{_SHAPED}]", ""),)
 _UNSHAPED: Rules = tuple((shape, unicodedata.normalize("NFKC", shape).lstrip(" ")) for shape in _SHAPED)
 _NO_HAMZA: Rules = ((f"[{_HAMZA}]+", ""),)
 
-_STANDARD: Rules = (*_SHAPES, *_SIGNS, *_BARE, (f"[{_CONTROLS}{_TATWEEL}{_MARKS}]+", ""), *_SPACES)
-_VOCALISED: Rules = (*_UNSHAPED, *_SIGNS, *_WITH_VOWELS, (f"[{_CONTROLS}{_TATWEEL}]+", ""), *_SPACES)
+_STANDARD: Rules = (*_SHAPES, *_SIGNS, *_PHRASES, *_BARE, (f"[{_CONTROLS}{_TATWEEL}{_MARKS}]+", ""), *_SPACES)
+_VOCALISED: Rules = (*_UNSHAPED, *_SIGNS, *_PHRASES, *_WITH_VOWELS, (f"[{_CONTROLS}{_TATWEEL}]+", ""), *_SPACES)
 _SEARCH: Rules = (*_STANDARD, *_NO_HAMZA, ("[أإآٱ]", "ا"), ("ى", "ي"), ("ة", "ه"))
 
 NORMALISATIONS: dict[str, Rules] = {
@@ -75,8 +82,8 @@ NORMALISATIONS: dict[str, Rules] = {
 }
 
 # Few texts have a character without which these rules change nothing, and looking for one costs as much as one rule.
-_RARE_RULES = frozenset((*_SHAPES, *_UNSHAPED, *_SIGNS, *_BARE, *_WITH_VOWELS, *_NO_HAMZA))
-_RARE = f"[{_MADDA}{_HAMZA}{_SHAPED}{''.join(pattern.strip('[]') for pattern, _ in _SIGNS)}]"
+_RARE_RULES = frozenset((*_SHAPES, *_UNSHAPED, *_SIGNS, *_PHRASES, *_BARE, *_WITH_VOWELS, *_NO_HAMZA))
+_RARE = f"[{_MADDA}{_HAMZA}{_SHAPED}\ufdf2\ufdfa\ufdfb{''.join(pattern.strip('[]') for pattern, _ in _SIGNS)}]"
 
 
 def normalise_array(texts: pa.Array, rules: Rules) -> pa.Array:

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -18,15 +19,18 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from charset_normalizer import from_bytes
 
-from qalam_core.corpus.lines import CHUNK, Input, split
+from qalam_core.corpus.lines import CHUNK, Input, check_is_text, split
 from qalam_core.corpus.mojibake import repair
-from qalam_core.corpus.records import every_list, is_text_or_null
+from qalam_core.corpus.records import every_list, is_text_or_null, parsed
 from qalam_core.corpus.sources import ReadSettings, SourceFile, parts
+from qalam_core.corpus.tables import is_bytes
 from qalam_core.errors import CorpusError
 from qalam_core.files import is_unicode
 
 SAMPLE = 4 << 20  # bytes that are read of a file, at most
 ROWS = 1000  # rows that are read of a Parquet or Arrow file
+
+LEAST = 0.1  # share of the Arabic letters of a file that the text of its records has
 
 ENCODED = 1 << 16  # bytes that an encoding is guessed from
 
@@ -39,15 +43,6 @@ ARABIC = re.compile("[\u0620-\u064a\u066e-\u06d3\ufb50-\ufdfb\ufe70-\ufefc]")
 _OTHERS = re.compile("[ٹپچڈڑژکگںھہۆیےە]")  # letters that are frequent in Persian, Urdu and Kurdish alone
 MARKS = re.compile("[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]")  # they take no room on a line
 _HEADER = re.compile(r"\w[\w .-]{0,39}")
-
-_NOT_TEXT = {
-    b"%PDF": "a PDF file; take its text out, for example with `pdftotext`",
-    b"PK\x03\x04": "a zip archive, or a document of an office program; unpack it, or save it as plain text",
-    b"\xd0\xcf\x11\xe0": "a document of an office program; save it as plain text",
-    b"{\\rtf": "an RTF document; save it as plain text",
-    b"SQLite format 3": "an SQLite database; export the text as CSV",
-}
-_COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 
 NAMES = {
     "text": "plain text", "jsonl": "JSON Lines", "json": "JSON", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow",
@@ -99,12 +94,7 @@ def look(path: Path, most: int) -> File:
     reader = Input(SourceFile(ReadSettings(format="text", compression=compression, name=""), str(path), "", file.size))
     raw = b"".join(islice(reader.chunks(), min(SAMPLE, most) // CHUNK))
     file.share = min(1.0, reader.done / file.size)
-    for magic, what in _NOT_TEXT.items():
-        if raw.startswith(magic):
-            raise CorpusError(f"{path}: is {what}")
-    for magic, suffix in _COMPRESSED.items():
-        if raw.startswith(magic):
-            raise CorpusError(f"{path}: is compressed, but its name does not show it; rename it to {path.name}{suffix}")
+    check_is_text(path, raw)
     table = "parquet" if raw.startswith(b"PAR1") else "arrow" if raw.startswith(b"ARROW1") else ""
     if table or kind in ("parquet", "arrow"):
         _table(file, table or kind, compressed=bool(compression))
@@ -164,7 +154,7 @@ def _format(text: str, kind: str, path: Path) -> str:
 
 def _is_json(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict | list | str)
+        return isinstance(parsed(line), dict | list | str)
     except (ValueError, RecursionError):
         return False
 
@@ -206,13 +196,17 @@ def _wrapped(blocks: Sequence[Sequence[str]]) -> bool:
 
 
 def _json_lines(file: File, text: str, complete: bool) -> None:
-    records = []
+    records, problems = list[Any](), list[str]()
     for line in _whole_lines(text, complete):
         if line.strip():
             try:
-                records.append(json.loads(line))
-            except (ValueError, RecursionError):
-                file.damaged = True
+                records.append(parsed(line))
+            except (ValueError, RecursionError) as error:
+                problems.append(str(error))
+    if len(problems) > len(records):
+        most = f"{len(problems)} of the first {len(problems) + len(records)} lines are not JSON ({problems[0]})"
+        raise CorpusError(f"{file.path}: {most}; correct them, or name other files")
+    file.damaged |= bool(problems)
     _choose(file, {"": records}, records)
 
 
@@ -223,7 +217,22 @@ def _json(file: File, text: str, complete: bool) -> None:
         raise CorpusError(f"{file.path}: not JSON ({error}); correct it, or name other files") from None
     file.cut, lists = not complete, every_list(value)
     file.single = isinstance(value, dict) and not lists
-    _choose(file, ({"": [value]} if isinstance(value, dict) else {}) | lists, value)
+    _choose(file, ({"": [value]} if isinstance(value, dict) else {}) | lists | _numbered(value), value)
+
+
+def _numbered(value: Any, path: str = "", depth: int = 4) -> dict[str, list[Any]]:
+    """The texts of objects whose keys count them, as {"verse_1": "...", "verse_2": "..."}, by their path."""
+    if not isinstance(value, dict) or not depth:
+        return {}
+    counted = {re.sub(r"[0-9]+$", "", key) for key in value}
+    if len(value) > 1 and len(counted) == 1 and not counted & {*value}:
+        texts = [*value.values()]
+        return {f"{path}*": texts} if all(isinstance(text, str | None) for text in texts) else {}
+    return {
+        found: texts
+        for key, each in value.items() if key and "." not in key and key != "*"
+        for found, texts in _numbered(each, f"{path}{key}.", depth - 1).items()
+    }  # fmt: skip
 
 
 def _closed(text: str) -> str:
@@ -255,14 +264,16 @@ def _choose(file: File, lists: dict[str, list[Any]], value: Any) -> None:
         for place, field_ in list(file.choices):
             if not place and any((other, field_) in file.choices for other in lists if other):
                 del file.choices[place, field_]
+    every = arabic_letters(json.dumps(value, ensure_ascii=False, default=str))
     if any(file.choices.values()):
         take(file, most_arabic(file.choices))
-    elif arabic_letters(json.dumps(value, ensure_ascii=False, default=str)):
+    if every and sum(map(arabic_letters, file.texts)) < LEAST * every:
+        most = "most of " if file.texts else ""
         raise CorpusError(
-            f"{file.path}: its Arabic text is in no field of a list of records; write a file with one "
+            f"{file.path}: {most}its Arabic text is in no field of a list of records; write a file with one "
             '{"text": "..."} per line, and the suffix .jsonl'
         )
-    else:
+    if not file.texts:
         file.fields = list(dict.fromkeys(field_ for _, field_ in file.choices if field_))
 
 
@@ -405,7 +416,12 @@ def _table(file: File, kind: str, compressed: bool) -> None:
         raise CorpusError(f"{file.path}: not {NAMES[kind]} ({str(error).splitlines()[0][:120]})") from None
     if batch is None:
         return
-    rows = batch.slice(0, ROWS).to_pylist()
+    batch = batch.slice(0, ROWS)
+    for place, column in enumerate(batch.columns):
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # text that has no type for it
+            if is_bytes(column.type):
+                batch = batch.set_column(place, batch.schema.names[place], column.cast(pa.large_string()))
+    rows = batch.to_pylist()
     file.share = len(rows) / max(total, batch.num_rows)
     _choose(file, {"": rows}, rows)
 

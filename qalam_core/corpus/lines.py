@@ -6,9 +6,11 @@ import bz2
 import codecs
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +27,15 @@ _MARKS = {  # byte order marks; those of UTF-32 first, because one begins as tha
     codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF8: "utf-8",
 }  # fmt: skip
 _SAMPLE = 1 << 16  # bytes that an encoding is guessed from, for the advice in an error
+
+_NOT_TEXT = {
+    b"%PDF": "a PDF file; take its text out, for example with `pdftotext`",
+    b"PK\x03\x04": "a zip archive, or a document of an office program; unpack it, or save it as plain text",
+    b"\xd0\xcf\x11\xe0": "a document of an office program; save it as plain text",
+    b"{\\rtf": "an RTF document; save it as plain text",
+    b"SQLite format 3": "an SQLite database; export the text as CSV",
+}
+_COMPRESSED = {rb"\x1f\x8b": ".gz", rb"BZh[1-9]1AY&SY": ".bz2", rb"\xfd7zXZ": ".xz", rb"\x28\xb5\x2f\xfd": ".zst"}
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {"bz2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}
 
@@ -117,6 +128,7 @@ class Input:
         decoder = codecs.getincrementaldecoder(encoding)(_LOST if self.lossy else "strict")
         for chunk in self.chunks():
             if not offset:
+                check_is_text(Path(self.file.path), chunk)
                 self._check_encoding(chunk[:_SAMPLE])
             if encoding == "utf-8":
                 yield chunk
@@ -194,6 +206,16 @@ class Input:
                 f"{self.file.path}: {place} {offset + error.start} is not UTF-8; {cure}"
                 + ("" if legacy else ', or encoding_errors = "replace" if a few bytes are damaged')
             ) from None
+
+
+def check_is_text(path: Path, start: bytes) -> None:
+    """Raise CorpusError for the start of a file that is something else, whatever its name says."""
+    for magic, what in _NOT_TEXT.items():
+        if start.startswith(magic):
+            raise CorpusError(f"{path}: is {what}")
+    for pattern, suffix in _COMPRESSED.items():
+        if re.match(pattern, start):
+            raise CorpusError(f"{path}: is compressed, but its name does not show it; rename it to {path.name}{suffix}")
 
 
 def _streams(raw: Any, start: Callable[[], Any]) -> Iterator[bytes]:

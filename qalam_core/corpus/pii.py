@@ -17,7 +17,7 @@ _DIGIT = "0-9\u0660-\u0669\u06f0-\u06f9"
 _ZERO = "0\u0660\u06f0"
 _LABEL = (
     "(?:هاتف|تلفون|تليفون|جوال|موبايل|محمول|نقال|فاكس|واتساب|واتس|للتواصل|للاتصال|اتصل"
-    "|(?i:tel|phone|mobile|fax|whatsapp))"
+    r"|(?i:tel|phone|mobile|fax|whatsapp|wa\.me))"
 )
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"
@@ -25,13 +25,15 @@ _EMAIL = re.compile(
 _IBAN = re.compile(
     rf"(?<![A-Za-z{_DIGIT}])[A-Z]{{2}}[{_DIGIT}]{{2}}(?:[ -]?[A-Z{_DIGIT}]){{11,30}}(?![A-Za-z{_DIGIT}])"
 )
-_END = rf"(?![{_DIGIT}]|[.,:/][{_DIGIT}])"
+_POINT = ".:\u066b\u066c"  # within a number; a comma or a slash may also be between two of seven digits or more
+_END = rf"(?![{_DIGIT}]|[{_POINT}][{_DIGIT}]|[,/][{_DIGIT}]{{1,6}}(?![{_DIGIT}]))"
+_START = rf"(?:(?<![{_DIGIT}A-Za-z{_POINT},/-])|(?<=[{_DIGIT}]{{7}}[,/]))"
 _DASH = "\u2010-\u2015\u2212-"  # also what NFKC makes of the no-break hyphen
 _NUMBER = rf"(?:[ ){_DASH}]{{0,2}}[{_DIGIT}])"
 _AREA = rf"(?:[{_DIGIT}]{{1,3}}[ {_DASH}]?\([{_DIGIT}]{{1,4}}\)|\(?[{_DIGIT}])"  # or a country and its (area)
 _PHONE = re.compile(
     # abroad: +, 00 or a bracketed area; at home: a leading zero; or any number behind a word for it
-    rf"(?<![{_DIGIT}A-Za-z.,/:-])(?:(?:\+ ?|[{_ZERO}]{{2}} ?){_AREA}{_NUMBER}{{6,13}}"
+    rf"{_START}(?:(?:\+ ?|[{_ZERO}]{{2}} ?){_AREA}{_NUMBER}{{6,13}}"
     rf"|\(?[{_ZERO}][{_DIGIT}]{_NUMBER}{{5,9}}){_END}"
     rf"|(?P<label>{_LABEL}\b[^\n{_DIGIT}+]{{0,20}})\+?[{_DIGIT}]{_NUMBER}{{6,13}}{_END}"
 )

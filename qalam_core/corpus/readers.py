@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qalam_core.corpus.lines import reading, split
-from qalam_core.corpus.records import records_at
+from qalam_core.corpus.records import parsed, records_at
 from qalam_core.corpus.sources import SourceFile, copied, current_digest, data_files
 from qalam_core.corpus.tables import read_arrow, read_csv, read_parquet
 from qalam_core.corpus.writer import MAX_CHARS, IngestFacts, Writer
@@ -105,7 +105,7 @@ def _read_jsonl(writer: Writer) -> None:
             continue
         place = f"{writer.path}:{number}"
         try:
-            record = json.loads(line)
+            record = parsed(line, writer.field)
         except (ValueError, RecursionError) as error:
             problem = f"{place}: {_not_json(error)}"
             if line.strip() in ("[", "{") and not writer.holds_documents:
@@ -132,15 +132,24 @@ def _read_json(writer: Writer) -> None:
     if not text.strip():
         return
     try:
-        value = json.loads(text)
+        value = parsed(text, writer.field, writer.file.settings.records)
     except (ValueError, RecursionError) as error:
-        problem = f"{path}: {_not_json(error)}"
-        raise CorpusError(f'{problem}; for one record per line set format = "jsonl" on its source') from None
+        raise CorpusError(f"{path}: {_not_json(error)}; {_cure(text, error)}") from None
     del text
     number = 0
     for records in records_at(value, writer.file.settings.records, writer.field, path):
         for number, record in enumerate(records, number + 1):  # noqa: B020  numbered over all lists
             writer.add_record(record, f"{path}: record {number}")
+
+
+def _cure(text: str, error: Exception) -> str:
+    """What to do about a text that is not one JSON value."""
+    if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":
+        return "correct it"
+    first = text[: error.pos].strip().removeprefix("\ufeff")
+    if "\n" in first or first.startswith("["):  # another format could not read these either
+        return 'write one record per line, as {"text": "..."}, with the suffix .jsonl; of objects `jq -c .` does'
+    return 'for one record per line set format = "jsonl" on its source'
 
 
 def _not_json(error: Exception) -> str:

@@ -11,6 +11,24 @@ from typing import Any
 from qalam_core.errors import CorpusError
 
 
+def parsed(text: str, field: str = "", records: str = "") -> Any:
+    """A JSON value, perhaps behind a byte order mark, as files that were joined have it between them.
+
+    Raises ValueError and RecursionError. A key on the way to the text may not be there twice: one text would be lost.
+    """
+    keys = {*field.split("."), field, *records.split("."), records} - {""}
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            names = [name for name, _ in pairs if "*" in keys or name in keys]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"the key {twice[0][:40]!r} is there twice")
+        return value
+
+    return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=once if keys else None)
+
+
 def picked(record: Any, field: str) -> Any:
     """The value of a field, as "a.b" when it is nested; the record itself for "". Raises KeyError."""
     if not field:
@@ -101,9 +119,12 @@ def _texts(lists: Mapping[str, Sequence[Any]], field: str) -> dict[str, int]:
 
 
 def _way(value: Any, field: str) -> str:
-    texts = _texts(every_list(value), field)
+    lists = every_list(value)
+    texts = _texts(lists, field)
     if texts:
-        return f"set records = {json.dumps(max(texts, key=texts.__getitem__), ensure_ascii=False)} on its source"
+        likely = max(texts, key=lambda keys: (texts[keys], -keys.count("*"), len(str(lists[keys]))))
+        if texts[likely] or len(str(lists[likely])) > len(str(value)) // 10:
+            return f"set records = {json.dumps(likely, ensure_ascii=False)} on its source"
     return "convert it to a list of records, or to one record per line (suffix .jsonl)"
 
 

@@ -30,28 +30,35 @@ def read_csv(writer: Writer) -> None:
     csv.field_size_limit(MAX_CHARS)  # for the whole process: csv has no other way; the default is 128 KiB
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     place = width = 0  # no row is narrower than one cell
+    first = list[str]()
     while True:
         lines.row.clear()
         try:
             row = next(rows, None)
+            if delimiter == "\t" and row and any("\n" in cell and "\t" in cell for cell in row):
+                raise csv.Error("a cell of several lines with tabs in it")
         except csv.Error as error:
             if not width:
                 raise CorpusError(f"{path}:1: not CSV ({error}); correct the quotes in its first line") from None
-            writer.bad(
-                f"{path}:{lines.number - len(lines.row) + 1}: not CSV ({error}), so a quote is left open",
-                "correct or remove it",
-            )
+            # where tabs end cells, a quote may be a character like any other
+            row = lines.row[0].rstrip("\n").split("\t") if delimiter == "\t" else []
+            if len(row) != width:
+                writer.bad(
+                    f"{path}:{lines.number - len(lines.row) + 1}: not CSV ({error}), so a quote is left open",
+                    "correct or remove it",
+                )
+                row = []
             lines.again()
-            continue
         if row is None:
             return
         if not row:
             continue
         if not width:
-            place, width = _place(row, field, path), len(row)
+            place, width, first = _place(row, field, path), len(row), row
             if NUMBERED.fullmatch(field) is None:
                 continue
-        if len(row) != width or any("\0" in cell for cell in row):
+        # a delimiter at the end of lines makes an empty cell, which only the first line or only the others may have
+        if len(row) <= place or any(row[width:] + first[len(row) :]) or any("\0" in cell for cell in row):
             writer.bad(
                 f"{path}:{lines.number}: the row has {len(row)} of {width} cells",
                 f"correct or remove it (a cell with {delimiter!r} in it needs quotes)",
@@ -182,10 +189,17 @@ def _column_path(writer: Writer, schema: pa.Schema) -> list[str]:
     if schema.names.count(names[0]) > 1:
         raise CorpusError(f"{path}: there is more than one column {names[0]!r}; rename them")
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
+    strings = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    if not (strings or is_bytes(kind) or pa.types.is_null(kind)):  # null: no row of this file has a text
         problem = f"{path}: column {field!r} is {str(kind)[:100]}, not text ({there})"
         raise CorpusError(f"{problem}; set text to a column that holds text")
     return names
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column has bytes, which are text where a writer had no type for it, as older Spark and Hive."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_binary(value) or pa.types.is_large_binary(value))
 
 
 def _columns_in(fields: Iterable[pa.Field], outer: Sequence[str] = ()) -> dict[str, tuple[list[str], pa.DataType]]:

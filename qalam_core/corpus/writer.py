@@ -120,7 +120,11 @@ class Writer:
     def add_column(self, column: pa.Array, before: int) -> None:
         """Add a slice of a text column. Arrow trusts a file's offsets and its UTF-8; both are checked here."""
         column.validate()
-        values = column.cast(pa.large_string()).cast(pa.large_binary())
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+            column = column.cast(pa.large_string())
+        values = column.cast(pa.large_binary())
         values.validate(full=True)
         for number, value in enumerate(values.to_pylist(), before + 1):
             if value is None:

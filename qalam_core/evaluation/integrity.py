@@ -115,6 +115,8 @@ _HOSTILE = (
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1ea\U0001f1ec \U0001f44d\U0001f3fd \u263a\ufe0f",
     "e\u0301\u1100\u1161\u11a8\uff21\uff41\u2460\u2126", "\u0642" * 10_000, "\u0628\u064e" * 2_000,
     "\\x00\\d8 \\\\ \0\x7f\x85",
+    "\u0627\ufdfa \ufe8d\ufdf2\ufdfb ( \u0635\u0644\u0649 \u0627\u0644\u0644\u0647 \u0639\u0644\u064a\u0647"
+    " \u0648\u0633\u0644\u0645) ( \u062c\u0644 \u062c\u0644\u0627\u0644\u0647)",
     " ".join(f"\u0642{mark}\u0644" for mark in _ISOLATED) + " \u00a8\u00af\u02da\u02dc\u037a",
     " ".join(f"\u0634\u0640{vowel}{hamza}\u0627" for vowel in ("", *_MARKS) for hamza in _HAMZA),
     " ".join(f"\u0634\u0640{vowels}\u0654" for vowels in ("\u0610\u0611", "\u0610\u0611\u0612")),
@@ -122,7 +124,7 @@ _HOSTILE = (
 )  # fmt: skip
 """Texts that tokenizers disagree on: white space, lone and stacked marks, special tokens as text, directional controls,
 digits of several scripts, ligatures, emoji, compatibility forms, words without an end, escapes, control characters,
-isolated forms of marks, a hamza on a tatweel."""
+isolated forms of marks, a hamza on a tatweel, ligatures of phrases."""
 
 
 def hostile(texts: Sequence[str]) -> list[str]:

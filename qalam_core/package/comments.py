@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from qalam_core.package.runtime.data_reader import quote
-from qalam_core.package.runtime.weights_reader import NAMED_ROWS
+from qalam_core.package.runtime.weights_reader import END_OF_TENSOR, HEADER, NAMED_ROWS
+from qalam_core.package.statistics import Measured, are_of
 
 TOKEN_TENSORS = ("embedding.weight", "lm_head.weight")
 """Tensors with one row per token."""
 
 _LEAST_WIDTH = 64  # room for the row numbers and a word
+_FIGURES = re.compile(
+    rb"    # mean=(\S+) std=(\S+) min=(\S+) max=(\S+) \(as exported\)(?=\n" + HEADER.pattern.encode() + rb"\n)"
+)
 _ROWS = re.compile(rb"        # rows ([0-9]{1,10}) to ([0-9]{1,10}):[^\n]* #\n")
 
 
@@ -54,6 +58,33 @@ def word_comment(first: int, words: Sequence[str], width: int) -> bytes:
             room += len(named.pop())
         named.append(b" ...")
     return (line + b"".join(named)).ljust(width - len(" #\n")) + b" #\n"
+
+
+def restated(text: bytes, measured: Measured, words: Sequence[str]) -> bytes:
+    """A weights file with the figures and words of today in those comments that stand as exported.
+
+    Figures of tensors that are not in `measured` stay as they are, and so do words if `words` is empty.
+    """
+
+    def current(found: re.Match[bytes]) -> bytes:
+        figures = measured.get(found[5].decode())
+        if figures is None or _say(found.groups()[:4], figures):
+            return found[0]
+        return f"    {header_comment(figures)}".encode()
+
+    text = _FIGURES.sub(current, text)
+    for name in TOKEN_TENSORS if words else ():
+        if start := text.find(f'\n    "{name}": ('.encode()) + 1:
+            end = text.index(f"\n{END_OF_TENSOR}\n".encode(), start)
+            text = text[:start] + renamed(text[start:end], words) + text[end:]
+    return text
+
+
+def _say(stated: Collection[bytes], figures: tuple[float, ...]) -> bool:
+    try:
+        return are_of([*map(float, stated)], figures, digits=4)
+    except ValueError:
+        return False
 
 
 def renamed(rows: bytes, words: Sequence[str]) -> bytes:

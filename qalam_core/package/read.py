@@ -17,14 +17,22 @@ from numpy.typing import NDArray
 from qalam_core.errors import PackageError
 from qalam_core.files import TEXT_LIMIT, json_object, read_bytes, sha256_bytes, sha256_file
 from qalam_core.package.bytecode import is_own_cache
-from qalam_core.package.comments import TOKEN_TENSORS
+from qalam_core.package.comments import TOKEN_TENSORS, restated
 from qalam_core.package.releases import CODE, changed_code
 from qalam_core.package.runtime.architecture import ModelConfig
 from qalam_core.package.runtime.data_reader import FORMAT, quote, read_config, read_knowledge, read_vocabulary
 from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.runtime.tokenizer import Tokenizer, Vocabulary
-from qalam_core.package.runtime.weights_reader import WINDOWS, FormatError, Threads, read_weights, weight_file
+from qalam_core.package.runtime.weights_reader import (
+    WINDOWS,
+    FormatError,
+    Threads,
+    read_weights,
+    weight_file,
+    weight_files,
+)
 from qalam_core.package.seek import check_regular, read_rows
+from qalam_core.package.statistics import are_neighbours, are_of, statistics
 from qalam_core.package.vocabulary import says_the_same, tokenizer_json
 from qalam_core.package.write import GITATTRIBUTES, card_error, provenance_error, row_checksums, tensor_digest
 
@@ -85,8 +93,9 @@ def verify(folder: Path) -> list[str]:
 def changes(package: Package) -> list[str]:
     """One message for each change since export; empty if there is none.
 
-    Raises PackageError if `__pycache__` contains anything but this interpreter's compilations of the files, or
-    rows.json as exported contains anything but the checksums of the exported rows.
+    Raises PackageError if `__pycache__` contains anything but this interpreter's compilations of the files, or if what
+    a file says of the others, as exported, is not so: rows.json of the rows, knowledge_map.py and the comments of
+    weights files of the values and words.
     """
     folder, manifest = package.path, package.manifest
     changed = _changed_files(folder, manifest)
@@ -98,6 +107,7 @@ def changes(package: Package) -> list[str]:
         elif not package.edited:
             messages.append(f"{name}: the text changed, every value is as exported")
     checksums = _row_checksums(package, changed)
+    _check_facts(package, changed)
     return messages + [_tensor_message(package, name, checksums.get(name)) for name in package.edited]
 
 
@@ -254,7 +264,8 @@ def _contents(
 ) -> tuple[ModelConfig, Vocabulary, str, dict[str, NDArray[np.float32]]]:
     with _one_line_errors(), Threads(1) as pool:
         config = read_config(folder / "config.py")
-        weights = pool.submit(read_weights, folder, config.tensor_shapes())  # decoding releases the GIL
+        stored = manifest["dtype"]
+        weights = pool.submit(read_weights, folder, config.tensor_shapes(), stored=stored)  # decoding releases the GIL
         vocabulary = read_vocabulary(folder / "vocab.py", config.vocab_size)
         read_knowledge(folder / "knowledge_map.py")
         try:
@@ -315,6 +326,27 @@ def _row_checksums(package: Package, changed: list[str]) -> dict[str, NDArray[np
     ):
         _refuse("rows.json", "not the checksums of the exported rows; export again")
     return checksums
+
+
+def _check_facts(package: Package, changed: list[str]) -> None:
+    """Refuse what was not edited and says something else of the values and words than they are, if those were not."""
+    tensors = {name: values for name, values in package.weights.items() if name not in package.edited}
+    with Threads(os.cpu_count()) as pool:
+        measured = dict(zip(tensors, pool.map(statistics, tensors.values()), strict=True))
+    words = () if "vocab.py" in changed else package.vocabulary.words
+    if "knowledge_map.py" not in changed:
+        facts = read_knowledge(package.path / "knowledge_map.py")
+        figures = facts.statistics
+        agree = figures.keys() == package.weights.keys() and all(
+            are_of(figures[name], four, digits=7) for name, four in measured.items()
+        )
+        if words and "embedding.weight" in tensors:
+            agree = agree and are_neighbours(facts.neighbours, tensors["embedding.weight"], package.vocabulary)
+        if not agree:
+            _refuse("knowledge_map.py", "not the facts of the exported weights and words; export again")
+    for path in weight_files(package.path):
+        if path.name not in changed and restated(text := path.read_bytes(), measured, words) != text:
+            _refuse(path.name, "a comment as exported says other figures or words than are there; export again")
 
 
 def read_checksums(path: Path) -> dict[str, NDArray[np.uint32]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -29,6 +29,12 @@ def statistics(tensor: NDArray[np.float32]) -> tuple[float, float, float, float]
     mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / len(flat)
     squares = sum(float(np.square(block - np.float64(mean)).sum()) for block in blocks)
     return mean, float(np.sqrt(squares / len(flat))), float(flat.min()), float(flat.max())
+
+
+def are_of(stated: Sequence[float], measured: Sequence[float], digits: int) -> bool:
+    """Whether figures that were written with so many digits are these; the last bits of sums differ by machine."""
+    least = 1e-12 * max(map(abs, measured))
+    return bool(np.allclose(stated, measured, rtol=10.0 ** (1 - digits), atol=least))
 
 
 def knowledge_text(measured: Measured, embedding_VC: NDArray[np.float32], vocabulary: Vocabulary) -> str:
@@ -59,6 +65,26 @@ def neighbours(
     special = [index for index in vocabulary.specials.ids() if index < len(words)]
     ordinary = (index for index, word in enumerate(words) if index not in special and _ordinary(word))
     return nearest_tokens(embedding_VC, words, list(islice(ordinary, NEIGHBOUR_WORDS)), special)
+
+
+def are_neighbours(
+    stated: Mapping[str, Sequence[tuple[str, float]]], embedding_VC: NDArray[np.float32], vocabulary: Vocabulary
+) -> bool:
+    """Whether these are the `neighbours`; of equally similar words any, because the last bits differ by machine."""
+    expected, place = dict(neighbours(embedding_VC, vocabulary)), {word: at for at, word in enumerate(vocabulary.words)}
+    if stated.keys() != expected.keys():
+        return False
+    for word, near in stated.items():
+        rows = [place.get(other, -1) for other, _ in near]
+        if len({*rows, place[word]}) != 1 + len(expected[word]) or min(rows, default=0) < 0:
+            return False
+        found_NC = embedding_VC[[place[word], *rows]].astype(np.float64)
+        found_NC /= np.maximum(np.linalg.norm(found_NC, axis=1, keepdims=True), 1e-30)
+        cosines = [cosine for _, cosine in near]
+        for actual in (found_NC[1:] @ found_NC[0], [cosine for _, cosine in expected[word]]):
+            if not np.allclose(cosines, actual, rtol=0, atol=0.0011):
+                return False
+    return True
 
 
 def nearest_tokens(

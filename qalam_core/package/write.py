@@ -29,7 +29,9 @@ from qalam_core.package.statistics import PREAMBLE, Measured, knowledge_text, st
 from qalam_core.package.vocabulary import tokenizer_json
 
 SHARD_LIMIT = 16_000_000
+_TEXT = "text eol=lf diff merge -linguist-generated"  # also where the attributes of a folder above say otherwise
 GITATTRIBUTES = (
+    "".join(f"{name} {_TEXT}\n" for name in (".gitattributes", "*.py", "*.json", "*.md")).encode(),
     b".gitattributes text eol=lf\n*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n",
     b"*.py text eol=lf\n*.json text eol=lf\n*.md text eol=lf\n",
 )

@@ -48,7 +48,7 @@ class Export(Stage):
     """Writes the package. Its card has no measured figures: they are measured on the package itself."""
 
     name = "export"
-    version = 5
+    version = 6
     unit = "tensors"
 
     settings: ExportSettings

@@ -26,7 +26,7 @@ class Filter(Stage):
     """Normalises and filters documents."""
 
     name = "filter"
-    version = 4
+    version = 5
 
     settings: FilterSettings
     documents: tuple[Artifact, ...]

@@ -18,7 +18,7 @@ class Ingest(Stage):
     """Reads one source file."""
 
     name = "ingest"
-    version = 3
+    version = 4
 
     settings: ReadSettings
     file: SourceFile

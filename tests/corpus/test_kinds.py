@@ -50,9 +50,19 @@ KINDS: dict[str, tuple[str, str]] = {  # name -> suffix and content
     "object of lists": ("json", dumps({str(n): [{"n": n, "words": t}] for n, t in NUMBERED})),
     "lists in a list": ("json", dumps([{"name": "باب", "verses": [{"text": text}]} for text in TEXTS])),
     "objects of objects": ("json", dumps({str(n): {"verses": [{"text": t}]} for n, t in NUMBERED})),
+    "texts that keys count": (
+        "json",
+        dumps({"juz": [], "verse": {f"verse_{n}": t for n, t in NUMBERED}}),
+    ),
+    "numbers and texts": ("json", dumps({str(n): text for n, text in NUMBERED})),
+    "column by column": (
+        "json",
+        dumps({"id": {"0": 0, "1": 1}, "text": {str(n): t for n, t in NUMBERED}}),
+    ),
     "null among texts": ("json", dumps([{"text": None}, *({"text": text} for text in TEXTS)])),
     "bad record": ("json", dumps([{"text": text} for text in TEXTS] + [{"other": 1}])),
     "damaged line": ("jsonl", "\n".join([*(dumps({"text": text}) for text in TEXTS), '{"text": '])),
+    "byte order marks between": ("jsonl", "".join(f"\ufeff{dumps({'text': text})}\n" for text in TEXTS)),
     "wide row": ("csv", table(",", ["id", "kind", "text"]) + "1,2,3,4\n"),
     "no name for the index": ("csv", table(",", ["", "kind", "text"])),
     "NUL": ("txt", "\n".join(TEXTS) + "\n\0\0"),
@@ -197,3 +207,18 @@ def test_what_cannot_be_read_is_one_line_with_the_file(kind: str, tmp_path: Path
         detect(Source(path=str(path)))
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_field_with_little_of_the_arabic_is_not_chosen(tmp_path: Path) -> None:
+    """A title, where the texts are in records of records: a corpus of titles would be silent about the rest."""
+    inner = [{"context": text, "qas": [{"question": "ما هذا؟"}]} for text in TEXTS]
+    (tmp_path / "a.json").write_text(dumps({"data": [{"title": "قطط", "paragraphs": inner}]}), encoding="utf-8")
+    with pytest.raises(CorpusError, match="most of its Arabic text is in no field of a list of records"):
+        detect(Source(path=str(tmp_path)))
+
+
+def test_lines_most_of_which_are_no_json_are_an_error(tmp_path: Path) -> None:
+    lines = [dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *(line[1:] for line in lines), "x"]), encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"a\.jsonl: 41 of the first 81 lines are not JSON \("):
+        detect(Source(path=str(tmp_path)))

@@ -31,6 +31,8 @@ PERSIAN = str.maketrans("0123456789", "۰۱۲۳۴۵۶۷۸۹")
     ("+966 (0)50 123 4567، 00966(50)1234567", "[phone]، [phone]"),
     ("(+966) 50 123 4567 وهاتف (02) 2345678", "([phone]) وهاتف ([phone])"),
     ("+966\u201050\u2010123\u20104567 أو 050–123–4567", "[phone] أو [phone]"),
+    ("0501234567/0501234568، 0501234567,920012345", "[phone]/[phone]، [phone],920012345"),
+    ("https://wa.me/966501234567", "https://wa.me/[phone]"),
     ("SA03 8000 0000 6080 1016 7519", "[iban]"),
     ("حسابه GB82WEST12345698765432.", "حسابه [iban]."),
 ])  # fmt: skip
@@ -41,7 +43,8 @@ def test_numbers_are_masked_in_every_kind_of_digits(text: str, masked: str, digi
 @pytest.mark.parametrize("digits", [{}, ARABIC, PERSIAN])
 @pytest.mark.parametrize("text", [
     "في 01-02-2024 و05/12/2024 و2024/05/12", "07/11/2023 05:30", "00:12:34", "عام 1438 هـ 2017", "سورة 2 آية 255",
-    "المبلغ 1000000 ريال", "100 000 000", "0.123456789", "0501234.5", "موبايلي 636250", "هاتف 19123",
+    "المبلغ 1000000 ريال", "100 000 000", "0.123456789", "0501234.5", "0501234,5", "0501234/5",
+    "12\u066b03456789", "0\u066b03456789", "01234567\u066b5", "1\u066c0234567", "موبايلي 636250", "هاتف 19123",
     "https://example.com/0123456789012", "ISBN 9780306406157", "هاتف بلا رقم", "في 05–10–2017", "(3) 2017 (4)",
 ])  # fmt: skip
 def test_other_numbers_stay(text: str, digits: dict[int, int]) -> None:
@@ -65,7 +68,8 @@ def test_an_array_is_masked_as_its_texts(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("piece", [
-    "0", "0 ", "05 ", "+", "(0", "0) -", "a@", "a.", "@a.", "هاتف", "هاتف 0 ", "SA00", "SA00 A", "A1 ", "00 +", "0(",
+    "0", "0 ", "05 ", "+", "(0", "0501234/", "0501234567,", "0) -", "a@", "a.", "@a.", "هاتف", "هاتف 0 ", "SA00",
+    "SA00 A", "A1 ", "00 +", "0(",
 ])  # fmt: skip
 def test_masking_takes_linear_time(piece: str) -> None:
     def seconds(size: int) -> float:

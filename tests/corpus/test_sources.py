@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qalam_core.corpus import lines, sources
 from qalam_core.corpus import readers as documents
@@ -308,6 +311,70 @@ def test_every_arrow_type_of_text(tmp_path: Path, kind: pa.DataType) -> None:
     assert read(tmp_path, write(tmp_path / "a.arrow", arrow_bytes(array)))[0] == TEXTS
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())], ids=str)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_text_in_columns_of_bytes(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    """As Hive and older Spark write it."""
+
+    def made(*texts: bytes) -> Path:
+        array = pa.array(texts)
+        array = array.dictionary_encode() if pa.types.is_dictionary(kind) else array.cast(kind)
+        return write(tmp_path / name, parquet_bytes(array) if name == "a.parquet" else arrow_bytes(array))
+
+    assert read(tmp_path, made(*(text.encode() for text in TEXTS)))[0] == TEXTS
+    refuses(tmp_path, made(b"x", b"y\xff"), "record 2, byte 1 is not UTF-8")
+    assert read(tmp_path, made(b"x", b"y\xff"), encoding_errors="replace")[0] == ["x", "y\ufffd"]
+
+
+def test_a_column_of_nulls_alone_is_a_part_without_text(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    write(folder / "1.parquet", parquet_bytes(pa.array(TEXTS)))
+    path = write(folder / "2.parquet", parquet_bytes(pa.nulls(3)))
+    refuses(tmp_path, path, "in 3 records 'text' is null")
+    facts = [ingest(file, tmp_path / str(n)) for n, file in enumerate(resolve([Source(path=str(folder))]))]
+    assert [(one.documents, one.skipped_null, one.passed_over) for one in facts] == [(len(TEXTS), 0, 0), (0, 3, 1)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(("record", "key", "field"), [
+    ('{"text": "one", "text": "two"}', "text", "text"), ('{"a": {"b": "one", "b": "two"}}', "b", "a.b"),
+    ('{"a": {"b": "one"}, "a": {"b": "two"}}', "a", "a.b"), ('{"a.b": "one", "a.b": "two"}', "a.b", "a.b"),
+])  # fmt: skip
+def test_a_text_that_another_of_its_name_would_hide_is_bad(
+    tmp_path: Path, name: str, record: str, key: str, field: str
+) -> None:
+    lines = name == "a.jsonl"
+    path = write(tmp_path / name, (record if lines else f"[{record}]").encode())
+    refuses(tmp_path, path, f"the key {key!r} is there twice); correct", text=field)
+    more = write(
+        tmp_path / "more.jsonl", f'{record}\n{{"text": "x", "n": 1, "n": 2, "a": {{"b": "x"}}, "a.b": "x"}}'.encode()
+    )
+    texts, facts = read(tmp_path, more, text=field, bad_records="skip")
+    assert (texts, facts.skipped) == (["x"], 1)
+
+
+@pytest.mark.parametrize("records", ["data", "*", "*.rows"])
+def test_a_list_that_another_of_its_name_would_hide_is_bad(tmp_path: Path, records: str) -> None:
+    lists = {"data": '"data": [{"text": "x"}]', "*": '"1": [{"text": "x"}]', "*.rows": '"1": {"rows": [{"text": "x"}]}'}
+    path = write(tmp_path / "a.json", f"{{{lists[records]}, {lists[records]}}}".encode())
+    refuses(tmp_path, path, "is there twice); correct", records=records)
+
+
+def test_lines_that_begin_with_a_byte_order_mark_as_joined_files_have_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b"".join(b"\xef\xbb\xbf" + jsonl({"text": text}) for text in TEXTS))
+    assert read(tmp_path, path)[0] == TEXTS
+
+
+@given(st.lists(st.text('ab "\u0633', min_size=1, max_size=6), min_size=1, max_size=30))
+def test_cells_that_tabs_end_are_read_whatever_quotes_are_in_them(texts: list[str]) -> None:
+    """A row for each line: an open quote hides no later one."""
+    with tempfile.TemporaryDirectory() as name:
+        path = write(Path(name, "a.tsv"), "".join(f"{n}\t{text}\n" for n, text in enumerate(["text", *texts])).encode())
+        found, _ = read(Path(name), path)
+    for text, cell in zip(texts, found, strict=True):
+        assert cell.replace('"', "") == text.replace('"', "")
+
+
 def test_csv_cells_with_line_ends_and_long_cells(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ('text,n\n"one\r\ntwo",1\n\n"' + "x" * 200_000 + '",2\n').encode())
     assert read(tmp_path, path)[0] == ["one\ntwo", "x" * 200_000]
@@ -476,7 +543,9 @@ BAD_RECORDS: dict[str, tuple[str, bytes, dict[str, str], str]] = {
     "too few cells": ("a.csv", b"text,n\nx,1\nz\ny,3\n", {}, ":3: the row has 1 of 2 cells"),
     "NUL in a cell": ("a.csv", b"text,n\nx,1\nz\0,2\ny,3\n", {}, "is NUL"),
     "a stray quote": ("a.csv", b'text,n\nx,1\n"z" z,2\ny,3\n', {}, ":3: not CSV"),
-    "an open quote": ("a.tsv", b'text\tn\nx\t1\n"z\t2\ny\t3\n', {}, ":3: not CSV"),
+    "an open quote": ("a.csv", b'text,n\nx,1\n"z,2\ny,3\n', {}, ":3: not CSV"),
+    "an open quote in a wide row": ("a.tsv", b'text\tn\nx\t1\n"z\t2\t3\ny\t3\n', {}, ":3: not CSV"),
+    "NUL behind an open quote": ("a.tsv", b'text\tn\nx\t1\n"z\0\t2\ny\t3\n', {}, "is NUL"),
     "NUL in a line": ("a.txt", b"x\nz\0\ny\n", {}, "byte 3 is NUL"),
 }  # fmt: skip
 
@@ -876,7 +945,7 @@ DAMAGED = arrow_bytes(pa.array(["good", "abcd"])).replace(b"abcd", b"ab\xff\xff"
         ("a.arrow", FILES["a.arrow"][:-50], ["truncated or damaged Arrow file"]),
         ("a.arrow", b"", ["holds no documents"]),
         ("a.arrow", arrow_bytes(pa.array([["x"]])), ["column 'text' is list"]),
-        ("a.arrow", arrow_bytes(pa.array([b"x"])), ["column 'text' is binary"]),
+        ("a.arrow", arrow_bytes(pa.array([1])), ["column 'text' is int64"]),
     ],
 )
 def test_bad_input_is_a_one_line_error(tmp_path: Path, name: str, data: bytes, parts: list[str]) -> None:
@@ -915,6 +984,46 @@ def test_one_json_value_in_a_jsonl_file_is_named(tmp_path: Path) -> None:
         refuses(tmp_path, path, 'set format = "json"', bad_records=bad)
     assert read(tmp_path, path, format="json")[0] == TEXTS
     refuses(tmp_path, write(path, json.dumps([{"text": "x"}]).encode()), 'set format = "json"')
+
+
+def test_of_lists_without_the_field_the_largest_is_named(tmp_path: Path) -> None:
+    value = {"columns": ["id", "text"], "index": [0, 1], "data": [[0, "one"], [1, "two"]]}
+    refuses(tmp_path, write(tmp_path / "a.json", json.dumps(value).encode()), 'set records = "data" on its source')
+
+
+def test_a_small_list_beside_the_texts_is_not_named(tmp_path: Path) -> None:
+    value = {"juz": [{"verse": {"start": "verse_1"}}], "verse": {f"verse_{n}": "x" * 60 for n in range(40)}}
+    refuses(tmp_path, write(tmp_path / "a.json", json.dumps(value).encode()), "; convert it to a list of records")
+
+
+@pytest.mark.parametrize("content", [
+    "\n".join(json.dumps({"text": text}, indent=1) for text in TEXTS),
+    "\n".join(json.dumps([text, "x"]) for text in TEXTS),
+])  # fmt: skip
+def test_what_neither_format_of_json_reads_is_said_by_both(tmp_path: Path, content: str) -> None:
+    """Each format's error named the other one."""
+    path = write(tmp_path / "a.jsonl", content.encode())
+    refuses(tmp_path, path, 'set format = "json"')
+    refuses(tmp_path, path, "write one record per line", format="json")
+
+
+@pytest.mark.parametrize("bad_records", ["refuse", "skip"])
+@pytest.mark.parametrize(("start", "problem"), [
+    (gzip.compress(b"x"), "rename it to a.txt.gz"), (b"%PDF-1.7\n", "is a PDF file"), (b"PK\3\4\n", "is a zip archive"),
+])  # fmt: skip
+def test_other_files_are_named_whatever_their_suffix_is(
+    tmp_path: Path, start: bytes, problem: str, bad_records: str
+) -> None:
+    path = write(tmp_path / "a.txt", start + b"text\n" * 3)
+    refuses(tmp_path, path, problem, bad_records=bad_records, encoding_errors="replace")
+
+
+def test_a_delimiter_at_the_ends_of_lines_makes_no_cell(tmp_path: Path) -> None:
+    for content in ("n,text\n1,x,\n2,y,\n", "n,text,\n1,x\n2,y\n", "n,text,,\n1,x,\n2,y,,,\n"):
+        assert read(tmp_path, write(tmp_path / "a.csv", content.encode()))[0] == ["x", "y"]
+    for content in ("n,text\n1,x,z\n", "n,text,,\n1\n", "n,text,z\n1,x\n", ",text\n1\n"):
+        refuses(tmp_path, write(tmp_path / "a.csv", content.encode()), "the row has")
+    refuses(tmp_path, write(tmp_path / "a.csv", b"1,x,y\n2,z\n"), "the row has 2 of 3 cells", text="#2")
 
 
 def test_a_wrong_records_key_is_an_error(tmp_path: Path) -> None:

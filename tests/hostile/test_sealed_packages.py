@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import re
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qalam_core.errors import PackageError
 from qalam_core.files import sha256_file
@@ -18,8 +22,9 @@ from qalam_core.package import read, verify
 from qalam_core.package.editing.seal import seal
 from qalam_core.package.read import git_remark
 from qalam_core.package.runtime.architecture import SPECIALS
+from qalam_core.package.runtime.rows import MATRIX_TYPES
 from qalam_core.package.write import GITATTRIBUTES, replace_card
-from tests.small_package import contents, edit, export, golden_package, vocabulary
+from tests.small_package import CONFIG, contents, edit, export, golden_package, vocabulary, weights
 
 
 @pytest.fixture
@@ -186,6 +191,87 @@ def test_other_statistics_are_refused(package: Path, fact: str) -> None:
 def test_other_neighbours_are_refused(package: Path, fact: str) -> None:
     changed(package, "knowledge_map.py", swap("NEIGHBOURS = {\n", f"NEIGHBOURS = {{\n{fact}\n"))
     refused(package, r"^knowledge_map\.py:[0-9]+: ")
+
+
+KNOWLEDGE: dict[str, Callable[[str], str]] = {
+    "another mean": lambda text: re.sub(r'(?m)^(    "ln_out\.bias": )\([^,]+', r"\1(0.1", text),
+    "another tensor": swap("ln_out.bias", "ln_out.bia"),
+    "a tensor less": lambda text: re.sub('(?m)^    "ln_out.bias".*\n', "", text),
+    "nothing": lambda text: re.sub("(?m)^    .*\n", "", text),
+    "another word": swap("يأكل", "قال"),
+    "a word less": lambda text: re.sub('(?m)^    "يأكل".*\n', "", text),
+    "another neighbour": swap('(("', '(("قال'),
+    "a word as its own neighbour": lambda text: re.sub(r'(?m)^(    ("[^"]+"): \(\()"[^"]+"', r"\1\2", text, count=1),
+    "another cosine": lambda text: re.sub(r'(\(\("[^"]+", )[^)]+', r"\g<1>0.99", text, count=1),
+    "a neighbour less": lambda text: re.sub(r'\(\("[^"]+", [^)]+\), ', "(", text, count=1),
+}
+
+
+@pytest.mark.parametrize("case", KNOWLEDGE)
+def test_facts_that_are_not_those_of_the_weights_are_refused(package: Path, case: str) -> None:
+    changed(package, "knowledge_map.py", KNOWLEDGE[case])
+    refused(package, r"^knowledge_map\.py:0: not the facts of the exported weights and words")
+
+
+COMMENTS: dict[str, Callable[[str], str]] = {
+    "another mean": swap("mean=", "mean=1"),
+    "no number": swap("mean=", "mean=x"),
+    "another word": swap('"يأكل"', '"قال "'),
+    "words of other rows": lambda text: re.sub("rows 0 to 11", "rows 1 to 11", text, count=1),
+}
+
+
+@pytest.mark.parametrize("case", COMMENTS)
+def test_comments_as_exported_that_say_something_else_are_refused(tmp_path: Path, case: str) -> None:
+    package = export(tmp_path / "model", config=replace(CONFIG, dim=32))  # rows with room for words
+    changed(package, "weights.py", COMMENTS[case])
+    refused(package, r"^weights\.py:0: a comment as exported says other figures or words than are there")
+
+
+def test_facts_and_comments_of_what_was_edited_are_as_exported_until_it_is_sealed(package: Path) -> None:
+    edit(package / "weights.py", "mean=", "mean=1")
+    edit(package / "knowledge_map.py", "يأكل", "قال")
+    assert verify(package) == [
+        "knowledge_map.py: changed since export", "weights.py: the text changed, every value is as exported",
+    ]  # fmt: skip
+    seal(package, "nothing of the model")
+    assert verify(package) == []
+    again = contents(export(package.parent / "again"))
+    for name in ("knowledge_map.py", "weights.py"):
+        assert contents(package)[name] == again[name]
+
+
+@given(st.sampled_from([*MATRIX_TYPES]), st.integers(0, 2**32 - 1), st.sampled_from([1e-37, 1e-9, 1.0, 1e30]))
+@settings(max_examples=40)
+def test_facts_hold_of_any_values(dtype: str, seed: int, scale: float) -> None:
+    random, tensors = np.random.default_rng(seed), weights(seed=seed)
+    for values in tensors.values():
+        values *= np.float32(scale) if dtype != "f16" else np.float32(min(scale, 1))
+        values[random.random(values.shape) < random.random()] = 0  # also whole rows
+    with tempfile.TemporaryDirectory() as name:
+        assert verify(export(Path(name, "model"), weights=tensors, dtype=dtype)) == []
+
+
+@pytest.mark.parametrize("stated", MATRIX_TYPES)
+@pytest.mark.parametrize("stored", MATRIX_TYPES)
+def test_the_storage_type_of_the_manifest_is_that_of_the_matrices(tmp_path: Path, stored: str, stated: str) -> None:
+    package = export(tmp_path / "model", dtype=stored)
+    edit(package / "manifest.json", f'"dtype": "{stored}"', f'"dtype": "{stated}"')
+    if stored == stated:
+        assert verify(package) == []
+    else:
+        refused(
+            package, rf"^weights\.py:6: \"embedding\.weight\" is stored as {stored}, but manifest\.json says {stated};"
+        )
+
+
+def test_one_matrix_of_another_storage_type_is_refused(package: Path) -> None:
+    other = contents(export(package.parent / "other", dtype="bf16", weights=weights(scale=0)))["weights.py"].decode()
+    begin, end = (other.index(f'    "{name}"') for name in ("pos_embedding", "blocks.0.ln1.weight"))
+    changed(
+        package, "weights.py", lambda text: re.sub(r'(?s)    "pos_embedding".*?(?=    "blocks)', other[begin:end], text)
+    )
+    refused(package, r"^weights\.py:[0-9]+: \"pos_embedding\" is stored as bf16, but manifest\.json says f32;")
 
 
 def checksums(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], None]:

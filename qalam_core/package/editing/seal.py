@@ -7,18 +7,15 @@ from pathlib import Path
 
 from qalam_core.errors import PackageError
 from qalam_core.files import sha256_bytes
-from qalam_core.package.comments import TOKEN_TENSORS, header_comment, renamed
+from qalam_core.package.comments import restated
 from qalam_core.package.editing.lines import save
 from qalam_core.package.read import Package, changes, read
-from qalam_core.package.runtime.weights_reader import END_OF_TENSOR, HEADER, HIDDEN, weight_files
+from qalam_core.package.runtime.weights_reader import HIDDEN, weight_files
 from qalam_core.package.statistics import Measured, knowledge_text, statistics
 from qalam_core.package.write import json_bytes, rows_json, tensor_digest, with_newline
 
 HEADING = "## Edited since export"
 _EXPLANATION = "Figures above were measured before these edits."
-_COMMENT = re.compile(
-    rb"    # mean=\S+ std=\S+ min=\S+ max=\S+ \(as exported\)(?=\n" + HEADER.pattern.encode() + rb"\n)"
-)
 _NUMBERED = re.compile(r"[0-9]+\. ")
 
 
@@ -70,16 +67,7 @@ def _comments(package: Package, measured: Measured) -> dict[str, bytes]:
     contents = {}
     for path in weight_files(package.path):
         raw = path.read_bytes()
-
-        def current(found: re.Match[bytes]) -> bytes:
-            name = found[1].decode()
-            return f"    {header_comment(measured[name])}".encode() if name in package.edited else found[0]
-
-        text = _COMMENT.sub(current, raw)
-        for name in TOKEN_TENSORS:
-            if start := text.find(f'\n    "{name}": ('.encode()) + 1:
-                end = text.index(f"\n{END_OF_TENSOR}\n".encode(), start)
-                text = text[:start] + renamed(text[start:end], package.vocabulary.words) + text[end:]
+        text = restated(raw, measured, package.vocabulary.words)
         if text != raw:
             contents[path.name] = text
     return contents

@@ -29,10 +29,11 @@ from tests.small_package import CONFIG, contents, export, same_weights
 # -- git ------------------------------------------------------------------------------------------
 
 
-def git(folder: Path, *arguments: str) -> None:
+def git(folder: Path, *arguments: str) -> str:
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, env=environment, capture_output=True)
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, check=True, env=environment, capture_output=True)
+    return done.stdout.decode()
 
 
 def clone(package: Path, *settings: str, attributes: str = "", forgotten: str = "") -> Path:
@@ -55,6 +56,19 @@ def test_a_clone_with_windows_line_ends_is_as_exported(package: Path, attributes
     copy = clone(package, "core.autocrlf=true", "core.eol=crlf", attributes=attributes)
     assert contents(copy) == contents(package)
     assert verify(copy) == []
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(
+    "attributes", ["* binary\n", "*.py -diff -merge\n", "model/** linguist-generated merge=union\n"]
+)
+def test_attributes_of_a_folder_above_hide_no_edit(package: Path, attributes: str) -> None:
+    copy = clone(package, attributes=attributes)
+    scale_row(copy, "embedding.weight", 5, 2)
+    assert "\n+        " in git(copy, "diff")
+    for name, value in {"diff": "set", "merge": "set", "linguist-generated": "unset"}.items():
+        found = git(copy, "check-attr", name, *contents(copy))
+        assert all(line.endswith(f": {name}: {value}") for line in found.splitlines()), found
 
 
 @pytest.mark.usefixtures("processes")
