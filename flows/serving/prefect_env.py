@@ -54,6 +54,7 @@ def private_settings(home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line prints; the API still records INFO
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # and says how the build ended, also without a server
     }
 
 
