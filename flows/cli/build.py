@@ -266,11 +266,9 @@ def by_flow(name: str, store: Store, terminal: Bars, flow: Callable[[], State[An
     for setting, value in private_settings(home).items():  # before Prefect is imported; the user's settings are kept
         os.environ.setdefault(setting, value)
     from httpx import HTTPError
-    from prefect import tags
+    from prefect import tags  # reads the settings above
 
     from al_qalam.flows.serving.private_server import ServerError, private_server
-
-    # reads the settings above
     from al_qalam.tasks.outcome import RefusedError
     from al_qalam.tasks.policy import tag_of
     from al_qalam.tasks.progress import watchers

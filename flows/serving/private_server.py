@@ -1,7 +1,7 @@
 """The server of a build that names none: Prefect's API in a process of its own, with its database in $PREFECT_HOME.
 
 It has a session of its own: a terminal sends Ctrl-C to every process of the build's, which still reports to it how it
-ended. It ends after the build however that ends: then its standard input ends.
+ended. It ends after the build however that ends: then its standard input ends. One that is killed is started again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import IO, NamedTuple
 
 STARTING_SECONDS = 120  # on a cold and busy machine
 STOPPING_SECONDS = 5
@@ -28,12 +28,6 @@ _EXCEPTION = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a trac
 
 class ServerError(Exception):
     """It did not start."""
-
-
-class _Server(NamedTuple):
-    url: str
-    process: subprocess.Popen[bytes]
-    errors: IO[bytes]  # what it has written to standard error
 
 
 @contextmanager
@@ -50,7 +44,7 @@ def private_server(meanwhile: Callable[[], object]) -> Iterator[None]:
         yield
         return
     try:
-        server = _started()
+        server = _of_this_process()
     except OSError as error:
         raise ServerError(f"it did not start: {error}") from None
     variables = {"PREFECT_API_URL": server.url, PRIVATE: server.url}
@@ -58,7 +52,7 @@ def private_server(meanwhile: Callable[[], object]) -> Iterator[None]:
     refresh_global_settings_context()
     try:
         meanwhile()
-        _wait(server)
+        server.wait()
         yield
     finally:
         for name in variables:
@@ -66,48 +60,66 @@ def private_server(meanwhile: Callable[[], object]) -> Iterator[None]:
         refresh_global_settings_context()
 
 
-@cache
-def _started() -> _Server:
-    """The server of this process."""
-    from prefect.settings import get_current_settings
+class _Server:
+    """The process, and the socket on which it listens: clients wait in its queue while a server starts."""
 
-    environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
-    # as Prefect starts its own: without what only a lasting server needs
-    environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "ERROR"  # into `errors`
-    errors = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (open as long as the process)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listening.fileno())], stdin=subprocess.PIPE, stdout=errors,
-            stderr=errors, env=environment, pass_fds=[listening.fileno()], start_new_session=True,
+    def __init__(self) -> None:
+        from prefect.settings import get_current_settings
+
+        self._environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
+        # as Prefect starts its own: without what only a lasting server needs
+        self._environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        self._environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "ERROR"  # into the file
+        self._errors = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (open as long as the process)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/api"
+        self._ready = self._ending = False
+        self._process = self._start()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def wait(self) -> None:
+        """Until it responds. Raises ServerError."""
+        until = time.monotonic() + STARTING_SECONDS
+        while self._process.poll() is None and time.monotonic() < until:
+            with suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1):  # noqa: S310 (loopback)
+                self._ready = True
+                return
+        self.stop()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        last = [line for line in lines if _EXCEPTION.match(line)][-1:] or lines[-1:] or ["it does not respond"]
+        raise ServerError(f"it did not start: {last[0]}")
+
+    def stop(self) -> None:
+        """End it, when it has recorded what it was told."""
+        self._ending = True
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(2 * STOPPING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._listening.close()
+        _of_this_process.cache_clear()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__, str(self._listening.fileno())], stdin=subprocess.PIPE, stdout=self._errors,
+            stderr=self._errors, env=self._environment, pass_fds=[self._listening.fileno()], start_new_session=True,
         )  # fmt: skip
-        server = _Server(f"http://127.0.0.1:{listening.getsockname()[1]}/api", process, errors)
-    atexit.register(_stop, server)
+
+    def _keep(self) -> None:
+        """Start it again where it was killed, as for memory: a build need not end with it."""
+        while self._process.wait() is not None and self._ready and not self._ending:
+            self._process = self._start()
+
+
+@cache
+def _of_this_process() -> _Server:
+    server = _Server()
+    atexit.register(server.stop)
     return server
-
-
-def _wait(server: _Server) -> None:
-    """Until it responds: a connection waits for that, as its socket listens already."""
-    try:
-        with urllib.request.urlopen(f"{server.url}/health", timeout=STARTING_SECONDS):  # noqa: S310 (a loopback address)
-            return
-    except OSError as error:
-        _stop(server)
-        _started.cache_clear()
-        server.errors.seek(0)
-        lines = server.errors.read().decode(errors="replace").strip().splitlines()
-        last = [line for line in lines if _EXCEPTION.match(line)][-1:] or lines[-1:] or [str(error)]
-        raise ServerError(f"it did not start: {last[0]}") from None
-
-
-def _stop(server: _Server) -> None:
-    assert server.process.stdin
-    server.process.stdin.close()
-    try:
-        server.process.wait(2 * STOPPING_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        server.process.wait()
 
 
 def main() -> None:

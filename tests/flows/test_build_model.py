@@ -31,7 +31,7 @@ from tests.flows.processes import (
     users_packages,
     write_recipe,
 )
-from tests.flows.stack import last_step
+from tests.flows.stack import last_step, until
 
 DAG = GOLDEN / "dag.txt"
 
@@ -289,6 +289,25 @@ def test_whatever_ends_a_build_without_a_server_leaves_nothing_but_its_checkpoin
     (partial,) = (tmp_path / "store").glob("artifacts/train/*.partial")
     metrics = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(metrics[-1])["step"] == last_step(partial) > 0
+
+
+def test_a_build_outlives_its_own_server(database: Path, corpus_file: Path, tmp_path: Path) -> None:
+    """A system that is short of memory kills one of the largest processes."""
+    prepared(tmp_path / "store" / "prefect", database)
+    recipe = write_recipe(tmp_path / "long.toml", corpus_file, train={"steps": 150})
+    command = ["build", str(recipe), "--store", str(tmp_path / "store")]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from al_qalam.flows.cli.main import main; main()", *command], env=clean_environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=own_signals,
+    ) as build:  # fmt: skip
+        until(lambda: [*(tmp_path / "store").glob("artifacts/train/*.partial/checkpoint-*")], 60, "the training began")
+        of_build = psutil.Process(build.pid).children(recursive=True)
+        (server,) = (one for one in of_build if "al_qalam.flows.serving.private_server" in one.cmdline())
+        server.kill()
+        _, errors = build.communicate(timeout=120)
+    assert build.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert Runs(Store(tmp_path / "store")).champion("long")
 
 
 def test_two_builds_of_one_recipe_on_one_store_both_succeed(api: str, corpus_file: Path, tmp_path: Path) -> None:
