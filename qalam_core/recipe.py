@@ -449,11 +449,12 @@ class Recipe(Frozen):
         return {tests.name: tests.share for tests in self.tests}
 
     @classmethod
-    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         """Read a TOML file; `overrides` are `section.key=value` strings, values in TOML or bare text.
 
         Relative source paths are relative to the file. Raises RecipeError, one line with the key.
         """
+        path = Path(path)
         try:
             data = _toml_values(path.read_text(encoding="utf-8").removeprefix("\ufeff"))
         except FileNotFoundError:

@@ -167,7 +167,7 @@ class Buildable(Protocol):
 
 
 class Store:
-    """A folder of artifacts and runs; see the module's docstring for its layout."""
+    """A folder of artifacts and runs, as in `Store(Path(".qalam"))`; it is made when something is built."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).resolve()

@@ -112,7 +112,7 @@ def test_load_errors_name_the_file(tmp_path: Path) -> None:
 def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text("\ufeff" + to_toml(Recipe.parse(MINIMAL)).replace("\n", "\r\n"), encoding="utf-8", newline="")
-    assert Recipe.load(path).name == MINIMAL["name"]
+    assert Recipe.load(path).name == Recipe.load(str(path)).name == MINIMAL["name"]
 
 
 def test_overrides_take_toml_values_and_bare_text(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ StoreOption = Annotated[
         "--store", envvar="QALAM_STORE", help="Folder of artifacts and runs, or s3://BUCKET/PREFIX.", show_default=True
     ),
 ]
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or one of: demo, small, medium, large.")]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(help="A recipe file, or one of: demo, small, medium, large, small-llama, ..."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: train.steps=200."),

@@ -124,6 +124,8 @@ def verify(
     from qalam_core import package as packages
     from qalam_core.package.read import git_remark
 
+    if signature and not key:
+        raise PackageError(f"--signature {signature}: give the public key that verifies it with --key")
     if key:
         from qalam_core.package.release.sign import verify_signature
 
@@ -137,7 +139,7 @@ def verify(
         out.print(message, soft_wrap=True)
     if changes:
         raise typer.Exit(1)
-    out.print(f"{package}: unchanged since the export", soft_wrap=True)
+    out.print(f"{package}: unchanged since it was exported or sealed", soft_wrap=True)
 
 
 def generate(
@@ -176,6 +178,10 @@ def edit(
     given = [bool(values), value is not None or column is not None, scale is not None, bool(copy), bool(add_token)]
     if sum(given) != 1:
         raise PackageError("choose one edit: --set, --column with --value, --scale, --copy or --add-token")
+    if like and not add_token:
+        raise PackageError("--like goes with --add-token; --copy takes the values of another row")
+    if add_token and row:
+        raise PackageError("--add-token makes a row of its own; leave --row out, or name rows to begin with by --like")
     if add_token:
         changes = edits.add_token(package, add_token, like or ())
     elif not row:
@@ -258,7 +264,8 @@ def export(
     model: ModelArgument,
     target: Out,
     to: Annotated[
-        Foreign | None, typer.Option(help="package (default), hub, transformers or safetensors.", show_default=False)
+        Foreign | None,
+        typer.Option(metavar="FORMAT", help="package (default), hub, transformers or safetensors.", show_default=False),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -303,7 +310,7 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder, or a safetensors file.")],
     target: Out,
-    of: Annotated[Foreign, typer.Option("--from", help="transformers, safetensors or original.")],
+    of: Annotated[Foreign, typer.Option("--from", metavar="FORMAT", help="transformers, safetensors or original.")],
     like: Annotated[
         Path | None,
         typer.Option(help="Take the vocabulary, and for safetensors the shape, from this package."),
@@ -319,6 +326,8 @@ def import_(
         words = packages.read(like).vocabulary if like else None
         remarks = transformers_folder.import_transformers(source, target, vocabulary=words, dtype=dtype)
     elif of is Foreign.original:
+        if like is not None:
+            raise PackageError("--like: a package of the original has its own vocabulary; leave it out")
         remarks = original.import_original(source, target, dtype=dtype)
     elif of is Foreign.safetensors:
         if like is None:

@@ -84,7 +84,7 @@ class Completion(BaseModel):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     user: str | None = None
     best_of: int | None = None  # n, as none is left out
     suffix: Unasked = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qalam_core.errors import PackageError
+from qalam_core.errors import PackageError, QalamError
 from qalam_core.package.read import Package
 from qalam_core.package.runtime.numpy_model import Floats, NumpyTransformer
 from qalam_core.package.runtime.tokenizer import Tokenizer
@@ -21,7 +21,11 @@ def generate(
     seed: int | None = None,
     top_p: float = 1.0,
 ) -> str:
-    """Return `prompt` and its continuation; an empty prompt starts a document. Raises PackageError."""
+    """Return `prompt` and its continuation; an empty prompt starts a document.
+
+    Temperature 0 takes the most probable token; `top_k` 0 and `top_p` 1 draw from all. Raises PackageError where logits
+    are not finite, and QalamError for an option out of its range.
+    """
     tokenizer = Tokenizer(package.vocabulary)
     model = NumpyTransformer(package.config, package.weights, tokenizer.specials)
     ids = np.array([[tokenizer.specials.start, *tokenizer.encode(prompt)]])
@@ -29,6 +33,8 @@ def generate(
         generated = model.generate(ids, max_new_tokens, temperature, top_k, seed, top_p)
     except FloatingPointError as error:
         raise PackageError(f"{package.path}: {error}; scale them down, or train again") from None
+    except ValueError as error:
+        raise QalamError(str(error)) from None
     return tokenizer.decode(generated[0].tolist())
 
 

@@ -56,7 +56,7 @@ def import_transformers(
 def export_transformers(package: Path, out: Path) -> None:
     """Write a package as a folder that AutoModelForCausalLM and AutoTokenizer of transformers load, in float32.
 
-    Its tokenizer begins each text with <START>, and its generation is greedy, so that transformers gives the text of
+    Its tokenizer begins each text with `<START>`, and its generation is greedy, so that transformers gives the text of
     `generate` with temperature 0.
     """
     found = read(package)

@@ -30,6 +30,7 @@ from qalam_core.pipeline.publish import Published
 from qalam_core.pipeline.stage import Stage
 from qalam_core.recipe import Recipe, to_toml
 from qalam_core.store import Artifact
+from tests import ROOT
 from tests.conftest import COLD, Built, sentences, tiny_recipe
 from tests.flows.cli.command import qalam
 from tests.flows.processes import clean_environment
@@ -137,7 +138,8 @@ def test_edit_verify_diff_seal(package: Path, published: Published) -> None:
     assert "embedding.weight: 1 of 320 rows" in difference.stdout
     sealed = qalam("seal", package, "--note", "في matters twice as much")
     assert sealed.returncode == 0, sealed.stderr
-    assert qalam("verify", package).returncode == 0
+    again = qalam("verify", package)
+    assert (again.returncode, again.stdout) == (0, f"{package}: unchanged since it was exported or sealed\n")
     assert "matters twice" in (package / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert qalam("diff", package, package).returncode == 0
 
@@ -221,6 +223,14 @@ def test_generate_is_seeded(published: Published) -> None:
     assert one.stdout.startswith("يقرأ")
     by_run = qalam("generate", published.run, "يقرأ", "--seed", 3, "--tokens", 8, "--store", root(published))
     assert by_run.stdout == one.stdout
+    wrong = qalam("generate", published.folder / "model", "يقرأ", "--seed", -1)
+    assert (wrong.returncode, wrong.stderr) == (2, "error: a seed is from 0 to 2^64 - 1\n")
+
+
+def test_every_command_is_described() -> None:
+    pages = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    described = set(re.findall("^[|] `qalam ([a-z]+)", pages, re.MULTILINE))
+    assert described == {name for commands in GROUPS.values() for name in commands}
 
 
 def test_promote_and_history(mine: Built) -> None:
@@ -288,6 +298,10 @@ def test_init_says_what_it_chose_and_keeps_folders_and_globs(tmp_path: Path) -> 
         (["verify", "."], "not a package"),
         (["verify", "nothing"], "nothing"),
         (["generate", "nothing"], "qalam runs"),
+        (["verify", "nothing", "--signature", "x.sig"], "give the public key that verifies it with --key"),
+        (["edit", "nothing", "--row", "1", "--scale", "2", "--like", "3"], "--like goes with --add-token"),
+        (["edit", "nothing", "--add-token", "a", "--row", "1"], "--add-token makes a row of its own"),
+        (["import", "nothing", "x", "--from", "original", "--like", "y"], "has its own vocabulary"),
         (["promote", "../.."], "qalam runs"),
     ],
 )  # fmt: skip

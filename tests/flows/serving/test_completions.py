@@ -209,6 +209,7 @@ def test_models_health_and_figures(service: Service) -> None:
         ({"max_tokens": "5"}, 400, "max_tokens"),
         ({"temperature": float("nan")}, 400, "temperature"),
         ({"temperature": 3}, 400, "temperature"),
+        ({"seed": 2**64}, 400, "seed"),
         ({"top_p": 0}, 400, "top_p"),
         ({"prompt": [9999]}, 400, "9999 is no token"),
         ({"prompt": [-1]}, 400, "-1 is no token"),

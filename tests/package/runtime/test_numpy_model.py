@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,23 @@ def test_numpy_and_torch_agree(tied: bool, base: ModelConfig) -> None:
         ours(np.zeros((1, 11), np.int64))
     with pytest.raises(ValueError, match="no tokens"):
         ours.generate(np.zeros((1, 0), np.int64))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_new_tokens": -1}, {"temperature": -1.0}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": -0.1},
+        {"top_p": 1.1}, {"seed": -1}, {"seed": 2**64},
+    ],
+)  # fmt: skip
+def test_an_option_out_of_its_range_is_refused(option: dict[str, Any]) -> None:
+    ours = NumpyTransformer(CONFIG, weights())
+    theirs = transformer(CONFIG, {name: torch.from_numpy(tensor) for name, tensor in weights().items()})
+    both: list[tuple[Any, Any]] = [(ours, np.array([[4]])), (theirs, torch.tensor([[4]]))]
+    for model, prompt in both:
+        assert model.generate(prompt, 1, 0.0, 0, 2**64 - 1, 0.0).shape == (1, 2)
+        with pytest.raises(ValueError, match=" from 0 to "):
+            model.generate(prompt, **option)
 
 
 def test_sampling_is_repeatable_and_respects_top_k() -> None:
