@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from qalam_core.arabic import Rules, normalise_array
 from qalam_core.corpus.filtered import REJECTS
@@ -33,6 +36,11 @@ _SOURCES = 200  # that are listed, those with the most changes first
 _RULES = 4  # whose documents are shown
 _FEWER, _ENOUGH = 0.2, 20  # a source that loses this share of its documents, of at least so many, is an alarm
 _SHIFT = 0.1  # of all documents; a source whose share has grown by so much is an alarm
+_BUILDS = 15  # whose new documents are remembered
+_KNOWN = 3  # of them that had new documents of a source, before what it usually has is known
+_DUE = 10  # new documents that a source would usually have had by now, before their absence is an alarm
+_SURGE = 2  # times the most new documents that a source ever had, and _ENOUGH more of them
+_REJECTED = 0.5  # of the documents that a source has more than before, and twice as often as before
 _WAYS = [f"{old} -> {new}" for old in SPLITS for new in SPLITS]
 _UNKNOWN = (
     f"not among the rejected documents: it is not in the sources, its text changed, or it is longer than {HEAD:,}"
@@ -79,6 +87,21 @@ class Samples(Frozen):
     documents: tuple[Excerpt, ...]
 
 
+class Rejected(Frozen):
+    """A source most of whose further documents were rejected."""
+
+    source: str
+    read: int  # more than before
+    rejected: int  # more than before
+    rule: str  # that rejected most of them
+
+    @property
+    def message(self) -> str:
+        """One sentence."""
+        of_them = f"{self.rejected:,} of the {self.read:,} documents that the source {self.source} has more than before"
+        return f"{of_them} are rejected, most as {self.rule.replace('_', ' ')}."
+
+
 class DataChanges(Frozen):
     """What changed between two corpora."""
 
@@ -92,11 +115,16 @@ class DataChanges(Frozen):
     rules: tuple[RuleDocuments, ...]  # whose counts differ, the most changed first
     samples: tuple[Samples, ...]
     emptied: tuple[str, ...]  # sources with documents in the old corpus, and none in the new one
+    rejected: tuple[Rejected, ...] = ()  # sources most of whose further documents were rejected
+    arrivals: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Source -> its new documents in this build and in those before it, newest first, at most _BUILDS. Builds without
+    any new document do not count. It begins anew where documents could not be matched."""
+    unavailable: tuple[str, ...] = ()  # what was not compared, and why: one sentence each
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
-        """Sources that lost all or many of their documents, or are more of all than before, and documents that only the
-        old model has read."""
+        """Sources that lost all or many of their documents, are more of all than before, have none or many more new
+        ones than in the builds before, or have most rejected; and documents that only the old model has read."""
         found = [
             Alarm(section="data", severity="high", message=f"The source {name} has no documents any more.")
             for name in self.emptied
@@ -119,6 +147,8 @@ class DataChanges(Frozen):
             )
             for name, old, new in shares if new - old >= _SHIFT
         ]  # fmt: skip
+        messages = (*_unusual(self.arrivals, self.emptied), *(one.message for one in self.rejected))
+        found += [Alarm(section="data", severity="low", message=message) for message in messages]
         if read := sum(count for way, count in self.moves.items() if way.startswith("train ->")):
             message = f"{read:,} documents that the old model was trained on are held out now: it knows them."
             found.append(Alarm(section="data", severity="low", message=message))
@@ -133,8 +163,13 @@ class Prepared(NamedTuple):
     normalisation: Rules
 
 
-def data_changes(old: Prepared, new: Prepared, seed: int) -> DataChanges:
-    """Compare two prepared corpora; the samples are drawn by `seed`, and do not depend on the shards."""
+def data_changes(
+    old: Prepared, new: Prepared, seed: int, earlier: Mapping[str, tuple[int, ...]] | str = MappingProxyType({})
+) -> DataChanges:
+    """Compare two prepared corpora; the samples are drawn by `seed`, and do not depend on the shards.
+
+    `earlier` are the arrivals that the review of the old model has, or why they are not known.
+    """
     before, after, names = _Documents.read(old, new)
     unmatched = ""
     if old.normalisation != new.normalisation:
@@ -167,7 +202,51 @@ def data_changes(old: Prepared, new: Prepared, seed: int) -> DataChanges:
         splits={split: (_in_split(old.facts, split), _in_split(new.facts, split)) for split in SPLITS},
         moves=moved.counts(), gone_because=gone.counts(), rules=rules, samples=(*samples, *_rejected(new, rules)),
         emptied=tuple(row.name for row in rows if row.old and not row.new),
+        rejected=tuple(_mostly_rejected(old.facts, new.facts)),
+        arrivals={} if unmatched else _arrivals(rows, {} if isinstance(earlier, str) else earlier),
+        unavailable=(f"what arrived in the builds before is not known: {earlier}",) if isinstance(earlier, str) else (),
     )  # fmt: skip
+
+
+def _arrivals(rows: Sequence[SourceDocuments], earlier: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Those of this build before the `earlier` ones, of the sources that there are still."""
+    if not any(row.added for row in rows):
+        return dict(earlier)
+    return {row.name: (row.added, *earlier.get(row.name, ()))[:_BUILDS] for row in rows if row.new}
+
+
+def _unusual(arrivals: Mapping[str, tuple[int, ...]], emptied: Collection[str]) -> Iterator[str]:
+    """One sentence for each source that has been silent for longer than ever before, or has many more new documents."""
+    for name, (now, *counts) in ((name, counts) for name, counts in arrivals.items() if name not in emptied):
+        most, silent = max(counts, default=0), next((at for at, n in enumerate((now, *counts)) if n), len(counts) + 1)
+        usual = counts[silent - 1 :] if silent else counts
+        if sum(map(bool, usual)) < _KNOWN:
+            continue
+        mean = sum(usual) / len(usual)
+        if silent > _longest_silence(usual) and silent * mean >= _DUE:
+            builds = "" if silent == 1 else f" for {silent} builds"
+            before = f"{mean:,.0f} a build in the {len(usual)} builds before"
+            yield f"The source {name} has no new documents{builds}, and had {before}."
+        elif now >= _SURGE * most and now - most >= _ENOUGH:
+            before = f"at most {most:,} in the {len(counts)} builds before"
+            yield f"The source {name} has {now:,} new documents, and had {before}."
+
+
+def _longest_silence(counts: Sequence[int]) -> int:
+    """The most builds in a row without a new document."""
+    return max((len(list(group)) for some, group in groupby(counts, key=bool) if not some), default=0)
+
+
+def _mostly_rejected(old: CorpusFacts, new: CorpusFacts) -> Iterator[Rejected]:
+    for name, now in new.sources.items():
+        if (was := old.sources.get(name)) is None:
+            continue
+        read = now.read - was.read
+        rules = {rule: count - was.rejected.get(rule, 0) for rule, count in now.rejected.items()}
+        more = sum(now.rejected.values()) - sum(was.rejected.values())
+        before = sum(was.rejected.values()) / max(was.read, 1)
+        if read >= _ENOUGH and more >= max(_REJECTED, 2 * before) * read:
+            yield Rejected(source=name, read=read, rejected=more, rule=max(rules, key=lambda rule: rules[rule]))
 
 
 class _Documents(NamedTuple):
