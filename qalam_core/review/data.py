@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, starmap
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -28,9 +28,12 @@ from qalam_core.corpus.splits import SPLITS, read_split, read_texts
 from qalam_core.corpus.words import Hashes, mixed
 from qalam_core.corpus.writer import HEAD
 from qalam_core.recipe import Frozen
+from qalam_core.review.phrases import Phrase, recurring
 from qalam_core.review.results import Alarm
 
 EXCERPT = 240  # characters of a document that are shown
+_COMPARED, _READ = 50, 200  # sources with the most new documents, and documents of each, whose texts are compared
+_RESIZED = 2.5  # times the median size
 _SAMPLES = 6  # documents of a kind
 _SOURCES = 200  # that are listed, those with the most changes first
 _RULES = 4  # whose documents are shown
@@ -92,14 +95,28 @@ class Rejected(Frozen):
 
     source: str
     read: int  # more than before
-    rejected: int  # more than before
-    rule: str  # that rejected most of them
+    rejected: int  # of them
+    rule: str  # that rejected most of them, "" where it also rejects documents that were kept before
 
     @property
     def message(self) -> str:
         """One sentence."""
         of_them = f"{self.rejected:,} of the {self.read:,} documents that the source {self.source} has more than before"
-        return f"{of_them} are rejected, most as {self.rule.replace('_', ' ')}."
+        rule = f", most as {self.rule.replace('_', ' ')}" if self.rule else ""
+        return f"{of_them} are rejected{rule}."
+
+
+class Resized(Frozen):
+    """A source whose new documents are much shorter or longer than those before."""
+
+    source: str
+    old: int  # characters, the median
+    new: int
+
+    @property
+    def message(self) -> str:
+        """One sentence."""
+        return f"Half of the new documents of {self.source} have at most {self.new:,} characters; it was {self.old:,}."
 
 
 class DataChanges(Frozen):
@@ -116,6 +133,8 @@ class DataChanges(Frozen):
     samples: tuple[Samples, ...]
     emptied: tuple[str, ...]  # sources with documents in the old corpus, and none in the new one
     rejected: tuple[Rejected, ...] = ()  # sources most of whose further documents were rejected
+    resized: tuple[Resized, ...] = ()  # sources whose new documents are much shorter or longer than those before
+    phrases: tuple[Phrase, ...] = ()  # that recur in the new documents of a source, and did not before
     arrivals: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Source -> its new documents in this build and in those before it, newest first, at most _BUILDS. Builds without
     any new document do not count. It begins anew where documents could not be matched."""
@@ -123,8 +142,9 @@ class DataChanges(Frozen):
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
-        """Sources that lost all or many of their documents, are more of all than before, have none or many more new
-        ones than in the builds before, or have most rejected; and documents that only the old model has read."""
+        """Sources that lost all or many of their documents, or are more of all than before; whose new ones are none,
+        many more than ever, mostly rejected, unlike those before in size, or repeat a phrase; and documents that only
+        the old model has read."""
         found = [
             Alarm(section="data", severity="high", message=f"The source {name} has no documents any more.")
             for name in self.emptied
@@ -147,7 +167,9 @@ class DataChanges(Frozen):
             )
             for name, old, new in shares if new - old >= _SHIFT
         ]  # fmt: skip
-        messages = (*_unusual(self.arrivals, self.emptied), *(one.message for one in self.rejected))
+        messages = [*_unusual(self.arrivals, self.emptied), *(one.message for one in self.rejected)]
+        messages += [one.message for one in self.resized]
+        messages += _of_phrases(self.phrases)
         found += [Alarm(section="data", severity="low", message=message) for message in messages]
         if read := sum(count for way, count in self.moves.items() if way.startswith("train ->")):
             message = f"{read:,} documents that the old model was trained on are held out now: it knows them."
@@ -187,6 +209,7 @@ def data_changes(
     rows = list(_by_source(names, before, after, {"added": added, "gone": gone, "moved": moved}))
     changed = [row for row in rows if row.added or row.gone or row.moved or row.old != row.new]
     changed.sort(key=lambda row: (-max(row.added + row.gone + row.moved, abs(row.new - row.old)), row.name))
+    texts = _old_and_new(names, old.folder, before, new.folder, added, seed)
     kinds = (("added", new.folder, added), ("gone", old.folder, gone), ("moved", new.folder, moved))
     samples = [
         Samples(what=what, count=len(some.rows), documents=_sample(folder, some, seed))
@@ -202,7 +225,8 @@ def data_changes(
         splits={split: (_in_split(old.facts, split), _in_split(new.facts, split)) for split in SPLITS},
         moves=moved.counts(), gone_because=gone.counts(), rules=rules, samples=(*samples, *_rejected(new, rules)),
         emptied=tuple(row.name for row in rows if row.old and not row.new),
-        rejected=tuple(_mostly_rejected(old.facts, new.facts)),
+        rejected=() if unmatched else tuple(_mostly_rejected(rows, old.facts, new.facts)),
+        resized=tuple(_resized(texts)), phrases=tuple(filter(None, starmap(recurring, texts))),
         arrivals={} if unmatched else _arrivals(rows, {} if isinstance(earlier, str) else earlier),
         unavailable=(f"what arrived in the builds before is not known: {earlier}",) if isinstance(earlier, str) else (),
     )  # fmt: skip
@@ -237,16 +261,18 @@ def _longest_silence(counts: Sequence[int]) -> int:
     return max((len(list(group)) for some, group in groupby(counts, key=bool) if not some), default=0)
 
 
-def _mostly_rejected(old: CorpusFacts, new: CorpusFacts) -> Iterator[Rejected]:
-    for name, now in new.sources.items():
-        if (was := old.sources.get(name)) is None:
+def _mostly_rejected(rows: Sequence[SourceDocuments], old: CorpusFacts, new: CorpusFacts) -> Iterator[Rejected]:
+    for row in rows:
+        if row.name not in old.sources or row.name not in new.sources:
             continue
+        was, now = old.sources[row.name], new.sources[row.name]
         read = now.read - was.read
-        rules = {rule: count - was.rejected.get(rule, 0) for rule, count in now.rejected.items()}
-        more = sum(now.rejected.values()) - sum(was.rejected.values())
         before = sum(was.rejected.values()) / max(was.read, 1)
-        if read >= _ENOUGH and more >= max(_REJECTED, 2 * before) * read:
-            yield Rejected(source=name, read=read, rejected=more, rule=max(rules, key=lambda rule: rules[rule]))
+        rejected = read - max(row.added, row.new - row.old)  # some may have been of another source
+        if read >= _ENOUGH and rejected >= max(_REJECTED, 2 * before) * read:
+            rules = {rule: count - was.rejected.get(rule, 0) for rule, count in now.rejected.items()}
+            rule = max(rules, key=lambda rule: rules[rule]) if sum(rules.values()) == rejected else ""
+            yield Rejected(source=row.name, read=read, rejected=rejected, rule=rule)
 
 
 class _Documents(NamedTuple):
@@ -278,6 +304,54 @@ class _Documents(NamedTuple):
 
 def _batches(folder: Path, *splits: str) -> Iterator[pa.RecordBatch]:
     return (batch for split in splits or SPLITS for shard in read_split(folder, split) for batch in read_texts(shard))
+
+
+def _old_and_new(
+    names: Sequence[str], old: Path, before: _Documents, new: Path, added: _Chosen, seed: int
+) -> list[tuple[str, list[str], list[str]]]:
+    """Source, some of its old documents, and some of its new ones, where it has enough of both."""
+    counts = np.bincount(added.of.sources[added.rows], minlength=len(names))
+    there = np.bincount(before.sources, minlength=len(names))
+    order = [int(at) for at in np.argsort(-counts, kind="stable") if min(counts[at], there[at]) >= _ENOUGH]
+    sources = sorted(order[:_COMPARED])
+    was = _drawn_texts(old, before, np.arange(len(before.ids)), sources, seed)
+    now = _drawn_texts(new, added.of, added.rows, sources, seed)
+    return [(names[source], was[source], now[source]) for source in sources]
+
+
+def _resized(texts: Iterable[tuple[str, list[str], list[str]]]) -> Iterator[Resized]:
+    for name, old, new in texts:
+        before, now = (int(np.median([len(text) for text in some])) for some in (old, new))
+        if max(before, now) >= _RESIZED * min(before, now):
+            yield Resized(source=name, old=before, new=now)
+
+
+def _of_phrases(phrases: Sequence[Phrase]) -> Iterator[str]:
+    """One sentence for each phrase, also where several sources have it."""
+    for text in dict.fromkeys(phrase.text for phrase in phrases):
+        first, *others = (phrase for phrase in phrases if phrase.text == text)
+        more = f" {len(others):,} other source{'s have' if len(others) > 1 else ' has'} it as well." if others else ""
+        yield f"{first.message}{more}"
+
+
+def _drawn_texts(
+    folder: Path, of: _Documents, rows: NDArray[np.int64], sources: Sequence[int], seed: int
+) -> dict[int, list[str]]:
+    """Source -> at most _READ of its documents among `rows`, drawn by hashes of (seed, id)."""
+    drawn = rows[np.argsort(mixed(of.ids[rows] + np.uint64(seed)), kind="stable")]
+    chosen = [np.sort(drawn[of.sources[drawn] == source][:_READ]) for source in sources]
+    wanted = np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
+    texts: dict[int, list[str]] = {source: [] for source in sources}
+    start = 0
+    for batch in _batches(folder) if len(wanted) else ():
+        low, high = np.searchsorted(wanted, (start, start + len(batch)))
+        here = wanted[low:high]
+        for source, text in zip(
+            of.sources[here].tolist(), batch.column("text").take(pa.array(here - start)).to_pylist(), strict=True
+        ):
+            texts[source].append(text)
+        start += len(batch)
+    return texts
 
 
 class _Chosen(NamedTuple):

@@ -168,13 +168,41 @@ def test_arrivals_go_from_one_build_to_the_next(tmp_path: Path) -> None:
 
 
 def test_documents_that_come_and_are_rejected_are_an_alarm(tmp_path: Path) -> None:
-    """In another language, in another encoding, or again: of what was rejected before, there is as much as usual."""
+    """In another language, in another encoding, or again: not where as many were rejected before, or by a new rule."""
     english = [f"The minister said on day {number} that the plan would continue." for number in range(30)]
     old = {"a": TEXTS[:60], "b": [*TEXTS[60:80], *english[:20]]}
-    found = compared(tmp_path, old, {"a": [*TEXTS[:70], *english[20:30], *english[:15]], "b": old["b"]})
+    more = [*TEXTS[:70], *english[20:30], *english[:15]]
+    found = compared(tmp_path, old, {**old, "a": more})
     assert [one.message for one in found.rejected] == [
         "25 of the 35 documents that the source a has more than before are rejected, most as not arabic."
     ]
     assert found.rejected[0].message in [alarm.message for alarm in found.alarms]
     usual = compared(tmp_path / "usual", old, {**old, "b": [*old["b"], *TEXTS[80:90], *english[20:30], *TEXTS[90:92]]})
     assert not usual.rejected
+    limit = sorted(map(len, TEXTS))[60]
+    (stricter,) = compared(tmp_path / "stricter", old, {**old, "a": more}, min_chars=limit).rejected
+    assert stricter.read == 35 >= stricter.rejected and not stricter.rule, "documents that were kept are rejected now"
+    assert not compared(tmp_path / "rule", old, {**old, "a": TEXTS[:60]}, min_chars=limit).rejected
+
+
+def test_new_documents_that_are_cut_are_an_alarm(tmp_path: Path) -> None:
+    texts = [" ".join(TEXTS[at : at + 3]) for at in range(117)]
+    found = compared(tmp_path, {"a": texts[:60]}, {"a": [*texts[:60], *(text[:40] for text in texts[60:100])]})
+    (one,) = found.resized
+    assert one.new == 40 and one.message in [alarm.message for alarm in found.alarms]
+    assert not compared(tmp_path / "whole", {"a": texts[:60]}, {"a": texts}).resized
+
+
+def test_a_phrase_in_the_new_documents_is_one_alarm(tmp_path: Path) -> None:
+    """Of all sources that have it; of what recurred before, none."""
+    header = "تابعوا آخر الأخبار على تطبيقنا وسجلوا في النشرة"
+    old = {"a": TEXTS[:30], "b": TEXTS[30:60]}
+    new = {name: [*texts, *(f"{header} {text}" for text in TEXTS[start : start + 25])]
+           for start, (name, texts) in zip((60, 90), old.items(), strict=True)}  # fmt: skip
+    found = compared(tmp_path, old, new)
+    assert [(one.source, one.new, one.of_new, one.old) for one in found.phrases] == [("a", 25, 25, 0), ("b", 25, 25, 0)]
+    (message,) = (alarm.message for alarm in found.alarms if "تابعوا" in alarm.message)
+    assert message.endswith("of a, and in 0% of those before. 1 other source has it as well.")
+    assert not compared(
+        tmp_path / "again", new, {**new, "a": [*new["a"], *(f"{header} {text}" for text in TEXTS)]}
+    ).phrases
