@@ -260,6 +260,8 @@ def summary(published: Published) -> None:
         out.print(printable(f"changes  {review.verdict}"), soft_wrap=True)
         for alarm in review.alarms[:_ALARMS]:
             out.print(printable(f"alarm    {alarm.message}"), soft_wrap=True)
+        if more := len(review.alarms[_ALARMS:]):
+            out.print(f"         and {more} more, in the review", soft_wrap=True)
     style = "yellow" if published.held or published.waits else "green" if published.verdict.passed else "red"
     out.print("result   ", Text(printable(published.decision), style), sep="", soft_wrap=True)
 
