@@ -25,6 +25,7 @@ from qalam_core.files import NOT_THERE, read_bytes, sha256_bytes
 from qalam_core.package import read
 from qalam_core.package.read import Package
 from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.lineage import seen_of
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.propose import parent_of
 from qalam_core.progress import Progress, no_progress
@@ -166,7 +167,9 @@ class Side:
         """Its prepared corpus. Raises StoreError."""
         corpus = self.corpus
         settings = PrepareSettings.model_validate(corpus.manifest.settings)
-        return Prepared(corpus.path, corpus.facts(CorpusFacts), settings.normalisation)
+        seen = seen_of(self.runs, self._known)
+        read = self.runs.store.here((seen,))[0].path if seen else None
+        return Prepared(corpus.path, corpus.facts(CorpusFacts), settings.normalisation, read)
 
 
 def written_review(folder: Path, record: RunRecord) -> Review | str:

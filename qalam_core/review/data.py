@@ -22,17 +22,20 @@ from pydantic import Field
 from qalam_core.arabic import Rules, normalise_array
 from qalam_core.corpus.filtered import REJECTS
 from qalam_core.corpus.filters import REASONS
-from qalam_core.corpus.fingerprints import id_numbers
+from qalam_core.corpus.fingerprints import Fingerprints, id_numbers
 from qalam_core.corpus.prepare import CorpusFacts, read_rejects
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
 from qalam_core.corpus.words import Hashes, mixed
 from qalam_core.corpus.writer import HEAD
+from qalam_core.evaluation.contamination import copied
 from qalam_core.recipe import Frozen
 from qalam_core.review.phrases import Phrase, recurring
 from qalam_core.review.results import Alarm
 
 EXCERPT = 240  # characters of a document that are shown
 _COMPARED, _READ = 50, 200  # sources with the most new documents, and documents of each, whose texts are compared
+_HELD_OUT = 2_000  # documents that both hold out, that are looked at
+_MET, _MET_SHARE = 5, 0.02  # of them that the new model alone has read: so many, and more than this share
 _RESIZED = 2.5  # times the median size
 _SAMPLES = 6  # documents of a kind
 _SOURCES = 200  # that are listed, those with the most changes first
@@ -133,6 +136,8 @@ class DataChanges(Frozen):
     samples: tuple[Samples, ...]
     emptied: tuple[str, ...]  # sources with documents in the old corpus, and none in the new one
     rejected: tuple[Rejected, ...] = ()  # sources most of whose further documents were rejected
+    held_out: int = 0  # documents that both hold out, at most _HELD_OUT
+    met: int = 0  # of them, those that the new model has mostly read in another form, and the old one had not
     resized: tuple[Resized, ...] = ()  # sources whose new documents are much shorter or longer than those before
     phrases: tuple[Phrase, ...] = ()  # that recur in the new documents of a source, and did not before
     arrivals: dict[str, tuple[int, ...]] = Field(default_factory=dict)
@@ -171,6 +176,12 @@ class DataChanges(Frozen):
         messages += [one.message for one in self.resized]
         messages += _of_phrases(self.phrases)
         found += [Alarm(section="data", severity="low", message=message) for message in messages]
+        if self.met >= _MET and self.met > _MET_SHARE * self.held_out:
+            of_them = f"{self.met:,} of {self.held_out:,} documents that both hold out"
+            message = (
+                f"The new model has read most of {of_them}, in another form, and the old one had not: it knows them."
+            )
+            found.append(Alarm(section="data", severity="high", message=message))
         if read := sum(count for way, count in self.moves.items() if way.startswith("train ->")):
             message = f"{read:,} documents that the old model was trained on are held out now: it knows them."
             found.append(Alarm(section="data", severity="low", message=message))
@@ -183,6 +194,7 @@ class Prepared(NamedTuple):
     folder: Path
     facts: CorpusFacts
     normalisation: Rules
+    seen: Path | None = None  # the record of what the model and its ancestors have read; None where there is none
 
 
 def data_changes(
@@ -209,6 +221,7 @@ def data_changes(
     rows = list(_by_source(names, before, after, {"added": added, "gone": gone, "moved": moved}))
     changed = [row for row in rows if row.added or row.gone or row.moved or row.old != row.new]
     changed.sort(key=lambda row: (-max(row.added + row.gone + row.moved, abs(row.new - row.old)), row.name))
+    held_out, met = (0, 0) if unmatched else _met(old, new, before, after, seed)
     texts = _old_and_new(names, old.folder, before, new.folder, added, seed)
     kinds = (("added", new.folder, added), ("gone", old.folder, gone), ("moved", new.folder, moved))
     samples = [
@@ -226,9 +239,10 @@ def data_changes(
         moves=moved.counts(), gone_because=gone.counts(), rules=rules, samples=(*samples, *_rejected(new, rules)),
         emptied=tuple(row.name for row in rows if row.old and not row.new),
         rejected=() if unmatched else tuple(_mostly_rejected(rows, old.facts, new.facts)),
-        resized=tuple(_resized(texts)), phrases=tuple(filter(None, starmap(recurring, texts))),
+        held_out=held_out, met=met, resized=tuple(_resized(texts)),
+        phrases=tuple(filter(None, starmap(recurring, texts))),
         arrivals={} if unmatched else _arrivals(rows, {} if isinstance(earlier, str) else earlier),
-        unavailable=(f"what arrived in the builds before is not known: {earlier}",) if isinstance(earlier, str) else (),
+        unavailable=tuple(_unknown(old, new, earlier)),
     )  # fmt: skip
 
 
@@ -319,6 +333,26 @@ def _old_and_new(
     return [(names[source], was[source], now[source]) for source in sources]
 
 
+def _unknown(old: Prepared, new: Prepared, earlier: Mapping[str, tuple[int, ...]] | str) -> Iterator[str]:
+    if isinstance(earlier, str):
+        yield f"what arrived in the builds before is not known: {earlier}"
+    if not (old.seen and new.seen):
+        yield "whether held-out documents were read is not known: the store has no record of what both models read"
+
+
+def _met(old: Prepared, new: Prepared, before: _Documents, after: _Documents, seed: int) -> tuple[int, int]:
+    """How many documents both hold out, and how many of these the new model alone has mostly read."""
+    if not (old.seen and new.seen):
+        return 0, 0
+    test = SPLITS.index("test")
+    place = _finder(before.ids)(after.ids)
+    rows = np.flatnonzero((place >= 0) & (after.splits == test) & (before.splits[place] == test))
+    every = _Documents(after.ids, after.splits, np.zeros_like(after.sources))
+    texts = _drawn_texts(new.folder, every, rows, [0], seed, _HELD_OUT)[0]
+    known, knew = (copied(texts, Fingerprints.load(seen)) for seen in (new.seen, old.seen))
+    return len(texts), int((known & ~knew).sum())
+
+
 def _resized(texts: Iterable[tuple[str, list[str], list[str]]]) -> Iterator[Resized]:
     for name, old, new in texts:
         before, now = (int(np.median([len(text) for text in some])) for some in (old, new))
@@ -335,11 +369,11 @@ def _of_phrases(phrases: Sequence[Phrase]) -> Iterator[str]:
 
 
 def _drawn_texts(
-    folder: Path, of: _Documents, rows: NDArray[np.int64], sources: Sequence[int], seed: int
+    folder: Path, of: _Documents, rows: NDArray[np.int64], sources: Sequence[int], seed: int, most: int = _READ
 ) -> dict[int, list[str]]:
-    """Source -> at most _READ of its documents among `rows`, drawn by hashes of (seed, id)."""
+    """Source -> at most `most` of its documents among `rows`, drawn by hashes of (seed, id)."""
     drawn = rows[np.argsort(mixed(of.ids[rows] + np.uint64(seed)), kind="stable")]
-    chosen = [np.sort(drawn[of.sources[drawn] == source][:_READ]) for source in sources]
+    chosen = [np.sort(drawn[of.sources[drawn] == source][:most]) for source in sources]
     wanted = np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
     texts: dict[int, list[str]] = {source: [] for source in sources}
     start = 0

@@ -10,10 +10,12 @@ import pytest
 from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.readers import DOCUMENTS, ingest
 from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.recipe import Corpus
 from qalam_core.review.data import EXCERPT, DataChanges, Prepared, SourceDocuments, data_changes
 from tests.conftest import sentences
 from tests.corpus.preparing import prepare_files
+from tests.corpus.test_fingerprints import read
 
 TEXTS = sentences(120)
 NONE: dict[str, tuple[int, ...]] = {}
@@ -206,3 +208,24 @@ def test_a_phrase_in_the_new_documents_is_one_alarm(tmp_path: Path) -> None:
     assert not compared(
         tmp_path / "again", new, {**new, "a": [*new["a"], *(f"{header} {text}" for text in TEXTS)]}
     ).phrases
+
+
+def test_held_out_documents_that_come_in_another_form_are_an_alarm(tmp_path: Path) -> None:
+    old, new = (prepared(tmp_path / name, {"a": TEXTS}, test=0.3) for name in ("old", "new"))
+    held_out = [text for shard in read_split(old.folder, "test") for batch in read_texts(shard)
+                for text in batch.column("text").to_pylist()]  # fmt: skip
+    forms = [f"الرياض - وكالات: {text.replace('ة', 'ه')} انتهى" for text in held_out]
+
+    def with_seen(corpus: Prepared, name: str, *texts: str) -> Prepared:
+        (tmp_path / name).mkdir()
+        read(*texts).save(tmp_path / name)
+        return corpus._replace(seen=tmp_path / name)
+
+    before, after = with_seen(old, "before", *forms[:3]), with_seen(new, "after", *forms[:9])
+    found = data_changes(before, after, 1)
+    assert found.held_out == len(held_out) and 6 <= found.met <= 8, "a few sentences of the corpus are nearly the same"
+    (alarm,) = found.alarms
+    assert alarm.severity == "high" and f"{found.met} of {len(held_out)} documents that both hold out" in alarm.message
+    assert not found.unavailable and not data_changes(after, after, 1).alarms
+    assert not data_changes(before, with_seen(new, "few", *forms[:5]), 1).alarms, "so few recur by chance"
+    assert "were read is not known" in data_changes(old, after, 1).unavailable[0]
