@@ -1,7 +1,8 @@
 """What changed between the documents of two prepared corpora: added, gone, moved between splits; by source and rule.
 
 A document's id is the digest of its normalised text, so that the same text is the same document in both. Memory: 13
-bytes per document of each corpus, and as much again while they are compared.
+bytes per document of each corpus, and as much again while they are compared; and 100 million characters of drawn
+documents.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from qalam_core.corpus.words import Hashes, mixed
 from qalam_core.corpus.writer import HEAD
 from qalam_core.evaluation.contamination import copied
 from qalam_core.recipe import Frozen
-from qalam_core.review.phrases import Phrase, recurring
+from qalam_core.review.phrases import CHARACTERS, Phrase, recurring
 from qalam_core.review.results import Alarm
 
 EXCERPT = 240  # characters of a document that are shown
 _COMPARED, _READ = 50, 200  # sources with the most new documents, and documents of each, whose texts are compared
 _HELD_OUT = 2_000  # documents that both hold out, that are looked at
 _MET, _MET_SHARE = 5, 0.02  # of them that the new model alone has read: so many, and more than this share
+_CHARACTERS = 50_000_000  # of all drawn documents that are held at a time
 _RESIZED = 2.5  # times the median size
 _SAMPLES = 6  # documents of a kind
 _SOURCES = 200  # that are listed, those with the most changes first
@@ -371,19 +373,20 @@ def _of_phrases(phrases: Sequence[Phrase]) -> Iterator[str]:
 def _drawn_texts(
     folder: Path, of: _Documents, rows: NDArray[np.int64], sources: Sequence[int], seed: int, most: int = _READ
 ) -> dict[int, list[str]]:
-    """Source -> at most `most` of its documents among `rows`, drawn by hashes of (seed, id)."""
+    """Source -> at most `most` of its documents among `rows`, drawn by hashes of (seed, id); of long ones, where there
+    are many, the beginning and the end."""
     drawn = rows[np.argsort(mixed(of.ids[rows] + np.uint64(seed)), kind="stable")]
     chosen = [np.sort(drawn[of.sources[drawn] == source][:most]) for source in sources]
     wanted = np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
     texts: dict[int, list[str]] = {source: [] for source in sources}
-    start = 0
+    half, start = max(CHARACTERS, _CHARACTERS // max(len(wanted), 1) // 2), 0
     for batch in _batches(folder) if len(wanted) else ():
         low, high = np.searchsorted(wanted, (start, start + len(batch)))
         here = wanted[low:high]
         for source, text in zip(
             of.sources[here].tolist(), batch.column("text").take(pa.array(here - start)).to_pylist(), strict=True
         ):
-            texts[source].append(text)
+            texts[source].append(text if len(text) <= 2 * half else f"{text[:half]} {text[-half:]}")
         start += len(batch)
     return texts
 
