@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qalam_core.recipe import Recipe
     from qalam_core.store import Store
 
+_ALARMS = 5  # lines
+
 
 class Console(console.Console):
     """A console on which text is only text: no markup, and nothing in it that the terminal would obey.
@@ -256,6 +258,10 @@ def summary(published: Published) -> None:
     if not isinstance(review := published.review, str):
         out.print(f"review   {published.folder / 'review.html'}", soft_wrap=True)
         out.print(printable(f"changes  {review.verdict}"), soft_wrap=True)
+        for alarm in review.alarms[:_ALARMS]:
+            out.print(printable(f"alarm    {alarm.message}"), soft_wrap=True)
+        if more := len(review.alarms[_ALARMS:]):
+            out.print(f"         and {more} more, in the review", soft_wrap=True)
     style = "yellow" if published.held or published.waits else "green" if published.verdict.passed else "red"
     out.print("result   ", Text(printable(published.decision), style), sep="", soft_wrap=True)
 

@@ -44,6 +44,12 @@ def contamination(test: Sequence[str], seen: Fingerprints, control: Repetition =
     return Contamination(documents=len(test), control=control.documents, words_8=short, words_13=long)
 
 
+def copied(test: Sequence[str], seen: Fingerprints) -> NDArray[np.bool_]:
+    """(D,) which of the documents are mostly in what `seen` records, by n-grams of 8 words or of 13."""
+    met = seen.meets(pa.array(test, pa.large_string()))
+    return (_covered(met, met.short) > COPIED) | (_covered(met, met.long) > COPIED)
+
+
 def repetition(sample: pa.Array, others: Fingerprints) -> Repetition:
     """Of a sample of the training documents, over the rest of them."""
     met = others.meets(sample)

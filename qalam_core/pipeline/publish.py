@@ -16,33 +16,32 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qalam_core.corpus.prepare import CorpusFacts
 from qalam_core.evaluation.results import Verdict
-from qalam_core.files import NOT_THERE, digest, read_bytes, sha256_file
+from qalam_core.files import digest, sha256_file
 from qalam_core.package.write import replace_card
 from qalam_core.pipeline.estimate import built
 from qalam_core.pipeline.evaluate import measured
 from qalam_core.pipeline.export import PACKAGE, Export, ExportFacts
 from qalam_core.pipeline.gate import GateFacts, verdict_of
 from qalam_core.pipeline.propose import PROVENANCE, Candidate, Propose
+from qalam_core.pipeline.review import REVIEW, Side, review, written_review
 from qalam_core.pipeline.vocab import TOKENIZER
 from qalam_core.recipe import Recipe
 from qalam_core.reports.card import model_card
 from qalam_core.reports.chain import chain_of
 from qalam_core.reports.markdown import markdown
 from qalam_core.reports.tables import NO_CHAMPION
+from qalam_core.review.summary import Review
 from qalam_core.runs import RECORDED, ProposedFacts, RunRecord, Runs, SeenFacts, TrainFacts, exceptions
 from qalam_core.store import Artifact
 from qalam_core.training.spec import METRICS
 
-if TYPE_CHECKING:
-    from qalam_core.review.summary import Review
-
 log = logging.getLogger(__name__)
 
-REVIEW, REVIEW_PAGE = "review.json", "review.html"
+REVIEW_PAGE = "review.html"
 
 DEPENDENCIES = ("torch", "numpy", "pyarrow", "tokenizers", "datasets", "safetensors", "pydantic", "prefect")
 """Distributions whose versions are recorded."""
@@ -204,8 +203,7 @@ def _review(folder: Path, runs: Runs, run: str, record: RunRecord) -> Review | s
     """
     if not record.incumbent:
         return NO_CHAMPION
-    from qalam_core.pipeline.review import Side, review  # a cached build needs none of this
-    from qalam_core.reports.review import review_page
+    from qalam_core.reports.review import review_page  # a cached build needs no templates
 
     try:
         found = review(Side.recorded(runs, record.incumbent), Side(run, folder / PACKAGE, runs, run, record))
@@ -217,18 +215,6 @@ def _review(folder: Path, runs: Runs, run: str, record: RunRecord) -> Review | s
     (folder / REVIEW).write_bytes(found.to_json())
     (folder / REVIEW_PAGE).write_text(html, encoding="utf-8")
     return found
-
-
-def written_review(folder: Path, record: RunRecord) -> Review | str:
-    """The review that was written into a run's folder, or why there is none."""
-    if not record.incumbent:
-        return NO_CHAMPION
-    from qalam_core.review.summary import Review
-
-    try:
-        return Review.model_validate_json(read_bytes(folder / REVIEW))
-    except (*NOT_THERE, ValueError):
-        return f"There is no readable review; `qalam review {record.incumbent} {folder.name}` makes one."
 
 
 def render_page(runs: Runs, run: str) -> str:

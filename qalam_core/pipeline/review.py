@@ -25,10 +25,12 @@ from qalam_core.files import NOT_THERE, read_bytes, sha256_bytes
 from qalam_core.package import read
 from qalam_core.package.read import Package
 from qalam_core.pipeline.export import PACKAGE
+from qalam_core.pipeline.lineage import seen_of
 from qalam_core.pipeline.prepare import shards_of
 from qalam_core.pipeline.propose import parent_of
 from qalam_core.progress import Progress, no_progress
 from qalam_core.recipe import Recipe
+from qalam_core.reports.tables import NO_CHAMPION
 from qalam_core.review.data import Prepared, data_changes
 from qalam_core.review.model_tests import model_test_flips
 from qalam_core.review.recipe import recipe_changes
@@ -38,6 +40,8 @@ from qalam_core.review.tokenizer import tokenizer_changes
 from qalam_core.review.weights import weight_changes
 from qalam_core.runs import RunRecord, Runs, states
 from qalam_core.store import Artifact
+
+REVIEW = "review.json"
 
 TEXT_BYTES = 200_000
 """Of the held-out text, and of the training text, that are measured."""
@@ -149,11 +153,33 @@ class Side:
             raise StoreError(f"the report of run {self.run} is missing or damaged") from None
 
     @property
+    def arrivals(self) -> Mapping[str, tuple[int, ...]] | str:
+        """The new documents of its sources in the builds up to it, as its own review has them; or why it has none."""
+        if not self._known.incumbent:
+            return {}
+        written = written_review(self.runs.folder(self.run), self._known)
+        if isinstance(written, str):
+            return f"run {self.run} has no readable review"
+        return written.data.arrivals if written.data else f"the review of run {self.run} has no data"
+
+    @property
     def prepared(self) -> Prepared:
         """Its prepared corpus. Raises StoreError."""
         corpus = self.corpus
         settings = PrepareSettings.model_validate(corpus.manifest.settings)
-        return Prepared(corpus.path, corpus.facts(CorpusFacts), settings.normalisation)
+        seen = seen_of(self.runs, self._known)
+        read = self.runs.store.here((seen,))[0].path if seen else None
+        return Prepared(corpus.path, corpus.facts(CorpusFacts), settings.normalisation, read)
+
+
+def written_review(folder: Path, record: RunRecord) -> Review | str:
+    """The review that was written into a run's folder, or why there is none."""
+    if not record.incumbent:
+        return NO_CHAMPION
+    try:
+        return Review.model_validate_json(read_bytes(folder / REVIEW))
+    except (*NOT_THERE, ValueError):
+        return f"There is no readable review; `qalam review {record.incumbent} {folder.name}` makes one."
 
 
 def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
@@ -170,7 +196,7 @@ def review(old: Side, new: Side, progress: Progress = no_progress) -> Review:
         return None
 
     recipe = section("recipe", lambda: recipe_changes(old.recipe, new.recipe, old.versions, new.versions))
-    data = section("data", lambda: data_changes(old.prepared, new.prepared, SEED))
+    data = section("data", lambda: data_changes(old.prepared, new.prepared, SEED, old.arrivals))
     source = next((side for side in (new, old) if side.has_corpus), new)
     tests = section("tests", lambda: model_test_flips(old.outcomes, new.outcomes))
     packages = section("weights", lambda: (_package(old), _package(new)))

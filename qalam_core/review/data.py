@@ -1,38 +1,54 @@
 """What changed between the documents of two prepared corpora: added, gone, moved between splits; by source and rule.
 
 A document's id is the digest of its normalised text, so that the same text is the same document in both. Memory: 13
-bytes per document of each corpus, and as much again while they are compared.
+bytes per document of each corpus, and as much again while they are compared; and 100 million characters of drawn
+documents.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, starmap
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from qalam_core.arabic import Rules, normalise_array
 from qalam_core.corpus.filtered import REJECTS
 from qalam_core.corpus.filters import REASONS
-from qalam_core.corpus.fingerprints import id_numbers
+from qalam_core.corpus.fingerprints import Fingerprints, id_numbers
 from qalam_core.corpus.prepare import CorpusFacts, read_rejects
 from qalam_core.corpus.splits import SPLITS, read_split, read_texts
 from qalam_core.corpus.words import Hashes, mixed
 from qalam_core.corpus.writer import HEAD
+from qalam_core.evaluation.contamination import copied
 from qalam_core.recipe import Frozen
+from qalam_core.review.phrases import CHARACTERS, Phrase, recurring
 from qalam_core.review.results import Alarm
 
 EXCERPT = 240  # characters of a document that are shown
+_COMPARED, _READ = 50, 200  # sources with the most new documents, and documents of each, whose texts are compared
+_HELD_OUT = 2_000  # documents that both hold out, that are looked at
+_MET, _MET_SHARE = 5, 0.02  # of them that the new model alone has read: so many, and more than this share
+_CHARACTERS = 50_000_000  # of all drawn documents that are held at a time
+_RESIZED = 2.5  # times the median size
 _SAMPLES = 6  # documents of a kind
 _SOURCES = 200  # that are listed, those with the most changes first
 _RULES = 4  # whose documents are shown
 _FEWER, _ENOUGH = 0.2, 20  # a source that loses this share of its documents, of at least so many, is an alarm
 _SHIFT = 0.1  # of all documents; a source whose share has grown by so much is an alarm
+_BUILDS = 15  # whose new documents are remembered
+_KNOWN = 3  # of them that had new documents of a source, before what it usually has is known
+_DUE = 10  # new documents that a source would usually have had by now, before their absence is an alarm
+_SURGE = 2  # times the most new documents that a source ever had, and _ENOUGH more of them
+_REJECTED = 0.5  # of the documents that a source has more than before, and twice as often as before
 _WAYS = [f"{old} -> {new}" for old in SPLITS for new in SPLITS]
 _UNKNOWN = (
     f"not among the rejected documents: it is not in the sources, its text changed, or it is longer than {HEAD:,}"
@@ -79,6 +95,35 @@ class Samples(Frozen):
     documents: tuple[Excerpt, ...]
 
 
+class Rejected(Frozen):
+    """A source most of whose further documents were rejected."""
+
+    source: str
+    read: int  # more than before
+    rejected: int  # of them
+    rule: str  # that rejected most of them, "" where it also rejects documents that were kept before
+
+    @property
+    def message(self) -> str:
+        """One sentence."""
+        of_them = f"{self.rejected:,} of the {self.read:,} documents that the source {self.source} has more than before"
+        rule = f", most as {self.rule.replace('_', ' ')}" if self.rule else ""
+        return f"{of_them} are rejected{rule}."
+
+
+class Resized(Frozen):
+    """A source whose new documents are much shorter or longer than those before."""
+
+    source: str
+    old: int  # characters, the median
+    new: int
+
+    @property
+    def message(self) -> str:
+        """One sentence."""
+        return f"Half of the new documents of {self.source} have at most {self.new:,} characters; it was {self.old:,}."
+
+
 class DataChanges(Frozen):
     """What changed between two corpora."""
 
@@ -92,11 +137,21 @@ class DataChanges(Frozen):
     rules: tuple[RuleDocuments, ...]  # whose counts differ, the most changed first
     samples: tuple[Samples, ...]
     emptied: tuple[str, ...]  # sources with documents in the old corpus, and none in the new one
+    rejected: tuple[Rejected, ...] = ()  # sources most of whose further documents were rejected
+    held_out: int = 0  # documents that both hold out, at most _HELD_OUT
+    met: int = 0  # of them, those that the new model has mostly read in another form, and the old one had not
+    resized: tuple[Resized, ...] = ()  # sources whose new documents are much shorter or longer than those before
+    phrases: tuple[Phrase, ...] = ()  # that recur in the new documents of a source, and did not before
+    arrivals: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Source -> its new documents in this build and in those before it, newest first, at most _BUILDS. Builds without
+    any new document do not count. It begins anew where documents could not be matched."""
+    unavailable: tuple[str, ...] = ()  # what was not compared, and why: one sentence each
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
-        """Sources that lost all or many of their documents, or are more of all than before, and documents that only the
-        old model has read."""
+        """Sources that lost all or many of their documents, or are more of all than before; whose new ones are none,
+        many more than ever, mostly rejected, unlike those before in size, or repeat a phrase; and documents that only
+        the old model has read."""
         found = [
             Alarm(section="data", severity="high", message=f"The source {name} has no documents any more.")
             for name in self.emptied
@@ -119,6 +174,16 @@ class DataChanges(Frozen):
             )
             for name, old, new in shares if new - old >= _SHIFT
         ]  # fmt: skip
+        messages = [*_unusual(self.arrivals, self.emptied), *(one.message for one in self.rejected)]
+        messages += [one.message for one in self.resized]
+        messages += _of_phrases(self.phrases)
+        found += [Alarm(section="data", severity="low", message=message) for message in messages]
+        if self.met >= _MET and self.met > _MET_SHARE * self.held_out:
+            of_them = f"{self.met:,} of {self.held_out:,} documents that both hold out"
+            message = (
+                f"The new model has read most of {of_them}, in another form, and the old one had not: it knows them."
+            )
+            found.append(Alarm(section="data", severity="high", message=message))
         if read := sum(count for way, count in self.moves.items() if way.startswith("train ->")):
             message = f"{read:,} documents that the old model was trained on are held out now: it knows them."
             found.append(Alarm(section="data", severity="low", message=message))
@@ -131,10 +196,16 @@ class Prepared(NamedTuple):
     folder: Path
     facts: CorpusFacts
     normalisation: Rules
+    seen: Path | None = None  # the record of what the model and its ancestors have read; None where there is none
 
 
-def data_changes(old: Prepared, new: Prepared, seed: int) -> DataChanges:
-    """Compare two prepared corpora; the samples are drawn by `seed`, and do not depend on the shards."""
+def data_changes(
+    old: Prepared, new: Prepared, seed: int, earlier: Mapping[str, tuple[int, ...]] | str = MappingProxyType({})
+) -> DataChanges:
+    """Compare two prepared corpora; the samples are drawn by `seed`, and do not depend on the shards.
+
+    `earlier` are the arrivals that the review of the old model has, or why they are not known.
+    """
     before, after, names = _Documents.read(old, new)
     unmatched = ""
     if old.normalisation != new.normalisation:
@@ -152,6 +223,8 @@ def data_changes(old: Prepared, new: Prepared, seed: int) -> DataChanges:
     rows = list(_by_source(names, before, after, {"added": added, "gone": gone, "moved": moved}))
     changed = [row for row in rows if row.added or row.gone or row.moved or row.old != row.new]
     changed.sort(key=lambda row: (-max(row.added + row.gone + row.moved, abs(row.new - row.old)), row.name))
+    held_out, met = (0, 0) if unmatched else _met(old, new, before, after, seed)
+    texts = _old_and_new(names, old.folder, before, new.folder, added, seed)
     kinds = (("added", new.folder, added), ("gone", old.folder, gone), ("moved", new.folder, moved))
     samples = [
         Samples(what=what, count=len(some.rows), documents=_sample(folder, some, seed))
@@ -167,7 +240,55 @@ def data_changes(old: Prepared, new: Prepared, seed: int) -> DataChanges:
         splits={split: (_in_split(old.facts, split), _in_split(new.facts, split)) for split in SPLITS},
         moves=moved.counts(), gone_because=gone.counts(), rules=rules, samples=(*samples, *_rejected(new, rules)),
         emptied=tuple(row.name for row in rows if row.old and not row.new),
+        rejected=() if unmatched else tuple(_mostly_rejected(rows, old.facts, new.facts)),
+        held_out=held_out, met=met, resized=tuple(_resized(texts)),
+        phrases=tuple(filter(None, starmap(recurring, texts))),
+        arrivals={} if unmatched else _arrivals(rows, {} if isinstance(earlier, str) else earlier),
+        unavailable=tuple(_unknown(old, new, earlier)),
     )  # fmt: skip
+
+
+def _arrivals(rows: Sequence[SourceDocuments], earlier: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Those of this build before the `earlier` ones, of the sources that there are still."""
+    if not any(row.added for row in rows):
+        return dict(earlier)
+    return {row.name: (row.added, *earlier.get(row.name, ()))[:_BUILDS] for row in rows if row.new}
+
+
+def _unusual(arrivals: Mapping[str, tuple[int, ...]], emptied: Collection[str]) -> Iterator[str]:
+    """One sentence for each source that has been silent for longer than ever before, or has many more new documents."""
+    for name, (now, *counts) in ((name, counts) for name, counts in arrivals.items() if name not in emptied):
+        most, silent = max(counts, default=0), next((at for at, n in enumerate((now, *counts)) if n), len(counts) + 1)
+        usual = counts[silent - 1 :] if silent else counts
+        if sum(map(bool, usual)) < _KNOWN:
+            continue
+        mean = sum(usual) / len(usual)
+        if silent > _longest_silence(usual) and silent * mean >= _DUE:
+            builds = "" if silent == 1 else f" for {silent} builds"
+            before = f"{mean:,.0f} a build in the {len(usual)} builds before"
+            yield f"The source {name} has no new documents{builds}, and had {before}."
+        elif now >= _SURGE * most and now - most >= _ENOUGH:
+            before = f"at most {most:,} in the {len(counts)} builds before"
+            yield f"The source {name} has {now:,} new documents, and had {before}."
+
+
+def _longest_silence(counts: Sequence[int]) -> int:
+    """The most builds in a row without a new document."""
+    return max((len(list(group)) for some, group in groupby(counts, key=bool) if not some), default=0)
+
+
+def _mostly_rejected(rows: Sequence[SourceDocuments], old: CorpusFacts, new: CorpusFacts) -> Iterator[Rejected]:
+    for row in rows:
+        if row.name not in old.sources or row.name not in new.sources:
+            continue
+        was, now = old.sources[row.name], new.sources[row.name]
+        read = now.read - was.read
+        before = sum(was.rejected.values()) / max(was.read, 1)
+        rejected = read - max(row.added, row.new - row.old)  # some may have been of another source
+        if read >= _ENOUGH and rejected >= max(_REJECTED, 2 * before) * read:
+            rules = {rule: count - was.rejected.get(rule, 0) for rule, count in now.rejected.items()}
+            rule = max(rules, key=lambda rule: rules[rule]) if sum(rules.values()) == rejected else ""
+            yield Rejected(source=row.name, read=read, rejected=rejected, rule=rule)
 
 
 class _Documents(NamedTuple):
@@ -199,6 +320,75 @@ class _Documents(NamedTuple):
 
 def _batches(folder: Path, *splits: str) -> Iterator[pa.RecordBatch]:
     return (batch for split in splits or SPLITS for shard in read_split(folder, split) for batch in read_texts(shard))
+
+
+def _old_and_new(
+    names: Sequence[str], old: Path, before: _Documents, new: Path, added: _Chosen, seed: int
+) -> list[tuple[str, list[str], list[str]]]:
+    """Source, some of its old documents, and some of its new ones, where it has enough of both."""
+    counts = np.bincount(added.of.sources[added.rows], minlength=len(names))
+    there = np.bincount(before.sources, minlength=len(names))
+    order = [int(at) for at in np.argsort(-counts, kind="stable") if min(counts[at], there[at]) >= _ENOUGH]
+    sources = sorted(order[:_COMPARED])
+    was = _drawn_texts(old, before, np.arange(len(before.ids)), sources, seed)
+    now = _drawn_texts(new, added.of, added.rows, sources, seed)
+    return [(names[source], was[source], now[source]) for source in sources]
+
+
+def _unknown(old: Prepared, new: Prepared, earlier: Mapping[str, tuple[int, ...]] | str) -> Iterator[str]:
+    if isinstance(earlier, str):
+        yield f"what arrived in the builds before is not known: {earlier}"
+    if not (old.seen and new.seen):
+        yield "whether held-out documents were read is not known: the store has no record of what both models read"
+
+
+def _met(old: Prepared, new: Prepared, before: _Documents, after: _Documents, seed: int) -> tuple[int, int]:
+    """How many documents both hold out, and how many of these the new model alone has mostly read."""
+    if not (old.seen and new.seen):
+        return 0, 0
+    test = SPLITS.index("test")
+    place = _finder(before.ids)(after.ids)
+    rows = np.flatnonzero((place >= 0) & (after.splits == test) & (before.splits[place] == test))
+    every = _Documents(after.ids, after.splits, np.zeros_like(after.sources))
+    texts = _drawn_texts(new.folder, every, rows, [0], seed, _HELD_OUT)[0]
+    known, knew = (copied(texts, Fingerprints.load(seen)) for seen in (new.seen, old.seen))
+    return len(texts), int((known & ~knew).sum())
+
+
+def _resized(texts: Iterable[tuple[str, list[str], list[str]]]) -> Iterator[Resized]:
+    for name, old, new in texts:
+        before, now = (int(np.median([len(text) for text in some])) for some in (old, new))
+        if max(before, now) >= _RESIZED * min(before, now):
+            yield Resized(source=name, old=before, new=now)
+
+
+def _of_phrases(phrases: Sequence[Phrase]) -> Iterator[str]:
+    """One sentence for each phrase, also where several sources have it."""
+    for text in dict.fromkeys(phrase.text for phrase in phrases):
+        first, *others = (phrase for phrase in phrases if phrase.text == text)
+        more = f" {len(others):,} other source{'s have' if len(others) > 1 else ' has'} it as well." if others else ""
+        yield f"{first.message}{more}"
+
+
+def _drawn_texts(
+    folder: Path, of: _Documents, rows: NDArray[np.int64], sources: Sequence[int], seed: int, most: int = _READ
+) -> dict[int, list[str]]:
+    """Source -> at most `most` of its documents among `rows`, drawn by hashes of (seed, id); of long ones, where there
+    are many, the beginning and the end."""
+    drawn = rows[np.argsort(mixed(of.ids[rows] + np.uint64(seed)), kind="stable")]
+    chosen = [np.sort(drawn[of.sources[drawn] == source][:most]) for source in sources]
+    wanted = np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
+    texts: dict[int, list[str]] = {source: [] for source in sources}
+    half, start = max(CHARACTERS, _CHARACTERS // max(len(wanted), 1) // 2), 0
+    for batch in _batches(folder) if len(wanted) else ():
+        low, high = np.searchsorted(wanted, (start, start + len(batch)))
+        here = wanted[low:high]
+        for source, text in zip(
+            of.sources[here].tolist(), batch.column("text").take(pa.array(here - start)).to_pylist(), strict=True
+        ):
+            texts[source].append(text if len(text) <= 2 * half else f"{text[:half]} {text[-half:]}")
+        start += len(batch)
+    return texts
 
 
 class _Chosen(NamedTuple):

@@ -67,7 +67,7 @@ class Review(Frozen):
 
     def unseen(self) -> tuple[str, ...]:
         """What was not looked at, and why: one sentence each."""
-        parts = [part for part in (self.tokenizer, self.behaviour, self.weights) if part]
+        parts = [part for part in (self.data, self.tokenizer, self.behaviour, self.weights) if part]
         return (*(f"{section}: {why}" for section, why in self.missing.items()),
                 *(why for part in parts for why in part.unavailable))  # fmt: skip
 
@@ -171,7 +171,8 @@ def _data(found: DataChanges) -> str:
             ("moved", "in another split", f" ({_some([f'{n:,} {way}' for way, n in found.moves.items()])})"),
         ) if getattr(overall, what)
     ]  # fmt: skip
-    return _sentence([f"{_counted(overall.new, 'document')}, {overall.old:,} before: {', '.join(parts)}"])
+    counts = f"{_counted(overall.new, 'document')}, {overall.old:,} before: {', '.join(parts)}"
+    return _sentence([*filter(None, (_first(found.alarms),)), counts])
 
 
 def _because(found: DataChanges) -> str:

@@ -102,6 +102,27 @@ def test_the_sections_show_what_changed(pair: Pair) -> None:
     assert any(alarm.section == "recipe" and alarm.severity == "high" for alarm in found.alarms)
 
 
+def test_what_arrived_goes_from_one_nights_review_to_the_next(processes: None, tmp_path: Path) -> None:
+    """A source that stops is an alarm on that night, on the terminal's line as well; the review before has its past."""
+    store, published = Store(tmp_path / "store"), list[Published]()
+    for number in range(5):
+        write_corpus(tmp_path / "a.jsonl", 200 + 20 * number)
+        write_corpus(tmp_path / "b.jsonl", 200 + 20 * min(number, 3), seed=1)
+        sources = [{"path": str(tmp_path / f"{name}.jsonl"), "name": name} for name in "ab"]
+        recipe = tiny_recipe(tmp_path, corpus={"sources": sources}, train=STEPS, gate={"tolerance": 1.0})
+        published.append(build(recipe, store))
+    *before, last = map(written, published[1:])
+    assert not [alarm for found in before for alarm in found.alarms if alarm.section == "data"]
+    assert last.data and len(last.data.arrivals["a"]) == 4 and last.data.arrivals["b"][0] == 0
+    (alarm,) = (alarm for alarm in last.alarms if alarm.section == "data")
+    assert alarm.message.startswith("The source b has no new documents, and had ")
+    assert last.sentences["data"].startswith("The source b has no new documents")
+    (published[3].folder / "review.json").write_text("{", encoding="utf-8")
+    runs = Runs(store)
+    again = review(Side.of(runs, published[3].run), Side.of(runs, published[4].run))
+    assert "what arrived in the builds before is not known" in again.unseen()[0] and not again.clean
+
+
 def delete(runs: Runs, run: str, stage: str) -> None:
     for key in runs.record(run).artifacts[stage]:
         shutil.rmtree(runs.store.artifact_folder(stage, key))
@@ -161,7 +182,7 @@ def test_a_build_publishes_whatever_is_wrong_with_its_review(
     elif damage == "run":
         monkeypatch.setattr(publish, "create_run", lambda *arguments: _without(copy, pair.old.run, before, *arguments))
     else:
-        monkeypatch.setattr("qalam_core.pipeline.review.review", lambda *_: 1 / 0)
+        monkeypatch.setattr(publish, "review", lambda *_: 1 / 0)
     again = build(pair.changed, copy.store)
     assert again.run == pair.new.run
     assert (again.folder / "report.html").exists()

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qalam_core.arabic import NORMALISATIONS
 from qalam_core.corpus.readers import DOCUMENTS, ingest
 from qalam_core.corpus.sources import resolve
+from qalam_core.corpus.splits import read_split, read_texts
 from qalam_core.recipe import Corpus
-from qalam_core.review.data import EXCERPT, DataChanges, Prepared, data_changes
+from qalam_core.review.data import EXCERPT, DataChanges, Prepared, SourceDocuments, data_changes
 from tests.conftest import sentences
 from tests.corpus.preparing import prepare_files
+from tests.corpus.test_fingerprints import read
 
 TEXTS = sentences(120)
+NONE: dict[str, tuple[int, ...]] = {}
 
 
 def prepared(folder: Path, texts: dict[str, list[str]], **settings: Any) -> Prepared:
@@ -35,8 +40,11 @@ def prepared(folder: Path, texts: dict[str, list[str]], **settings: Any) -> Prep
     return Prepared(folder / "out", facts, NORMALISATIONS[corpus.normalisation])
 
 
-def compared(tmp_path: Path, old: dict[str, list[str]], new: dict[str, list[str]], **settings: Any) -> DataChanges:
-    return data_changes(prepared(tmp_path / "old", old), prepared(tmp_path / "new", new, **settings), 1)
+def compared(
+    tmp_path: Path, old: dict[str, list[str]], new: dict[str, list[str]],
+    earlier: dict[str, tuple[int, ...]] | str = NONE, **settings: Any,
+) -> DataChanges:  # fmt: skip
+    return data_changes(prepared(tmp_path / "old", old), prepared(tmp_path / "new", new, **settings), 1, earlier)
 
 
 def test_the_same_corpus(tmp_path: Path) -> None:
@@ -117,3 +125,107 @@ def test_a_source_that_takes_over_is_an_alarm(tmp_path: Path) -> None:
     assert [alarm.message for alarm in grown] == ["The source b is 33% of the documents, and was 14%."]
     assert not compared(tmp_path / "night", old, {"a": TEXTS[:60], "b": TEXTS[60:72]}).alarms
     assert not compared(tmp_path / "one", {"a": TEXTS[:20]}, {"a": TEXTS}).alarms
+
+
+def night(before: tuple[int, ...], new: int) -> list[str]:
+    """The alarms of a night on which a source has so many new documents; another one has a few, as always."""
+    arrivals = {"a": (new, *before), "b": (5, 4, 5, 6, 5)}
+    overall = SourceDocuments(name="all", old=100, new=100, added=1, gone=0, moved=0)
+    found = DataChanges(
+        overall=overall, sources=(), sources_changed=0, unmatched="", splits={}, moves={}, gone_because={}, rules=(),
+        samples=(), emptied=(), arrivals=arrivals,
+    )  # fmt: skip
+    return [alarm.message for alarm in found.alarms]
+
+
+@pytest.mark.parametrize(
+    ("before", "new", "message"),
+    [
+        ((25, 24, 23), 0, "has no new documents, and had 24 a build in the 3 builds before."),
+        ((0, 25, 24, 23), 0, "has no new documents for 2 builds, and had 24 a build in the 3 builds before."),
+        ((25, 25), 0, ""),  # what is usual is not known yet
+        ((25, 0, 25, 25), 0, ""),  # it was silent before, as at a weekend
+        ((0, 25, 0, 25, 25), 0, "has no new documents for 2 builds, and had 19 a build in the 4 builds before."),
+        ((2, 1, 3, 2), 0, ""),  # so few that none may be chance
+        ((0, 0, 0, 0, 2, 1, 3, 2), 0, "has no new documents for 5 builds, and had 2 a build in the 4 builds before."),
+        ((25, 24, 23), 50, "has 50 new documents, and had at most 25 in the 3 builds before."),
+        ((25, 24, 23), 49, ""),
+        ((2, 1, 3), 20, ""),  # a day with news
+        ((0, 0, 0, 0), 60, ""),  # it never had any
+    ],
+)
+def test_a_source_that_stops_or_floods_is_an_alarm(before: tuple[int, ...], new: int, message: str) -> None:
+    assert night(before, new) == ([f"The source a {message}"] if message else [])
+
+
+def test_arrivals_go_from_one_build_to_the_next(tmp_path: Path) -> None:
+    """A build without any new document does not count; a source that is gone is forgotten."""
+    old, earlier = {"a": TEXTS[:40], "b": TEXTS[40:60]}, {"a": (3, 4), "b": tuple(range(1, 20)), "gone": (1,)}
+    new = compared(tmp_path, old, {"a": TEXTS[:40], "b": TEXTS[40:70]}, earlier)
+    assert new.arrivals == {"a": (0, 3, 4), "b": (10, *range(1, 15))}
+    assert compared(tmp_path / "same", old, old, earlier).arrivals == earlier
+    assert not compared(tmp_path / "other", old, old, earlier, normalisation="search").arrivals
+    unknown = compared(tmp_path / "unknown", old, old, "run demo-1 has no readable review")
+    assert "run demo-1 has no readable review" in unknown.unavailable[0] and not unknown.arrivals
+
+
+def test_documents_that_come_and_are_rejected_are_an_alarm(tmp_path: Path) -> None:
+    """In another language, in another encoding, or again: not where as many were rejected before, or by a new rule."""
+    english = [f"The minister said on day {number} that the plan would continue." for number in range(30)]
+    old = {"a": TEXTS[:60], "b": [*TEXTS[60:80], *english[:20]]}
+    more = [*TEXTS[:70], *english[20:30], *english[:15]]
+    found = compared(tmp_path, old, {**old, "a": more})
+    assert [one.message for one in found.rejected] == [
+        "25 of the 35 documents that the source a has more than before are rejected, most as not arabic."
+    ]
+    assert found.rejected[0].message in [alarm.message for alarm in found.alarms]
+    usual = compared(tmp_path / "usual", old, {**old, "b": [*old["b"], *TEXTS[80:90], *english[20:30], *TEXTS[90:92]]})
+    assert not usual.rejected
+    limit = sorted(map(len, TEXTS))[60]
+    (stricter,) = compared(tmp_path / "stricter", old, {**old, "a": more}, min_chars=limit).rejected
+    assert stricter.read == 35 >= stricter.rejected and not stricter.rule, "documents that were kept are rejected now"
+    assert not compared(tmp_path / "rule", old, {**old, "a": TEXTS[:60]}, min_chars=limit).rejected
+
+
+def test_new_documents_that_are_cut_are_an_alarm(tmp_path: Path) -> None:
+    texts = [" ".join(TEXTS[at : at + 3]) for at in range(117)]
+    found = compared(tmp_path, {"a": texts[:60]}, {"a": [*texts[:60], *(text[:40] for text in texts[60:100])]})
+    (one,) = found.resized
+    assert one.new == 40 and one.message in [alarm.message for alarm in found.alarms]
+    assert not compared(tmp_path / "whole", {"a": texts[:60]}, {"a": texts}).resized
+
+
+def test_a_phrase_in_the_new_documents_is_one_alarm(tmp_path: Path) -> None:
+    """Of all sources that have it; of what recurred before, none."""
+    header = "تابعوا آخر الأخبار على تطبيقنا وسجلوا في النشرة"
+    old = {"a": TEXTS[:30], "b": TEXTS[30:60]}
+    new = {name: [*texts, *(f"{header} {text}" for text in TEXTS[start : start + 25])]
+           for start, (name, texts) in zip((60, 90), old.items(), strict=True)}  # fmt: skip
+    found = compared(tmp_path, old, new)
+    assert [(one.source, one.new, one.of_new, one.old) for one in found.phrases] == [("a", 25, 25, 0), ("b", 25, 25, 0)]
+    (message,) = (alarm.message for alarm in found.alarms if "تابعوا" in alarm.message)
+    assert message.endswith("of a, and in 0% of those before. 1 other source has it as well.")
+    assert not compared(
+        tmp_path / "again", new, {**new, "a": [*new["a"], *(f"{header} {text}" for text in TEXTS)]}
+    ).phrases
+
+
+def test_held_out_documents_that_come_in_another_form_are_an_alarm(tmp_path: Path) -> None:
+    old, new = (prepared(tmp_path / name, {"a": TEXTS}, test=0.3) for name in ("old", "new"))
+    held_out = [text for shard in read_split(old.folder, "test") for batch in read_texts(shard)
+                for text in batch.column("text").to_pylist()]  # fmt: skip
+    forms = [f"الرياض - وكالات: {text.replace('ة', 'ه')} انتهى" for text in held_out]
+
+    def with_seen(corpus: Prepared, name: str, *texts: str) -> Prepared:
+        (tmp_path / name).mkdir()
+        read(*texts).save(tmp_path / name)
+        return corpus._replace(seen=tmp_path / name)
+
+    before, after = with_seen(old, "before", *forms[:3]), with_seen(new, "after", *forms[:9])
+    found = data_changes(before, after, 1)
+    assert found.held_out == len(held_out) and 6 <= found.met <= 8, "a few sentences of the corpus are nearly the same"
+    (alarm,) = found.alarms
+    assert alarm.severity == "high" and f"{found.met} of {len(held_out)} documents that both hold out" in alarm.message
+    assert not found.unavailable and not data_changes(after, after, 1).alarms
+    assert not data_changes(before, with_seen(new, "few", *forms[:5]), 1).alarms, "so few recur by chance"
+    assert "were read is not known" in data_changes(old, after, 1).unavailable[0]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from al_qalam.flows.cli.terminal import summary
 from qalam_core.review.results import Alarm
 from qalam_core.review.summary import SECTIONS, Review
 from tests.conftest import Built
 from tests.flows.cli.command import qalam
-from tests.review.small_review import behaviour, data
+from tests.review.small_review import behaviour, data, weights
 from tests.review.small_review import review as small
 
 
@@ -54,3 +56,15 @@ def test_a_hostile_name_is_only_text(capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     assert "\nThe gate passed it" not in text and "\x1b" not in text and "\u202e" not in text
     assert "\\u000aThe gate passed it.\\u001b[2J\\u202e" in text
+
+
+def test_a_build_ends_with_its_alarms(mine: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    alarms = tuple(Alarm(section="weights", severity="high", message=f"Head {head} moved.") for head in range(8))
+    found, published = small(weights=weights(alarms=alarms)), mine.published
+    assert len(found.alarms) == 9, "with one of its data"
+    (published.folder / "review.json").write_bytes(found.to_json())
+    summary(replace(published, record=published.record.model_copy(update={"incumbent": "demo-old"})))
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("changes  The gate passed demo-new; 9 alarms, 8 of them high.")
+    named = [f"alarm    Head {head} moved." for head in range(5)]
+    assert lines[at + 1 : at + 7] == [*named, "         and 4 more, in the review"]
