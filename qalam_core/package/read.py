@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from qalam_core.package.runtime.weights_reader import (
     weight_files,
 )
 from qalam_core.package.seek import check_regular, read_rows
-from qalam_core.package.statistics import are_neighbours, are_of, statistics
+from qalam_core.package.statistics import Measured, are_neighbours, are_of, statistics
 from qalam_core.package.vocabulary import says_the_same, tokenizer_json
 from qalam_core.package.write import GITATTRIBUTES, card_error, provenance_error, row_checksums, tensor_digest
 
@@ -75,14 +75,15 @@ def read(folder: Path, *, strict: bool = False) -> Package:
     with Threads(os.cpu_count()) as pool:  # hashing releases the GIL
         digests = dict(zip(weights, pool.map(tensor_digest, weights.values()), strict=True))
     edited = tuple(name for name in weights if digests[name] != manifest["tensors"][name])
+    package = Package(folder, config, vocabulary, tokenizer, weights, manifest, edited, unlisted)
     if strict:
         if unlisted:
             _refuse(unlisted[0], "not listed in manifest.json; delete it, or read without strict")
         if edited:
             raise PackageError(f'{folder}: tensor "{edited[0]}" changed since export; verify lists the rows')
-        for name in _changed_files(folder, manifest):
+        for name in _changed_files(package):
             raise PackageError(f"{name}:0: changed since export; restore it, or read without strict")
-    return Package(folder, config, vocabulary, tokenizer, weights, manifest, edited, unlisted)
+    return package
 
 
 def verify(folder: Path) -> list[str]:
@@ -98,7 +99,8 @@ def changes(package: Package) -> list[str]:
     weights files of the values and words.
     """
     folder, manifest = package.path, package.manifest
-    changed = _changed_files(folder, manifest)
+    measured = _measured(package)
+    changed = _changed_files(package, measured)
     _check_caches(folder, manifest)
     messages = []
     for name in changed:
@@ -107,7 +109,7 @@ def changes(package: Package) -> list[str]:
         elif not package.edited:
             messages.append(f"{name}: the text changed, every value is as exported")
     checksums = _row_checksums(package, changed)
-    _check_facts(package, changed)
+    _check_knowledge(package, changed, measured)
     return messages + [_tensor_message(package, name, checksums.get(name)) for name in package.edited]
 
 
@@ -308,11 +310,36 @@ def _check_tokenizer(folder: Path, vocabulary: Vocabulary, manifest: dict[str, A
         _refuse("tokenizer.json", "differs from the tokenizer in vocab.py; restore both (edit only vocab.py, and seal)")
 
 
-def _changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    names = sorted(manifest["files"])
+def _measured(package: Package) -> Measured:
+    """The figures of the tensors that were not edited."""
+    tensors = {name: values for name, values in package.weights.items() if name not in package.edited}
     with Threads(os.cpu_count()) as pool:
-        digests = list(pool.map(sha256_file, (folder / name for name in names)))
-    return [name for name, found in zip(names, digests, strict=True) if found != manifest["files"][name]]
+        return dict(zip(tensors, pool.map(statistics, tensors.values()), strict=True))
+
+
+def _changed_files(package: Package, measured: Measured | None = None) -> list[str]:
+    """The files that are not as exported. With `measured`, refuses weights files that are, and whose comments say other
+    figures, or other words; each is read once."""
+    folder, digests = package.path, package.manifest["files"]
+    weights = [path.name for path in weight_files(folder)]
+    words: Sequence[str] = ()
+
+    def differs(name: str) -> bool:
+        if name not in weights:
+            return bool(sha256_file(folder / name) != digests[name])
+        text = (folder / name).read_bytes()
+        if sha256_bytes(text) != digests.get(name):
+            return True
+        if measured is not None and restated(text, measured, words) != text:
+            _refuse(name, "a comment as exported says other figures or words than are there; export again")
+        return False
+
+    with Threads(os.cpu_count()) as pool:
+        others = sorted(digests.keys() - {*weights})
+        changed = [name for name, so in zip(others, pool.map(differs, others), strict=True) if so]
+        words = () if "vocab.py" in changed else package.vocabulary.words
+        changed += [name for name, so in zip(weights, pool.map(differs, weights), strict=True) if so]
+    return sorted(changed)
 
 
 def _row_checksums(package: Package, changed: list[str]) -> dict[str, NDArray[np.uint32]]:
@@ -328,25 +355,18 @@ def _row_checksums(package: Package, changed: list[str]) -> dict[str, NDArray[np
     return checksums
 
 
-def _check_facts(package: Package, changed: list[str]) -> None:
-    """Refuse what was not edited and says something else of the values and words than they are, if those were not."""
-    tensors = {name: values for name, values in package.weights.items() if name not in package.edited}
-    with Threads(os.cpu_count()) as pool:
-        measured = dict(zip(tensors, pool.map(statistics, tensors.values()), strict=True))
-    words = () if "vocab.py" in changed else package.vocabulary.words
-    if "knowledge_map.py" not in changed:
-        facts = read_knowledge(package.path / "knowledge_map.py")
-        figures = facts.statistics
-        agree = figures.keys() == package.weights.keys() and all(
-            are_of(figures[name], four, digits=7) for name, four in measured.items()
-        )
-        if words and "embedding.weight" in tensors:
-            agree = agree and are_neighbours(facts.neighbours, tensors["embedding.weight"], package.vocabulary)
-        if not agree:
-            _refuse("knowledge_map.py", "not the facts of the exported weights and words; export again")
-    for path in weight_files(package.path):
-        if path.name not in changed and restated(text := path.read_bytes(), measured, words) != text:
-            _refuse(path.name, "a comment as exported says other figures or words than are there; export again")
+def _check_knowledge(package: Package, changed: list[str], measured: Measured) -> None:
+    """Refuse facts that were not edited and are not those of the values and words, where these were not either."""
+    if "knowledge_map.py" in changed:
+        return
+    facts, embedding = read_knowledge(package.path / "knowledge_map.py"), "embedding.weight"
+    agree = facts.statistics.keys() == package.weights.keys() and all(
+        are_of(facts.statistics[name], four, digits=7) for name, four in measured.items()
+    )
+    if "vocab.py" not in changed and embedding in measured:
+        agree = agree and are_neighbours(facts.neighbours, package.weights[embedding], package.vocabulary)
+    if not agree:
+        _refuse("knowledge_map.py", "not the facts of the exported weights and words; export again")
 
 
 def read_checksums(path: Path) -> dict[str, NDArray[np.uint32]]:
