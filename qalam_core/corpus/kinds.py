@@ -23,7 +23,7 @@ from qalam_core.corpus.lines import CHUNK, Input, check_is_text, split
 from qalam_core.corpus.mojibake import repair
 from qalam_core.corpus.records import every_list, is_text_or_null, parsed
 from qalam_core.corpus.sources import ReadSettings, SourceFile, parts
-from qalam_core.corpus.tables import is_bytes
+from qalam_core.corpus.writer import is_bytes
 from qalam_core.errors import CorpusError
 from qalam_core.files import is_unicode
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from qalam_core.corpus.lines import MAX_LINE, split
 from qalam_core.corpus.records import listed
-from qalam_core.corpus.writer import MAX_CHARS, Writer
+from qalam_core.corpus.writer import MAX_CHARS, Writer, is_bytes
 from qalam_core.errors import CorpusError
 
 NUMBERED = re.compile("#[1-9][0-9]{0,3}")  # the number of a column, where the first line does not name them
@@ -194,12 +194,6 @@ def _column_path(writer: Writer, schema: pa.Schema) -> list[str]:
         problem = f"{path}: column {field!r} is {str(kind)[:100]}, not text ({there})"
         raise CorpusError(f"{problem}; set text to a column that holds text")
     return names
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a column has bytes, which are text where a writer had no type for it, as older Spark and Hive."""
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_binary(value) or pa.types.is_large_binary(value))
 
 
 def _columns_in(fields: Iterable[pa.Field], outer: Sequence[str] = ()) -> dict[str, tuple[list[str], pa.DataType]]:

@@ -122,7 +122,7 @@ class Writer:
         column.validate()
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        if not is_bytes(column.type):
             column = column.cast(pa.large_string())
         values = column.cast(pa.large_binary())
         values.validate(full=True)
@@ -157,3 +157,9 @@ class Writer:
             )
         self.counts["replaced"] += repaired != text
         return repaired
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column has bytes, which are text where a writer had no type for it, as older Spark and Hive."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_binary(value) or pa.types.is_large_binary(value))

@@ -207,7 +207,7 @@ def data_changes(
     `earlier` are the arrivals that the review of the old model has, or why they are not known.
     """
     before, after, names = _Documents.read(old, new)
-    unmatched = ""
+    unmatched, held_out, met = "", 0, 0
     if old.normalisation != new.normalisation:
         unmatched = "the texts were normalised otherwise, and a document's id is the digest of its normalised text"
         added = moved = _Chosen.documents(after, np.zeros(0, np.int64))
@@ -219,11 +219,11 @@ def data_changes(
         added = _Chosen.documents(after, np.flatnonzero(place < 0))
         left = np.flatnonzero(_finder(after.ids)(before.ids) < 0)
         gone = _Chosen(before, left, *_why_gone(before, left, names, new))
+        held_out, met = _met(old, new, before, after, place, seed)
     rules = _rules(old.facts, new.facts)
     rows = list(_by_source(names, before, after, {"added": added, "gone": gone, "moved": moved}))
     changed = [row for row in rows if row.added or row.gone or row.moved or row.old != row.new]
     changed.sort(key=lambda row: (-max(row.added + row.gone + row.moved, abs(row.new - row.old)), row.name))
-    held_out, met = (0, 0) if unmatched else _met(old, new, before, after, seed)
     texts = _old_and_new(names, old.folder, before, new.folder, added, seed)
     kinds = (("added", new.folder, added), ("gone", old.folder, gone), ("moved", new.folder, moved))
     samples = [
@@ -342,12 +342,14 @@ def _unknown(old: Prepared, new: Prepared, earlier: Mapping[str, tuple[int, ...]
         yield "whether held-out documents were read is not known: the store has no record of what both models read"
 
 
-def _met(old: Prepared, new: Prepared, before: _Documents, after: _Documents, seed: int) -> tuple[int, int]:
-    """How many documents both hold out, and how many of these the new model alone has mostly read."""
+def _met(
+    old: Prepared, new: Prepared, before: _Documents, after: _Documents, place: NDArray[np.int64], seed: int
+) -> tuple[int, int]:
+    """How many documents both hold out, and how many of these the new model alone has mostly read; `place` is where the
+    documents of the new corpus are in the old one, negative for others."""
     if not (old.seen and new.seen):
         return 0, 0
     test = SPLITS.index("test")
-    place = _finder(before.ids)(after.ids)
     rows = np.flatnonzero((place >= 0) & (after.splits == test) & (before.splits[place] == test))
     every = _Documents(after.ids, after.splits, np.zeros_like(after.sources))
     texts = _drawn_texts(new.folder, every, rows, [0], seed, _HELD_OUT)[0]
